@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+RUN := .venv/bin/
+DEMO := demo
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
+
+setup: .venv/.installed  ## Make .venv and install Clozemill in it
+
+demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into demo/
+	rm -rf $(DEMO)
+	$(RUN)clozemill generate --flagfile=launch/recipes/demo_generate.flags --output_dir=$(DEMO)/data
+	$(RUN)clozemill pretrain --flagfile=launch/recipes/demo_pretrain.flags --data_dir=$(DEMO)/data --output_dir=$(DEMO)/run
+	$(RUN)clozemill evaluate --run_dir=$(DEMO)/run --data_dir=$(DEMO)/data
+	$(RUN)clozemill export --run_dir=$(DEMO)/run --output_dir=$(DEMO)/huggingface
+	@echo
+	@echo "Made from data_samples/english.txt:"
+	@echo "  $(DEMO)/data         the data set: TFRecord shards, manifest.json"
+	@echo "  $(DEMO)/run          the run: checkpoints, metrics.jsonl, eval_results.json"
+	@echo "  $(DEMO)/huggingface  the checkpoint: transformers.AutoModel.from_pretrained opens it"
+
+lint: .venv/.tested  ## Lint, check the format, check the types
+	$(RUN)ruff check
+	$(RUN)ruff format --check
+	$(RUN)mypy
+
+test: .venv/.tested  ## The tests, but for the slow ones
+	$(RUN)pytest
+
+test-slow: .venv/.tested  ## The slow tests
+	$(RUN)pytest -m slow
+
+# A stamp tells what is installed; pyproject.toml decides what that is.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN)pip install --quiet --editable '.[export]'
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(RUN)pip install --quiet --editable '.[test]'
+	touch $@
+
+.PHONY: help setup demo lint test test-slow

@@ -1,0 +1,122 @@
+"""The command `clozemill VERB --flag=value …`; `python -m launch` is the same.
+
+Exit codes: 0 done, 1 failed with one line that says why, 2 wrong flags.
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import Formatter
+from types import ModuleType
+
+from absl import flags, logging
+
+from launch.flag_files import describe_flags
+from pipeline.errors import UserError
+
+VERBS = {
+    "generate": "raw text to a data set of TFRecord shards",
+    "pretrain": "a data set to a trained BERT; goes on where it stopped",
+    "evaluate": "losses and accuracies of a run on the eval shards",
+    "export": "a run to a checkpoint for fine-tuning",
+}
+USAGE = """usage: clozemill VERB --flag=value …
+
+{verbs}
+
+`clozemill VERB --help` lists a verb's flags. `--flagfile=FILE` reads flags from a file, one a line.
+"""
+
+
+def main() -> None:
+    """Runs the verb that the command line names and exits."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a verb with its flags and returns the exit code."""
+    verb = arguments[0] if arguments else ""
+    if verb in ("help", "--help", "-h"):
+        print(usage())
+        return 0
+    if verb not in VERBS:
+        problem = f"unknown verb {verb!r}" if verb else "no verb"
+        print(f"clozemill: {problem}\n\n{usage()}", file=sys.stderr)
+        return 2
+    _configure()
+    with _native_banners_hidden():
+        module = importlib.import_module(f"launch.{verb}")
+    if {"--help", "-help", "-h"} & set(arguments[1:]):
+        print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}")
+        return 0
+    try:
+        unparsed = _parse_flags(verb, arguments[1:], module)
+    except flags.Error as error:
+        message = f"clozemill {verb}: {error}\n`clozemill {verb} --help` lists the flags."
+        print(message, file=sys.stderr)
+        return 2
+    try:
+        module.main(*unparsed)
+    except UserError as error:
+        print(f"clozemill {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"clozemill {verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """What the command can do, a line a verb."""
+    return USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items()))
+
+
+def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[list[str]]:
+    """Parses the flags; a verb that has a use for flags it does not know gets them as a list."""
+    passes_on = getattr(module, "PASSES_ON_UNKNOWN_FLAGS", False)
+    flags.FLAGS.set_gnu_getopt(True)
+    unparsed = flags.FLAGS([verb, *arguments], known_only=passes_on)[1:]
+    if passes_on:
+        return [unparsed]
+    if unparsed:
+        raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
+    return []
+
+
+def _configure() -> None:
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # What TensorFlow's libraries print at lower levels is of no use to a user.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+
+@contextmanager
+def _native_banners_hidden() -> Iterator[None]:
+    """Hides what libraries write to stderr while they are imported, which no setting silences.
+
+    When the import fails, it is shown.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile("w+b") as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(stderr, 2)
+            hidden.seek(0)
+            shutil.copyfileobj(hidden, sys.stderr.buffer)
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+if __name__ == "__main__":
+    main()

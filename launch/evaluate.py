@@ -1,0 +1,27 @@
+"""Masked-LM and next-sentence loss and accuracy of a run's newest checkpoint on the eval shards.
+
+Printed, and written to eval_results.json of the run.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from modeling.evaluation import evaluate
+
+_RUN_DIR = flags.DEFINE_string(
+    "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "The data set, made with --eval_fraction above 0.", required=True
+)
+_EVAL_BATCH_SIZE = flags.DEFINE_integer(
+    "eval_batch_size", 32, "Sequences of a batch; no influence on the results.", lower_bound=1
+)
+
+
+def main() -> None:
+    """Evaluates and prints the results."""
+    results = evaluate(Path(_RUN_DIR.value), Path(_DATA_DIR.value), _EVAL_BATCH_SIZE.value)
+    for name, value in results.items():
+        print(f"{name:<24} {value:.6g}")

@@ -1,0 +1,162 @@
+"""Raw text to a data set: TFRecord shards of BERT pretraining instances, and a manifest.
+
+The same input, vocabulary and options give the same bytes, whatever the runner and the workers.
+Options of Apache Beam (--runner, --direct_num_workers, …) can be given as well.
+"""
+
+import argparse
+import logging as python_logging
+from pathlib import Path
+
+from absl import flags
+from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
+
+from launch.flag_files import save_flags
+from pipeline.generate import GenerateOptions, generate
+from pipeline.inputs import InputFormat
+from pipeline.manifest import Manifest
+from pipeline.options import InstanceOptions, RandomToken
+
+PASSES_ON_UNKNOWN_FLAGS = True
+_DEFAULTS = InstanceOptions()
+
+_INPUT_FILE = flags.DEFINE_list(
+    "input_file", None, "The corpus: paths or globs, with commas between them.", required=True
+)
+_INPUT_FORMAT = flags.DEFINE_enum_class(
+    "input_format",
+    InputFormat.TEXT,
+    InputFormat,
+    "text: one sentence a line, a blank line between documents. wikiextractor: <doc …> and </doc> "
+    "around each document, running text that is split into sentences.",
+)
+_VOCAB_FILE = flags.DEFINE_string(
+    "vocab_file", None, "The WordPiece vocabulary, one token a line.", required=True
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Where the data set goes; all workers must reach it.", required=True
+)
+_OVERWRITE = flags.DEFINE_boolean(
+    "overwrite", False, "Replace the data set that --output_dir already holds."
+)
+_DO_LOWER_CASE = flags.DEFINE_boolean(
+    "do_lower_case", True, "Lower-case the text and strip accents, for an uncased vocabulary."
+)
+_MAX_SEQ_LENGTH = flags.DEFINE_integer(
+    "max_seq_length",
+    _DEFAULTS.max_seq_length,
+    "Tokens of an instance, with [CLS] and both [SEP].",
+)
+_MAX_PREDICTIONS_PER_SEQ = flags.DEFINE_integer(
+    "max_predictions_per_seq",
+    _DEFAULTS.max_predictions_per_seq,
+    "The most masked pieces of an instance.",
+)
+_MASKED_LM_PROB = flags.DEFINE_float(
+    "masked_lm_prob", _DEFAULTS.masked_lm_prob, "Share of an instance's tokens that are masked."
+)
+_SHORT_SEQ_PROB = flags.DEFINE_float(
+    "short_seq_prob",
+    _DEFAULTS.short_seq_prob,
+    "Share of documents whose instances aim at a random shorter length.",
+)
+_DUPE_FACTOR = flags.DEFINE_integer(
+    "dupe_factor",
+    _DEFAULTS.dupe_factor,
+    "Passes over the corpus, each with other pairs and masks and with shards of its own.",
+)
+_DO_WHOLE_WORD_MASK = flags.DEFINE_boolean(
+    "do_whole_word_mask", _DEFAULTS.do_whole_word_mask, "Mask all pieces of a word together."
+)
+_RANDOM_TOKEN = flags.DEFINE_enum_class(
+    "random_token",
+    _DEFAULTS.random_token,
+    RandomToken,
+    "What the 10 % of masked pieces that become another token are drawn from. words: all but the "
+    "special and [unused] tokens. any: the whole vocabulary, as in the original BERT.",
+)
+_RANDOM_SEED = flags.DEFINE_integer(
+    "random_seed", _DEFAULTS.random_seed, "Seeds every random draw."
+)
+_EVAL_FRACTION = flags.DEFINE_float(
+    "eval_fraction", 0.0, "Share of the documents kept apart for `clozemill evaluate`."
+)
+_NUM_SHARDS = flags.DEFINE_integer(
+    "num_shards",
+    None,
+    "Train shards of each pass; there are --dupe_factor times as many in all. "
+    "By default one for every 16 MiB of text.",
+)
+
+
+def main(beam_flags: list[str]) -> None:
+    """Generates the data set and says what is in it."""
+    beam_options = parse_beam_options(beam_flags)
+    options = GenerateOptions(
+        input_patterns=_INPUT_FILE.value,
+        input_format=_INPUT_FORMAT.value,
+        vocab_file=Path(_VOCAB_FILE.value),
+        output_dir=Path(_OUTPUT_DIR.value),
+        do_lower_case=_DO_LOWER_CASE.value,
+        instances=InstanceOptions(
+            max_seq_length=_MAX_SEQ_LENGTH.value,
+            max_predictions_per_seq=_MAX_PREDICTIONS_PER_SEQ.value,
+            masked_lm_prob=_MASKED_LM_PROB.value,
+            short_seq_prob=_SHORT_SEQ_PROB.value,
+            dupe_factor=_DUPE_FACTOR.value,
+            do_whole_word_mask=_DO_WHOLE_WORD_MASK.value,
+            random_token=_RANDOM_TOKEN.value,
+            random_seed=_RANDOM_SEED.value,
+        ),
+        eval_fraction=_EVAL_FRACTION.value,
+        num_shards=_NUM_SHARDS.value,
+        overwrite=_OVERWRITE.value,
+    )
+    manifest = generate(options, beam_options)
+    save_flags(__name__, options.output_dir)
+    print(describe(manifest, options.output_dir))
+
+
+def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
+    """Beam's options.
+
+    Raises:
+      flags.Error: one of the flags is none of Beam's either, which Beam would ignore.
+    """
+    # Beam says much that only its own developers can use.
+    python_logging.getLogger("apache_beam").setLevel(python_logging.WARNING)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    known = PipelineOptions(beam_flags)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)  # noqa: SLF001: the hook that subclasses define
+    try:
+        _, unknown = parser.parse_known_args(beam_flags)
+    except argparse.ArgumentError as error:
+        raise flags.Error(str(error)) from error
+    if unknown:
+        raise flags.UnrecognizedFlagError(unknown[0])
+    if known.view_as(WorkerOptions).default_sdk_harness_log_level is None:
+        known.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
+    return known
+
+
+def describe(manifest: Manifest, output_dir: Path) -> str:
+    """What the data set holds, for people."""
+    corpus, train = manifest.statistics["corpus"], manifest.statistics["train"]
+    lines = [
+        f"{output_dir}: {len(manifest.shards)} shards, "
+        f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
+        f"  corpus     {corpus['documents_tokenized']:,} documents, {corpus['sentences_read']:,} "
+        f"sentences, {corpus['tokens']:,} tokens ({corpus['share_unknown']:.2%} [UNK])",
+        f"  training   {train['instances']:,} instances, {train['share_random_next']:.1%} random "
+        f"next, {train['share_masked']:.1%} masked, {train['share_padding']:.1%} padding",
+    ]
+    if "eval" in manifest.statistics:
+        evaluation = manifest.statistics["eval"]
+        lines.append(
+            f"  evaluation {evaluation['instances']:,} instances from "
+            f"{evaluation['documents']:,} documents"
+        )
+    return "\n".join(lines)
+
+

@@ -1,0 +1,305 @@
+"""BertModel: the encoder of the original BERT in Keras 3, on any of its backends.
+
+Layers and variables bear the original's names, so that a variable's path is its name in an original
+checkpoint: `bert/encoder/layer_0/attention/self/query/kernel`.
+
+Shape suffixes of tensors: B batch, S sequence, H hidden, N heads, D head size (H = N·D),
+F feed-forward, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
+
+Initializer = Callable[..., np.ndarray]
+# Added to the scores of padding keys: exp of it is 0 in float32.
+_MASKED_SCORE = -1e9
+
+
+def truncated_normal(rng: np.random.Generator, stddev: float) -> Initializer:
+    """An initializer that draws again what lies more than two standard deviations from 0.
+
+    It draws with NumPy, so that a seed gives the same weights on every backend.
+    """
+
+    def initialize(shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
+        values = rng.standard_normal(shape, np.float32)
+        while (outside := np.abs(values) > 2).any():
+            values[outside] = rng.standard_normal(np.count_nonzero(outside), np.float32)
+        return (values * np.float32(stddev)).astype(dtype or np.float32)
+
+    return initialize
+
+
+def activation(config: BertConfig) -> Callable[[Any], Any]:
+    """The activation function that the config names."""
+    if config.hidden_act == "relu":
+        return ops.relu
+    return partial(ops.gelu, approximate=config.gelu_form == GeluForm.TANH)
+
+
+def layer_norm() -> keras.layers.LayerNormalization:
+    """A layer normalization under the original's name and with its epsilon."""
+    return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="LayerNorm")
+
+
+class Dropout(keras.layers.Layer):
+    """Dropout from a generator that all layers share: its state is the model's only random state."""
+
+    def __init__(self, rate: float, seeds: keras.random.SeedGenerator):
+        super().__init__(name="dropout")
+        self.rate = rate
+        self.seeds = seeds
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Drops and rescales while training."""
+        if not training or not self.rate:
+            return inputs
+        return keras.random.dropout(inputs, self.rate, seed=self.seeds)
+
+
+class Embeddings(keras.layers.Layer):
+    """Word + position + segment-type embeddings, normalized."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+        super().__init__(name="embeddings")
+        self.config = config
+        self.initializer = initializer
+        self.normalize = layer_norm()
+        self.dropout = Dropout(config.hidden_dropout_prob, seeds)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the three tables."""
+        config = self.config
+        for name, rows in (
+            ("word_embeddings", config.vocab_size),
+            ("token_type_embeddings", config.type_vocab_size),
+            ("position_embeddings", config.max_position_embeddings),
+        ):
+            table = self.add_weight((rows, config.hidden_size), self.initializer, name=name)
+            setattr(self, name, table)
+        self.normalize.build((None, None, config.hidden_size))
+
+    def call(self, input_ids_BS: Any, segment_ids_BS: Any, training: bool = False) -> Any:
+        """Embeds [B, S] tokens as [B, S, H]."""
+        seq_length = ops.shape(input_ids_BS)[1]
+        x_BSH = (
+            ops.take(self.word_embeddings, input_ids_BS, axis=0)
+            + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
+            + self.position_embeddings[:seq_length]
+        )
+        return self.dropout(self.normalize(x_BSH), training=training)
+
+
+class SelfAttention(keras.layers.Layer):
+    """Scaled dot-product attention of N heads, before its output projection."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+        super().__init__(name="self")
+        self.hidden_size = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        dense = partial(keras.layers.Dense, config.hidden_size, kernel_initializer=initializer)
+        self.query, self.key, self.value = dense(name="query"), dense(name="key"), dense(name="value")
+        self.dropout = Dropout(config.attention_probs_dropout_prob, seeds)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the three projections."""
+        for projection in (self.query, self.key, self.value):
+            projection.build(input_shape)
+
+    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+        """Attends from every position to all that `key_bias_B11S` does not mask."""
+        q_BSND, k_BSND, v_BSND = (
+            self._split_heads(projection(x_BSH)) for projection in (self.query, self.key, self.value)
+        )
+        scores_BNSS = ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND)
+        scores_BNSS = scores_BNSS / math.sqrt(self.hidden_size // self.num_heads) + key_bias_B11S
+        probabilities_BNSS = self.dropout(ops.softmax(scores_BNSS), training=training)
+        context_BSND = ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
+        return ops.reshape(context_BSND, ops.shape(x_BSH))
+
+    def _split_heads(self, x_BSH: Any) -> Any:
+        batch, seq_length, _ = ops.shape(x_BSH)
+        head_size = self.hidden_size // self.num_heads
+        return ops.reshape(x_BSH, (batch, seq_length, self.num_heads, head_size))
+
+
+class Output(keras.layers.Layer):
+    """Dense, dropout, residual, normalize: the end of both halves of a block."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+        super().__init__(name="output")
+        self.hidden_size = config.hidden_size
+        self.dense = keras.layers.Dense(
+            config.hidden_size, kernel_initializer=initializer, name="dense"
+        )
+        self.dropout = Dropout(config.hidden_dropout_prob, seeds)
+        self.normalize = layer_norm()
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the projection to H and the normalization."""
+        self.dense.build(input_shape)
+        self.normalize.build((None, None, self.hidden_size))
+
+    def call(self, x: Any, residual_BSH: Any, training: bool = False) -> Any:
+        """Adds the projection of `x` to the residual."""
+        return self.normalize(self.dropout(self.dense(x), training=training) + residual_BSH)
+
+
+class Attention(keras.layers.Layer):
+    """The first half of a block: self-attention and its output."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+        super().__init__(name="attention")
+        self.self_attention = SelfAttention(config, initializer, seeds)
+        self.output_layer = Output(config, initializer, seeds)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds both layers."""
+        self.self_attention.build(input_shape)
+        self.output_layer.build(input_shape)
+
+    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+        """Attends and adds the result to `x_BSH`."""
+        context_BSH = self.self_attention(x_BSH, key_bias_B11S, training=training)
+        return self.output_layer(context_BSH, x_BSH, training=training)
+
+
+class Intermediate(keras.layers.Layer):
+    """The wide dense layer of a block with its activation."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="intermediate")
+        self.dense = keras.layers.Dense(
+            config.intermediate_size,
+            activation=activation(config),
+            kernel_initializer=initializer,
+            name="dense",
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the projection to F."""
+        self.dense.build(input_shape)
+
+    def call(self, x_BSH: Any) -> Any:
+        """[B, S, H] to [B, S, F]."""
+        return self.dense(x_BSH)
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Post-LN block: attention, then the feed-forward layer, each normalized after its residual."""
+
+    def __init__(
+        self,
+        config: BertConfig,
+        initializer: Initializer,
+        seeds: keras.random.SeedGenerator,
+        name: str,
+    ):
+        super().__init__(name=name)
+        self.intermediate_size = config.intermediate_size
+        self.attention = Attention(config, initializer, seeds)
+        self.intermediate = Intermediate(config, initializer)
+        self.output_layer = Output(config, initializer, seeds)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds all three layers."""
+        self.attention.build(input_shape)
+        self.intermediate.build(input_shape)
+        self.output_layer.build((None, None, self.intermediate_size))
+
+    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+        """[B, S, H] to [B, S, H]."""
+        x_BSH = self.attention(x_BSH, key_bias_B11S, training=training)
+        return self.output_layer(self.intermediate(x_BSH), x_BSH, training=training)
+
+
+class Encoder(keras.layers.Layer):
+    """L transformer blocks."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+        super().__init__(name="encoder")
+        self.blocks = [
+            TransformerBlock(config, initializer, seeds, name=f"layer_{i}")
+            for i in range(config.num_hidden_layers)
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the blocks."""
+        for block in self.blocks:
+            block.build(input_shape)
+
+    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+        """[B, S, H] to [B, S, H]."""
+        for block in self.blocks:
+            x_BSH = block(x_BSH, key_bias_B11S, training=training)
+        return x_BSH
+
+
+class Pooler(keras.layers.Layer):
+    """The first token's output through a dense layer with tanh."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="pooler")
+        self.dense = keras.layers.Dense(
+            config.hidden_size, activation="tanh", kernel_initializer=initializer, name="dense"
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the projection."""
+        self.dense.build(input_shape)
+
+    def call(self, x_BSH: Any) -> Any:
+        """[B, S, H] to [B, H]."""
+        return self.dense(x_BSH[:, 0])
+
+
+class BertModel(keras.layers.Layer):
+    """The encoder with its embeddings and its pooler.
+
+    Args:
+      config: its size.
+      seed: of the initial weights and of dropout.
+    """
+
+    def __init__(self, config: BertConfig, seed: int):
+        super().__init__(name="bert")
+        self.config = config
+        self.seeds = keras.random.SeedGenerator(seed)
+        self.initializer = truncated_normal(np.random.default_rng(seed), config.initializer_range)
+        self.embeddings = Embeddings(config, self.initializer, self.seeds)
+        self.encoder = Encoder(config, self.initializer, self.seeds)
+        self.pooler = Pooler(config, self.initializer)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all variables; their shapes depend on the config alone."""
+        hidden_shape = (None, None, self.config.hidden_size)
+        self.embeddings.build()
+        self.encoder.build(hidden_shape)
+        self.pooler.build((None, self.config.hidden_size))
+
+    def call(
+        self, input_ids: Any, input_mask: Any, segment_ids: Any, training: bool = False
+    ) -> tuple[Any, Any]:
+        """Encodes a batch.
+
+        Args:
+          input_ids: [B, S], S at most `max_position_embeddings`.
+          input_mask: [B, S], 1 for tokens and 0 for padding, to which nothing attends.
+          segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
+          training: whether dropout is on.
+
+        Returns:
+          The sequence output [B, S, H] and the pooled output [B, H].
+        """
+        x_BSH = self.embeddings(input_ids, segment_ids, training=training)
+        key_bias_B11S = (1.0 - ops.cast(input_mask, x_BSH.dtype)[:, None, None, :]) * _MASKED_SCORE
+        sequence_output_BSH = self.encoder(x_BSH, key_bias_B11S, training=training)
+        return sequence_output_BSH, self.pooler(sequence_output_BSH)

@@ -1,0 +1,147 @@
+"""The size and shape of a BERT."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+CONFIG_NAME = "bert_config.json"
+LAYER_NORM_EPSILON = 1e-12
+
+
+class GeluForm(StrEnum):
+    """Which formula "gelu" stands for."""
+
+    TANH = "gelu_tanh"
+    """The tanh approximation, as in the last version of the original; "gelu_new" elsewhere."""
+    ERF = "gelu_erf"
+    """The exact form, what Hugging Face calls "gelu"."""
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """A BERT's size, under the names of the original's bert_config.json.
+
+    Attributes:
+      vocab_size: V, rows of the word embeddings.
+      hidden_size: H, a multiple of the number of heads.
+      num_hidden_layers: L, transformer blocks.
+      num_attention_heads: N.
+      intermediate_size: F, width of the feed-forward layer.
+      hidden_act: "gelu" (in the form that `gelu_form` says) or "relu".
+      hidden_dropout_prob: dropout behind embeddings and dense layers.
+      attention_probs_dropout_prob: dropout of the attention probabilities.
+      max_position_embeddings: the longest sequence the model can read.
+      type_vocab_size: segment types.
+      initializer_range: standard deviation of the truncated normal that weights are drawn from.
+      gelu_form: the formula of "gelu".
+
+    Raises:
+      UserError: a value is impossible.
+    """
+
+    vocab_size: int
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    gelu_form: GeluForm = GeluForm.TANH
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} is {value!r} but must be a whole number of at least 1")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        if self.hidden_act not in ("gelu", "relu"):
+            raise UserError(f'hidden_act is {self.hidden_act!r} but must be "gelu" or "relu"')
+        if self.gelu_form not in tuple(GeluForm):
+            raise UserError(
+                f"gelu_form is {self.gelu_form!r} but must be one of {', '.join(GeluForm)}"
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)} but must be at least 0 and below 1")
+
+    @classmethod
+    def preset(cls, name: str, vocab_size: int) -> "BertConfig":
+        """One of the published sizes, `PRESETS`."""
+        num_hidden_layers, hidden_size = PRESETS[name]
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=hidden_size // 64,
+            intermediate_size=4 * hidden_size,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "BertConfig":
+        """The config in a JSON file; unknown names are refused."""
+        try:
+            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the model config {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"the model config {path} is not JSON: {error}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(content, dict) or "vocab_size" not in content:
+            raise UserError(f"the model config {path} gives no vocab_size")
+        if unknown := sorted(set(content) - known):
+            raise UserError(
+                f"the model config {path} has unknown names: {', '.join(unknown)}; "
+                f"known are {', '.join(sorted(known))}"
+            )
+        try:
+            return cls(**content)
+        except UserError as error:
+            raise UserError(f"in the model config {path}: {error}") from error
+
+    def to_json(self) -> str:
+        """The content of a bert_config.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    def flops_per_sequence(self, seq_length: int, num_predictions: int) -> int:
+        """Floating-point operations of a sequence's forward and backward pass, padding included.
+
+        Matrix products only, the backward pass counted as two forward ones: blocks, attention over
+        `seq_length` positions, the masked-LM head on `num_predictions` positions, pooler and
+        next-sentence head.
+        """
+        s, m, h, f = seq_length, num_predictions, self.hidden_size, self.intermediate_size
+        blocks = self.num_hidden_layers * (6 * s * (4 * h * h + 2 * h * f) + 12 * h * s * s)
+        masked_lm_head = 6 * m * (h * h + h * self.vocab_size)
+        return blocks + masked_lm_head + 6 * (h * h + 2 * h)
+
+
+# (layers, hidden size), from "Well-Read Students Learn Better" (Turc et al., 2019) and the original.
+PRESETS = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}

@@ -1,0 +1,115 @@
+"""Export to the directory that Hugging Face's `from_pretrained` opens."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling.checkpoints import latest_checkpoint, load_weights
+from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
+from modeling.pretraining import BertForPreTraining
+from modeling.run import read_run
+from pipeline.errors import UserError
+from pipeline.manifest import VOCABULARY_NAME
+
+# The original's names, part by part, in the order in which they are replaced.
+_RENAMED_PARTS = (
+    ("cls/predictions/output_bias", "cls/predictions/bias"),
+    ("cls/seq_relationship/output_weights", "cls/seq_relationship/weight"),
+    ("cls/seq_relationship/output_bias", "cls/seq_relationship/bias"),
+    ("layer_", "layer/"),
+    ("_embeddings", "_embeddings/weight"),
+    ("kernel", "weight"),
+    ("gamma", "weight"),
+    ("beta", "bias"),
+    ("/", "."),
+)
+
+
+def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
+    """Writes the run's newest checkpoint for `transformers`.
+
+    The directory holds `config.json`, `model.safetensors`, `vocab.txt` and `tokenizer_config.json`.
+
+    Returns:
+      The checkpoint that was exported.
+
+    Raises:
+      UserError: the run has no checkpoint, `output_dir` is not empty, or safetensors is missing.
+    """
+    try:
+        from safetensors.numpy import save_file  # noqa: PLC0415: an extra
+    except ImportError as error:
+        raise UserError(
+            "--format=huggingface needs the package safetensors: pip install 'clozemill[export]'"
+        ) from error
+    config, manifest = read_run(run_dir)
+    checkpoint = latest_checkpoint(run_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"{output_dir} is not empty: give another --output_dir")
+    model = BertForPreTraining(config)
+    load_weights(checkpoint, model)
+
+    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {
+        huggingface_name(name): to_huggingface(name, variable.numpy())
+        for name, variable in model.named_weights().items()
+    }
+    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+    _write_json(temporary / "config.json", huggingface_config(config))
+    _write_json(
+        temporary / "tokenizer_config.json",
+        {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": manifest.do_lower_case,
+            "model_max_length": config.max_position_embeddings,
+        },
+    )
+    shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")
+    if output_dir.exists():
+        output_dir.rmdir()
+    temporary.rename(output_dir)
+    return checkpoint
+
+
+def huggingface_name(name: str) -> str:
+    """A variable's name there, from its name in the original's checkpoints."""
+    for original, huggingface in _RENAMED_PARTS:
+        name = name.replace(original, huggingface)
+    return name
+
+
+def to_huggingface(name: str, values: np.ndarray) -> np.ndarray:
+    """A variable's values there: kernels are transposed, [out, in]."""
+    return np.ascontiguousarray(values.T if name.endswith("/kernel") else values)
+
+
+def huggingface_config(config: BertConfig) -> dict[str, Any]:
+    """The content of config.json; "gelu" there is the exact form, "gelu_new" the tanh form."""
+    is_tanh_gelu = config.hidden_act == "gelu" and config.gelu_form == GeluForm.TANH
+    return {
+        "architectures": ["BertForPreTraining"],
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_act": "gelu_new" if is_tanh_gelu else config.hidden_act,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": LAYER_NORM_EPSILON,
+        "pad_token_id": 0,
+        "torch_dtype": "float32",
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,0 +1,74 @@
+"""Outputs of a batch to losses and accuracies, by way of sums that add up.
+
+The sums of two batches (or replicas, or accumulation steps) add up to those of the batch of both, so
+that every mean is taken over the whole.
+
+Shape suffixes of tensors: B batch, P predictions, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras import ops
+
+# In the denominator of the masked-LM mean, as in the original.
+_EPSILON = 1e-5
+
+
+def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums over a batch, all float32 scalars; losses in nats.
+
+    Args:
+      outputs: of `BertForPreTraining`.
+      batch: with labels, and `masked_lm_weights` which are 0 for padding.
+    """
+    masked_lm_weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
+    masked_lm_nll_BP, masked_lm_hit_BP = _nll_and_hit(
+        outputs["masked_lm_logits"], batch["masked_lm_ids"]
+    )
+    next_sentence_nll_B, next_sentence_hit_B = _nll_and_hit(
+        outputs["next_sentence_logits"], batch["next_sentence_labels"][:, 0]
+    )
+    return {
+        "masked_lm_nll": ops.sum(masked_lm_weights_BP * masked_lm_nll_BP),
+        "masked_lm_correct": ops.sum(masked_lm_weights_BP * masked_lm_hit_BP),
+        "masked_lm_weights": ops.sum(masked_lm_weights_BP),
+        "next_sentence_nll": ops.sum(next_sentence_nll_B),
+        "next_sentence_correct": ops.sum(next_sentence_hit_B),
+        "sequences": ops.sum(ops.ones_like(next_sentence_nll_B)),
+        "tokens": ops.sum(ops.cast(batch["input_mask"], "float32")),
+    }
+
+
+def masked_lm_loss(sums: Mapping[str, Any]) -> Any:
+    """Σ(w·nll) / (Σw + 1e-5), in nats."""
+    return sums["masked_lm_nll"] / (sums["masked_lm_weights"] + _EPSILON)
+
+
+def next_sentence_loss(sums: Mapping[str, Any]) -> Any:
+    """Mean over the sequences, in nats."""
+    return sums["next_sentence_nll"] / sums["sequences"]
+
+
+def total_loss(sums: Mapping[str, Any]) -> Any:
+    """What training minimizes: the sum of both losses."""
+    return masked_lm_loss(sums) + next_sentence_loss(sums)
+
+
+def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
+    """The four figures that describe how well a model does."""
+    return {
+        "masked_lm_loss": masked_lm_loss(sums),
+        "next_sentence_loss": next_sentence_loss(sums),
+        "masked_lm_accuracy": sums["masked_lm_correct"] / (sums["masked_lm_weights"] + _EPSILON),
+        "next_sentence_accuracy": sums["next_sentence_correct"] / sums["sequences"],
+    }
+
+
+def _nll_and_hit(logits: Any, labels: Any) -> tuple[Any, Any]:
+    """Negative log-likelihood of the labels, and 1.0 where the best logit is the label's."""
+    logits = ops.cast(logits, "float32")
+    label_logits = ops.squeeze(ops.take_along_axis(logits, labels[..., None], axis=-1), -1)
+    nll = ops.logsumexp(logits, axis=-1) - label_logits
+    hit = ops.cast(ops.equal(ops.argmax(logits, axis=-1), ops.cast(labels, "int32")), "float32")
+    return nll, hit

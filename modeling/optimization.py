@@ -1,0 +1,112 @@
+"""AdamW, gradient clipping, and the learning rate's warm-up and decay."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+# Variables whose names contain one of these are not decayed.
+_NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")
+
+
+class LinearWarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear from 0 over the warm-up, then linear to 0 at the end, as in the original.
+
+    The decay is counted from step 0, so the rate drops a little where the warm-up ends.
+
+    Args:
+      learning_rate: the peak.
+      num_train_steps: where the rate reaches 0.
+      num_warmup_steps: how many steps the warm-up takes; 0 for none.
+    """
+
+    def __init__(self, learning_rate: float, num_train_steps: int, num_warmup_steps: int):
+        self.learning_rate = learning_rate
+        self.num_train_steps = num_train_steps
+        self.num_warmup_steps = num_warmup_steps
+
+    def __call__(self, step: Any) -> Any:
+        """The rate of the update that follows `step` updates, so the first has rate 0."""
+        step = ops.cast(step, "float32")
+        done = ops.minimum(step / self.num_train_steps, 1.0)
+        decayed = self.learning_rate * (1.0 - done)
+        if not self.num_warmup_steps:
+            return decayed
+        warming = self.learning_rate * step / self.num_warmup_steps
+        return ops.where(step < self.num_warmup_steps, warming, decayed)
+
+
+class AdamW(keras.optimizers.Optimizer):
+    """Adam with decoupled weight decay: the original's AdamWeightDecayOptimizer (optimization.py).
+
+    Epsilon stands outside the square root, and the decay is added to the update before it is
+    multiplied by the learning rate. Biases and layer normalizations are not decayed.
+
+    Args:
+      learning_rate: a rate or a schedule.
+      weight_decay_rate: of all other variables.
+      beta_1, beta_2: decay of the moments.
+      epsilon: added to the root of the second moment.
+      bias_correction: whether the moments are corrected for starting at 0. The original does not
+        correct them; corrected (Loshchilov and Hutter, 2019), the first updates have the size that
+        the learning rate says, which is steadier for short warm-ups.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        weight_decay_rate: float = 0.01,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
+        bias_correction: bool = True,
+    ):
+        super().__init__(learning_rate, name="adamw")
+        self.weight_decay_rate = weight_decay_rate
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.bias_correction = bias_correction
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Creates the moments, in the order of `variables`."""
+        if self.built:
+            return
+        super().build(variables)
+        self.first_moments, self.second_moments = self.add_optimizer_variables(
+            variables, ["adam_m", "adam_v"]
+        )
+        self._is_decayed = [is_decayed(variable.path) for variable in variables]
+
+    def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
+        """Updates one variable and its moments."""
+        index = self._get_variable_index(variable)
+        moment_1, moment_2 = self.first_moments[index], self.second_moments[index]
+        self.assign(moment_1, self.beta_1 * moment_1 + (1 - self.beta_1) * gradient)
+        self.assign(moment_2, self.beta_2 * moment_2 + (1 - self.beta_2) * ops.square(gradient))
+        m, v = ops.convert_to_tensor(moment_1), ops.convert_to_tensor(moment_2)
+        if self.bias_correction:
+            updates = ops.cast(self.iterations + 1, "float32")
+            m = m / (1 - ops.power(self.beta_1, updates))
+            v = v / (1 - ops.power(self.beta_2, updates))
+        update = m / (ops.sqrt(v) + self.epsilon)
+        if self._is_decayed[index]:
+            update = update + self.weight_decay_rate * variable
+        self.assign_sub(variable, learning_rate * update)
+
+
+def is_decayed(name: str) -> bool:
+    """Whether a variable of that name is subject to weight decay."""
+    return not any(part in name for part in _NOT_DECAYED)
+
+
+def clip_by_global_norm(gradients: Sequence[Any], max_norm: float) -> tuple[list[Any], Any]:
+    """Scales all gradients down together where their global norm exceeds `max_norm`.
+
+    Returns:
+      The gradients, and their global norm before clipping.
+    """
+    norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+    scale = max_norm / ops.maximum(norm, max_norm)
+    return [gradient * scale for gradient in gradients], norm

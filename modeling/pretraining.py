@@ -1,0 +1,169 @@
+"""BertForPreTraining: BertModel with the masked-LM and the next-sentence head.
+
+Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from modeling.bert import BertModel, Initializer, activation, layer_norm
+from modeling.config import BertConfig
+
+_ROOT = "bert_for_pretraining"
+
+
+class Transform(keras.layers.Layer):
+    """Dense, activation, normalize: what the masked-LM head does before the logits."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="transform")
+        self.dense = keras.layers.Dense(
+            config.hidden_size,
+            activation=activation(config),
+            kernel_initializer=initializer,
+            name="dense",
+        )
+        self.normalize = layer_norm()
+
+    def build(self, input_shape: Any) -> None:
+        """Creates both layers."""
+        self.dense.build(input_shape)
+        self.normalize.build(input_shape)
+
+    def call(self, x_BPH: Any) -> Any:
+        """[B, P, H] to [B, P, H]."""
+        return self.normalize(self.dense(x_BPH))
+
+
+class MaskedLanguageModelHead(keras.layers.Layer):
+    """Logits over the vocabulary at the masked positions, by the tied word embeddings."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="predictions")
+        self.config = config
+        self.transform = Transform(config, initializer)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the transform and the output bias."""
+        self.transform.build(input_shape)
+        self.output_bias = self.add_weight((self.config.vocab_size,), "zeros", name="output_bias")
+
+    def call(self, sequence_output_BSH: Any, positions_BP: Any, word_embeddings_VH: Any) -> Any:
+        """Logits [B, P, V]; the positions are gathered first, for few of them are masked."""
+        x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
+        x_BPH = self.transform(x_BPH)
+        return ops.matmul(x_BPH, ops.transpose(word_embeddings_VH)) + self.output_bias
+
+
+class NextSentenceHead(keras.layers.Layer):
+    """Logits of "B follows A" and "B is random"."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="seq_relationship")
+        self.hidden_size = config.hidden_size
+        self.initializer = initializer
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates weights in the original's layout, [2, H]."""
+        self.output_weights = self.add_weight(
+            (2, self.hidden_size), self.initializer, name="output_weights"
+        )
+        self.output_bias = self.add_weight((2,), "zeros", name="output_bias")
+
+    def call(self, pooled_output_BH: Any) -> Any:
+        """[B, H] to [B, 2]."""
+        return ops.matmul(pooled_output_BH, ops.transpose(self.output_weights)) + self.output_bias
+
+
+class PretrainingHeads(keras.layers.Layer):
+    """Both heads, under the name that the original gives them."""
+
+    def __init__(self, config: BertConfig, initializer: Initializer):
+        super().__init__(name="cls")
+        self.hidden_size = config.hidden_size
+        self.predictions = MaskedLanguageModelHead(config, initializer)
+        self.seq_relationship = NextSentenceHead(config, initializer)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Builds both heads."""
+        self.predictions.build((None, None, self.hidden_size))
+        self.seq_relationship.build()
+
+    def call(
+        self,
+        sequence_output_BSH: Any,
+        pooled_output_BH: Any,
+        positions_BP: Any,
+        word_embeddings_VH: Any,
+    ) -> tuple[Any, Any]:
+        """The logits of both heads."""
+        return (
+            self.predictions(sequence_output_BSH, positions_BP, word_embeddings_VH),
+            self.seq_relationship(pooled_output_BH),
+        )
+
+
+class BertForPreTraining(keras.Model):
+    """BERT with its two pretraining heads; built on construction.
+
+    Args:
+      config: its size.
+      seed: of the initial weights and of dropout.
+    """
+
+    def __init__(self, config: BertConfig, seed: int = 0):
+        super().__init__(name=_ROOT)
+        self.config = config
+        self.bert = BertModel(config, seed)
+        self.cls = PretrainingHeads(config, self.bert.initializer)
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates all variables; their shapes depend on the config alone."""
+        self.bert.build()
+        self.cls.build()
+
+    def call(self, batch: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+        """Runs a batch.
+
+        Args:
+          batch: `input_ids`, `input_mask`, `segment_ids` [B, S] and `masked_lm_positions` [B, P].
+          training: whether dropout is on.
+
+        Returns:
+          `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
+          `next_sentence_logits` [B, 2].
+        """
+        sequence_output, pooled_output = self.bert(
+            batch["input_ids"], batch["input_mask"], batch["segment_ids"], training=training
+        )
+        masked_lm_logits, next_sentence_logits = self.cls(
+            sequence_output,
+            pooled_output,
+            batch["masked_lm_positions"],
+            self.bert.embeddings.word_embeddings,
+        )
+        return {
+            "sequence_output": sequence_output,
+            "pooled_output": pooled_output,
+            "masked_lm_logits": masked_lm_logits,
+            "next_sentence_logits": next_sentence_logits,
+        }
+
+    def named_weights(self) -> dict[str, keras.Variable]:
+        """The trainable variables under the names of the original's checkpoints."""
+        return {weight_name(variable): variable for variable in self.trainable_variables}
+
+    def set_named_weights(self, values: Mapping[str, np.ndarray]) -> None:
+        """Sets every variable from an array of its shape; a missing name is a KeyError."""
+        for name, variable in self.named_weights().items():
+            variable.assign(values[name])
+
+
+def weight_name(variable: keras.Variable) -> str:
+    """A variable's name in the original's checkpoints."""
+    return variable.path.removeprefix(f"{_ROOT}/")

@@ -1,0 +1,139 @@
+"""The training loop: batches in, updates, metrics and checkpoints out; goes on where it stopped."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from modeling.checkpoints import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
+from modeling.config import BertConfig
+from modeling.input import training_batches
+from modeling.metrics import MetricsWriter
+from modeling.optimization import AdamW, LinearWarmupAndDecay
+from modeling.pretraining import BertForPreTraining
+from modeling.tensorflow_step import train_step
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+
+CLIP_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train, under the names of the original's run_pretraining.py.
+
+    Attributes:
+      train_batch_size: B, sequences of an update.
+      learning_rate: the peak.
+      num_train_steps: updates in all.
+      num_warmup_steps: updates until the peak.
+      weight_decay_rate: of all variables but biases and layer normalizations.
+      save_checkpoints_steps: updates between checkpoints.
+      keep_checkpoints: how many of the newest checkpoints are kept.
+      log_every_steps: updates between lines of metrics.
+      random_seed: of the initial weights, of dropout and of the order of the data.
+
+    Raises:
+      UserError: an option is out of range.
+    """
+
+    train_batch_size: int = 32
+    learning_rate: float = 1e-4
+    num_train_steps: int = 100_000
+    num_warmup_steps: int = 10_000
+    weight_decay_rate: float = 0.01
+    save_checkpoints_steps: int = 1_000
+    keep_checkpoints: int = 5
+    log_every_steps: int = 50
+    random_seed: int = 12345
+
+    def __post_init__(self) -> None:
+        for name in (
+            "train_batch_size",
+            "num_train_steps",
+            "save_checkpoints_steps",
+            "keep_checkpoints",
+            "log_every_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.num_warmup_steps <= self.num_train_steps:
+            raise UserError(
+                f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
+                f"--num_train_steps={self.num_train_steps}"
+            )
+
+
+def train(
+    data_dir: Path,
+    manifest: Manifest,
+    run_dir: Path,
+    config: BertConfig,
+    options: TrainingOptions,
+) -> None:
+    """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
+
+    Args:
+      data_dir: the data set.
+      manifest: that of the data set.
+      run_dir: the run, made by `run.prepare_run`.
+      config: of the model.
+      options: how to train.
+
+    Raises:
+      UserError: the data set has no training instance, or the newest checkpoint is damaged.
+    """
+    model = BertForPreTraining(config, options.random_seed)
+    schedule = LinearWarmupAndDecay(
+        options.learning_rate, options.num_train_steps, options.num_warmup_steps
+    )
+    optimizer = AdamW(schedule, options.weight_decay_rate)
+    optimizer.build(model.trainable_variables)
+    logging.info("%s parameters", f"{model.count_params():,}")
+
+    state = TrainingState()
+    if checkpoints := list_checkpoints(run_dir):
+        state = load_checkpoint(checkpoints[-1], model, optimizer)
+        logging.info("going on from %s", checkpoints[-1])
+    if state.step >= options.num_train_steps:
+        logging.info("nothing to do: the run has reached step %d", state.step)
+        return
+
+    step_function = train_step(model, optimizer, CLIP_NORM)
+    batch_size = options.train_batch_size
+    metrics = MetricsWriter(
+        run_dir,
+        state.step,
+        options.num_train_steps,
+        model.config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+    )
+    batches = iter(
+        training_batches(data_dir, manifest, batch_size, options.random_seed, state.instances_seen)
+    )
+    sums = dict(state.sums)
+    started = time.perf_counter()
+    logging.info("compiling the first step")
+    for step in range(state.step + 1, options.num_train_steps + 1):
+        # Summed where they are computed: reading them would wait for the step to end.
+        for name, value in step_function(next(batches)).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if step == state.step + 1:
+            float(sums["sequences"])
+            logging.info("first step done after %.1f s", time.perf_counter() - started)
+            metrics.start_timing(step)
+        is_last = step == options.num_train_steps
+        if step % options.log_every_steps == 0 or is_last:
+            metrics.write(step, _as_floats(sums), float(schedule(step - 1)), batch_size)
+            sums = {}
+        if step % options.save_checkpoints_steps == 0 or is_last:
+            instances_seen = state.instances_seen + (step - state.step) * batch_size
+            reached = TrainingState(step, instances_seen, sums=_as_floats(sums))
+            path = save_checkpoint(run_dir, model, optimizer, reached, options.keep_checkpoints)
+            metrics.log(f"saved {path}")
+
+
+def _as_floats(sums: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in sums.items()}

@@ -1,0 +1,113 @@
+"""What a finished data set says of itself: `manifest.json`, written last.
+
+A directory without it is not a data set. The trainer reads lengths, vocabulary and shards here, so
+that nobody has to repeat them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+MANIFEST_NAME = "manifest.json"
+VOCABULARY_NAME = "vocab.txt"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file.
+
+    Attributes:
+      name: of the file.
+      split: "train" or "eval".
+      pass_index: which pass over the corpus it belongs to, from 0.
+      documents, instances, tokens: how many it holds; padding is no token.
+      bytes: size of the file.
+      sha256: of the file, in hexadecimal.
+    """
+
+    name: str
+    split: str
+    pass_index: int
+    documents: int
+    instances: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set.
+
+    Attributes:
+      max_seq_length: S, tokens of an instance.
+      max_predictions_per_seq: P, predictions of an instance.
+      do_lower_case: whether the text was lower-cased and its accents stripped.
+      vocab_size: lines of the vocabulary.
+      vocab_sha256: of the vocabulary file, in hexadecimal.
+      options: the other options the data set was made with.
+      statistics: counts and shares of the corpus and of the instances of each split.
+      shards: all files, train before eval, pass by pass.
+      format_version: of this file.
+    """
+
+    max_seq_length: int
+    max_predictions_per_seq: int
+    do_lower_case: bool
+    vocab_size: int
+    vocab_sha256: str
+    options: dict[str, Any]
+    statistics: dict[str, Any]
+    shards: list[Shard]
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, data_dir: Path) -> "Manifest":
+        """The manifest of the data set in `data_dir`.
+
+        Raises:
+          UserError: there is no data set, or the manifest cannot be understood.
+        """
+        path = data_dir / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"{data_dir} is not a data set: it has no readable {MANIFEST_NAME}, which "
+                "`clozemill generate` writes last; give its --output_dir, or run it to the end"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}; generate the data set again") from error
+        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path} is not of format version {FORMAT_VERSION}, the one this release reads; "
+                "generate the data set again"
+            )
+        try:
+            shards = [Shard(**shard) for shard in content.pop("shards")]
+            return cls(shards=shards, **content)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error}; generate the data set again") from error
+
+    def write(self, data_dir: Path) -> None:
+        """Writes `manifest.json` under a temporary name and renames it."""
+        path = data_dir / MANIFEST_NAME
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
+        temporary.replace(path)
+
+    def shards_of(self, split: str) -> list[Shard]:
+        """The shards of the "train" or "eval" split, pass by pass."""
+        return [shard for shard in self.shards if shard.split == split]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

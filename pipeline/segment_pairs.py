@@ -1,0 +1,166 @@
+"""Documents to plans of `[CLS] A [SEP] B [SEP]`: where A and B begin and how long they are.
+
+The rules are the original's (create_pretraining_data.py), without three of its faults: text of A's
+own document never counts as a random B, also where no other document exists; and a chunk that then
+has no B is dropped and counted. Only the cursor that walks a document's sentences is sequential;
+all else is drawn for all pairs at once.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.corpus import DocumentBatch
+
+SPECIAL_TOKENS_PER_INSTANCE = 3
+_BITS_PER_DRAW = 64
+
+
+@dataclass(frozen=True)
+class SegmentPairs:
+    """N pairs of segments, as spans of a `DocumentBatch`'s tokens.
+
+    Attributes:
+      a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1.
+      is_random_next: bool [N], whether B comes from another document instead of following A.
+      chunks_without_next: chunks dropped because they had no next sentence and no other document.
+    """
+
+    a_start: np.ndarray
+    a_length: np.ndarray
+    b_start: np.ndarray
+    b_length: np.ndarray
+    is_random_next: np.ndarray
+    chunks_without_next: int
+
+    def __len__(self) -> int:
+        return len(self.a_start)
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Runs of sentences that fill an instance, as int64 [N]; B begins where A ends or elsewhere."""
+
+    document: np.ndarray
+    first_sentence: np.ndarray
+    a_end_sentence: np.ndarray
+    end_sentence: np.ndarray
+    target_length: np.ndarray
+    is_random_next: np.ndarray
+    dropped: int
+
+
+def plan_segment_pairs(
+    documents: DocumentBatch, max_seq_length: int, short_seq_prob: float, rng: np.random.Generator
+) -> SegmentPairs:
+    """One pass over the documents, in random order of the pairs.
+
+    Args:
+      documents: the documents to pair with each other.
+      max_seq_length: S; a pair has at most S - 3 tokens.
+      short_seq_prob: share of documents whose pairs aim at a length drawn from [2, S - 3].
+      rng: the source of all draws.
+    """
+    max_tokens = max_seq_length - SPECIAL_TOKENS_PER_INSTANCE
+    chunks = _plan_chunks(documents, max_tokens, short_seq_prob, rng)
+    sentence_starts = np.concatenate([[0], documents.sentence_ends])
+
+    a_start = sentence_starts[chunks.first_sentence]
+    a_length = sentence_starts[chunks.a_end_sentence] - a_start
+    b_start = sentence_starts[chunks.a_end_sentence]
+    b_length = sentence_starts[chunks.end_sentence] - b_start
+    random = np.flatnonzero(chunks.is_random_next)
+    b_start[random], b_length[random] = _draw_random_segments(
+        documents, chunks.document[random], chunks.target_length[random] - a_length[random], rng
+    )
+
+    a_removed, b_removed = _tokens_to_remove(a_length, b_length, max_tokens)
+    a_start += _count_heads(a_removed, rng)
+    b_start += _count_heads(b_removed, rng)
+    pairs = (a_start, a_length - a_removed, b_start, b_length - b_removed, chunks.is_random_next)
+    order = np.argsort(rng.random(len(a_start)), kind="stable")
+    return SegmentPairs(*(column[order] for column in pairs), chunks.dropped)
+
+
+def _plan_chunks(
+    documents: DocumentBatch, max_tokens: int, short_seq_prob: float, rng: np.random.Generator
+) -> _Chunks:
+    num_sentences, num_documents = len(documents.sentence_ends), len(documents.document_ends)
+    is_short = rng.random(num_documents) < short_seq_prob
+    targets = np.where(is_short, rng.integers(2, max_tokens + 1, num_documents), max_tokens)
+    # One draw for each sentence that could begin a chunk.
+    wants_random = (rng.random(num_sentences) < 0.5).tolist()
+    a_share = rng.random(num_sentences).tolist()
+    sentence_ends = documents.sentence_ends.tolist()
+    other_documents_exist = num_documents > 1
+
+    chunks = []
+    dropped = first = token = 0
+    for document, (target, document_end) in enumerate(
+        zip(targets.tolist(), documents.document_ends.tolist(), strict=True)
+    ):
+        while first < document_end:
+            end = bisect_left(sentence_ends, token + target, first, document_end - 1) + 1
+            num_sentences_of_chunk = end - first
+            is_random = other_documents_exist and (num_sentences_of_chunk == 1 or wants_random[first])
+            if num_sentences_of_chunk == 1:
+                a_end = end
+            else:
+                a_end = first + 1 + int(a_share[first] * (num_sentences_of_chunk - 1))
+            if is_random or a_end < end:
+                chunks.append((document, first, a_end, end, target, is_random))
+            else:
+                dropped += 1
+            # With a random B, the sentences behind A are still unused.
+            first = a_end if is_random else end
+            token = sentence_ends[first - 1]
+    columns = np.array(chunks, np.int64).reshape(-1, 6).T
+    return _Chunks(*columns[:5], is_random_next=columns[5].astype(bool), dropped=dropped)
+
+
+def _draw_random_segments(
+    documents: DocumentBatch,
+    own_document: np.ndarray,
+    target_length: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of whole sentences from other documents, of at least `target_length` if there."""
+    num_documents = len(documents.document_ends)
+    document = rng.integers(0, max(1, num_documents - 1), len(own_document))
+    document += document >= own_document
+    first_sentences = np.concatenate([[0], documents.document_ends])
+    sentence_starts = np.concatenate([[0], documents.sentence_ends])
+    document_end = documents.document_ends[document]
+    sentence = rng.integers(first_sentences[document], document_end)
+    start = sentence_starts[sentence]
+    # The sentence that reaches the target, and at least one.
+    reaches = np.searchsorted(documents.sentence_ends, start + np.maximum(target_length, 1))
+    end = sentence_starts[np.minimum(reaches + 1, document_end)]
+    return start, end - start
+
+
+def _tokens_to_remove(
+    a_length: np.ndarray, b_length: np.ndarray, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What A and B lose when the longer loses one token at a time (a tie shortens B) until they fit."""
+    excess = np.maximum(a_length + b_length - max_tokens, 0)
+    a_first = np.clip(a_length - b_length, 0, excess)
+    b_first = np.clip(b_length - a_length, 0, excess)
+    shared = excess - a_first - b_first
+    return a_first + shared // 2, b_first + (shared + 1) // 2
+
+
+def _count_heads(flips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How many of `flips` fair coins show heads: tokens to cut from the front.
+
+    Counted in random bits, since NumPy may change its binomial draws between versions.
+    """
+    heads = np.zeros_like(flips)
+    remaining = flips.copy()
+    while (rows := np.flatnonzero(remaining)).size:
+        used = np.minimum(remaining[rows], _BITS_PER_DRAW).astype(np.uint64)
+        bits = rng.integers(0, 1 << 64, len(rows), dtype=np.uint64)
+        heads[rows] += np.bitwise_count(bits >> (np.uint64(_BITS_PER_DRAW) - used))
+        remaining[rows] -= used.astype(np.int64)
+    return heads

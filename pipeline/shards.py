@@ -1,0 +1,85 @@
+"""One bucket of documents, one pass: one shuffled TFRecord file."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.corpus import Bucket, BucketPlan, DocumentBatch
+from pipeline.instances import generate_instances
+from pipeline.manifest import Shard, file_sha256
+from pipeline.options import InstanceOptions
+from pipeline.records import encode_examples
+from pipeline.tokenization import Vocabulary
+
+_SPLIT_NUMBERS = {"train": 0, "eval": 1}
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to build.
+
+    Attributes:
+      bucket: whose documents it holds.
+      pass_index: the pass over them, from 0.
+      name: of the file.
+    """
+
+    bucket: Bucket
+    pass_index: int
+    name: str
+
+
+def plan_shards(buckets: BucketPlan, dupe_factor: int) -> list[ShardPlan]:
+    """All shards: the train passes one after the other, then one pass of the eval buckets.
+
+    The eval documents need no second pass: they are to be the same ones each time.
+    """
+    plans = []
+    for split, num_passes in (("train", dupe_factor), ("eval", 1)):
+        members = [bucket for bucket in buckets.buckets() if bucket.split == split]
+        total = num_passes * len(members)
+        for number in range(total):
+            pass_index, index = divmod(number, len(members))
+            name = f"{split}-{number:05d}-of-{total:05d}.tfrecord"
+            plans.append(ShardPlan(members[index], pass_index, name))
+    return plans
+
+
+def build_shard(
+    plan: ShardPlan,
+    documents: DocumentBatch,
+    vocabulary: Vocabulary,
+    options: InstanceOptions,
+    temporary_dir: Path,
+    output_dir: Path,
+) -> tuple[Shard, Counter[str]]:
+    """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts what is in it.
+
+    All draws come from a generator seeded by (random_seed, split, bucket, pass): the same shard has
+    the same bytes wherever and however often it is built.
+    """
+    seed = np.random.SeedSequence(
+        [options.random_seed, _SPLIT_NUMBERS[plan.bucket.split], plan.bucket.index, plan.pass_index]
+    )
+    rng = np.random.Generator(np.random.PCG64(seed))
+    statistics: Counter[str] = Counter(documents=len(documents.document_ends))
+    temporary = temporary_dir / plan.name
+    with tf.io.TFRecordWriter(str(temporary)) as writer:
+        for instances in generate_instances(documents, vocabulary, options, rng, statistics):
+            for record in encode_examples(instances):
+                writer.write(record)
+    shard = Shard(
+        name=plan.name,
+        split=plan.bucket.split,
+        pass_index=plan.pass_index,
+        documents=statistics["documents"],
+        instances=statistics["instances"],
+        tokens=statistics["tokens"],
+        bytes=temporary.stat().st_size,
+        sha256=file_sha256(temporary),
+    )
+    temporary.replace(output_dir / plan.name)
+    return shard, statistics

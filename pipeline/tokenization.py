@@ -1,0 +1,242 @@
+"""BERT's tokenizer: clean, split, lower-case, strip accents, then greedy WordPiece.
+
+The rules are those of the original release (google-research/bert, tokenization.py), token for
+token. `FullTokenizer.encode` gives the same ids as `tokenize` through two bounded memos, from
+whitespace-separated words and from basic tokens to ids.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_CHARACTERS_PER_WORD = 200
+MAX_MEMO_ENTRIES = 500_000
+
+# The eight ranges of CJK ideographs; kana and Hangul are not among them.
+_IDEOGRAPHS = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf"
+    "\U0002f800-\U0002fa1f"
+)
+_IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
+_IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
+_ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
+# `str.split` takes these control characters for white space; the original deletes them.
+_CONTROL_WHITESPACE = dict.fromkeys(map(ord, "\v\f\x1c\x1d\x1e\x1f\x85"))
+_HAS_CONTROL_WHITESPACE = re.compile("[\v\f\x1c-\x1f\x85]")
+
+
+class Vocabulary:
+    """The WordPiece vocabulary: one token a line, the id is the line's number.
+
+    Attributes:
+      tokens: token of each id.
+      ids: id of each token.
+      sha256: of the file, in hexadecimal.
+      id_dtype: the smallest unsigned type that holds every id.
+      begins_word: bool [V], False for the `##` pieces, which join the piece before them.
+
+    Raises:
+      UserError: the file is missing, is not UTF-8 or lacks one of `SPECIAL_TOKENS`.
+    """
+
+    def __init__(self, vocab_file: str | Path):
+        try:
+            content = Path(vocab_file).read_bytes()
+            lines = content.decode("utf-8").removesuffix("\n").split("\n")
+        except OSError as error:
+            raise UserError(f"cannot read the vocabulary {vocab_file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"the vocabulary {vocab_file} is not UTF-8 text: byte {error.start} is invalid"
+            ) from error
+        self.tokens = [line.strip() for line in lines]
+        # A token that stands twice keeps its last line's number, as in the original.
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.id_dtype = np.dtype(np.uint16 if len(self.tokens) <= 1 << 16 else np.uint32)
+        self.begins_word = np.array([not token.startswith("##") for token in self.tokens])
+        missing = [token for token in SPECIAL_TOKENS if token not in self.ids]
+        if missing:
+            raise UserError(
+                f"the vocabulary {vocab_file} has no {', '.join(missing)}: "
+                f"BERT needs {' '.join(SPECIAL_TOKENS)}, each on a line of its own"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ordinary_ids(self) -> np.ndarray:
+        """The ids of all tokens but the special and the `[unused…]` ones, in rising order."""
+        return np.array(
+            [
+                number
+                for number, token in enumerate(self.tokens)
+                if token not in SPECIAL_TOKENS and not token.startswith("[unused") and token
+            ]
+        )
+
+
+class BasicTokenizer:
+    """Splits text at white space and punctuation, with each CJK ideograph on its own.
+
+    Args:
+      do_lower_case: also lower-case, decompose (NFD) and drop accents, as uncased models do.
+    """
+
+    def __init__(self, do_lower_case: bool = True):
+        self.do_lower_case = do_lower_case
+
+    def tokenize(self, text: str) -> list[str]:
+        """The basic tokens of `text`, in order."""
+        spaced = _IDEOGRAPH.sub(r" \g<0> ", clean_text(text))
+        tokens: list[str] = []
+        for word in spaced.split():
+            normalized = strip_accents(word.lower()) if self.do_lower_case else word
+            tokens.extend(_split_at_punctuation(normalized))
+        return tokens
+
+
+class WordpieceTokenizer:
+    """Greedy longest-match-first WordPiece.
+
+    Args:
+      vocab: token to id; pieces inside a word begin with `##`.
+      unk_token: stands for a word that cannot be made of pieces or is longer than 200 characters.
+    """
+
+    def __init__(self, vocab: Mapping[str, int], unk_token: str = "[UNK]"):
+        self.vocab = vocab
+        self.unk_token = unk_token
+        self._longest_piece = max(map(len, vocab), default=0)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of every whitespace-separated word of `text`, which is already basic-tokenized."""
+        return [piece for word in text.split() for piece in self._pieces(word)]
+
+    def _pieces(self, word: str) -> list[str]:
+        if len(word) > MAX_CHARACTERS_PER_WORD:
+            return [self.unk_token]
+        pieces: list[str] = []
+        start, prefix = 0, ""
+        while start < len(word):
+            for end in range(min(len(word), start + self._longest_piece), start, -1):
+                piece = prefix + word[start:end]
+                if piece in self.vocab:
+                    break
+            else:
+                return [self.unk_token]
+            pieces.append(piece)
+            start, prefix = end, "##"
+        return pieces
+
+
+class FullTokenizer:
+    """Text to WordPiece tokens or ids.
+
+    Args:
+      vocab_file: the vocabulary, one token a line.
+      do_lower_case: whether the vocabulary is an uncased one.
+    """
+
+    def __init__(self, vocab_file: str | Path, do_lower_case: bool = True):
+        self.vocabulary = Vocabulary(vocab_file)
+        self.basic_tokenizer = BasicTokenizer(do_lower_case)
+        self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
+        self._ids_of_basic_token = _Memo(self._encode_basic_token)
+        self._ids_of_word = _Memo(self._encode_word)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The WordPiece tokens of `text`, the plain way: what `encode` must agree with."""
+        return [
+            piece
+            for token in self.basic_tokenizer.tokenize(text)
+            for piece in self.wordpiece_tokenizer.tokenize(token)
+        ]
+
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of `tokens`; a token outside the vocabulary is a KeyError."""
+        return [self.vocabulary.ids[token] for token in tokens]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`: `convert_tokens_to_ids(tokenize(text))`, only fast."""
+        return np.frombuffer(self.encode_to_bytes(text), self.vocabulary.id_dtype).tolist()
+
+    def encode_to_bytes(self, text: str) -> bytes:
+        """The ids of `text` as the bytes of an array of `vocabulary.id_dtype`."""
+        if _HAS_CONTROL_WHITESPACE.search(text):
+            text = text.translate(_CONTROL_WHITESPACE)
+        # Ideographs apart, or the memo would fill with clauses that never come again.
+        words = _IDEOGRAPH_OR_WORD.findall(text) if _IDEOGRAPH.search(text) else text.split()
+        return b"".join(map(self._ids_of_word.__getitem__, words))
+
+    def _encode_word(self, word: str) -> bytes:
+        if word.isascii() and word.isprintable():
+            if self.basic_tokenizer.do_lower_case:
+                word = word.lower()
+            tokens = _ASCII_BASIC_TOKEN.findall(word)
+        else:
+            tokens = self.basic_tokenizer.tokenize(word)
+        return b"".join(map(self._ids_of_basic_token.__getitem__, tokens))
+
+    def _encode_basic_token(self, token: str) -> bytes:
+        ids = self.convert_tokens_to_ids(self.wordpiece_tokenizer.tokenize(token))
+        return np.array(ids, self.vocabulary.id_dtype).tobytes()
+
+
+class _Memo(dict[str, bytes]):
+    """Remembers what `encode` gave for a key; emptied when it is full, so that it stays bounded."""
+
+    def __init__(self, encode: Callable[[str], bytes]):
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, key: str) -> bytes:
+        if len(self) >= MAX_MEMO_ENTRIES:
+            self.clear()
+        value = self[key] = self._encode(key)
+        return value
+
+
+def clean_text(text: str) -> str:
+    """Drops NUL, U+FFFD and control characters; every kind of white space becomes a space."""
+    return "".join(
+        " " if _is_space(character) else character
+        for character in text
+        if character not in "\0\ufffd" and not _is_control(character)
+    )
+
+
+def strip_accents(text: str) -> str:
+    """Canonical decomposition (NFD) without nonspacing marks (Mn); nothing is composed again."""
+    decomposed = unicodedata.normalize("NFD", text)
+    return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
+
+
+def _split_at_punctuation(word: str) -> list[str]:
+    if word.isalnum():
+        return [word]
+    spaced = "".join(f" {c} " if _is_punctuation(c) else c for c in word)
+    # Only spaces were put in; NFD may have left other white space, which splits in the original too.
+    return spaced.split()
+
+
+def _is_space(character: str) -> bool:
+    return character in " \t\n\r" or unicodedata.category(character) == "Zs"
+
+
+def _is_control(character: str) -> bool:
+    return character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cf")
+
+
+def _is_punctuation(character: str) -> bool:
+    # ASCII symbols such as $ and ^ count as punctuation though Unicode files them elsewhere.
+    ascii_symbol = character.isascii() and character.isprintable() and not character.isalnum()
+    return (ascii_symbol and character != " ") or unicodedata.category(character).startswith("P")
