@@ -54,13 +54,11 @@ def run(arguments: list[str]) -> int:
         print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}")
         return 0
     try:
-        unparsed = _parse_flags(verb, arguments[1:], module)
+        module.main(*_parse_flags(verb, arguments[1:], module))
     except flags.Error as error:
         message = f"clozemill {verb}: {error}\n`clozemill {verb} --help` lists the flags."
         print(message, file=sys.stderr)
         return 2
-    try:
-        module.main(*unparsed)
     except UserError as error:
         print(f"clozemill {verb}: {error}", file=sys.stderr)
         return 1

@@ -128,7 +128,7 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)  # noqa: SLF001: the hook that subclasses define
+        options._add_argparse_args(parser)  # type: ignore[arg-type]
     try:
         _, unknown = parser.parse_known_args(beam_flags)
     except argparse.ArgumentError as error:
@@ -158,5 +158,3 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
             f"{evaluation['documents']:,} documents"
         )
     return "\n".join(lines)
-
-

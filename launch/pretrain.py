@@ -72,13 +72,13 @@ def main() -> None:
         random_seed=_RANDOM_SEED.value,
     )
     data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
-    if (_MODEL.value is None) == (_BERT_CONFIG_FILE.value is None):
-        raise flags.Error("give either --model or --bert_config_file")
     manifest = Manifest.read(data_dir)
-    if _MODEL.value:
+    if _MODEL.value and not _BERT_CONFIG_FILE.value:
         config = BertConfig.preset(_MODEL.value, manifest.vocab_size)
-    else:
+    elif _BERT_CONFIG_FILE.value and not _MODEL.value:
         config = BertConfig.read(Path(_BERT_CONFIG_FILE.value))
+    else:
+        raise flags.Error("give either --model or --bert_config_file")
     prepare_run(run_dir, config, data_dir, manifest)
     save_flags(__name__, run_dir)
     train(data_dir, manifest, run_dir, config, options)

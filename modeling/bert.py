@@ -68,7 +68,9 @@ class Dropout(keras.layers.Layer):
 class Embeddings(keras.layers.Layer):
     """Word + position + segment-type embeddings, normalized."""
 
-    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+    def __init__(
+        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
+    ):
         super().__init__(name="embeddings")
         self.config = config
         self.initializer = initializer
@@ -101,12 +103,18 @@ class Embeddings(keras.layers.Layer):
 class SelfAttention(keras.layers.Layer):
     """Scaled dot-product attention of N heads, before its output projection."""
 
-    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+    def __init__(
+        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
+    ):
         super().__init__(name="self")
         self.hidden_size = config.hidden_size
         self.num_heads = config.num_attention_heads
         dense = partial(keras.layers.Dense, config.hidden_size, kernel_initializer=initializer)
-        self.query, self.key, self.value = dense(name="query"), dense(name="key"), dense(name="value")
+        self.query, self.key, self.value = (
+            dense(name="query"),
+            dense(name="key"),
+            dense(name="value"),
+        )
         self.dropout = Dropout(config.attention_probs_dropout_prob, seeds)
 
     def build(self, input_shape: Any) -> None:
@@ -117,7 +125,8 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
         """Attends from every position to all that `key_bias_B11S` does not mask."""
         q_BSND, k_BSND, v_BSND = (
-            self._split_heads(projection(x_BSH)) for projection in (self.query, self.key, self.value)
+            self._split_heads(projection(x_BSH))
+            for projection in (self.query, self.key, self.value)
         )
         scores_BNSS = ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND)
         scores_BNSS = scores_BNSS / math.sqrt(self.hidden_size // self.num_heads) + key_bias_B11S
@@ -134,7 +143,9 @@ class SelfAttention(keras.layers.Layer):
 class Output(keras.layers.Layer):
     """Dense, dropout, residual, normalize: the end of both halves of a block."""
 
-    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+    def __init__(
+        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
+    ):
         super().__init__(name="output")
         self.hidden_size = config.hidden_size
         self.dense = keras.layers.Dense(
@@ -156,7 +167,9 @@ class Output(keras.layers.Layer):
 class Attention(keras.layers.Layer):
     """The first half of a block: self-attention and its output."""
 
-    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+    def __init__(
+        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
+    ):
         super().__init__(name="attention")
         self.self_attention = SelfAttention(config, initializer, seeds)
         self.output_layer = Output(config, initializer, seeds)
@@ -224,7 +237,9 @@ class TransformerBlock(keras.layers.Layer):
 class Encoder(keras.layers.Layer):
     """L transformer blocks."""
 
-    def __init__(self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator):
+    def __init__(
+        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
+    ):
         super().__init__(name="encoder")
         self.blocks = [
             TransformerBlock(config, initializer, seeds, name=f"layer_{i}")

@@ -89,9 +89,7 @@ def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     return _read_state(checkpoint).step
 
 
-def load_checkpoint(
-    checkpoint: Path, model: BertForPreTraining, optimizer: AdamW
-) -> TrainingState:
+def load_checkpoint(checkpoint: Path, model: BertForPreTraining, optimizer: AdamW) -> TrainingState:
     """Sets weights, moments, update count and random state, and returns where training stood."""
     load_weights(checkpoint, model)
     moments = _read_arrays(checkpoint / _OPTIMIZER)

@@ -83,7 +83,9 @@ class BertConfig:
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)} but must be at least 0 and below 1")
+                raise UserError(
+                    f"{name} is {getattr(self, name)} but must be at least 0 and below 1"
+                )
 
     @classmethod
     def preset(cls, name: str, vocab_size: int) -> "BertConfig":

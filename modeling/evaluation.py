@@ -1,7 +1,7 @@
 """Masked-LM and next-sentence loss and accuracy on the eval shards."""
 
 import json
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from modeling.checkpoints import latest_checkpoint, load_weights
@@ -31,7 +31,7 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
     model = BertForPreTraining(config)
     step = load_weights(latest_checkpoint(run_dir), model)
     step_function = eval_step(model)
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     for batch in batches:
         for name, value in step_function(batch).items():
             sums[name] += float(value)

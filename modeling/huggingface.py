@@ -40,7 +40,7 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
       UserError: the run has no checkpoint, `output_dir` is not empty, or safetensors is missing.
     """
     try:
-        from safetensors.numpy import save_file  # noqa: PLC0415: an extra
+        from safetensors.numpy import save_file  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UserError(
             "--format=huggingface needs the package safetensors: pip install 'clozemill[export]'"

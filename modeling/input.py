@@ -97,9 +97,7 @@ def _shuffled_records(paths: tf.Tensor, seed: tf.Tensor, skip: tf.Tensor) -> tf.
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    shuffled = records.shuffle(
-        _SHUFFLE_BUFFER_RECORDS, seed=seed, reshuffle_each_iteration=False
-    )
+    shuffled = records.shuffle(_SHUFFLE_BUFFER_RECORDS, seed=seed, reshuffle_each_iteration=False)
     return shuffled.skip(skip)
 
 

@@ -58,7 +58,9 @@ class MetricsWriter:
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        seconds_left = (self._num_train_steps - step) / steps_per_second if steps_per_second else 0.0
+        seconds_left = (
+            (self._num_train_steps - step) / steps_per_second if steps_per_second else 0.0
+        )
         self._show(metrics, seconds_left)
         self.start_timing(step)
 

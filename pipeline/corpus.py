@@ -108,7 +108,9 @@ class BucketPlan:
     ) -> "BucketPlan":
         """A plan with buckets of about 16 MiB of text, or with `num_shards` train buckets."""
         train_bytes = corpus_bytes * (1 - eval_fraction)
-        return cls(corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES))
+        return cls(
+            corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
+        )
 
     @property
     def num_eval_buckets(self) -> int:
@@ -171,7 +173,9 @@ def write_documents(
     """Writes one row group per bucket and says where each is. The file appears when it is whole."""
     temporary = path.with_suffix(".tmp")
     # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
-    with pq.ParquetWriter(temporary, _SCHEMA, compression="none", use_dictionary=["file"]) as writer:
+    with pq.ParquetWriter(
+        temporary, _SCHEMA, compression="none", use_dictionary=["file"]
+    ) as writer:
         for members in documents.values():
             columns = [[getattr(member, name) for member in members] for name in _SCHEMA.names]
             writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(members))

@@ -30,7 +30,9 @@ class Document:
 
 def read_documents(file_range: FileRange, input_format: InputFormat) -> Iterator[Document]:
     """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original."""
-    read = {InputFormat.TEXT: _read_text, InputFormat.WIKIEXTRACTOR: _read_wikiextractor}[input_format]
+    read = {InputFormat.TEXT: _read_text, InputFormat.WIKIEXTRACTOR: _read_wikiextractor}[
+        input_format
+    ]
     for offset, sentences in read(file_range.read()):
         yield Document(file_range.file.name, file_range.start + offset, sentences)
 

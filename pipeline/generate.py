@@ -12,12 +12,17 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DebugOptions, DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from pipeline.corpus import (
     Bucket,
@@ -66,7 +71,7 @@ class GenerateOptions:
     vocab_file: Path
     output_dir: Path
     do_lower_case: bool = True
-    instances: InstanceOptions = InstanceOptions()
+    instances: InstanceOptions = field(default_factory=InstanceOptions)
     eval_fraction: float = 0.0
     num_shards: int | None = None
     overwrite: bool = False

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -92,7 +93,7 @@ def match_files(patterns: list[str]) -> list[InputFile]:
     paths = sorted(sizes)
     if not any(sizes.values()):
         raise UserError(f"nothing to read: {describe_paths(paths)} has no text in it")
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120: URLs too
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - may be URLs
     files: list[InputFile] = []
     corpus_offset = 0
     for path in paths:
@@ -118,14 +119,18 @@ def plan_splits(
     """
     if split_bytes is None:
         total_bytes = sum(file.size for file in files)
-        split_bytes = min(max(total_bytes // _SPLITS_AT_LEAST, SMALLEST_SPLIT_BYTES), LARGEST_SPLIT_BYTES)
+        split_bytes = min(
+            max(total_bytes // _SPLITS_AT_LEAST, SMALLEST_SPLIT_BYTES), LARGEST_SPLIT_BYTES
+        )
     splits: list[Split] = []
     pending: list[FileRange] = []
     pending_bytes = 0
     for file in files:
         for file_range in _cut_file(file, input_format, split_bytes):
             pending.append(file_range)
-            pending_bytes += (file.size if file_range.end is None else file_range.end) - file_range.start
+            pending_bytes += (
+                file.size if file_range.end is None else file_range.end
+            ) - file_range.start
             if pending_bytes >= split_bytes:
                 splits.append(tuple(pending))
                 pending, pending_bytes = [], 0
@@ -134,9 +139,7 @@ def plan_splits(
     return splits
 
 
-def _cut_file(
-    file: InputFile, input_format: InputFormat, split_bytes: int
-) -> Iterator[FileRange]:
+def _cut_file(file: InputFile, input_format: InputFormat, split_bytes: int) -> Iterator[FileRange]:
     if file.size <= split_bytes or _is_compressed(file):
         yield FileRange(file, 0, None)
         return
@@ -148,7 +151,7 @@ def _cut_file(
     yield FileRange(file, start, None)
 
 
-def _next_cut(handle, position: int, cut: re.Pattern[bytes]) -> int | None:
+def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | None:
     """The offset of the first document boundary at or after `position`; None when there is none."""
     handle.seek(position)
     scanned = b""
@@ -168,5 +171,5 @@ def _is_compressed(file: InputFile) -> bool:
     return detected != CompressionTypes.UNCOMPRESSED
 
 
-def _open(file: InputFile):
+def _open(file: InputFile) -> BinaryIO:
     return FileSystems.open(file.path)

@@ -43,7 +43,9 @@ def generate_instances(
     for first in range(0, len(pairs), _INSTANCES_PER_BATCH):
         rows = slice(first, first + _INSTANCES_PER_BATCH)
         instances, is_word_start = lay_out(padded, pairs, rows, vocabulary, options.max_seq_length)
-        mask_instances(instances, is_word_start, vocabulary, replacement_ids, options, rng, statistics)
+        mask_instances(
+            instances, is_word_start, vocabulary, replacement_ids, options, rng, statistics
+        )
         yield instances
 
 
@@ -68,9 +70,7 @@ def lay_out(
       bool [N, S], where a word begins.
     """
     ids, word_starts = padded
-    a_length, b_length = (
-        column[rows, np.newaxis] for column in (pairs.a_length, pairs.b_length)
-    )
+    a_length, b_length = (column[rows, np.newaxis] for column in (pairs.a_length, pairs.b_length))
     # A's first token is at column 1, B's behind A and two special tokens.
     a_window = pairs.a_start[rows] + seq_length - 1
     b_window = pairs.b_start[rows] + seq_length - pairs.a_length[rows] - 2
@@ -153,5 +153,3 @@ def _pad(documents: DocumentBatch, seq_length: int) -> tuple[np.ndarray, np.ndar
 
 def _windows(flat: np.ndarray, seq_length: int) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(flat, seq_length)
-
-

@@ -78,9 +78,15 @@ def plan_segment_pairs(
     a_removed, b_removed = _tokens_to_remove(a_length, b_length, max_tokens)
     a_start += _count_heads(a_removed, rng)
     b_start += _count_heads(b_removed, rng)
-    pairs = (a_start, a_length - a_removed, b_start, b_length - b_removed, chunks.is_random_next)
     order = np.argsort(rng.random(len(a_start)), kind="stable")
-    return SegmentPairs(*(column[order] for column in pairs), chunks.dropped)
+    return SegmentPairs(
+        a_start=a_start[order],
+        a_length=(a_length - a_removed)[order],
+        b_start=b_start[order],
+        b_length=(b_length - b_removed)[order],
+        is_random_next=chunks.is_random_next[order],
+        chunks_without_next=chunks.dropped,
+    )
 
 
 def _plan_chunks(
@@ -103,7 +109,9 @@ def _plan_chunks(
         while first < document_end:
             end = bisect_left(sentence_ends, token + target, first, document_end - 1) + 1
             num_sentences_of_chunk = end - first
-            is_random = other_documents_exist and (num_sentences_of_chunk == 1 or wants_random[first])
+            is_random = other_documents_exist and (
+                num_sentences_of_chunk == 1 or wants_random[first]
+            )
             if num_sentences_of_chunk == 1:
                 a_end = end
             else:
@@ -116,7 +124,15 @@ def _plan_chunks(
             first = a_end if is_random else end
             token = sentence_ends[first - 1]
     columns = np.array(chunks, np.int64).reshape(-1, 6).T
-    return _Chunks(*columns[:5], is_random_next=columns[5].astype(bool), dropped=dropped)
+    return _Chunks(
+        document=columns[0],
+        first_sentence=columns[1],
+        a_end_sentence=columns[2],
+        end_sentence=columns[3],
+        target_length=columns[4],
+        is_random_next=columns[5].astype(bool),
+        dropped=dropped,
+    )
 
 
 def _draw_random_segments(

@@ -13,9 +13,7 @@ _ABBREVIATIONS = frozenset(
     "sep sept sgt sr st ste trans v viz vs".split()
 )
 # These are abbreviations only before a number ("No. 5"); "No." is a sentence otherwise.
-_ABBREVIATIONS_BEFORE_NUMBER = frozenset(
-    "art ch figs fig no nos p pl pp sec vol vols".split()
-)
+_ABBREVIATIONS_BEFORE_NUMBER = frozenset("art ch figs fig no nos p pl pp sec vol vols".split())
 _OPENERS = "([{\"'“‘«"
 _CLOSERS = r"\"'”’»)\]"
 
