@@ -5,7 +5,6 @@ that nobody has to repeat them.
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +104,3 @@ class Manifest:
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

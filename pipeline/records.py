@@ -4,9 +4,11 @@ The seven features and their shapes are those of the original BERT. A whole batc
 once, as columns of bytes: the result is what protobuf's deterministic serialization gives.
 """
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import google_crc32c
 import numpy as np
 
 _BITS_PER_VARINT_BYTE = 7
@@ -43,6 +45,12 @@ def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict
     }
 
 
+def frame_record(record: bytes) -> bytes:
+    """A record as it stands in a TFRecord file: length, its CRC, content, its CRC."""
+    length = struct.pack("<Q", len(record))
+    return length + _masked_crc(length) + record + _masked_crc(record)
+
+
 def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:
     """Serialized `tf.train.Example`s of N instances.
 
@@ -53,6 +61,12 @@ def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:
     for name in sorted(instances):
         entries.append(_map_entry(name, instances[name]).prefixed(b"\x0a"))
     return entries.prefixed(b"\x0a").rows()
+
+
+def _masked_crc(data: bytes) -> bytes:
+    """The CRC-32C in the rotated form in which TFRecord files store it."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _map_entry(name: str, values: np.ndarray) -> "_Columns":

@@ -1,17 +1,17 @@
 """One bucket of documents, one pass: one shuffled TFRecord file."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.corpus import Bucket, BucketPlan, DocumentBatch
 from pipeline.instances import generate_instances
-from pipeline.manifest import Shard, file_sha256
+from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions
-from pipeline.records import encode_examples
+from pipeline.records import encode_examples, frame_record
 from pipeline.tokenization import Vocabulary
 
 _SPLIT_NUMBERS = {"train": 0, "eval": 1}
@@ -66,11 +66,13 @@ def build_shard(
     )
     rng = np.random.Generator(np.random.PCG64(seed))
     statistics: Counter[str] = Counter(documents=len(documents.document_ends))
+    digest = hashlib.sha256()
     temporary = temporary_dir / plan.name
-    with tf.io.TFRecordWriter(str(temporary)) as writer:
+    with temporary.open("wb") as file:
         for instances in generate_instances(documents, vocabulary, options, rng, statistics):
-            for record in encode_examples(instances):
-                writer.write(record)
+            content = b"".join(map(frame_record, encode_examples(instances)))
+            digest.update(content)
+            file.write(content)
     shard = Shard(
         name=plan.name,
         split=plan.bucket.split,
@@ -79,7 +81,7 @@ def build_shard(
         instances=statistics["instances"],
         tokens=statistics["tokens"],
         bytes=temporary.stat().st_size,
-        sha256=file_sha256(temporary),
+        sha256=digest.hexdigest(),
     )
     temporary.replace(output_dir / plan.name)
     return shard, statistics
