@@ -106,7 +106,8 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
             _run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
         results = _read_results(directories.results)
         check_documents_agree(results)
-        corpus = {"input_files": len(files), "input_bytes": corpus_bytes} | results.corpus
+        corpus = results.corpus
+        corpus.update(input_files=len(files), input_bytes=corpus_bytes)
         if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
             raise UserError(
                 f"no training instance came out of {describe_paths([file.path for file in files])}: "

@@ -1,0 +1,175 @@
+"""The command as a user types it: every test is a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data_samples"
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def clozemill(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def generate(tmp_path, *flags, input_file=SAMPLES / "english.txt", vocab_file=None):
+    return clozemill(
+        "generate",
+        f"--input_file={input_file}",
+        f"--vocab_file={vocab_file or SAMPLES / 'english_vocab.txt'}",
+        f"--output_dir={tmp_path / 'data'}",
+        "--max_seq_length=32",
+        "--max_predictions_per_seq=5",
+        "--dupe_factor=1",
+        *flags,
+    )
+
+
+def assert_fails_with_one_line(result, *parts):
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for part in parts:
+        assert str(part) in lines[0]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("generated")
+    result = generate(directory, "--eval_fraction=0.2")
+    assert result.returncode == 0, result.stderr
+    return directory / "data"
+
+
+def test_usage_lists_the_verbs():
+    result = clozemill("--help")
+    assert result.returncode == 0
+    for verb in ("generate", "pretrain", "evaluate", "export"):
+        assert verb in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["generat"]])
+def test_no_or_unknown_verb_exits_2_with_usage(arguments):
+    result = clozemill(*arguments)
+    assert result.returncode == 2
+    assert "usage: clozemill VERB" in result.stderr
+
+
+def test_help_of_a_verb_lists_its_flags_with_defaults():
+    result = clozemill("generate", "--help")
+    assert result.returncode == 0
+    assert "--max_seq_length" in result.stdout
+    assert "(default: '128')" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--runer=FlinkRunner", "--runer"),
+        ("--max_seq_length=long", "max_seq_length"),
+        ("--input_format=word", "input_format"),
+    ],
+)
+def test_wrong_flags_exit_2(tmp_path, flag, message):
+    result = generate(tmp_path, flag)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_missing_required_flag_exits_2():
+    result = clozemill("evaluate", "--run_dir=somewhere")
+    assert result.returncode == 2
+    assert "--data_dir" in result.stderr
+
+
+def test_beam_flags_reach_beam(tmp_path):
+    result = generate(tmp_path, "--runner=DaskRunner")
+    assert_fails_with_one_line(result, "DaskRunner")
+
+
+def test_generate_reports_what_it_made(data_dir):
+    manifest = json.loads((data_dir / "manifest.json").read_text())
+    assert manifest["statistics"]["train"]["instances"] > 0
+    assert "--max_seq_length=32" in (data_dir / "flags.txt").read_text()
+
+
+def test_saved_flags_repeat_the_run(data_dir, tmp_path):
+    result = clozemill(
+        "generate", f"--flagfile={data_dir / 'flags.txt'}", f"--output_dir={tmp_path / 'again'}"
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = (path / "manifest.json" for path in (data_dir, tmp_path / "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_missing_input_file(tmp_path):
+    missing = tmp_path / "missing.txt"
+    assert_fails_with_one_line(generate(tmp_path, input_file=missing), missing)
+    assert not (tmp_path / "data").exists()
+
+
+def test_empty_corpus(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    assert_fails_with_one_line(generate(tmp_path, input_file=empty), empty)
+    assert not (tmp_path / "data").exists()
+
+
+def test_zero_instances_leave_nothing_behind(tmp_path):
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n\u200b\n\n")
+    assert_fails_with_one_line(generate(tmp_path, input_file=blank), "no training instance", blank)
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("missing", SPECIAL_TOKENS)
+def test_vocabulary_without_a_special_token(tmp_path, missing):
+    vocab_file = tmp_path / "vocab.txt"
+    tokens = [token for token in SPECIAL_TOKENS if token != missing]
+    vocab_file.write_text("\n".join([*tokens, "the", "tea"]))
+    result = generate(tmp_path, vocab_file=vocab_file)
+    assert_fails_with_one_line(result, vocab_file, missing)
+
+
+def test_data_set_without_manifest(tmp_path):
+    (tmp_path / "data").mkdir()
+    result = clozemill(
+        "pretrain", f"--data_dir={tmp_path / 'data'}", f"--output_dir={tmp_path}", "--model=tiny"
+    )
+    assert_fails_with_one_line(result, tmp_path / "data", "manifest.json")
+
+
+def test_config_with_a_vocabulary_smaller_than_that_of_the_data(tmp_path, data_dir):
+    config = tmp_path / "bert_config.json"
+    config.write_text(json.dumps({"vocab_size": 100, "hidden_size": 24}))
+    result = clozemill(
+        "pretrain",
+        f"--data_dir={data_dir}",
+        f"--output_dir={tmp_path / 'run'}",
+        f"--bert_config_file={config}",
+    )
+    assert_fails_with_one_line(result, "vocab_size 100", data_dir)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--model=tiny", "--bert_config_file=config.json"]])
+def test_pretrain_wants_a_model_or_a_config(tmp_path, data_dir, flags):
+    result = clozemill(
+        "pretrain", f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}", *flags
+    )
+    assert result.returncode == 2
+    assert "either --model or --bert_config_file" in result.stderr

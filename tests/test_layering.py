@@ -1,0 +1,81 @@
+"""The rules that keep the three packages apart."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What training needs to know of the data: how records look, what the manifest says, how to complain.
+RECORD_CONTRACT = {"pipeline.records", "pipeline.manifest", "pipeline.errors"}
+
+
+def imports_of(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path.name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield path.name, node.module
+
+
+def top_level(package):
+    return {(file, module.partition(".")[0]) for file, module in imports_of(package)}
+
+
+def loaded_by(statement):
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+def test_pipeline_knows_nothing_of_training():
+    forbidden = {"keras", "tensorflow", "jax", "modeling", "launch"}
+    assert not {(file, name) for file, name in top_level("pipeline") if name in forbidden}
+
+
+def test_modeling_knows_of_pipeline_only_the_record_contract():
+    found = {module for _, module in imports_of("modeling") if module.startswith("pipeline")}
+    assert found == RECORD_CONTRACT
+
+
+def test_modeling_knows_nothing_of_beam_and_the_command_line():
+    forbidden = {"apache_beam", "launch"}
+    assert not {(file, name) for file, name in top_level("modeling") if name in forbidden}
+
+
+def test_flags_are_defined_in_launch_only():
+    for package in ("pipeline", "modeling"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "flags" not in {
+                alias.name
+                for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                if isinstance(node, ast.ImportFrom) and node.module == "absl"
+                for alias in node.names
+            }, path
+
+
+def test_importing_all_of_modeling_loads_no_beam():
+    modules = [f"modeling.{path.stem}" for path in (ROOT / "modeling").glob("*.py")]
+    loaded = loaded_by(f"import {', '.join(modules)}")
+    assert "keras" in loaded
+    assert "apache_beam" not in loaded
+
+
+@pytest.mark.parametrize(
+    ("verb", "needed", "unwanted"),
+    [
+        ("generate", "apache_beam", {"keras", "tensorflow", "modeling"}),
+        ("pretrain", "keras", {"apache_beam"}),
+        ("evaluate", "keras", {"apache_beam"}),
+        ("export", "keras", {"apache_beam"}),
+    ],
+)
+def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):
+    loaded = loaded_by(f"import launch.{verb}")
+    assert needed in loaded
+    assert not loaded & unwanted
