@@ -86,7 +86,8 @@ def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[li
 
 
 def _configure() -> None:
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    # The one backend with a training step; Keras reads it when it is imported.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     # What TensorFlow's libraries print at lower levels is of no use to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.use_absl_handler()

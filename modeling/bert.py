@@ -80,13 +80,11 @@ class Embeddings(keras.layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Creates the three tables."""
         config = self.config
-        for name, rows in (
-            ("word_embeddings", config.vocab_size),
-            ("token_type_embeddings", config.type_vocab_size),
-            ("position_embeddings", config.max_position_embeddings),
-        ):
-            table = self.add_weight((rows, config.hidden_size), self.initializer, name=name)
-            setattr(self, name, table)
+        self.word_embeddings = self._table("word_embeddings", config.vocab_size)
+        self.token_type_embeddings = self._table("token_type_embeddings", config.type_vocab_size)
+        self.position_embeddings = self._table(
+            "position_embeddings", config.max_position_embeddings
+        )
         self.normalize.build((None, None, config.hidden_size))
 
     def call(self, input_ids_BS: Any, segment_ids_BS: Any, training: bool = False) -> Any:
@@ -98,6 +96,9 @@ class Embeddings(keras.layers.Layer):
             + self.position_embeddings[:seq_length]
         )
         return self.dropout(self.normalize(x_BSH), training=training)
+
+    def _table(self, name: str, rows: int) -> keras.Variable:
+        return self.add_weight((rows, self.config.hidden_size), self.initializer, name=name)
 
 
 class SelfAttention(keras.layers.Layer):

@@ -2,6 +2,7 @@
 
 The modules in the order of the flow::
 
+    options        what to read, where to write, how instances are made
     inputs         the files that match, cut into splits at document boundaries
     documents      a split's bytes -> Document(file, offset, sentences)
     sentences      running text -> sentences
@@ -13,5 +14,8 @@ The modules in the order of the flow::
     records        arrays -> tf.train.Example bytes (the contract with `modeling`)
     shards         one bucket of documents, one pass -> one TFRecord file
     manifest       what a finished data set says of itself (the contract with `modeling`)
+    directories    where unfinished and finished parts of a data set lie
+    progress       how far a run has come
+    statistics     the workers' counts -> the facts in the manifest
     generate       the Beam pipeline that runs all of this
 """

@@ -9,14 +9,14 @@ is bounded by one split and one bucket on every runner, however large the corpus
 
 import json
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from absl import logging
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
@@ -33,54 +33,18 @@ from pipeline.corpus import (
     tokenize_document,
     write_documents,
 )
+from pipeline.directories import Directories
 from pipeline.documents import read_documents
 from pipeline.errors import UserError
-from pipeline.inputs import InputFormat, Split, describe_paths, match_files, plan_splits
-from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest, Shard
-from pipeline.options import InstanceOptions
+from pipeline.inputs import Split, describe_paths, match_files, plan_splits
+from pipeline.manifest import Manifest, Shard
+from pipeline.options import GenerateOptions
 from pipeline.progress import report_progress
 from pipeline.shards import ShardPlan, build_shard, plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, sum_counters, summarize
 from pipeline.tokenization import FullTokenizer, Vocabulary
 
 EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-IN_PROGRESS_NAME = "in_progress"
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """What to read, where to write, and how instances are made.
-
-    Attributes:
-      input_patterns: paths or globs of the corpus.
-      input_format: how its documents and sentences are laid out.
-      vocab_file: the WordPiece vocabulary.
-      output_dir: the data set's directory.
-      do_lower_case: whether the vocabulary is an uncased one.
-      instances: how instances are made.
-      eval_fraction: share of the documents kept apart for evaluation.
-      num_shards: train shards of a pass; None sizes them from the corpus.
-      overwrite: whether a data set already in `output_dir` is replaced.
-
-    Raises:
-      UserError: an option is out of range.
-    """
-
-    input_patterns: list[str]
-    input_format: InputFormat
-    vocab_file: Path
-    output_dir: Path
-    do_lower_case: bool = True
-    instances: InstanceOptions = field(default_factory=InstanceOptions)
-    eval_fraction: float = 0.0
-    num_shards: int | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise UserError(f"--eval_fraction={self.eval_fraction} must be at least 0 and below 1")
-        if self.num_shards is not None and self.num_shards < 1:
-            raise UserError(f"--num_shards={self.num_shards} must be at least 1")
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifest:
@@ -96,6 +60,13 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     splits = plan_splits(files, options.input_format)
     buckets = BucketPlan.for_corpus(corpus_bytes, options.eval_fraction, options.num_shards)
     shard_plans = plan_shards(buckets, options.instances.dupe_factor)
+    logging.info(
+        "%d files, %.1f MB of text, in %d splits; %d shards to build",
+        len(files),
+        corpus_bytes / 1e6,
+        len(splits),
+        len(shard_plans),
+    )
     directories = Directories(options.output_dir)
     directories.prepare(options.vocab_file, options.overwrite)
 
@@ -158,57 +129,6 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
-
-
-class Directories:
-    """The output directory and, until the data set is finished, the folder of its unfinished parts."""
-
-    def __init__(self, output_dir: Path):
-        self.output = output_dir.absolute()
-        self.in_progress = self.output / IN_PROGRESS_NAME
-        self.tokenized = self.in_progress / "tokenized"
-        self.shards = self.in_progress / "shards"
-        self.vocabulary = self.in_progress / VOCABULARY_NAME
-        self.results = self.in_progress / "results.json"
-
-    def prepare(self, vocab_file: Path, overwrite: bool) -> None:
-        """Makes room: what an unfinished run left is removed, and a data set if asked.
-
-        Raises:
-          UserError: there is a data set and `overwrite` is off, or the directory is not writable.
-        """
-        if (self.output / MANIFEST_NAME).exists() and not overwrite:
-            raise UserError(
-                f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
-                "to replace it"
-            )
-        try:
-            self._remove_data_set()
-            self.tokenized.mkdir(parents=True)
-            self.shards.mkdir()
-            # The workers' copy: the output directory is where all of them can reach.
-            shutil.copyfile(vocab_file, self.vocabulary)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.output}: {error.strerror}; give another --output_dir"
-            ) from error
-
-    def finish(self, manifest: Manifest) -> None:
-        """Makes the directory a data set: the vocabulary in its place, the manifest last."""
-        self.vocabulary.replace(self.output / VOCABULARY_NAME)
-        shutil.rmtree(self.in_progress)
-        manifest.write(self.output)
-
-    def discard(self) -> None:
-        """After a failure: leaves nothing that could be taken for a data set."""
-        self._remove_data_set()
-
-    def _remove_data_set(self) -> None:
-        (self.output / MANIFEST_NAME).unlink(missing_ok=True)
-        for shard in self.output.glob("*-of-*.tfrecord"):
-            shard.unlink()
-        (self.output / VOCABULARY_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.in_progress, ignore_errors=True)
 
 
 class TokenizeSplit(beam.DoFn):

@@ -1,9 +1,11 @@
-"""How instances are made: the options of `generate` that shape every record."""
+"""The options of `generate`: what to read, where to write, and how instances are made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.inputs import InputFormat
 
 SHORTEST_SEQ_LENGTH = 8
 
@@ -63,3 +65,39 @@ class InstanceOptions:
             raise UserError(f"--dupe_factor={self.dupe_factor} must be at least 1")
         if self.random_seed < 0:
             raise UserError(f"--random_seed={self.random_seed} must not be negative")
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What to read, where to write, and how instances are made.
+
+    Attributes:
+      input_patterns: paths or globs of the corpus.
+      input_format: how its documents and sentences are laid out.
+      vocab_file: the WordPiece vocabulary.
+      output_dir: the data set's directory.
+      do_lower_case: whether the vocabulary is an uncased one.
+      instances: how instances are made.
+      eval_fraction: share of the documents kept apart for evaluation.
+      num_shards: train shards of a pass; None sizes them from the corpus.
+      overwrite: whether a data set already in `output_dir` is replaced.
+
+    Raises:
+      UserError: an option is out of range.
+    """
+
+    input_patterns: list[str]
+    input_format: InputFormat
+    vocab_file: Path
+    output_dir: Path
+    do_lower_case: bool = True
+    instances: InstanceOptions = field(default_factory=InstanceOptions)
+    eval_fraction: float = 0.0
+    num_shards: int | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise UserError(f"--eval_fraction={self.eval_fraction} must be at least 0 and below 1")
+        if self.num_shards is not None and self.num_shards < 1:
+            raise UserError(f"--num_shards={self.num_shards} must be at least 1")
