@@ -9,7 +9,8 @@ from modeling.losses import pretraining_sums, total_loss
 from modeling.optimization import AdamW, clip_by_global_norm
 from modeling.pretraining import BertForPreTraining
 
-Step = Callable[[Mapping[str, Any]], dict[str, Any]]
+Batch = Mapping[str, Any]
+Step = Callable[[Batch], dict[str, Any]]
 
 
 def train_step(model: BertForPreTraining, optimizer: AdamW, clip_norm: float) -> Step:
@@ -19,7 +20,7 @@ def train_step(model: BertForPreTraining, optimizer: AdamW, clip_norm: float) ->
     """
 
     @tf.function(jit_compile=True)
-    def step(batch: Mapping[str, Any]) -> dict[str, Any]:
+    def step(batch: Batch) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             sums = pretraining_sums(model(batch, training=True), batch)
             loss = total_loss(sums)
@@ -37,7 +38,7 @@ def eval_step(model: BertForPreTraining) -> Step:
     """A function that returns a batch's `pretraining_sums` without dropout."""
 
     @tf.function(jit_compile=True)
-    def step(batch: Mapping[str, Any]) -> dict[str, Any]:
+    def step(batch: Batch) -> dict[str, Any]:
         return pretraining_sums(model(batch, training=False), batch)
 
     return step

@@ -1,7 +1,7 @@
 """The training loop: batches in, updates, metrics and checkpoints out; goes on where it stopped."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from modeling.input import training_batches
 from modeling.metrics import MetricsWriter
 from modeling.optimization import AdamW, LinearWarmupAndDecay
 from modeling.pretraining import BertForPreTraining
-from modeling.tensorflow_step import train_step
+from modeling.tensorflow_step import Batch, train_step
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 
@@ -102,34 +102,49 @@ def train(
         logging.info("nothing to do: the run has reached step %d", state.step)
         return
 
-    step_function = train_step(model, optimizer, CLIP_NORM)
-    batch_size = options.train_batch_size
     metrics = MetricsWriter(
         run_dir,
         state.step,
         options.num_train_steps,
-        model.config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
     )
-    batches = iter(
-        training_batches(data_dir, manifest, batch_size, options.random_seed, state.instances_seen)
+    batches = training_batches(
+        data_dir, manifest, options.train_batch_size, options.random_seed, state.instances_seen
     )
+    _run_steps(state, model, optimizer, schedule, batches, metrics, run_dir, options)
+
+
+def _run_steps(
+    state: TrainingState,
+    model: BertForPreTraining,
+    optimizer: AdamW,
+    schedule: LinearWarmupAndDecay,
+    batches: Iterable[Batch],
+    metrics: MetricsWriter,
+    run_dir: Path,
+    options: TrainingOptions,
+) -> None:
+    step_function = train_step(model, optimizer, CLIP_NORM)
     sums = dict(state.sums)
     started = time.perf_counter()
     logging.info("compiling the first step")
-    for step in range(state.step + 1, options.num_train_steps + 1):
+    steps = range(state.step + 1, options.num_train_steps + 1)
+    for step, batch in zip(steps, batches, strict=False):
         # Summed where they are computed: reading them would wait for the step to end.
-        for name, value in step_function(next(batches)).items():
+        for name, value in step_function(batch).items():
             sums[name] = sums.get(name, 0.0) + value
-        if step == state.step + 1:
+        if step == steps[0]:
             float(sums["sequences"])
             logging.info("first step done after %.1f s", time.perf_counter() - started)
             metrics.start_timing(step)
-        is_last = step == options.num_train_steps
+        is_last = step == steps[-1]
         if step % options.log_every_steps == 0 or is_last:
-            metrics.write(step, _as_floats(sums), float(schedule(step - 1)), batch_size)
+            metrics.write(
+                step, _as_floats(sums), float(schedule(step - 1)), options.train_batch_size
+            )
             sums = {}
         if step % options.save_checkpoints_steps == 0 or is_last:
-            instances_seen = state.instances_seen + (step - state.step) * batch_size
+            instances_seen = state.instances_seen + (step - state.step) * options.train_batch_size
             reached = TrainingState(step, instances_seen, sums=_as_floats(sums))
             path = save_checkpoint(run_dir, model, optimizer, reached, options.keep_checkpoints)
             metrics.log(f"saved {path}")

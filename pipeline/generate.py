@@ -36,7 +36,7 @@ from pipeline.corpus import (
 from pipeline.directories import Directories
 from pipeline.documents import read_documents
 from pipeline.errors import UserError
-from pipeline.inputs import Split, describe_paths, match_files, plan_splits
+from pipeline.inputs import InputFile, Split, describe_paths, match_files, plan_splits
 from pipeline.manifest import Manifest, Shard
 from pipeline.options import GenerateOptions
 from pipeline.progress import report_progress
@@ -76,31 +76,10 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
         ):
             _run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
         results = _read_results(directories.results)
+        results.corpus.update(input_files=len(files), input_bytes=corpus_bytes)
         check_documents_agree(results)
-        corpus = results.corpus
-        corpus.update(input_files=len(files), input_bytes=corpus_bytes)
-        if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
-            raise UserError(
-                f"no training instance came out of {describe_paths([file.path for file in files])}: "
-                f"{corpus['documents_read']} documents were read, "
-                f"{corpus['documents_tokenized']} of them with any token; check "
-                f"--input_format={options.input_format} and --eval_fraction, or give more text"
-            )
-        manifest = Manifest(
-            max_seq_length=options.instances.max_seq_length,
-            max_predictions_per_seq=options.instances.max_predictions_per_seq,
-            do_lower_case=options.do_lower_case,
-            vocab_size=len(vocabulary),
-            vocab_sha256=vocabulary.sha256,
-            options={
-                "input_format": options.input_format,
-                "eval_fraction": options.eval_fraction,
-                "num_train_buckets": buckets.num_train_buckets,
-                **asdict(options.instances),
-            },
-            statistics=summarize(corpus, results.shards, options.instances.max_seq_length),
-            shards=[shard for shard, _ in results.shards],
-        )
+        _check_any_instance(results, files, options)
+        manifest = _make_manifest(results, options, vocabulary, buckets)
     except BaseException:
         directories.discard()
         raise
@@ -129,6 +108,38 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
+
+
+def _check_any_instance(
+    results: BuildResults, files: list[InputFile], options: GenerateOptions
+) -> None:
+    if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
+        raise UserError(
+            f"no training instance came out of {describe_paths([file.path for file in files])}: "
+            f"{results.corpus['documents_read']} documents were read, "
+            f"{results.corpus['documents_tokenized']} of them with any token; check "
+            f"--input_format={options.input_format} and --eval_fraction, or give more text"
+        )
+
+
+def _make_manifest(
+    results: BuildResults, options: GenerateOptions, vocabulary: Vocabulary, buckets: BucketPlan
+) -> Manifest:
+    return Manifest(
+        max_seq_length=options.instances.max_seq_length,
+        max_predictions_per_seq=options.instances.max_predictions_per_seq,
+        do_lower_case=options.do_lower_case,
+        vocab_size=len(vocabulary),
+        vocab_sha256=vocabulary.sha256,
+        options={
+            "input_format": options.input_format,
+            "eval_fraction": options.eval_fraction,
+            "num_train_buckets": buckets.num_train_buckets,
+            **asdict(options.instances),
+        },
+        statistics=summarize(results, options.instances.max_seq_length),
+        shards=[shard for shard, _ in results.shards],
+    )
 
 
 class TokenizeSplit(beam.DoFn):

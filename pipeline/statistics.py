@@ -1,7 +1,7 @@
 """Counts from the workers to the facts in the manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,9 @@ def check_documents_agree(results: BuildResults) -> None:
             )
 
 
-def summarize(
-    corpus: Mapping[str, int], shards: list[tuple[Shard, Counter[str]]], max_seq_length: int
-) -> dict[str, Any]:
+def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
     """The manifest's statistics: counts, and the shares that tell whether a data set is sound."""
+    corpus = results.corpus
     summary: dict[str, Any] = {
         "corpus": {
             **dict(sorted(corpus.items())),
@@ -61,7 +60,7 @@ def summarize(
         }
     }
     for split in ("train", "eval"):
-        counts = sum_counters(counts for shard, counts in shards if shard.split == split)
+        counts = sum_counters(counts for shard, counts in results.shards if shard.split == split)
         if counts["instances"]:
             positions = counts["instances"] * max_seq_length
             summary[split] = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def generate(tmp_path, *flags, input_file=SAMPLES / "english.txt", vocab_file=No
 
 def assert_fails_with_one_line(result, *parts):
     assert result.returncode == 1
-    lines = result.stderr.strip().splitlines()
+    # Log lines begin with the time.
+    lines = [line for line in result.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
     assert len(lines) == 1, result.stderr
     for part in parts:
         assert str(part) in lines[0]

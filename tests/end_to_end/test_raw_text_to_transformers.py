@@ -1,0 +1,111 @@
+"""The whole path by the command line: raw text, shards, a trained BERT, transformers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def clozemill(*arguments):
+    result = subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module", params=["english", "chinese"])
+def outputs(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    vocab_file = ROOT / "data_samples" / f"{request.param}_vocab.txt"
+    config = CONFIG | {"vocab_size": len(vocab_file.read_text("utf-8").splitlines())}
+    (directory / "config.json").write_text(json.dumps(config))
+    data, run, exported = directory / "data", directory / "run", directory / "exported"
+    clozemill(
+        "generate",
+        f"--input_file={ROOT / 'data_samples' / request.param}.txt",
+        f"--vocab_file={vocab_file}",
+        f"--output_dir={data}",
+        "--max_seq_length=48",
+        "--max_predictions_per_seq=8",
+        "--dupe_factor=2",
+        "--eval_fraction=0.2",
+    )
+    clozemill(
+        "pretrain",
+        f"--data_dir={data}",
+        f"--output_dir={run}",
+        f"--bert_config_file={directory / 'config.json'}",
+        "--train_batch_size=16",
+        "--learning_rate=2e-3",
+        "--num_train_steps=60",
+        "--num_warmup_steps=6",
+        "--log_every_steps=10",
+    )
+    clozemill("evaluate", f"--run_dir={run}", f"--data_dir={data}")
+    clozemill("export", f"--run_dir={run}", f"--output_dir={exported}", "--format=huggingface")
+    return data, run, exported
+
+
+def test_training_learns_and_evaluation_reports_it(outputs):
+    _, run, _ = outputs
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    results = json.loads((run / "eval_results.json").read_text())
+    assert results["step"] == 60
+    assert results["masked_lm_loss"] < lines[0]["masked_lm_loss"] - 0.5
+    assert 0 < results["next_sentence_loss"] < 1
+    assert 0 <= results["masked_lm_accuracy"] <= 1
+    assert 0 <= results["next_sentence_accuracy"] <= 1
+
+
+def test_transformers_opens_the_export_and_computes_the_same(outputs):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from modeling.checkpoints import latest_checkpoint, load_weights
+    from modeling.input import evaluation_batches
+    from modeling.pretraining import BertForPreTraining
+    from modeling.run import read_run
+    from pipeline.manifest import Manifest
+
+    data, run, exported = outputs
+    config, _ = read_run(run)
+    model = BertForPreTraining(config)
+    load_weights(latest_checkpoint(run), model)
+    batch = next(iter(evaluation_batches(data, Manifest.read(data), 16)))
+    ours = {name: value.numpy() for name, value in model(batch).items()}
+
+    theirs, loading = transformers.BertForPreTraining.from_pretrained(
+        exported, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    ids, mask, segments = (
+        torch.tensor(batch[name].numpy(), dtype=torch.long)
+        for name in ("input_ids", "input_mask", "segment_ids")
+    )
+    with torch.no_grad():
+        output = theirs.eval()(ids, attention_mask=mask, token_type_ids=segments)
+    positions = batch["masked_lm_positions"].numpy()[:, :, None].astype(np.int64)
+    at_masks = np.take_along_axis(output.prediction_logits.numpy(), positions, axis=1)
+    np.testing.assert_allclose(at_masks, ours["masked_lm_logits"], atol=1e-4)
+    next_sentence = output.seq_relationship_logits.numpy()
+    np.testing.assert_allclose(next_sentence, ours["next_sentence_logits"], atol=1e-4)
