@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 
 VERBS = {
     "generate": "raw text to a data set of TFRecord shards",
+    "inspect": "instances of a data set as text, masks shown",
+    "verify": "whether a data set's files are still what its manifest says",
     "pretrain": "a data set to a trained BERT; goes on where it stopped",
     "evaluate": "losses and accuracies of a run on the eval shards",
     "export": "a run to a checkpoint for fine-tuning",

@@ -55,7 +55,7 @@ def training_batches(
 
 
 def evaluation_batches(data_dir: Path, manifest: Manifest, batch_size: int) -> tf.data.Dataset:
-    """All instances of the eval shards once, in the order of the files; the last batch may be smaller.
+    """All instances of the eval shards once, as `batches_in_order`.
 
     Raises:
       UserError: the data set has no eval instance.
@@ -66,6 +66,13 @@ def evaluation_batches(data_dir: Path, manifest: Manifest, batch_size: int) -> t
             f"the data set {data_dir} has no eval instance: generate it with --eval_fraction, "
             "0.01 for example"
         )
+    return batches_in_order(data_dir, shards, manifest, batch_size)
+
+
+def batches_in_order(
+    data_dir: Path, shards: list[Shard], manifest: Manifest, batch_size: int
+) -> tf.data.Dataset:
+    """All instances of some shards once, in the order of the files; the last batch may be smaller."""
     records = tf.data.TFRecordDataset([str(data_dir / shard.name) for shard in shards])
     return _parsed_batches(records, manifest, batch_size, drop_remainder=False)
 

@@ -14,6 +14,8 @@ The modules in the order of the flow::
     records        arrays -> tf.train.Example bytes (the contract with `modeling`)
     shards         one bucket of documents, one pass -> one TFRecord file
     manifest       what a finished data set says of itself (the contract with `modeling`)
+    inspection     instances as text that a person can check
+    verification   whether a data set's files are still what the manifest says
     directories    where unfinished and finished parts of a data set lie
     progress       how far a run has come
     statistics     the workers' counts -> the facts in the manifest

@@ -5,14 +5,16 @@ once, as columns of bytes: the result is what protobuf's deterministic serializa
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
 
 _BITS_PER_VARINT_BYTE = 7
 _MORE_FOLLOWS = 0x80
+_LENGTH_BYTES, _CRC_BYTES = 8, 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,23 @@ def frame_record(record: bytes) -> bytes:
     """A record as it stands in a TFRecord file: length, its CRC, content, its CRC."""
     length = struct.pack("<Q", len(record))
     return length + _masked_crc(length) + record + _masked_crc(record)
+
+
+def read_frames(file: BinaryIO) -> Iterator[bytes]:
+    """The frames of a TFRecord file, one a record, with both checksums checked.
+
+    Raises:
+      ValueError: the file ends within a frame, or a checksum is wrong.
+    """
+    while length := file.read(_LENGTH_BYTES):
+        length_crc = file.read(_CRC_BYTES)
+        if length_crc != _masked_crc(length):
+            raise ValueError("the checksum of its length is wrong")
+        record = file.read(int.from_bytes(length, "little"))
+        record_crc = file.read(_CRC_BYTES)
+        if record_crc != _masked_crc(record):
+            raise ValueError("its checksum is wrong")
+        yield length + length_crc + record + record_crc
 
 
 def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:

@@ -70,6 +70,7 @@ def test_importing_all_of_modeling_loads_no_beam():
     ("verb", "needed", "unwanted"),
     [
         ("generate", "apache_beam", {"keras", "tensorflow", "modeling"}),
+        ("verify", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         ("pretrain", "keras", {"apache_beam"}),
         ("evaluate", "keras", {"apache_beam"}),
         ("export", "keras", {"apache_beam"}),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,25 @@ def test_generate_reports_what_it_made(data_dir):
     manifest = json.loads((data_dir / "manifest.json").read_text())
     assert manifest["statistics"]["train"]["instances"] > 0
     assert "--max_seq_length=32" in (data_dir / "flags.txt").read_text()
+
+
+def test_verify_tells_a_whole_data_set_from_a_damaged_one(data_dir, tmp_path):
+    result = clozemill("verify", f"--data_dir={data_dir}")
+    assert result.returncode == 0
+    assert "as in the manifest" in result.stdout
+    damaged = Path(shutil.copytree(data_dir, tmp_path / "damaged"))
+    shard = next(damaged.glob("train-*"))
+    shard.unlink()
+    result = clozemill("verify", f"--data_dir={damaged}")
+    assert_fails_with_one_line(result, f"{shard} is missing")
+
+
+def test_inspect_shows_masks_and_the_next_sentence_label(data_dir):
+    result = clozemill("inspect", f"--data_dir={data_dir}", "--num_examples=3")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("  A: [CLS] ") == 3
+    assert result.stdout.count(" → ") == result.stdout.count("{") >= 3
+    assert "B is random" in result.stdout or "B follows A" in result.stdout
 
 
 def test_saved_flags_repeat_the_run(data_dir, tmp_path):

@@ -1,0 +1,52 @@
+"""Whether a data set's files are still what its manifest says."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.records import read_frames
+
+
+def verify(data_dir: Path) -> Iterator[str]:
+    """Reads everything and yields what differs from the manifest, a line each, with the file's name.
+
+    Raises:
+      UserError: there is no manifest, or it cannot be understood.
+    """
+    manifest = Manifest.read(data_dir)
+    for shard in manifest.shards:
+        yield from _verify_shard(data_dir / shard.name, shard)
+    known = {shard.name for shard in manifest.shards}
+    for path in sorted(data_dir.glob("*.tfrecord")):
+        if path.name not in known:
+            yield f"{path} is not in the manifest"
+    vocabulary = data_dir / VOCABULARY_NAME
+    if not vocabulary.exists():
+        yield f"{vocabulary} is missing"
+    elif hashlib.sha256(vocabulary.read_bytes()).hexdigest() != manifest.vocab_sha256:
+        yield f"{vocabulary} is not the vocabulary the data set was made with"
+
+
+def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
+    """The first thing that is wrong with a shard, the one that says most."""
+    if not path.exists():
+        yield f"{path} is missing"
+        return
+    if path.stat().st_size != shard.bytes:
+        yield f"{path} has {path.stat().st_size} bytes, not {shard.bytes}"
+        return
+    digest = hashlib.sha256()
+    instances = 0
+    try:
+        with path.open("rb") as file:
+            for framed in read_frames(file):
+                digest.update(framed)
+                instances += 1
+    except ValueError as error:
+        yield f"{path} is damaged: record {instances}: {error}"
+        return
+    if instances != shard.instances:
+        yield f"{path} has {instances} records, not {shard.instances}"
+    elif digest.hexdigest() != shard.sha256:
+        yield f"{path} has another SHA-256 than in the manifest"
