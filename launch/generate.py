@@ -12,10 +12,10 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from launch.flag_files import save_flags
-from pipeline.generate import GenerateOptions, generate
+from pipeline.generate import generate
 from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
-from pipeline.options import InstanceOptions, RandomToken
+from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 
 PASSES_ON_UNKNOWN_FLAGS = True
 _DEFAULTS = InstanceOptions()
@@ -42,6 +42,12 @@ _OVERWRITE = flags.DEFINE_boolean(
 _DO_LOWER_CASE = flags.DEFINE_boolean(
     "do_lower_case", True, "Lower-case the text and strip accents, for an uncased vocabulary."
 )
+_STRIP_ACCENTS = flags.DEFINE_boolean(
+    "strip_accents",
+    None,
+    "Drop accents. By default when lower-casing, as the original does; turn it off for Korean and "
+    "Japanese, which it destroys.",
+)
 _MAX_SEQ_LENGTH = flags.DEFINE_integer(
     "max_seq_length",
     _DEFAULTS.max_seq_length,
@@ -67,6 +73,13 @@ _DUPE_FACTOR = flags.DEFINE_integer(
 )
 _DO_WHOLE_WORD_MASK = flags.DEFINE_boolean(
     "do_whole_word_mask", _DEFAULTS.do_whole_word_mask, "Mask all pieces of a word together."
+)
+_MASKED_WORD_ACTION = flags.DEFINE_enum_class(
+    "masked_word_action",
+    _DEFAULTS.masked_word_action,
+    MaskedWordAction,
+    "Whether [MASK] (80 %), the same (10 %) or another token (10 %) is drawn for each piece, as in "
+    "the original BERT, or once for all pieces of a word.",
 )
 _RANDOM_TOKEN = flags.DEFINE_enum_class(
     "random_token",
@@ -98,6 +111,7 @@ def main(beam_flags: list[str]) -> None:
         vocab_file=Path(_VOCAB_FILE.value),
         output_dir=Path(_OUTPUT_DIR.value),
         do_lower_case=_DO_LOWER_CASE.value,
+        strip_accents=_STRIP_ACCENTS.value,
         instances=InstanceOptions(
             max_seq_length=_MAX_SEQ_LENGTH.value,
             max_predictions_per_seq=_MAX_PREDICTIONS_PER_SEQ.value,
@@ -105,6 +119,7 @@ def main(beam_flags: list[str]) -> None:
             short_seq_prob=_SHORT_SEQ_PROB.value,
             dupe_factor=_DUPE_FACTOR.value,
             do_whole_word_mask=_DO_WHOLE_WORD_MASK.value,
+            masked_word_action=_MASKED_WORD_ACTION.value,
             random_token=_RANDOM_TOKEN.value,
             random_seed=_RANDOM_SEED.value,
         ),

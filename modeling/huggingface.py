@@ -66,6 +66,7 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
         {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": manifest.do_lower_case,
+            "strip_accents": manifest.strip_accents,
             "model_max_length": config.max_position_embeddings,
         },
     )

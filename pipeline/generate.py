@@ -129,6 +129,7 @@ def _make_manifest(
         max_seq_length=options.instances.max_seq_length,
         max_predictions_per_seq=options.instances.max_predictions_per_seq,
         do_lower_case=options.do_lower_case,
+        strip_accents=options.strip_accents,
         vocab_size=len(vocabulary),
         vocab_sha256=vocabulary.sha256,
         options={
@@ -152,7 +153,9 @@ class TokenizeSplit(beam.DoFn):
 
     def setup(self) -> None:
         """Loads the vocabulary once a worker."""
-        self._tokenizer = FullTokenizer(self._directories.vocabulary, self._options.do_lower_case)
+        self._tokenizer = FullTokenizer(
+            self._directories.vocabulary, self._options.do_lower_case, self._options.strip_accents
+        )
 
     def process(self, numbered_split: tuple[int, Split]) -> Iterator[Any]:
         """Reads, tokenizes and writes the split's documents."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.corpus import DocumentBatch
-from pipeline.masking import choose_masked_pieces, num_to_mask, replace_pieces
-from pipeline.options import InstanceOptions, RandomToken
+from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
+from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
 from pipeline.tokenization import Vocabulary
 
@@ -125,7 +125,12 @@ def mask_instances(
         rng,
     )
     labels = input_ids[pieces.row, pieces.column]
-    replaced, action = replace_pieces(labels, vocabulary.ids["[MASK]"], replacement_ids, rng)
+    acts_like = None
+    if options.masked_word_action == MaskedWordAction.PER_WORD:
+        acts_like = first_piece_of_word(is_word_start[pieces.row, pieces.column])
+    replaced, action = replace_pieces(
+        labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
+    )
     input_ids[pieces.row, pieces.column] = replaced
     for name, dtype, values in (
         ("masked_lm_positions", np.int64, pieces.column),

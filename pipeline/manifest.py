@@ -47,12 +47,13 @@ class Manifest:
     Attributes:
       max_seq_length: S, tokens of an instance.
       max_predictions_per_seq: P, predictions of an instance.
-      do_lower_case: whether the text was lower-cased and its accents stripped.
+      do_lower_case: whether the text was lower-cased.
       vocab_size: lines of the vocabulary.
       vocab_sha256: of the vocabulary file, in hexadecimal.
       options: the other options the data set was made with.
       statistics: counts and shares of the corpus and of the instances of each split.
       shards: all files, train before eval, pass by pass.
+      strip_accents: whether accents were stripped; None: when lower-casing.
       format_version: of this file.
     """
 
@@ -64,6 +65,7 @@ class Manifest:
     options: dict[str, Any]
     statistics: dict[str, Any]
     shards: list[Shard]
+    strip_accents: bool | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod

@@ -75,7 +75,11 @@ def choose_masked_pieces(
 
 
 def replace_pieces(
-    ids: np.ndarray, mask_id: int, replacement_ids: np.ndarray, rng: np.random.Generator
+    ids: np.ndarray,
+    mask_id: int,
+    replacement_ids: np.ndarray,
+    rng: np.random.Generator,
+    acts_like: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each piece becomes `[MASK]` in 80 % of cases, stays in 10 %, is drawn at random in 10 %.
 
@@ -84,14 +88,22 @@ def replace_pieces(
       mask_id: id of `[MASK]`.
       replacement_ids: ids that random replacements are drawn from.
       rng: the source of all draws.
+      acts_like: int64 [M], the number of the piece whose draw decides for this one; None: its own.
 
     Returns:
       The new ids [M], and int64 [M] which says 0 masked, 1 kept, 2 random.
     """
     tenth = rng.integers(0, 10, len(ids))
     action = np.maximum(tenth - 7, 0)
+    if acts_like is not None:
+        action = action[acts_like]
     random_ids = replacement_ids[rng.integers(0, len(replacement_ids), len(ids))]
     return np.select([action == 0, action == 1], [mask_id, ids], random_ids), action
+
+
+def first_piece_of_word(begins_word: np.ndarray) -> np.ndarray:
+    """int64 [M]: for each of M pieces in order, the number of the first piece of its word."""
+    return np.maximum.accumulate(np.where(begins_word, np.arange(len(begins_word)), 0))
 
 
 def _lengths_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:

@@ -19,6 +19,15 @@ class RandomToken(StrEnum):
     """The whole vocabulary, as in the original."""
 
 
+class MaskedWordAction(StrEnum):
+    """For what the 80 % `[MASK]`, 10 % kept, 10 % random are drawn."""
+
+    PER_PIECE = "per_piece"
+    """For each piece, as in the original."""
+    PER_WORD = "per_word"
+    """For each word: all its pieces become `[MASK]`, or are kept, or are drawn at random."""
+
+
 @dataclass(frozen=True)
 class InstanceOptions:
     """Options with the names and defaults of the original's create_pretraining_data.py.
@@ -30,6 +39,7 @@ class InstanceOptions:
       short_seq_prob: share of documents whose instances aim at a random shorter length.
       dupe_factor: passes over the corpus, each with other pairs and masks.
       do_whole_word_mask: whether all pieces of a word are masked together.
+      masked_word_action: whether the pieces of a masked word are replaced alike.
       random_token: what random replacements are drawn from.
       random_seed: seeds every draw, together with the bucket and the pass.
 
@@ -43,6 +53,7 @@ class InstanceOptions:
     short_seq_prob: float = 0.1
     dupe_factor: int = 10
     do_whole_word_mask: bool = True
+    masked_word_action: MaskedWordAction = MaskedWordAction.PER_PIECE
     random_token: RandomToken = RandomToken.WORDS
     random_seed: int = 12345
 
@@ -77,6 +88,7 @@ class GenerateOptions:
       vocab_file: the WordPiece vocabulary.
       output_dir: the data set's directory.
       do_lower_case: whether the vocabulary is an uncased one.
+      strip_accents: whether accents are dropped; None: when lower-casing.
       instances: how instances are made.
       eval_fraction: share of the documents kept apart for evaluation.
       num_shards: train shards of a pass; None sizes them from the corpus.
@@ -91,6 +103,7 @@ class GenerateOptions:
     vocab_file: Path
     output_dir: Path
     do_lower_case: bool = True
+    strip_accents: bool | None = None
     instances: InstanceOptions = field(default_factory=InstanceOptions)
     eval_fraction: float = 0.0
     num_shards: int | None = None

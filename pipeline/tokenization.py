@@ -88,19 +88,23 @@ class BasicTokenizer:
     """Splits text at white space and punctuation, with each CJK ideograph on its own.
 
     Args:
-      do_lower_case: also lower-case, decompose (NFD) and drop accents, as uncased models do.
+      do_lower_case: also lower-case the text, as uncased models do.
+      strip_accents: whether to decompose characters (NFD) and drop accents; None, the original's way,
+        does so when lower-casing. It destroys Korean and Japanese, which need False.
     """
 
-    def __init__(self, do_lower_case: bool = True):
+    def __init__(self, do_lower_case: bool = True, strip_accents: bool | None = None):
         self.do_lower_case = do_lower_case
+        self.strip_accents = do_lower_case if strip_accents is None else strip_accents
 
     def tokenize(self, text: str) -> list[str]:
         """The basic tokens of `text`, in order."""
         spaced = _IDEOGRAPH.sub(r" \g<0> ", clean_text(text))
         tokens: list[str] = []
         for word in spaced.split():
-            normalized = strip_accents(word.lower()) if self.do_lower_case else word
-            tokens.extend(_split_at_punctuation(normalized))
+            cased = word.lower() if self.do_lower_case else word
+            plain = without_accents(cased) if self.strip_accents else cased
+            tokens.extend(_split_at_punctuation(plain))
         return tokens
 
 
@@ -143,12 +147,17 @@ class FullTokenizer:
 
     Args:
       vocab_file: the vocabulary, one token a line.
-      do_lower_case: whether the vocabulary is an uncased one.
+      do_lower_case, strip_accents: as of `BasicTokenizer`.
     """
 
-    def __init__(self, vocab_file: str | Path, do_lower_case: bool = True):
+    def __init__(
+        self,
+        vocab_file: str | Path,
+        do_lower_case: bool = True,
+        strip_accents: bool | None = None,
+    ):
         self.vocabulary = Vocabulary(vocab_file)
-        self.basic_tokenizer = BasicTokenizer(do_lower_case)
+        self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
         self._ids_of_basic_token = _Memo(self._encode_basic_token)
         self._ids_of_word = _Memo(self._encode_word)
@@ -214,7 +223,7 @@ def clean_text(text: str) -> str:
     )
 
 
-def strip_accents(text: str) -> str:
+def without_accents(text: str) -> str:
     """Canonical decomposition (NFD) without nonspacing marks (Mn); nothing is composed again."""
     decomposed = unicodedata.normalize("NFD", text)
     return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
