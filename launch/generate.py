@@ -36,8 +36,17 @@ _VOCAB_FILE = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Where the data set goes; all workers must reach it.", required=True
 )
+_TOKENIZED_DIR = flags.DEFINE_string(
+    "tokenized_dir",
+    None,
+    "Keep the tokenized corpus there, for other data sets of the same text, vocabulary and tokenizer: "
+    "other lengths, masks and seeds. One that is there already is used, and no text is read.",
+)
 _OVERWRITE = flags.DEFINE_boolean(
-    "overwrite", False, "Replace the data set that --output_dir already holds."
+    "overwrite",
+    False,
+    "Replace the data set that --output_dir holds, finished or not. Without it, a run that was "
+    "killed goes on.",
 )
 _DO_LOWER_CASE = flags.DEFINE_boolean(
     "do_lower_case", True, "Lower-case the text and strip accents, for an uncased vocabulary."
@@ -110,6 +119,7 @@ def main(beam_flags: list[str]) -> None:
         input_format=_INPUT_FORMAT.value,
         vocab_file=Path(_VOCAB_FILE.value),
         output_dir=Path(_OUTPUT_DIR.value),
+        tokenized_dir=Path(_TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None,
         do_lower_case=_DO_LOWER_CASE.value,
         strip_accents=_STRIP_ACCENTS.value,
         instances=InstanceOptions(

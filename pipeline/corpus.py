@@ -167,10 +167,8 @@ def tokenize_document(
     )
 
 
-def write_documents(
-    path: Path, documents: Mapping[Bucket, list[TokenizedDocument]]
-) -> list[tuple[Bucket, Piece]]:
-    """Writes one row group per bucket and says where each is. The file appears when it is whole."""
+def write_documents(path: Path, documents: Mapping[Bucket, list[TokenizedDocument]]) -> None:
+    """Writes one row group per bucket, in their order. The file appears when it is whole."""
     temporary = path.with_suffix(".tmp")
     # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
     with pq.ParquetWriter(
@@ -180,7 +178,6 @@ def write_documents(
             columns = [[getattr(member, name) for member in members] for name in _SCHEMA.names]
             writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(members))
     temporary.replace(path)
-    return [(bucket, Piece(path, row_group)) for row_group, bucket in enumerate(documents)]
 
 
 def read_documents_of_bucket(pieces: list[Piece], id_dtype: np.dtype) -> DocumentBatch:

@@ -1,51 +1,75 @@
-"""Where a data set is made: unfinished parts apart, final names for what is whole."""
+"""Where a data set is made: unfinished parts apart, final names for what is whole.
 
+Every finished file of either stage has a *receipt*, a small JSON file which says what was counted while
+it was made. Receipts outlive a worker or a run that is killed: what has one is not made again.
+"""
+
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 
 IN_PROGRESS_NAME = "in_progress"
+_PLAN_NAME = "plan.json"
+
+Plan = Mapping[str, Any]
+"""All that decides what is in the files of a stage, as JSON values."""
 
 
 class Directories:
-    """The output directory and, until the data set is finished, the folder of its unfinished parts."""
+    """The output directory, the folder of its unfinished parts, and the tokenized corpus.
 
-    def __init__(self, output_dir: Path):
+    Args:
+      output_dir: the data set's directory.
+      tokenized_dir: where the tokenized corpus is, or is to be kept; None keeps it only until the
+        data set is finished.
+    """
+
+    def __init__(self, output_dir: Path, tokenized_dir: Path | None = None):
         self.output = output_dir.absolute()
         self.in_progress = self.output / IN_PROGRESS_NAME
-        self.tokenized = self.in_progress / "tokenized"
+        self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
         self.shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
-        self.results = self.in_progress / "results.json"
 
-    def prepare(self, vocab_file: Path, overwrite: bool) -> None:
-        """Makes room: what an unfinished run left is removed, and a data set if asked.
+    def prepare(
+        self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
+    ) -> None:
+        """Makes room, or finds out that an unfinished run of the same plans can go on.
 
         Raises:
-          UserError: there is a data set and `overwrite` is off, the directory holds something else,
-            or it is not writable.
+          UserError: a directory holds something that is not to be replaced, or is not writable.
         """
-        if (self.output / MANIFEST_NAME).exists() and not overwrite:
+        if overwrite:
+            self.discard()
+        elif (self.output / MANIFEST_NAME).exists():
             raise UserError(
                 f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
                 "to replace it"
             )
-        is_ours = (self.output / MANIFEST_NAME).exists() or self.in_progress.exists()
-        if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
+        elif self.output.is_dir() and any(self.output.iterdir()) and not self.in_progress.exists():
             raise UserError(
                 f"{self.output} holds files that are no data set: give an empty --output_dir"
             )
+        _check_plan(self.shards, shard_plan, "an unfinished data set", "--overwrite to start anew")
+        _check_plan(self.tokenized, tokenization_plan, "a tokenized corpus", "another directory")
         try:
-            self._remove_data_set()
-            self.tokenized.mkdir(parents=True)
-            self.shards.mkdir()
+            for directory, plan in (
+                (self.shards, shard_plan),
+                (self.tokenized, tokenization_plan),
+            ):
+                directory.mkdir(parents=True, exist_ok=True)
+                _write_json(directory / _PLAN_NAME, plan)
             # The workers' copy: the output directory is where all of them can reach.
             shutil.copyfile(vocab_file, self.vocabulary)
         except OSError as error:
             raise UserError(
-                f"cannot write to {self.output}: {error.strerror}; give another --output_dir"
+                f"cannot write to {error.filename or self.output}: {error.strerror}; "
+                "give another directory"
             ) from error
 
     def finish(self, manifest: Manifest) -> None:
@@ -55,13 +79,51 @@ class Directories:
         shutil.rmtree(self.in_progress)
 
     def discard(self) -> None:
-        """After a failure: leaves nothing that could be taken for a data set."""
-        self._remove_data_set()
+        """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
+        if (self.output / MANIFEST_NAME).exists() or self.in_progress.exists():
+            (self.output / MANIFEST_NAME).unlink(missing_ok=True)
+            for split in ("train", "eval"):
+                for shard in self.output.glob(f"{split}-*-of-*.tfrecord"):
+                    shard.unlink()
+            (self.output / VOCABULARY_NAME).unlink(missing_ok=True)
+            shutil.rmtree(self.in_progress, ignore_errors=True)
 
-    def _remove_data_set(self) -> None:
-        (self.output / MANIFEST_NAME).unlink(missing_ok=True)
-        for split in ("train", "eval"):
-            for shard in self.output.glob(f"{split}-*-of-*.tfrecord"):
-                shard.unlink()
-        (self.output / VOCABULARY_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.in_progress, ignore_errors=True)
+
+def read_receipt(path: Path) -> dict[str, Any] | None:
+    """The receipt of the file that is or was made as `path`; None when there is none."""
+    try:
+        return json.loads(_receipt(path).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the receipt of a finished file; it appears when it is whole."""
+    _write_json(_receipt(path), content)
+
+
+def _receipt(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> None:
+    """Sees that the files in a directory, if there are any, are of the same plan."""
+    path = directory / _PLAN_NAME
+    if not path.exists():
+        return
+    found = json.loads(path.read_text("utf-8"))
+    differences = [
+        f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{directory} holds {contents} made with {'; '.join(differences)}: give {remedy}"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    temporary.replace(path)

@@ -7,6 +7,7 @@ Only file names, bucket numbers and statistics cross Beam's shuffle, never text 
 is bounded by one split and one bucket on every runner, however large the corpus.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter, defaultdict
@@ -33,7 +34,7 @@ from pipeline.corpus import (
     tokenize_document,
     write_documents,
 )
-from pipeline.directories import Directories
+from pipeline.directories import Directories, Plan, read_receipt, write_receipt
 from pipeline.documents import read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile, Split, describe_paths, match_files, plan_splits
@@ -44,11 +45,15 @@ from pipeline.shards import ShardPlan, build_shard, plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, sum_counters, summarize
 from pipeline.tokenization import FullTokenizer, Vocabulary
 
+_BucketKey = tuple[str, int]
+
 EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
+
+    After a run that was killed, the same options go on with what it had finished.
 
     Raises:
       UserError: the input, the vocabulary, the output directory or an option is unusable.
@@ -67,22 +72,24 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
         len(splits),
         len(shard_plans),
     )
-    directories = Directories(options.output_dir)
-    directories.prepare(options.vocab_file, options.overwrite)
+    directories = Directories(options.output_dir, options.tokenized_dir)
+    tokenization_plan = _plan_of_tokenization(options, files, splits, buckets, vocabulary)
+    directories.prepare(
+        options.vocab_file,
+        tokenization_plan,
+        {**tokenization_plan, **asdict(options.instances)},
+        options.overwrite,
+    )
+    with report_progress(directories.tokenized, len(splits), directories.output, len(shard_plans)):
+        _run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
 
-    try:
-        with report_progress(
-            directories.tokenized, len(splits), directories.output, len(shard_plans)
-        ):
-            _run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
-        results = _read_results(directories.results)
-        results.corpus.update(input_files=len(files), input_bytes=corpus_bytes)
-        check_documents_agree(results)
-        _check_any_instance(results, files, options)
-        manifest = _make_manifest(results, options, vocabulary, buckets)
-    except BaseException:
+    results = _read_results(directories, len(splits), shard_plans)
+    results.corpus.update(input_files=len(files), input_bytes=corpus_bytes)
+    check_documents_agree(results)
+    if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
         directories.discard()
-        raise
+        raise UserError(_describe_lack_of_instances(results, files, options))
+    manifest = _make_manifest(results, options, vocabulary, buckets)
     directories.finish(manifest)
     return manifest
 
@@ -110,16 +117,38 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
 
 
-def _check_any_instance(
+def _plan_of_tokenization(
+    options: GenerateOptions,
+    files: list[InputFile],
+    splits: list[Split],
+    buckets: BucketPlan,
+    vocabulary: Vocabulary,
+) -> Plan:
+    """All that decides what is in the files of the tokenized corpus."""
+    names_and_sizes = json.dumps([(file.name, file.size) for file in files])
+    return {
+        "input_files": len(files),
+        "input_bytes": buckets.corpus_bytes,
+        "input_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest(),
+        "input_format": options.input_format,
+        "do_lower_case": options.do_lower_case,
+        "strip_accents": options.strip_accents,
+        "vocab_sha256": vocabulary.sha256,
+        "eval_fraction": buckets.eval_fraction,
+        "num_train_buckets": buckets.num_train_buckets,
+        "num_splits": len(splits),
+    }
+
+
+def _describe_lack_of_instances(
     results: BuildResults, files: list[InputFile], options: GenerateOptions
-) -> None:
-    if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
-        raise UserError(
-            f"no training instance came out of {describe_paths([file.path for file in files])}: "
-            f"{results.corpus['documents_read']} documents were read, "
-            f"{results.corpus['documents_tokenized']} of them with any token; check "
-            f"--input_format={options.input_format} and --eval_fraction, or give more text"
-        )
+) -> str:
+    return (
+        f"no training instance came out of {describe_paths([file.path for file in files])}: "
+        f"{results.corpus['documents_read']} documents were read, "
+        f"{results.corpus['documents_tokenized']} of them with any token; check "
+        f"--input_format={options.input_format} and --eval_fraction, or give more text"
+    )
 
 
 def _make_manifest(
@@ -144,7 +173,7 @@ def _make_manifest(
 
 
 class TokenizeSplit(beam.DoFn):
-    """A numbered split to a Parquet file: yields (bucket, piece), and statistics on the side."""
+    """A numbered split to a Parquet file: yields (bucket, piece). What has a receipt is not made again."""
 
     def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
         self._options = options
@@ -157,9 +186,20 @@ class TokenizeSplit(beam.DoFn):
             self._directories.vocabulary, self._options.do_lower_case, self._options.strip_accents
         )
 
-    def process(self, numbered_split: tuple[int, Split]) -> Iterator[Any]:
+    def process(self, numbered_split: tuple[int, Split]) -> Iterator[tuple[_BucketKey, Piece]]:
         """Reads, tokenizes and writes the split's documents."""
         number, split = numbered_split
+        path = _tokenized_file(self._directories, number)
+        receipt = read_receipt(path)
+        if receipt is None:
+            documents, statistics = self._tokenize(split)
+            write_documents(path, documents)
+            receipt = {"buckets": [_key(bucket) for bucket in documents], "statistics": statistics}
+            write_receipt(path, receipt)
+        for row_group, (bucket_split, index) in enumerate(receipt["buckets"]):
+            yield (bucket_split, index), Piece(path, row_group)
+
+    def _tokenize(self, split: Split) -> tuple[dict[Bucket, list[TokenizedDocument]], Counter[str]]:
         statistics: Counter[str] = Counter()
         documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
         for file_range in split:
@@ -168,14 +208,11 @@ class TokenizeSplit(beam.DoFn):
                 if tokenized:
                     bucket = self._buckets.bucket_of(file_range.file, document.offset)
                     documents[bucket].append(tokenized)
-        path = self._directories.tokenized / f"split-{number:05d}.parquet"
-        for bucket, piece in write_documents(path, documents):
-            yield _key(bucket), piece
-        yield beam.pvalue.TaggedOutput("statistics", statistics)
+        return documents, statistics
 
 
 class BuildShard(beam.DoFn):
-    """A shard's plan and the pieces of its bucket to a shard: yields (shard, statistics)."""
+    """A shard's plan and the pieces of its bucket to a shard, unless it is there already."""
 
     def __init__(self, options: GenerateOptions, directories: Directories):
         self._options = options
@@ -185,13 +222,17 @@ class BuildShard(beam.DoFn):
         """Loads the vocabulary once a worker."""
         self._vocabulary = Vocabulary(self._directories.vocabulary)
 
-    def process(
-        self, plan_and_pieces: tuple[ShardPlan, list[Piece]]
-    ) -> Iterator[tuple[Shard, Counter[str]]]:
+    def process(self, plan_and_pieces: tuple[ShardPlan, list[Piece]]) -> None:
         """Reads the bucket and writes the shard."""
         plan, pieces = plan_and_pieces
+        receipt_path = self._directories.shards / plan.name
+        receipt = read_receipt(receipt_path)
+        if receipt and _has_sha256(
+            self._directories.output / plan.name, receipt["shard"]["sha256"]
+        ):
+            return
         documents = read_documents_of_bucket(pieces, self._vocabulary.id_dtype)
-        yield build_shard(
+        shard, statistics = build_shard(
             plan,
             documents,
             self._vocabulary,
@@ -199,6 +240,7 @@ class BuildShard(beam.DoFn):
             self._directories.shards,
             self._directories.output,
         )
+        write_receipt(receipt_path, {"shard": asdict(shard), "statistics": statistics})
 
 
 def _run_pipeline(
@@ -211,29 +253,21 @@ def _run_pipeline(
 ) -> None:
     try:
         with beam.Pipeline(options=beam_options) as root:
-            tokenized = (
+            pieces = (
                 root
                 | "Splits" >> beam.Create(list(enumerate(splits)))
                 | "SpreadSplits" >> beam.Reshuffle()
-                | "Tokenize"
-                >> beam.ParDo(TokenizeSplit(options, buckets, directories)).with_outputs(
-                    "statistics", main="pieces"
-                )
+                | "Tokenize" >> beam.ParDo(TokenizeSplit(options, buckets, directories))
             )
             plans = root | "Plans" >> beam.Create(
                 [(_key(plan.bucket), plan) for plan in shard_plans]
             )
-            shards = (
-                {"plans": plans, "pieces": tokenized.pieces}
+            _ = (
+                {"plans": plans, "pieces": pieces}
                 | "GroupByBucket" >> beam.CoGroupByKey()
                 | "Shards" >> beam.FlatMap(_pair_plans_with_pieces)
                 | "SpreadShards" >> beam.Reshuffle()
                 | "Build" >> beam.ParDo(BuildShard(options, directories))
-                | "ListShards" >> beam.combiners.ToList()
-            )
-            statistics = tokenized.statistics | beam.CombineGlobally(sum_counters)
-            _ = shards | "WriteResults" >> beam.Map(
-                _write_results, beam.pvalue.AsSingleton(statistics), directories.results
             )
     except Exception as error:
         # A worker's exception arrives as text.
@@ -242,12 +276,12 @@ def _run_pipeline(
         raise
 
 
-def _key(bucket: Bucket) -> tuple[str, int]:
+def _key(bucket: Bucket) -> _BucketKey:
     return bucket.split, bucket.index
 
 
 def _pair_plans_with_pieces(
-    grouped: tuple[tuple[str, int], dict[str, Iterable[Any]]],
+    grouped: tuple[_BucketKey, dict[str, Iterable[Any]]],
 ) -> Iterator[tuple[ShardPlan, list[Piece]]]:
     """The plans of a bucket's shards, each with all the bucket's pieces (none for an empty bucket)."""
     _, members = grouped
@@ -256,17 +290,34 @@ def _pair_plans_with_pieces(
         yield plan, pieces
 
 
-def _write_results(
-    built: list[tuple[Shard, Counter[str]]], corpus: Counter[str], path: Path
-) -> None:
-    """Leaves what the workers found where the driver, on any runner, can read it."""
-    results = {"corpus": corpus, "shards": [[asdict(shard), counts] for shard, counts in built]}
-    path.write_text(json.dumps(results), "utf-8")
+def _tokenized_file(directories: Directories, split_number: int) -> Path:
+    return directories.tokenized / f"split-{split_number:05d}.parquet"
 
 
-def _read_results(path: Path) -> BuildResults:
-    results = json.loads(path.read_text("utf-8"))
-    shards = [(Shard(**shard), Counter(counts)) for shard, counts in results["shards"]]
-    # They arrive in any order; train before eval, pass by pass.
-    shards.sort(key=lambda built: (built[0].split == "eval", built[0].name))
-    return BuildResults(Counter(results["corpus"]), shards)
+def _has_sha256(path: Path, sha256: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _read_results(
+    directories: Directories, num_splits: int, shard_plans: list[ShardPlan]
+) -> BuildResults:
+    """What the workers counted, from the receipts of all files.
+
+    Raises:
+      RuntimeError: a file has no receipt, so the runner has lost work.
+    """
+
+    def receipt(path: Path) -> dict[str, Any]:
+        if content := read_receipt(path):
+            return content
+        raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
+
+    splits = [receipt(_tokenized_file(directories, number)) for number in range(num_splits)]
+    shards = [receipt(directories.shards / plan.name) for plan in shard_plans]
+    return BuildResults(
+        sum_counters(split["statistics"] for split in splits),
+        [(Shard(**shard["shard"]), Counter(shard["statistics"])) for shard in shards],
+    )

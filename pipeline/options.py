@@ -87,6 +87,8 @@ class GenerateOptions:
       input_format: how its documents and sentences are laid out.
       vocab_file: the WordPiece vocabulary.
       output_dir: the data set's directory.
+      tokenized_dir: where the tokenized corpus is kept for other data sets of the same text; one that
+        is there already is used.
       do_lower_case: whether the vocabulary is an uncased one.
       strip_accents: whether accents are dropped; None: when lower-casing.
       instances: how instances are made.
@@ -102,6 +104,7 @@ class GenerateOptions:
     input_format: InputFormat
     vocab_file: Path
     output_dir: Path
+    tokenized_dir: Path | None = None
     do_lower_case: bool = True
     strip_accents: bool | None = None
     instances: InstanceOptions = field(default_factory=InstanceOptions)

@@ -1,7 +1,7 @@
 """Counts from the workers to the facts in the manifest."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ class BuildResults:
     shards: list[tuple[Shard, Counter[str]]]
 
 
-def sum_counters(counters: Iterable[Counter[str]]) -> Counter[str]:
+def sum_counters(counters: Iterable[Mapping[str, int]]) -> Counter[str]:
     """The sum of counters; unlike `sum`, it also keeps what is 0."""
     total: Counter[str] = Counter()
     for counter in counters:

@@ -1,0 +1,142 @@
+"""A run that is killed, and the same command again; real processes on small corpora."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(output_dir, *flags):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "launch",
+            "generate",
+            f"--input_file={ROOT / 'data_samples' / 'english.txt'}",
+            f"--vocab_file={ROOT / 'data_samples' / 'english_vocab.txt'}",
+            f"--output_dir={output_dir}",
+            "--dupe_factor=30",
+            "--num_shards=2",
+            *flags,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(output_dir, *flags):
+    process = start(output_dir, *flags)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
+def kill_when(process, condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+def content(output_dir):
+    return {
+        path.name: path.read_bytes() for path in output_dir.iterdir() if path.name != "flags.txt"
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("uninterrupted") / "data"
+    finish(output_dir)
+    return content(output_dir)
+
+
+@pytest.mark.parametrize(
+    "pattern_and_count",
+    [("in_progress", 1), ("in_progress/tokenized/*.parquet", 1), ("train-*", 1), ("train-*", 25)],
+)
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, pattern_and_count):
+    pattern, count = pattern_and_count
+    output_dir = tmp_path / "data"
+    kill_when(start(output_dir), lambda: len(list(output_dir.glob(pattern))) >= count)
+    assert not (output_dir / "manifest.json").exists()
+    finish(output_dir)
+    assert content(output_dir) == uninterrupted
+
+
+def test_finished_shards_are_reused_unless_they_are_damaged(tmp_path, uninterrupted):
+    output_dir = tmp_path / "data"
+    kill_when(start(output_dir), lambda: len(list(output_dir.glob("train-*"))) >= 10)
+    receipts = list((output_dir / "in_progress" / "shards").glob("*.tfrecord.json"))
+    shards = [output_dir / receipt.name.removesuffix(".json") for receipt in sorted(receipts)]
+    damaged, *whole = shards
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    times = [shard.stat().st_mtime_ns for shard in whole]
+    finish(output_dir)
+    assert content(output_dir) == uninterrupted
+    assert [shard.stat().st_mtime_ns for shard in whole] == times
+
+
+def test_an_unfinished_data_set_of_other_options_is_refused_and_kept(tmp_path):
+    output_dir = tmp_path / "data"
+    kill_when(start(output_dir), lambda: list(output_dir.glob("train-*")))
+    before = sorted(output_dir.rglob("*"))
+    process = start(output_dir, "--random_seed=7")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "random_seed 12345, not 7" in stderr
+    assert "--overwrite" in stderr
+    assert sorted(output_dir.rglob("*")) == before
+    finish(output_dir, "--random_seed=7", "--overwrite")
+    manifest = json.loads((output_dir / "manifest.json").read_text())
+    assert manifest["options"]["random_seed"] == 7
+
+
+def test_a_tokenized_corpus_serves_another_length_without_its_text(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes((ROOT / "data_samples" / "chinese.txt").read_bytes())
+    flags = [
+        f"--input_file={corpus}",
+        f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}",
+        f"--tokenized_dir={tmp_path / 'tokenized'}",
+        "--dupe_factor=1",
+    ]
+    finish(tmp_path / "128", *flags)
+    corpus.write_bytes(b"x" * corpus.stat().st_size)
+    finish(tmp_path / "64", *flags, "--max_seq_length=64")
+    first, second = (
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("128", "64")
+    )
+    assert first["statistics"]["corpus"] == second["statistics"]["corpus"]
+    assert second["max_seq_length"] == 64
+
+
+@pytest.mark.parametrize(
+    ("flag", "difference"),
+    [
+        ("--nodo_lower_case", "do_lower_case True, not False"),
+        ("--eval_fraction=0.5", "eval_fraction 0.0, not 0.5"),
+        (f"--input_file={ROOT / 'data_samples' / 'chinese.txt'}", "input_bytes"),
+        (f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}", "vocab_sha256"),
+    ],
+)
+def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, flag, difference):
+    tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
+    finish(tmp_path / "first", tokenized)
+    process = start(tmp_path / "second", tokenized, flag)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert difference in stderr
+    assert not (tmp_path / "second").exists()
