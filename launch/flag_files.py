@@ -6,7 +6,7 @@ from types import ModuleType
 
 from absl import flags
 
-FLAG_FILE_NAME = "flags.txt"
+from pipeline.manifest import FLAGS_NAME
 
 
 def describe_flags(module: ModuleType) -> str:
@@ -28,4 +28,4 @@ def save_flags(module_name: str, directory: Path) -> None:
     """Writes a verb's flags as given or by default, so that `--flagfile` repeats the run."""
     lines = [flag.serialize() for flag in flags.FLAGS.get_flags_for_module(module_name)]
     text = "".join(f"{line}\n" for line in lines if line)
-    (directory / FLAG_FILE_NAME).write_text(text, "utf-8")
+    (directory / FLAGS_NAME).write_text(text, "utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, VOCABULARY_NAME, Manifest
 
 IN_PROGRESS_NAME = "in_progress"
 _PLAN_NAME = "plan.json"
@@ -35,6 +35,7 @@ class Directories:
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
         self.shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
+        self._plan = self.shards / _PLAN_NAME
 
     def prepare(
         self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
@@ -44,16 +45,20 @@ class Directories:
         Raises:
           UserError: a directory holds something that is not to be replaced, or is not writable.
         """
-        if overwrite:
+        vocabulary = vocab_file.read_bytes()  # before it may be discarded with the data set
+        is_finished = (self.output / MANIFEST_NAME).exists()
+        is_ours = is_finished or self.in_progress.exists()
+        if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
+            raise UserError(
+                f"{self.output} holds files that are no data set: give an empty --output_dir"
+            )
+        is_partly_discarded = is_ours and not is_finished and not self._plan.exists()
+        if overwrite or is_partly_discarded:
             self.discard()
-        elif (self.output / MANIFEST_NAME).exists():
+        elif is_finished:
             raise UserError(
                 f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
                 "to replace it"
-            )
-        elif self.output.is_dir() and any(self.output.iterdir()) and not self.in_progress.exists():
-            raise UserError(
-                f"{self.output} holds files that are no data set: give an empty --output_dir"
             )
         _check_plan(self.shards, shard_plan, "an unfinished data set", "--overwrite to start anew")
         _check_plan(self.tokenized, tokenization_plan, "a tokenized corpus", "another directory")
@@ -65,7 +70,7 @@ class Directories:
                 directory.mkdir(parents=True, exist_ok=True)
                 _write_json(directory / _PLAN_NAME, plan)
             # The workers' copy: the output directory is where all of them can reach.
-            shutil.copyfile(vocab_file, self.vocabulary)
+            self.vocabulary.write_bytes(vocabulary)
         except OSError as error:
             raise UserError(
                 f"cannot write to {error.filename or self.output}: {error.strerror}; "
@@ -81,11 +86,14 @@ class Directories:
     def discard(self) -> None:
         """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
         if (self.output / MANIFEST_NAME).exists() or self.in_progress.exists():
-            (self.output / MANIFEST_NAME).unlink(missing_ok=True)
+            # Killed on the way, this must leave what is known for an unfinished data set of no plan.
+            self.in_progress.mkdir(exist_ok=True)
+            self._plan.unlink(missing_ok=True)
+            for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME):
+                (self.output / name).unlink(missing_ok=True)
             for split in ("train", "eval"):
                 for shard in self.output.glob(f"{split}-*-of-*.tfrecord"):
                     shard.unlink()
-            (self.output / VOCABULARY_NAME).unlink(missing_ok=True)
             shutil.rmtree(self.in_progress, ignore_errors=True)
 
 

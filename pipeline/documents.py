@@ -56,21 +56,22 @@ def _read_text(data: bytes) -> Iterator[tuple[int, list[str]]]:
 
 def _read_wikiextractor(data: bytes) -> Iterator[tuple[int, list[str]]]:
     offset = document_offset = 0
-    title = ""
     sentences: list[str] | None = None  # None between documents
+    title: str | None = None  # None behind the line that repeats it
     for line in io.BytesIO(data):
-        if sentences is None:
-            if match := _DOC_LINE.match(line):
-                document_offset, sentences = offset, []
-                title = html.unescape((match["title"] or b"").decode("utf-8", "ignore"))
-        elif line.startswith(b"</doc>"):
+        doc_line = _DOC_LINE.match(line)
+        if sentences is not None and (doc_line or line.startswith(b"</doc>")):
             yield document_offset, sentences
             sentences = None
-        else:
+        if doc_line:
+            document_offset, sentences = offset, []
+            title = html.unescape((doc_line["title"] or b"").decode("utf-8", "ignore"))
+        elif sentences is not None:
             paragraph = line.decode("utf-8", "ignore").strip()
-            # The first line repeats the title, which is no sentence.
-            if sentences or paragraph != title:
+            if paragraph and paragraph != title:
                 sentences.extend(split_sentences(paragraph))
+            if paragraph:
+                title = None
         offset += len(line)
     if sentences is not None:
         yield document_offset, sentences

@@ -85,10 +85,12 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
 
     results = _read_results(directories, len(splits), shard_plans)
     results.corpus.update(input_files=len(files), input_bytes=corpus_bytes)
-    check_documents_agree(results)
-    if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
-        directories.discard()
-        raise UserError(_describe_lack_of_instances(results, files, options))
+    try:
+        check_documents_agree(results)
+        _check_any_instance(results, files, options)
+    except (RuntimeError, UserError):
+        directories.discard()  # nothing that the same command could go on with
+        raise
     manifest = _make_manifest(results, options, vocabulary, buckets)
     directories.finish(manifest)
     return manifest
@@ -101,10 +103,11 @@ def choose_runner(beam_options: PipelineOptions) -> None:
       UserError: the runner or its mode drops records without an error.
     """
     standard = beam_options.view_as(StandardOptions)
+    name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
     # `DirectRunner` would first try to download another runner.
-    if standard.runner in (None, "DirectRunner", "FnApiRunner"):
+    if name in ("directrunner", "fnapirunner"):
         standard.runner = EMBEDDED_RUNNER
-    if standard.runner.rpartition(".")[2] == "DaskRunner":
+    if name == "daskrunner":
         raise UserError("--runner=DaskRunner drops outputs without an error; use another runner")
     multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
     timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
@@ -140,15 +143,16 @@ def _plan_of_tokenization(
     }
 
 
-def _describe_lack_of_instances(
+def _check_any_instance(
     results: BuildResults, files: list[InputFile], options: GenerateOptions
-) -> str:
-    return (
-        f"no training instance came out of {describe_paths([file.path for file in files])}: "
-        f"{results.corpus['documents_read']} documents were read, "
-        f"{results.corpus['documents_tokenized']} of them with any token; check "
-        f"--input_format={options.input_format} and --eval_fraction, or give more text"
-    )
+) -> None:
+    if not any(shard.instances for shard, _ in results.shards if shard.split == "train"):
+        raise UserError(
+            f"no training instance came out of {describe_paths([file.path for file in files])}: "
+            f"{results.corpus['documents_read']} documents were read, "
+            f"{results.corpus['documents_tokenized']} of them with any token; check "
+            f"--input_format={options.input_format} and --eval_fraction, or give more text"
+        )
 
 
 def _make_manifest(
@@ -270,8 +274,9 @@ def _run_pipeline(
                 | "Build" >> beam.ParDo(BuildShard(options, directories))
             )
     except Exception as error:
-        # A worker's exception arrives as text.
-        if match := re.search(r"UserError: (.*?)(?: \[while running|$)", str(error), re.MULTILINE):
+        # A worker's exception arrives with additions, or as text with a traceback.
+        text = f"UserError: {error}" if isinstance(error, UserError) else str(error)
+        if match := re.search(r"UserError: (.*?)(?: \[while running|$)", text, re.MULTILINE):
             raise UserError(match[1]) from error
         raise
 

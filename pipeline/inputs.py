@@ -4,14 +4,20 @@ Only file names and byte offsets leave this module, never text. Where the cuts f
 on documents, their ids or the shards.
 """
 
+import bz2
+import gzip
+import lzma
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import CompressionTypes
+import zstandard
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, MatchResult
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.errors import UserError
@@ -20,6 +26,7 @@ SMALLEST_SPLIT_BYTES = 4 << 20
 LARGEST_SPLIT_BYTES = 64 << 20
 _SPLITS_AT_LEAST = 16
 _SCAN_BYTES = 1 << 20
+_DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class InputFormat(StrEnum):
@@ -34,7 +41,7 @@ class InputFormat(StrEnum):
 # A split may begin right behind a match: the next document begins there or later.
 _CUT = {
     InputFormat.TEXT: re.compile(rb"\n[ \t\r]*\n"),
-    InputFormat.WIKIEXTRACTOR: re.compile(rb"\n(?=<doc )"),
+    InputFormat.WIKIEXTRACTOR: re.compile(rb"\n(?=<doc [^\n]*>[ \t\r]*\n)"),
 }
 
 
@@ -55,6 +62,15 @@ class InputFile:
     size: int
     corpus_offset: int
 
+    @property
+    def decompress(self) -> Callable[[bytes], bytes] | None:
+        """What turns the content of a .gz, .bz2, .xz or .zst file to text; None for plain files."""
+        return _DECOMPRESS.get(PurePath(self.name).suffix)
+
+    def open(self) -> BinaryIO:
+        """A handle on the content as it is stored."""
+        return FileSystems.open(self.path, compression_type=CompressionTypes.UNCOMPRESSED)
+
 
 @dataclass(frozen=True)
 class FileRange:
@@ -65,11 +81,19 @@ class FileRange:
     end: int | None
 
     def read(self) -> bytes:
-        """The (decompressed) bytes of the range."""
-        with _open(self.file) as handle:
-            if self.start:
-                handle.seek(self.start)
-            return handle.read() if self.end is None else handle.read(self.end - self.start)
+        """The bytes of the range, decompressed.
+
+        Raises:
+          UserError: the file cannot be read, or its compressed data is damaged or cut off.
+        """
+        try:
+            with self.file.open() as handle:
+                if self.start:
+                    handle.seek(self.start)
+                data = handle.read() if self.end is None else handle.read(self.end - self.start)
+            return self.file.decompress(data) if self.file.decompress else data
+        except (OSError, EOFError, ValueError, *_DAMAGED) as error:
+            raise UserError(f"cannot read {self.file.path}: {error}") from error
 
 
 Split = tuple[FileRange, ...]
@@ -80,27 +104,45 @@ def match_files(patterns: list[str]) -> list[InputFile]:
     """The files that `patterns` (paths or globs) match, each once, in the order of their names.
 
     Raises:
-      UserError: a pattern matches nothing, or all the files are empty.
+      UserError: a pattern matches nothing or a folder, or all the files are empty.
     """
     sizes: dict[str, int] = {}
-    for pattern, result in zip(patterns, FileSystems.match(patterns), strict=True):
+    for pattern, result in zip(patterns, _match(patterns), strict=True):
         if not result.metadata_list:
             raise UserError(
                 f"no input file matches {pattern}: check --input_file "
                 "(a glob in quotes, or several names with commas between them)"
             )
-        sizes.update((metadata.path, metadata.size_in_bytes) for metadata in result.metadata_list)
+        sizes.update((_absolute(file.path), file.size_in_bytes) for file in result.metadata_list)
     paths = sorted(sizes)
+    for path in paths:
+        if Path(path).is_dir():
+            raise UserError(f"the input {path} is a folder: give its files, as in '{path}/*'")
     if not any(sizes.values()):
         raise UserError(f"nothing to read: {describe_paths(paths)} has no text in it")
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - may be URLs
+    parts = {path: path.replace("\\", "/").split("/") for path in paths}
+    folder = os.path.commonprefix([parts[path][:-1] for path in paths])  # noqa: RUF071 - of lists
     files: list[InputFile] = []
     corpus_offset = 0
     for path in paths:
-        name = path[len(folder) :].lstrip("/\\").replace("\\", "/")
+        name = "/".join(parts[path][len(folder) :])
         files.append(InputFile(path, name, sizes[path], corpus_offset))
         corpus_offset += sizes[path]
     return files
+
+
+def _match(patterns: list[str]) -> list[MatchResult]:
+    if not patterns:
+        raise UserError("no input file: give --input_file")
+    try:
+        return FileSystems.match(patterns)
+    except (BeamIOError, ValueError) as error:
+        raise UserError(f"cannot look for {', '.join(patterns)}: {error}") from error
+
+
+def _absolute(path: str) -> str:
+    """One spelling for every path, so that no file is read twice."""
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - `..` goes, links stay
 
 
 def describe_paths(paths: list[str]) -> str:
@@ -140,11 +182,11 @@ def plan_splits(
 
 
 def _cut_file(file: InputFile, input_format: InputFormat, split_bytes: int) -> Iterator[FileRange]:
-    if file.size <= split_bytes or _is_compressed(file):
+    if file.size <= split_bytes or file.decompress:
         yield FileRange(file, 0, None)
         return
     start = 0
-    with _open(file) as handle:
+    with file.open() as handle:
         while (end := _next_cut(handle, start + split_bytes, _CUT[input_format])) is not None:
             yield FileRange(file, start, end)
             start = end
@@ -166,10 +208,21 @@ def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | 
     return None
 
 
-def _is_compressed(file: InputFile) -> bool:
-    detected = CompressionTypes.detect_compression_type(file.path)
-    return detected != CompressionTypes.UNCOMPRESSED
+def _decompress_zstd(data: bytes) -> bytes:
+    """The content of all frames; unlike the library's own reader, it sees that the last is cut off."""
+    content = []
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        content.append(frame.decompress(data))
+        if not frame.eof:
+            raise EOFError("the last frame is cut off")
+        data = frame.unused_data
+    return b"".join(content)
 
 
-def _open(file: InputFile) -> BinaryIO:
-    return FileSystems.open(file.path)
+_DECOMPRESS = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _decompress_zstd,
+}

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
+FLAGS_NAME = "flags.txt"
 FORMAT_VERSION = 1
 
 

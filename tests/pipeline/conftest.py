@@ -1,0 +1,52 @@
+"""What several test modules need: the samples, small vocabularies, and documents as arrays."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.corpus import DocumentBatch
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@pytest.fixture(scope="session")
+def data_samples() -> Path:
+    return Path(__file__).resolve().parents[2] / "data_samples"
+
+
+@pytest.fixture(scope="session")
+def write_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a vocabulary file of the special tokens and the given ones."""
+
+    def write(*tokens: str) -> Path:
+        path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+        path.write_text("\n".join([*SPECIAL_TOKENS, *tokens]) + "\n", "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def batch_of() -> Callable[..., DocumentBatch]:
+    """Lays out documents, given as lists of sentence lengths, with ids that rise from `first_id`."""
+
+    def lay_out(
+        documents: list[list[int]], first_id: int = 0, word_seed: int | None = None
+    ) -> DocumentBatch:
+        lengths = [length for document in documents for length in document]
+        sentence_ends = np.cumsum(lengths, dtype=np.int64)
+        num_tokens = sum(lengths)
+        word_starts = np.ones(num_tokens, bool)
+        if word_seed is not None:
+            word_starts = np.random.default_rng(word_seed).random(num_tokens) < 0.6
+            word_starts[sentence_ends - lengths] = True
+        return DocumentBatch(
+            ids=np.arange(first_id, first_id + num_tokens, dtype=np.uint16),
+            word_starts=word_starts,
+            sentence_ends=sentence_ends,
+            document_ends=np.cumsum([len(document) for document in documents], dtype=np.int64),
+        )
+
+    return lay_out

@@ -1,0 +1,56 @@
+import pytest
+
+from pipeline.directories import Directories
+from pipeline.errors import UserError
+
+
+@pytest.fixture
+def vocab_file(tmp_path):
+    path = tmp_path / "some_vocab.txt"
+    path.write_text("[PAD]\n")
+    return path
+
+
+def test_prepared_directories_hold_the_vocabulary_and_can_be_discarded(tmp_path, vocab_file):
+    directories = Directories(tmp_path / "new" / "data")
+    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    assert directories.tokenized.is_dir()
+    assert directories.shards.is_dir()
+    assert directories.vocabulary.read_bytes() == vocab_file.read_bytes()
+    (directories.output / "train-00000-of-00001.tfrecord").write_text("unfinished")
+    directories.discard()
+    assert list(directories.output.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, vocab_file, overwrite):
+    (tmp_path / "other" / "sub").mkdir(parents=True)
+    for name in ("vocab.txt", "notes.txt", "train-1-of-2.tfrecord"):
+        (tmp_path / "other" / name).write_text(name)
+    with pytest.raises(UserError, match="no data set"):
+        Directories(tmp_path / "other").prepare(vocab_file, {}, {}, overwrite)
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
+        *("notes.txt", "sub", "train-1-of-2.tfrecord", "vocab.txt")
+    ]
+
+
+def test_discarding_leaves_files_that_are_no_part_of_a_data_set(tmp_path, vocab_file):
+    directories = Directories(tmp_path / "data")
+    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    (directories.output / "notes.txt").write_text("mine")
+    directories.discard()
+    assert [path.name for path in directories.output.iterdir()] == ["notes.txt"]
+
+
+def test_an_existing_empty_folder_is_used(tmp_path, vocab_file):
+    (tmp_path / "data").mkdir()
+    directories = Directories(tmp_path / "data")
+    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    assert directories.vocabulary.exists()
+
+
+@pytest.mark.parametrize("output", ["some_vocab.txt", "some_vocab.txt/data"])
+def test_a_file_is_no_output_directory(tmp_path, vocab_file, output):
+    with pytest.raises(UserError, match="cannot write to"):
+        Directories(tmp_path / output).prepare(vocab_file, {}, {}, overwrite=False)
+    assert vocab_file.read_text() == "[PAD]\n"

@@ -1,0 +1,341 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.instances import generate_instances
+from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.segment_pairs import plan_segment_pairs
+from pipeline.tokenization import Vocabulary
+
+NUM_UNUSED = 15
+FIRST_ID = 5 + NUM_UNUSED
+
+SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=8), min_size=1, max_size=6)
+
+
+@st.composite
+def instance_options(draw):
+    max_seq_length = draw(st.integers(8, 48))
+    return InstanceOptions(
+        max_seq_length=max_seq_length,
+        max_predictions_per_seq=draw(st.integers(1, min(12, max_seq_length))),
+        masked_lm_prob=draw(st.sampled_from([0.05, 0.15, 0.5, 0.9])),
+        short_seq_prob=draw(st.sampled_from([0.0, 0.1, 1.0])),
+        do_whole_word_mask=draw(st.booleans()),
+        masked_word_action=draw(st.sampled_from(MaskedWordAction)),
+        random_token=draw(st.sampled_from(RandomToken)),
+    )
+
+
+@pytest.fixture(scope="module")
+def vocabulary(write_vocabulary):
+    """Special tokens, unused ones, and one token for each position of a batch."""
+    unused = (f"[unused{number}]" for number in range(NUM_UNUSED))
+    return Vocabulary(write_vocabulary(*unused, *(f"t{number}" for number in range(600))))
+
+
+def stack(batches):
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def segments_of(instance, vocabulary):
+    """Checks the layout; gives the labels-restored ids and the columns of A and of B."""
+    length = int(instance["input_mask"].sum())
+    first_of_b = int(np.argmax(instance["segment_ids"]))
+    seq_length = len(instance["input_ids"])
+    assert instance["input_mask"].tolist() == [1] * length + [0] * (seq_length - length)
+    assert instance["segment_ids"].tolist() == (
+        [0] * first_of_b + [1] * (length - first_of_b) + [0] * (seq_length - length)
+    )
+    ids = instance["input_ids"].astype(np.int64)
+    is_real = instance["masked_lm_weights"] > 0
+    ids[instance["masked_lm_positions"][is_real]] = instance["masked_lm_ids"][is_real]
+    assert ids[0] == vocabulary.ids["[CLS]"]
+    assert ids[first_of_b - 1] == ids[length - 1] == vocabulary.ids["[SEP]"]
+    assert not ids[length:].any()
+    return ids, list(range(1, first_of_b - 1)), list(range(first_of_b, length - 1))
+
+
+def words_of(columns, ids, batch, do_whole_word_mask):
+    """The words of a segment, as lists of columns; a segment's first piece begins a word."""
+    words = []
+    for column in columns:
+        begins = batch.word_starts[ids[column] - FIRST_ID] or not do_whole_word_mask
+        if begins or column == columns[0]:
+            words.append([])
+        words[-1].append(column)
+    return words
+
+
+def check_segments(ids, columns_of_a, columns_of_b, label, batch, max_tokens):
+    """A and B are consecutive tokens of documents, and the label is true."""
+    token_ends = batch.sentence_ends[batch.document_ends - 1]
+    spans, documents = [], []
+    for columns in (columns_of_a, columns_of_b):
+        tokens = ids[columns] - FIRST_ID
+        assert len(tokens) >= 1
+        assert tokens.tolist() == list(range(tokens[0], tokens[0] + len(tokens)))
+        first, last = np.searchsorted(token_ends, [tokens[0], tokens[-1]], side="right")
+        assert first == last < len(token_ends)
+        spans.append((tokens[0], tokens[-1] + 1))
+        documents.append(first)
+    num_tokens = len(columns_of_a) + len(columns_of_b)
+    assert num_tokens <= max_tokens
+    assert label == (documents[0] != documents[1])
+    (_, a_end), (b_start, _) = spans
+    if label == 0:
+        between = batch.sentence_ends[
+            (batch.sentence_ends >= a_end) & (batch.sentence_ends <= b_start)
+        ]
+        assert len(between) > 0
+        assert num_tokens == max_tokens or a_end == b_start
+
+
+def check_masks(instance, ids, words, options, vocabulary):
+    """Whole words, sorted positions, no more than the budget, and no word left that would fit."""
+    num_masked = int(instance["masked_lm_weights"].sum())
+    positions = instance["masked_lm_positions"].tolist()
+    assert instance["masked_lm_weights"].tolist() == [1.0] * num_masked + [0.0] * (
+        options.max_predictions_per_seq - num_masked
+    )
+    assert positions[num_masked:] == [0] * (options.max_predictions_per_seq - num_masked)
+    assert not instance["masked_lm_ids"][num_masked:].any()
+    masked = positions[:num_masked]
+    assert masked == sorted(set(masked))
+    assert set(masked) <= {column for word in words for column in word}
+
+    length = int(instance["input_mask"].sum())
+    budget = min(options.max_predictions_per_seq, max(1, round(length * options.masked_lm_prob)))
+    assert num_masked <= budget
+    for word in words:
+        assert set(word) <= set(masked) or set(word).isdisjoint(masked)
+        assert set(word) <= set(masked) or num_masked + len(word) > budget
+
+    unmasked = np.delete(np.arange(len(ids)), masked)
+    assert (instance["input_ids"][unmasked] == ids[unmasked]).all()
+    if options.random_token == RandomToken.WORDS:
+        mask_id = vocabulary.ids["[MASK]"]
+        assert set(instance["input_ids"][masked]) <= {*vocabulary.ordinary_ids(), mask_id}
+        if options.masked_word_action == MaskedWordAction.PER_WORD:
+            is_mask = instance["input_ids"] == mask_id
+            assert all(len(set(is_mask[word])) == 1 for word in words)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SHAPES, instance_options(), st.integers(0, 2**32))
+def test_instances_of_any_documents_keep_the_rules(batch_of, vocabulary, documents, options, seed):
+    batch = batch_of(documents, FIRST_ID, word_seed=seed)
+    statistics = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.instances._INSTANCES_PER_BATCH", 3)
+        batches = list(
+            generate_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
+        )
+    assert all(len(batch["input_ids"]) == 3 for batch in batches[:-1])
+    pairs = plan_segment_pairs(
+        batch, options.max_seq_length, options.short_seq_prob, np.random.default_rng(seed)
+    )
+    assert statistics["instances"] == len(pairs)
+    assert statistics["chunks_without_next"] == pairs.chunks_without_next
+    if not batches:
+        return
+    instances = stack(batches)
+    assert instances["next_sentence_labels"][:, 0].tolist() == pairs.is_random_next.tolist()
+    for row in range(len(pairs)):
+        instance = {name: values[row] for name, values in instances.items()}
+        ids, columns_of_a, columns_of_b = segments_of(instance, vocabulary)
+        label = instance["next_sentence_labels"][0]
+        check_segments(ids, columns_of_a, columns_of_b, label, batch, options.max_seq_length - 3)
+        words = [
+            word
+            for columns in (columns_of_a, columns_of_b)
+            for word in words_of(columns, ids, batch, options.do_whole_word_mask)
+        ]
+        check_masks(instance, ids, words, options, vocabulary)
+    check_statistics(statistics, instances, vocabulary)
+
+
+def check_statistics(statistics, instances, vocabulary):
+    is_real = instances["masked_lm_weights"] > 0
+    rows, _ = np.nonzero(is_real)
+    new_ids = instances["input_ids"][rows, instances["masked_lm_positions"][is_real]]
+    by_mask = (new_ids == vocabulary.ids["[MASK]"]).sum()
+    kept = (new_ids == instances["masked_lm_ids"][is_real]).sum()
+    assert statistics["tokens"] == instances["input_mask"].sum(dtype=np.int64)
+    assert statistics["random_next"] == instances["next_sentence_labels"].sum()
+    assert statistics["masked"] == is_real.sum()
+    assert statistics["instances_without_mask"] == (~is_real.any(axis=1)).sum()
+    # A random replacement may happen to be [MASK] or the token itself.
+    assert 0 <= by_mask - statistics["masked_by_mask"] <= statistics["masked_by_random"]
+    assert 0 <= kept - statistics["masked_kept"] <= statistics["masked_by_random"]
+    assert statistics["masked"] == (
+        statistics["masked_by_mask"] + statistics["masked_kept"] + statistics["masked_by_random"]
+    )
+
+
+def test_no_word_reaches_across_a_separator(batch_of, vocabulary):
+    """B may begin with a `##` piece after a truncation; A's last word is not to take it along."""
+    batch = batch_of([[30, 30]] * 9, FIRST_ID)
+    batch.word_starts[:] = np.arange(len(batch.ids)) % 3 == 0
+    options = InstanceOptions(max_seq_length=30, max_predictions_per_seq=30, masked_lm_prob=0.5)
+    leading_pieces = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+        for row in range(len(instances["input_ids"])):
+            instance = {name: values[row] for name, values in instances.items()}
+            ids, columns_of_a, columns_of_b = segments_of(instance, vocabulary)
+            leading_pieces += not batch.word_starts[ids[columns_of_b[0]] - FIRST_ID]
+            words = [
+                word
+                for columns in (columns_of_a, columns_of_b)
+                for word in words_of(columns, ids, batch, do_whole_word_mask=True)
+            ]
+            check_masks(instance, ids, words, options, vocabulary)
+    assert leading_pieces > 50
+
+
+def test_pieces_are_masked_one_by_one_without_whole_word_masks(batch_of, vocabulary):
+    batch = batch_of([[25, 25]] * 12, FIRST_ID)
+    batch.word_starts[:] = False
+    options = InstanceOptions(max_seq_length=43, do_whole_word_mask=False)
+    rng = np.random.default_rng(1)
+    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
+    assert instances["masked_lm_weights"].sum(axis=1).tolist() == [
+        round(length * 0.15) for length in lengths.tolist()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_seq_length", "num_masked"), [(10, 2), (30, 4), (50, 8), (128, 19), (512, 77)]
+)
+def test_full_instances_mask_the_numbers_of_the_original(
+    batch_of, vocabulary, max_seq_length, num_masked
+):
+    batch = batch_of([[max_seq_length // 3] * 3, [4]], FIRST_ID)
+    options = InstanceOptions(
+        max_seq_length=max_seq_length, max_predictions_per_seq=max_seq_length, short_seq_prob=0.0
+    )
+    found = set()
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        for instances in generate_instances(batch, vocabulary, options, rng, Counter()):
+            is_full = instances["input_mask"].all(axis=1)
+            found |= set(instances["masked_lm_weights"].sum(axis=1)[is_full])
+    assert found == {num_masked}
+
+
+def test_predictions_are_capped(batch_of, vocabulary):
+    batch = batch_of([[100] * 3, [100] * 2], FIRST_ID)
+    options = InstanceOptions(max_seq_length=203, max_predictions_per_seq=20)
+    rng = np.random.default_rng(1)
+    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    assert instances["masked_lm_weights"].shape[1] == 20
+    assert instances["masked_lm_weights"].all()
+
+
+def test_a_single_document_has_no_random_next_and_drops_chunks_of_one_sentence(
+    batch_of, vocabulary
+):
+    options = InstanceOptions(max_seq_length=16, max_predictions_per_seq=3, short_seq_prob=0.0)
+    statistics = Counter()
+    batch = batch_of([[13, 13, 2, 2, 13, 13, 1]], FIRST_ID)
+    rng = np.random.default_rng(1)
+    instances = stack(list(generate_instances(batch, vocabulary, options, rng, statistics)))
+    assert instances["next_sentence_labels"].tolist() == [[0]]
+    assert statistics["chunks_without_next"] == 4
+
+
+def test_nothing_comes_of_one_sentence_alone(batch_of, vocabulary):
+    statistics = Counter()
+    batch = batch_of([[13]], FIRST_ID)
+    rng = np.random.default_rng(1)
+    assert list(generate_instances(batch, vocabulary, InstanceOptions(), rng, statistics)) == []
+    assert statistics["chunks_without_next"] == 1
+
+
+@pytest.fixture(scope="module")
+def many_masks(batch_of, write_vocabulary):
+    """Instances over a vocabulary that is mostly unused tokens, by `random_token`."""
+    unused = (f"[unused{number}]" for number in range(90))
+    vocabulary = Vocabulary(write_vocabulary(*unused, *(f"t{number}" for number in range(30))))
+    batch = batch_of([[10] * 4] * 1600, 0)
+    batch.ids[:] = 95 + np.random.default_rng(1).integers(0, 30, len(batch.ids))
+
+    def generate(random_token):
+        statistics = Counter()
+        options = InstanceOptions(max_seq_length=64, random_token=random_token)
+        rng = np.random.default_rng(2)
+        instances = stack(list(generate_instances(batch, vocabulary, options, rng, statistics)))
+        is_real = instances["masked_lm_weights"] > 0
+        rows, _ = np.nonzero(is_real)
+        new_ids = instances["input_ids"][rows, instances["masked_lm_positions"][is_real]]
+        labels = instances["masked_lm_ids"][is_real]
+        is_random = (new_ids != labels) & (new_ids != vocabulary.ids["[MASK]"])
+        return statistics, np.bincount(new_ids[is_random], minlength=len(vocabulary))
+
+    return generate
+
+
+def test_masked_kept_and_random_have_their_shares(many_masks):
+    statistics, _ = many_masks(RandomToken.WORDS)
+    assert statistics["masked"] > 10_000
+    for name, share in (("by_mask", 0.8), ("kept", 0.1), ("by_random", 0.1)):
+        counted = statistics[f"masked_{name}"] / statistics["masked"]
+        assert counted == pytest.approx(share, abs=0.015)
+    assert statistics["masked"] / statistics["tokens"] == pytest.approx(0.15, abs=0.01)
+    assert 0.45 < statistics["random_next"] / statistics["instances"] < 0.62
+
+
+def test_random_words_are_never_special_or_unused(many_masks):
+    _, counts = many_masks(RandomToken.WORDS)
+    assert not counts[:95].any()
+    assert (counts[95:] > 0).all()
+
+
+def test_random_tokens_of_the_original_are_any_token(many_masks):
+    _, counts = many_masks(RandomToken.ANY)
+    others = np.delete(counts, 4)
+    assert (others > 0).all()
+    assert counts[:95].sum() / counts.sum() == pytest.approx(95 / 125, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("action", "share_of_words_with_both"),
+    [(MaskedWordAction.PER_PIECE, 0.32), (MaskedWordAction.PER_WORD, 0.0)],
+)
+def test_a_masked_word_acts_piece_by_piece_or_as_a_whole(
+    batch_of, vocabulary, action, share_of_words_with_both
+):
+    batch = batch_of([[10, 10]] * 28, FIRST_ID)
+    batch.word_starts[:] = np.arange(len(batch.ids)) % 2 == 0
+    options = InstanceOptions(
+        max_seq_length=64, masked_lm_prob=0.5, short_seq_prob=0.0, masked_word_action=action
+    )
+    is_mask = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        for instances in generate_instances(batch, vocabulary, options, rng, Counter()):
+            rows, _ = np.nonzero(instances["masked_lm_weights"])
+            positions = instances["masked_lm_positions"][instances["masked_lm_weights"] > 0]
+            new_ids = instances["input_ids"][rows, positions]
+            is_mask.append((new_ids == vocabulary.ids["[MASK]"]).reshape(-1, 2))
+    first, second = np.concatenate(is_mask).T
+    assert (first != second).mean() == pytest.approx(share_of_words_with_both, abs=0.03)
+    assert first.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_draws_come_from_the_generator_alone(batch_of, vocabulary):
+    batch = batch_of([[9, 9, 9]] * 6, FIRST_ID)
+
+    def instances_of(seed):
+        rng = np.random.default_rng(seed)
+        return stack(list(generate_instances(batch, vocabulary, InstanceOptions(), rng, Counter())))
+
+    first, again, other = instances_of(1), instances_of(1), instances_of(2)
+    assert all((first[name] == again[name]).all() for name in first)
+    assert first["input_ids"].tolist() != other["input_ids"].tolist()

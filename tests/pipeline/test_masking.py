@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.masking import (
+    _words_in_random_order,
+    choose_masked_pieces,
+    first_piece_of_word,
+    num_to_mask,
+    replace_pieces,
+)
+
+
+@st.composite
+def rows_of_words(draw):
+    """Rows `[CLS] words [SEP] words [SEP] padding`: word lengths of A and of B, and a budget."""
+    words = st.lists(st.integers(1, 5), min_size=1, max_size=6)
+    return draw(st.lists(st.tuples(words, words, st.integers(1, 12)), min_size=1, max_size=8))
+
+
+def lay_out(rows, padding):
+    """Word starts, boundaries and budgets of rows; and each row's words as lists of columns."""
+    longest = max(sum(a) + sum(b) for a, b, _ in rows)
+    seq_length = longest + 3 + padding
+    is_word_start = np.zeros((len(rows), seq_length), bool)
+    is_special = np.ones((len(rows), seq_length), bool)
+    words = []
+    for row, (a, b, _) in enumerate(rows):
+        words.append([])
+        column = 1
+        for segment in (a, b):
+            for length in segment:
+                columns = list(range(column, column + length))
+                words[-1].append(columns)
+                is_word_start[row, column] = True
+                is_special[row, columns] = False
+                column += length
+            column += 1
+    budget = np.array([budget for _, _, budget in rows])
+    return is_word_start, is_word_start | is_special, budget, words
+
+
+def per_row(pieces, num_rows):
+    return [pieces.column[pieces.row == row].tolist() for row in range(num_rows)]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(3, 1), (10, 2), (30, 4), (50, 8), (128, 19), (512, 77)]
+)
+def test_number_to_mask_is_the_share_rounded_half_to_even_and_at_least_1(length, expected):
+    assert num_to_mask(np.array([length]), 0.15, 100).tolist() == [expected]
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 80))
+def test_number_to_mask_is_what_pythons_round_gives(masked_lm_prob, most):
+    lengths = np.arange(3, 513)
+    assert num_to_mask(lengths, masked_lm_prob, most).tolist() == [
+        min(most, max(1, round(length * masked_lm_prob))) for length in range(3, 513)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows_of_words(), st.integers(0, 9), st.integers(0, 2**32))
+def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed):
+    is_word_start, is_boundary, budget, words = lay_out(rows, padding)
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(seed))
+
+    keys, column_mask = _words_in_random_order(is_word_start, np.random.default_rng(seed))
+    expected = []
+    for row, row_words in enumerate(words):
+        by_first_column = {columns[0]: columns for columns in row_words}
+        order = [int(key & column_mask) for key in keys[row, : len(row_words)]]
+        assert sorted(order) == sorted(by_first_column)
+        masked = []
+        for first_column in order:
+            if len(masked) + len(by_first_column[first_column]) <= budget[row]:
+                masked += by_first_column[first_column]
+        expected.append(sorted(masked))
+    assert per_row(pieces, len(rows)) == expected
+    assert pieces.slot.tolist() == [slot for row in expected for slot in range(len(row))]
+
+
+def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop():
+    is_word_start, is_boundary, budget, _ = lay_out([([5], [2], 4)] * 100, padding=0)
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    assert per_row(pieces, 100) == [[7, 8]] * 100
+
+
+def test_a_row_of_words_that_are_all_too_long_gets_no_mask():
+    is_word_start, is_boundary, budget, _ = lay_out([([3], [4], 2), ([1], [4], 2)], padding=2)
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    assert per_row(pieces, 2) == [[], [1]]
+
+
+def test_a_word_may_end_at_the_last_column():
+    is_word_start = np.array([[False, True, False, False]])
+    pieces = choose_masked_pieces(
+        np.repeat(is_word_start, 2, axis=0),
+        np.repeat(is_word_start, 2, axis=0),
+        np.array([3, 3]),
+        np.random.default_rng(1),
+    )
+    assert per_row(pieces, 2) == [[1, 2, 3]] * 2
+
+
+def test_every_word_is_equally_likely():
+    is_word_start, is_boundary, budget, _ = lay_out([([1] * 5, [1] * 5, 3)] * 10_000, padding=3)
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    counts = np.bincount(pieces.column, minlength=16)
+    assert counts[[0, 6, 12, 13, 14, 15]].tolist() == [0] * 6
+    assert counts[[*range(1, 6), *range(7, 12)]] == pytest.approx([3000] * 10, abs=250)
+
+
+def test_pieces_become_mask_stay_or_turn_random_in_the_shares_of_the_original():
+    ids = np.arange(100_000) % 50 + 100
+    replacements = np.arange(200, 210)
+    new_ids, action = replace_pieces(ids, 4, replacements, np.random.default_rng(1))
+    assert np.bincount(action) / len(ids) == pytest.approx([0.8, 0.1, 0.1], abs=0.005)
+    assert (new_ids[action == 0] == 4).all()
+    assert (new_ids[action == 1] == ids[action == 1]).all()
+    random_counts = np.bincount(new_ids[action == 2] - 200, minlength=10)
+    assert len(random_counts) == 10
+    assert random_counts == pytest.approx([1000] * 10, abs=150)
+
+
+def test_pieces_of_one_word_draw_independently():
+    _, action = replace_pieces(np.arange(60_000), 4, np.arange(9), np.random.default_rng(1))
+    both_masked = (action[::2] == 0) & (action[1::2] == 0)
+    assert both_masked.mean() == pytest.approx(0.64, abs=0.02)
+
+
+def test_pieces_of_one_word_may_share_a_draw():
+    begins_word = np.array([True, False, True, True, False, False, True])
+    first_pieces = first_piece_of_word(begins_word)
+    assert first_pieces.tolist() == [0, 0, 2, 3, 3, 3, 6]
+
+    acts_like = first_piece_of_word(np.arange(60_000) % 2 == 0)
+    ids = np.arange(60_000) + 100
+    new_ids, action = replace_pieces(ids, 4, np.arange(9), np.random.default_rng(1), acts_like)
+    assert (action[::2] == action[1::2]).all()
+    assert np.bincount(action) / 60_000 == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    random_pairs = new_ids[action == 2].reshape(-1, 2)
+    assert (random_pairs[:, 0] != random_pairs[:, 1]).mean() > 0.8
+
+
+def test_nothing_to_replace_is_fine():
+    new_ids, action = replace_pieces(
+        np.zeros(0, np.uint16), 4, np.arange(9), np.random.default_rng(1)
+    )
+    assert new_ids.shape == action.shape == (0,)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.inputs import InputFormat
+from pipeline.options import GenerateOptions, InstanceOptions
+
+
+def test_defaults_are_those_of_the_original():
+    options = InstanceOptions()
+    assert (options.max_seq_length, options.max_predictions_per_seq) == (128, 20)
+    assert (options.masked_lm_prob, options.short_seq_prob) == (0.15, 0.1)
+    assert (options.dupe_factor, options.random_seed) == (10, 12345)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_seq_length": 7},
+        {"max_predictions_per_seq": 0},
+        {"max_predictions_per_seq": 129},
+        {"masked_lm_prob": 0.0},
+        {"masked_lm_prob": 1.0},
+        {"masked_lm_prob": float("nan")},
+        {"short_seq_prob": -0.1},
+        {"short_seq_prob": 1.1},
+        {"dupe_factor": 0},
+        {"random_seed": -1},
+    ],
+    ids=lambda wrong: "{}={}".format(*next(iter(wrong.items()))),
+)
+def test_an_instance_option_out_of_range_is_named(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"--{name}="):
+        InstanceOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eval_fraction": 1.0}, {"eval_fraction": -1}, {"num_shards": 0}]
+)
+def test_an_option_of_generate_out_of_range_is_named(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"--{name}="):
+        GenerateOptions(["a"], InputFormat.TEXT, Path("vocab.txt"), Path("data"), **wrong)
+
+
+def test_the_bounds_themselves_are_allowed():
+    options = InstanceOptions(
+        max_seq_length=8, max_predictions_per_seq=8, short_seq_prob=1, dupe_factor=1, random_seed=0
+    )
+    assert options.max_seq_length == options.max_predictions_per_seq

@@ -1,0 +1,126 @@
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline.records import encode_examples, frame_record, instance_features, read_frames
+
+
+def instances_with_ids_up_to(largest, num_rows=7, max_seq_length=20, max_predictions_per_seq=4):
+    """Arrays of the record contract, with ids of every varint length that `largest` allows."""
+    rng = np.random.default_rng(largest)
+    interesting = [0, 1, 127, 128, 255, 256, 16383, 16384, 65535, 65536, largest]
+    choices = [number for number in interesting if number <= largest]
+    dtype = np.uint16 if largest < 1 << 16 else np.uint32
+
+    def ids(length):
+        return rng.choice(choices, (num_rows, length))
+
+    real = rng.integers(0, 2, (num_rows, max_predictions_per_seq))
+    return {
+        "input_ids": ids(max_seq_length).astype(dtype),
+        "input_mask": rng.integers(0, 2, (num_rows, max_seq_length), np.uint8),
+        "segment_ids": rng.integers(0, 2, (num_rows, max_seq_length), np.uint8),
+        "masked_lm_positions": rng.integers(0, 512, (num_rows, max_predictions_per_seq)),
+        "masked_lm_ids": ids(max_predictions_per_seq),
+        "masked_lm_weights": real.astype(np.float32),
+        "next_sentence_labels": rng.integers(0, 2, (num_rows, 1), np.uint8),
+    }
+
+
+def by_protobuf(instances, row):
+    example = tf.train.Example()
+    for name, values in instances.items():
+        feature = example.features.feature[name]
+        is_float = values.dtype == np.float32
+        value = feature.float_list.value if is_float else feature.int64_list.value
+        value.extend(values[row].tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+LARGEST_IDS = [1, 127, 128, 16383, 16384, 65535, 65536, 2_000_000]
+
+
+@pytest.mark.parametrize("largest", LARGEST_IDS)
+def test_records_are_the_bytes_of_protobuf(largest):
+    instances = instances_with_ids_up_to(largest)
+    records = encode_examples(instances)
+    assert records == [by_protobuf(instances, row) for row in range(7)]
+
+
+@pytest.mark.parametrize("largest", LARGEST_IDS)
+def test_records_parse_to_the_same_values(largest):
+    instances = instances_with_ids_up_to(largest)
+    features = {
+        name: tf.io.FixedLenFeature([feature.length], feature.dtype)
+        for name, feature in instance_features(20, 4).items()
+    }
+    parsed = tf.io.parse_example(encode_examples(instances), features)
+    assert parsed.keys() == instances.keys()
+    for name, values in instances.items():
+        assert parsed[name].numpy().tolist() == values.tolist()
+
+
+def test_lengths_of_rows_may_need_different_numbers_of_bytes():
+    ids = np.zeros((3, 7000), np.uint32)
+    ids[1, :100] = 300
+    ids[2] = 2_000_000
+    instances = {"input_ids": ids, "next_sentence_labels": np.ones((3, 1), np.uint8)}
+    assert encode_examples(instances) == [by_protobuf(instances, row) for row in range(3)]
+    instances["input_ids"] = np.array([[5] * 100, [300] * 100])
+    instances["next_sentence_labels"] = np.zeros((2, 1), np.uint8)
+    assert encode_examples(instances) == [by_protobuf(instances, row) for row in range(2)]
+
+
+def test_floats_keep_every_bit():
+    weights = np.array([[0.0, 1.0, 0.1, -2.5e-38, 3.4e38]], np.float32)
+    assert encode_examples({"w": weights}) == [by_protobuf({"w": weights}, 0)]
+
+
+def test_features_are_the_seven_of_the_original():
+    features = instance_features(128, 20)
+    assert {name: (feature.dtype, feature.length) for name, feature in features.items()} == {
+        "input_ids": ("int64", 128),
+        "input_mask": ("int64", 128),
+        "segment_ids": ("int64", 128),
+        "masked_lm_positions": ("int64", 20),
+        "masked_lm_ids": ("int64", 20),
+        "masked_lm_weights": ("float32", 20),
+        "next_sentence_labels": ("int64", 1),
+    }
+
+
+def test_framed_records_are_the_bytes_of_tensorflows_writer(tmp_path):
+    records = [b"", b"a", bytes(range(256)) * 9]
+    with tf.io.TFRecordWriter(str(tmp_path / "records")) as writer:
+        for record in records:
+            writer.write(record)
+    assert b"".join(map(frame_record, records)) == (tmp_path / "records").read_bytes()
+
+
+@pytest.fixture
+def framed():
+    return [frame_record(record) for record in (b"", b"some record", b"x" * 300)]
+
+
+def test_frames_are_read_as_they_were_written(framed):
+    assert list(read_frames(io.BytesIO(b"".join(framed)))) == framed
+    assert list(read_frames(io.BytesIO(b""))) == []
+
+
+def test_a_file_that_ends_within_a_frame_is_noticed(framed):
+    content = b"".join(framed)
+    whole = {0, len(framed[0]), len(framed[0] + framed[1])}
+    for end in set(range(len(content))) - whole:
+        with pytest.raises(ValueError, match="checksum"):
+            list(read_frames(io.BytesIO(content[:end])))
+
+
+def test_every_changed_byte_is_noticed(framed):
+    content = bytearray(framed[1])
+    for position in range(len(content)):
+        content[position] ^= 0x10
+        with pytest.raises(ValueError, match="checksum"):
+            list(read_frames(io.BytesIO(bytes(content))))
+        content[position] ^= 0x10

@@ -1,0 +1,266 @@
+import hashlib
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.tokenization import BasicTokenizer, FullTokenizer, Vocabulary, WordpieceTokenizer
+
+ASCII_PUNCTUATION = {*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)}
+TRICKY_CHARACTERS = (
+    "\0\t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\xad\u200b\u2028\u2029\u3000\ufeff\ufffd"
+    "aAéÉİßǅΣ한か\u3099がﬁ豈一\u3400\U00020000\u0301#[]_'$。！…·€"
+)
+
+
+@pytest.fixture(scope="module")
+def toy_vocab_file(write_vocabulary):
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [*letters, *(f"##{letter}" for letter in letters)]
+    others = ["mask", "foo", "##bar", "[", "]", "'", "#", ".", ",", "一", "é", "##é", "か", "。"]
+    return write_vocabulary(*pieces, *others)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(True, None), (False, None), (True, False), (False, True)],
+    ids=["uncased", "cased", "lower-cased", "stripped"],
+)
+def toy_tokenizer(request, toy_vocab_file):
+    do_lower_case, strip_accents = request.param
+    return FullTokenizer(toy_vocab_file, do_lower_case, strip_accents)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        pytest.param("", [], id="nothing"),
+        pytest.param(" \t\n\r\u3000 ", [], id="white space only"),
+        pytest.param("a\0b c\ufffdd", ["ab", "cd"], id="NUL and U+FFFD are dropped"),
+        pytest.param("foo\vbar", ["foobar"], id="vertical tab is deleted"),
+        pytest.param(
+            "a\fb\x1cc\x1dd\x1ee\x1ff\x85g", ["abcdefg"], id="control white space is deleted"
+        ),
+        pytest.param("a\vb\u4e00\fc d\x85", ["ab", "一", "c", "d"], id="also beside ideographs"),
+        pytest.param(
+            "so\xadft ze\u200bro \ufeffmark", ["soft", "zero", "mark"], id="Cf is dropped"
+        ),
+        pytest.param("a\tb\nc\rd", ["a", "b", "c", "d"], id="tab, LF and CR are spaces"),
+        pytest.param("a\xa0b\u2003c\u3000d", ["a", "b", "c", "d"], id="Zs is a space"),
+        pytest.param("a\u2028b\u2029c", ["a", "b", "c"], id="line and paragraph separators split"),
+        pytest.param("x一y二", ["x", "一", "y", "二"], id="ideographs stand alone"),
+        pytest.param("カナ かな 々", ["カナ", "かな", "々"], id="kana do not"),
+        pytest.param("[mask]", ["[", "mask", "]"], id="special tokens are split"),
+        pytest.param("don't $1.50", ["don", "'", "t", "$", "1", ".", "50"], id="punctuation"),
+        pytest.param("a—b¿c。d‿e", ["a", "—", "b", "¿", "c", "。", "d", "‿", "e"], id="P*"),
+        pytest.param("5€ ©x ™", ["5€", "©x", "™"], id="symbols outside ASCII stay"),
+        pytest.param("--", ["-", "-"], id="each punctuation character is a token"),
+    ],
+)
+def test_basic_tokens_of_text_without_case(text, tokens, toy_tokenizer):
+    assert toy_tokenizer.basic_tokenizer.tokenize(text) == tokens
+    assert toy_tokenizer.encode(text) == toy_tokenizer.convert_tokens_to_ids(
+        toy_tokenizer.tokenize(text)
+    )
+
+
+def test_ascii_symbols_are_punctuation_and_nothing_else_is(toy_tokenizer):
+    split = {
+        code
+        for code in range(33, 127)
+        if len(toy_tokenizer.basic_tokenizer.tokenize(f"x{chr(code)}y")) == 3
+    }
+    assert split == ASCII_PUNCTUATION
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0x20000, 0x2A6DF),
+        (0x2A700, 0x2B73F),
+        (0x2B740, 0x2B81F),
+        (0x2B820, 0x2CEAF),
+        (0x2F800, 0x2FA1F),
+    ],
+)
+def test_each_ideograph_range_is_split_from_its_first_to_its_last_character(first, last):
+    for ideograph in (chr(first), chr(last)):
+        assert BasicTokenizer(do_lower_case=False).tokenize(f"a{ideograph}b") == [
+            "a",
+            ideograph,
+            "b",
+        ]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [0x33FF, 0x4DC0, 0xA000, 0xF8FF, 0xFB00, 0x1FFFF, 0x2A6E0, 0x2A6FF, 0x2CEB0, 0x2F7FF, 0x2FA20],
+)
+@pytest.mark.parametrize("do_lower_case", [True, False])
+def test_neighbours_of_the_ideograph_ranges_are_not_split(code, do_lower_case):
+    assert BasicTokenizer(do_lower_case).tokenize(f"a{chr(code)}b") == [f"a{chr(code)}b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "uncased", "cased"),
+    [
+        ("Crème BRÛLÉE", ["creme", "brulee"], ["Crème", "BRÛLÉE"]),
+        ("e\u0301", ["e"], ["e\u0301"]),
+        ("İ", ["i"], ["İ"]),
+        ("Straße", ["straße"], ["Straße"]),
+        ("한국어", [unicodedata.normalize("NFD", "한국어")], ["한국어"]),
+        ("がぎ", ["かき"], ["がぎ"]),
+        ("ﬁ Å", ["ﬁ", "a"], ["ﬁ", "Å"]),
+        ("की क्", ["की", "क"], ["की", "क्"]),
+        ("\uf900", ["\u8c48"], ["\uf900"]),
+        ("\u0301\u0308", [], ["\u0301\u0308"]),
+    ],
+)
+def test_lower_casing_decomposes_and_drops_accents(text, uncased, cased):
+    assert BasicTokenizer(do_lower_case=True).tokenize(text) == uncased
+    assert BasicTokenizer(do_lower_case=False).tokenize(text) == cased
+
+
+@pytest.mark.parametrize(
+    ("text", "lower_cased", "stripped"),
+    [
+        ("Crème BRÛLÉE", ["crème", "brûlée"], ["Creme", "BRULEE"]),
+        ("한국어", ["한국어"], [unicodedata.normalize("NFD", "한국어")]),
+        ("がぎ", ["がぎ"], ["かき"]),
+    ],
+)
+def test_accents_can_be_stripped_apart_from_lower_casing(text, lower_cased, stripped):
+    assert BasicTokenizer(True, strip_accents=False).tokenize(text) == lower_cased
+    assert BasicTokenizer(False, strip_accents=True).tokenize(text) == stripped
+
+
+@pytest.mark.parametrize(
+    ("word", "pieces"),
+    [
+        pytest.param("unaffable", ["un", "##aff", "##able"], id="pieces"),
+        pytest.param("abcd", ["abc", "##d"], id="longest first"),
+        pytest.param("abcx", ["[UNK]"], id="greedy, without a second try"),
+        pytest.param("unaffableq", ["[UNK]"], id="the whole word is unknown"),
+        pytest.param("able", ["[UNK]"], id="a ## piece begins no word"),
+        pytest.param("abc un", ["abc", "un"], id="two words"),
+    ],
+)
+def test_wordpiece_is_greedy_and_a_word_is_whole_or_unknown(word, pieces):
+    tokens = ["[UNK]", "un", "##aff", "##able", "ab", "abc", "##d", "##cx"]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    assert WordpieceTokenizer(vocab).tokenize(word) == pieces
+
+
+@pytest.mark.parametrize(
+    ("word", "is_known"),
+    [("a" * 200, True), ("a" * 201, False), ("é" * 200, True), ("é" * 201, False)],
+)
+def test_a_word_has_at_most_200_characters(word, is_known, toy_tokenizer):
+    tokens = toy_tokenizer.tokenize(word)
+    assert (tokens != ["[UNK]"]) == is_known
+    assert len(tokens) == (200 if is_known else 1)
+    assert toy_tokenizer.encode(word) == toy_tokenizer.convert_tokens_to_ids(tokens)
+
+
+def test_length_counts_after_decomposition_and_split_at_punctuation(toy_vocab_file):
+    tokenizer = FullTokenizer(toy_vocab_file, do_lower_case=True)
+    assert len(tokenizer.tokenize("a" * 150 + "." + "b" * 150)) == 301
+    assert len(tokenizer.tokenize("e\u0301" * 200)) == 200
+
+
+def test_special_tokens_in_text_never_get_their_ids(toy_tokenizer):
+    text = "[MASK] [CLS] [SEP] [PAD] ##a"
+    special = {toy_tokenizer.vocabulary.ids[token] for token in ("[MASK]", "[CLS]", "[SEP]")}
+    assert special.isdisjoint(toy_tokenizer.encode(text))
+    assert toy_tokenizer.tokenize("[mask] ##a") == ["[", "mask", "]", "#", "#", "a"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters() | st.sampled_from(TRICKY_CHARACTERS), max_size=40))
+def test_encode_is_tokenize_only_faster(toy_tokenizer, text):
+    assert toy_tokenizer.encode(text) == toy_tokenizer.convert_tokens_to_ids(
+        toy_tokenizer.tokenize(text)
+    )
+
+
+def test_memory_of_words_is_bounded_and_forgets_nothing_that_matters(toy_vocab_file, monkeypatch):
+    monkeypatch.setattr("pipeline.tokenization.MAX_MEMO_ENTRIES", 4)
+    tokenizer = FullTokenizer(toy_vocab_file)
+    for number in range(60):
+        text = f"word{number % 7} and{number},一{number}"
+        expected = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+        assert tokenizer.encode(text) == expected
+        assert len(tokenizer._ids_of_word) <= 4
+        assert len(tokenizer._ids_of_basic_token) <= 4
+
+
+def test_a_token_that_stands_twice_keeps_its_last_id(write_vocabulary):
+    tokenizer = FullTokenizer(write_vocabulary("dog", "cat", "dog"))
+    assert len(tokenizer.vocabulary) == 8
+    assert tokenizer.encode("dog cat") == [7, 6]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", " \n"])
+@pytest.mark.parametrize("final", [True, False], ids=["final line end", "no final line end"])
+def test_vocabulary_lines_are_stripped_and_numbered_from_0(tmp_path, line_end, final):
+    path = tmp_path / "vocab.txt"
+    tokens = ["[PAD]", "x", "[UNK]", "", "[CLS]", "[SEP]", "[MASK]", "##y"]
+    content = (line_end.join(tokens) + (line_end if final else "")).encode()
+    path.write_bytes(content)
+    vocabulary = Vocabulary(path)
+    assert vocabulary.tokens == tokens
+    assert vocabulary.ids == {token: number for number, token in enumerate(tokens)}
+    assert vocabulary.begins_word.tolist() == [True] * 7 + [False]
+    assert vocabulary.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_only_line_feeds_end_a_vocabulary_line(write_vocabulary):
+    vocabulary = Vocabulary(write_vocabulary("a\u2028b", "c\x85d"))
+    assert vocabulary.tokens[5:] == ["a\u2028b", "c\x85d"]
+
+
+def test_ordinary_ids_leave_out_special_unused_and_empty_tokens(write_vocabulary):
+    vocabulary = Vocabulary(write_vocabulary("[unused0]", "a", "", "##b", "[unused99]", "[", "c"))
+    assert vocabulary.ordinary_ids().tolist() == [6, 8, 10, 11]
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
+def test_ids_of_the_largest_vocabularies_fit_their_type(write_vocabulary, size, dtype):
+    tokenizer = FullTokenizer(write_vocabulary(*(f"w{number}" for number in range(5, size))))
+    assert tokenizer.vocabulary.id_dtype == dtype
+    assert tokenizer.encode(f"w{size - 1} w5") == [size - 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot read"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nmask\n", r"\[MASK\]"),
+        (b"", r"\[PAD\]"),
+        (b"[PAD]\n\xff\n", "not UTF-8"),
+    ],
+    ids=["missing", "without [MASK]", "empty", "not UTF-8"],
+)
+def test_an_unusable_vocabulary_is_named(tmp_path, content, problem):
+    path = tmp_path / "some_vocab.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as raised:
+        Vocabulary(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_folder_is_no_vocabulary(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        FullTokenizer(tmp_path)
+
+
+def test_unknown_tokens_have_no_id(toy_tokenizer):
+    with pytest.raises(KeyError):
+        toy_tokenizer.convert_tokens_to_ids(["no such token"])
