@@ -9,10 +9,12 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from modeling.optimization import AdamW
@@ -85,23 +87,25 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     """Sets the model's weights and returns the step they were saved at."""
-    model.set_named_weights(_read_arrays(checkpoint / _WEIGHTS))
+    with _damage_named(checkpoint / _WEIGHTS) as path:
+        model.set_named_weights(_read_arrays(path))
     return _read_state(checkpoint).step
 
 
 def load_checkpoint(checkpoint: Path, model: BertForPreTraining, optimizer: AdamW) -> TrainingState:
     """Sets weights, moments, update count and random state, and returns where training stood."""
     load_weights(checkpoint, model)
-    moments = _read_arrays(checkpoint / _OPTIMIZER)
-    for name, variable in _named_moments(model, optimizer).items():
-        variable.assign(moments[name])
+    with _damage_named(checkpoint / _OPTIMIZER) as path:
+        moments = _read_arrays(path)
+        for name, variable in _named_moments(model, optimizer).items():
+            variable.assign(moments[name])
     state = _read_state(checkpoint)
     optimizer.iterations.assign(state.step)
     model.bert.seeds.state.assign(state.dropout_state)
     return state
 
 
-def _named_moments(model: BertForPreTraining, optimizer: AdamW) -> dict:
+def _named_moments(model: BertForPreTraining, optimizer: AdamW) -> dict[str, keras.Variable]:
     moments = {}
     for name, first, second in zip(
         model.named_weights(), optimizer.first_moments, optimizer.second_moments, strict=True
@@ -111,7 +115,7 @@ def _named_moments(model: BertForPreTraining, optimizer: AdamW) -> dict:
     return moments
 
 
-def _as_arrays(variables: Mapping) -> dict[str, np.ndarray]:
+def _as_arrays(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
 
 
@@ -123,21 +127,24 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except Exception as error:  # zip, zlib, NumPy and the file system each have their own
-        raise UserError(
-            f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({error}); remove that "
-            "directory to go on from the one before it"
-        ) from error
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 def _read_state(checkpoint: Path) -> TrainingState:
+    with _damage_named(checkpoint / _STATE) as path:
+        content = json.loads(path.read_text("utf-8"))
+        return TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[Path]:
+    """Whatever fails while a file is read means that its checkpoint is damaged."""
     try:
-        return TrainingState(**json.loads((checkpoint / _STATE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        yield path
+    except Exception as error:  # zip, zlib, JSON, NumPy, Keras, the file system: each has its own
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the checkpoint {checkpoint} is damaged: cannot read {_STATE} ({error}); remove that "
-            "directory to go on from the one before it"
+            f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason}); remove "
+            "that directory to go on from the one before it"
         ) from error

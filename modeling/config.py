@@ -81,11 +81,10 @@ class BertConfig:
             raise UserError(
                 f"gelu_form is {self.gelu_form!r} but must be one of {', '.join(GeluForm)}"
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} is {getattr(self, name)} but must be at least 0 and below 1"
-                )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise UserError(f"{name} is {value!r} but must be a number, at least 0 and below 1")
 
     @classmethod
     def preset(cls, name: str, vocab_size: int) -> "BertConfig":

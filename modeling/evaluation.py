@@ -8,7 +8,7 @@ from modeling.checkpoints import latest_checkpoint, load_weights
 from modeling.input import evaluation_batches
 from modeling.losses import losses_and_accuracies
 from modeling.pretraining import BertForPreTraining
-from modeling.run import check_same_vocabulary, read_run
+from modeling.run import check_length, check_same_vocabulary, read_run
 from modeling.tensorflow_step import eval_step
 from pipeline.manifest import Manifest
 
@@ -27,6 +27,7 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
     config, trained_on = read_run(run_dir)
     manifest = Manifest.read(data_dir)
     check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
+    check_length(config, data_dir, manifest)
     batches = evaluation_batches(data_dir, manifest, batch_size)
     model = BertForPreTraining(config)
     step = load_weights(latest_checkpoint(run_dir), model)

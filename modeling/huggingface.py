@@ -47,33 +47,36 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
         ) from error
     config, manifest = read_run(run_dir)
     checkpoint = latest_checkpoint(run_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} is not empty: give another --output_dir")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} is a file or not empty: give another --output_dir")
     model = BertForPreTraining(config)
     load_weights(checkpoint, model)
-
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = {
         huggingface_name(name): to_huggingface(name, variable.numpy())
         for name, variable in model.named_weights().items()
     }
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    _write_json(temporary / "config.json", huggingface_config(config))
-    _write_json(
-        temporary / "tokenizer_config.json",
-        {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": manifest.do_lower_case,
-            "strip_accents": manifest.strip_accents,
-            "model_max_length": config.max_position_embeddings,
-        },
-    )
-    shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")
-    if output_dir.exists():
-        output_dir.rmdir()
-    temporary.rename(output_dir)
+    tokenizer_config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": manifest.do_lower_case,
+        "strip_accents": manifest.strip_accents,
+        "model_max_length": config.max_position_embeddings,
+    }
+
+    # Beside, and renamed when whole.
+    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    try:
+        temporary.mkdir(parents=True)
+        shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")
+        _write_json(temporary / "config.json", huggingface_config(config))
+        _write_json(temporary / "tokenizer_config.json", tokenizer_config)
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        if output_dir.exists():
+            output_dir.rmdir()
+        temporary.rename(output_dir)
+    except OSError as error:
+        raise UserError(f"cannot export {run_dir} to {output_dir}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return checkpoint
 
 

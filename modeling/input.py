@@ -98,6 +98,8 @@ def shard_groups(
 
 
 def _shuffled_records(paths: tf.Tensor, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
+    # Else `shuffle` would mix the global seed into the one that it is given.
+    tf.compat.v1.set_random_seed(1)
     records = tf.data.Dataset.from_tensor_slices(paths).interleave(
         tf.data.TFRecordDataset,
         cycle_length=_SHARDS_PER_GROUP,

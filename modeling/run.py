@@ -19,15 +19,11 @@ def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Man
             f"the model's vocab_size {config.vocab_size} is smaller than the {manifest.vocab_size} "
             f"entries of {data_dir / VOCABULARY_NAME}: set vocab_size in --bert_config_file"
         )
-    if config.max_position_embeddings < manifest.max_seq_length:
-        raise UserError(
-            f"the model reads at most max_position_embeddings {config.max_position_embeddings} tokens, "
-            f"but the instances of {data_dir} have {manifest.max_seq_length}"
-        )
+    check_length(config, data_dir, manifest)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if (run_dir / CONFIG_NAME).exists():
-            _check_same_run(run_dir, config, manifest)
+            _check_same_run(run_dir, config, data_dir, manifest)
         shutil.copyfile(data_dir / VOCABULARY_NAME, run_dir / VOCABULARY_NAME)
         shutil.copyfile(data_dir / MANIFEST_NAME, run_dir / MANIFEST_NAME)
         (run_dir / CONFIG_NAME).write_text(config.to_json(), "utf-8")
@@ -49,6 +45,19 @@ def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
     return BertConfig.read(run_dir / CONFIG_NAME), Manifest.read(run_dir)
 
 
+def check_length(config: BertConfig, data_dir: Path, data: Manifest) -> None:
+    """Sees that a model can read the instances of a data set.
+
+    Raises:
+      UserError: they are longer than its position embeddings reach.
+    """
+    if config.max_position_embeddings < data.max_seq_length:
+        raise UserError(
+            f"the model reads at most max_position_embeddings {config.max_position_embeddings} tokens, "
+            f"but the instances of {data_dir} have {data.max_seq_length}"
+        )
+
+
 def check_same_vocabulary(run_dir: Path, run: Manifest, data_dir: Path, data: Manifest) -> None:
     """Sees that a run and a data set agree on what the ids mean.
 
@@ -62,7 +71,7 @@ def check_same_vocabulary(run_dir: Path, run: Manifest, data_dir: Path, data: Ma
         )
 
 
-def _check_same_run(run_dir: Path, config: BertConfig, manifest: Manifest) -> None:
+def _check_same_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
     saved, trained_on = read_run(run_dir)
     if saved != config:
         changed = [
@@ -73,4 +82,4 @@ def _check_same_run(run_dir: Path, config: BertConfig, manifest: Manifest) -> No
         raise UserError(
             f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another --output_dir"
         )
-    check_same_vocabulary(run_dir, trained_on, run_dir, manifest)
+    check_same_vocabulary(run_dir, trained_on, data_dir, manifest)

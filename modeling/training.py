@@ -60,6 +60,9 @@ class TrainingOptions:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "weight_decay_rate", "random_seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.num_warmup_steps <= self.num_train_steps:
             raise UserError(
                 f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "

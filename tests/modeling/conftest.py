@@ -1,0 +1,179 @@
+import dataclasses
+import hashlib
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from modeling.checkpoints import TrainingState, save_checkpoint
+from modeling.config import BertConfig
+from modeling.optimization import AdamW
+from modeling.pretraining import BertForPreTraining
+from modeling.run import prepare_run
+from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.records import encode_examples
+
+MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
+FIRST_ORDINARY_ID = 5
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def config():
+    return BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=MAX_SEQ_LENGTH,
+    )
+
+
+@pytest.fixture(scope="session")
+def shallow_config(config):
+    """One layer, for it compiles faster."""
+    return dataclasses.replace(config, num_hidden_layers=1)
+
+
+def _instances(first_number, count, max_seq_length=MAX_SEQ_LENGTH):
+    """Random instances whose second and third token spell their number (up to 2025)."""
+    rng = np.random.default_rng(first_number)
+    ids = rng.integers(FIRST_ORDINARY_ID, VOCAB_SIZE, (count, max_seq_length))
+    number = np.arange(first_number, first_number + count)
+    base = VOCAB_SIZE - FIRST_ORDINARY_ID
+    ids[:, 1] = FIRST_ORDINARY_ID + number // base
+    ids[:, 2] = FIRST_ORDINARY_ID + number % base
+    position = np.arange(max_seq_length)
+    length = rng.integers(8, max_seq_length + 1, (count, 1))
+    mask = (position < length).astype(np.int64)
+    predictions = rng.integers(1, MAX_PREDICTIONS + 1, (count, 1))
+    weights = np.arange(MAX_PREDICTIONS) < predictions
+    positions = np.sort(
+        np.stack([rng.choice(np.arange(3, 8), MAX_PREDICTIONS, replace=False) for _ in number])
+    )
+    return {
+        "input_ids": ids * mask,
+        "input_mask": mask,
+        "segment_ids": mask * (position >= 5),
+        "masked_lm_positions": positions * weights,
+        "masked_lm_ids": rng.integers(FIRST_ORDINARY_ID, VOCAB_SIZE, weights.shape) * weights,
+        "masked_lm_weights": weights.astype(np.float32),
+        "next_sentence_labels": rng.integers(0, 2, (count, 1)),
+    }
+
+
+@pytest.fixture(scope="session")
+def instance_numbers():
+    """A function from a batch to the numbers that its instances spell."""
+
+    def numbers(batch):
+        ids = np.asarray(batch["input_ids"]) - FIRST_ORDINARY_ID
+        return (ids[:, 1] * (VOCAB_SIZE - FIRST_ORDINARY_ID) + ids[:, 2]).tolist()
+
+    return numbers
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """A function that makes a batch as the trainer gets it."""
+
+    def make(size, first_number=0):
+        return {
+            name: values if values.dtype == np.float32 else values.astype(np.int32)
+            for name, values in _instances(first_number, size).items()
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_data_set():
+    """A function that writes a data set of shards (split, pass, instances), numbered through."""
+
+    def write(data_dir, shards, max_seq_length=MAX_SEQ_LENGTH):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        ordinary = [f"word{i}" for i in range(FIRST_ORDINARY_ID, VOCAB_SIZE)]
+        vocabulary = data_dir / VOCABULARY_NAME
+        vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *ordinary]) + "\n", "utf-8")
+        described, first_number = [], 0
+        for index, (split, pass_index, count) in enumerate(shards):
+            path = data_dir / f"{split}-{index:05d}-of-{len(shards):05d}.tfrecord"
+            with tf.io.TFRecordWriter(str(path)) as writer:
+                if count:
+                    for record in encode_examples(_instances(first_number, count, max_seq_length)):
+                        writer.write(record)
+            described.append(
+                Shard(
+                    name=path.name,
+                    split=split,
+                    pass_index=pass_index,
+                    documents=count,
+                    instances=count,
+                    tokens=0,
+                    bytes=path.stat().st_size,
+                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                )
+            )
+            first_number += count
+        manifest = Manifest(
+            max_seq_length=max_seq_length,
+            max_predictions_per_seq=MAX_PREDICTIONS,
+            do_lower_case=True,
+            vocab_size=VOCAB_SIZE,
+            vocab_sha256=hashlib.sha256(vocabulary.read_bytes()).hexdigest(),
+            options={},
+            statistics={},
+            shards=described,
+        )
+        manifest.write(data_dir)
+        return manifest
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory, write_data_set):
+    """A small data set, not to be changed: its directory and its manifest."""
+    data_dir = tmp_path_factory.mktemp("data")
+    shards = [("train", 0, 7), ("train", 0, 6), ("train", 1, 13), ("eval", 0, 4), ("eval", 0, 3)]
+    return data_dir, write_data_set(data_dir, shards)
+
+
+@pytest.fixture(scope="session")
+def randomize():
+    """A function that gives every variable, biases too, random values of a noticeable size."""
+
+    def set_random(model, seed=0):
+        rng = np.random.default_rng(seed)
+        model.set_named_weights(
+            {
+                name: (name.endswith("gamma") + 0.2 * rng.standard_normal(variable.shape)).astype(
+                    np.float32
+                )
+                for name, variable in model.named_weights().items()
+            }
+        )
+        return model
+
+    return set_random
+
+
+@pytest.fixture(scope="session")
+def write_run(data_set, randomize):
+    """A function that writes a run on `data_set` with a checkpoint of random weights."""
+    data_dir, manifest = data_set
+
+    def write(run_dir, config, step=3):
+        prepare_run(run_dir, config, data_dir, manifest)
+        model = randomize(BertForPreTraining(config))
+        optimizer = AdamW(1e-3)
+        optimizer.build(model.trainable_variables)
+        save_checkpoint(run_dir, model, optimizer, TrainingState(step=step), keep=1)
+        return model
+
+    return write

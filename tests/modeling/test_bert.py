@@ -1,0 +1,225 @@
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from modeling.bert import BertModel, Dropout, activation, truncated_normal
+from modeling.config import GeluForm
+from modeling.pretraining import BertForPreTraining
+
+
+def built(config, seed=0):
+    model = BertModel(config, seed)
+    model.build()
+    return model
+
+
+def encode(model, batch, training=False):
+    outputs = model(
+        batch["input_ids"], batch["input_mask"], batch["segment_ids"], training=training
+    )
+    return tuple(output.numpy() for output in outputs)
+
+
+def weights(model):
+    return [variable.numpy() for variable in model.trainable_variables]
+
+
+@pytest.fixture(scope="module")
+def model(config, randomize):
+    """An encoder with random biases and gammas, not to be changed."""
+    return randomize(BertForPreTraining(config)).bert
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(4)
+
+
+def test_same_seed_gives_the_same_weights(config):
+    for first, second in zip(weights(built(config, 7)), weights(built(config, 7)), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_other_seed_gives_other_kernels_and_embeddings(config):
+    drawn = 0
+    for first, second in zip(weights(built(config, 7)), weights(built(config, 8)), strict=True):
+        if first.ndim == 2:
+            assert not np.isin(first, second).any()
+            drawn += 1
+    assert drawn == 3 + 6 * config.num_hidden_layers + 1
+
+
+def test_no_two_kernels_are_alike(config):
+    kernels = [values.ravel() for values in weights(built(config)) if values.ndim == 2]
+    firsts = [kernel[0] for kernel in kernels]
+    assert len(set(firsts)) == len(firsts)
+
+
+@pytest.mark.parametrize("initializer_range", [0.02, 0.1])
+def test_initial_weights_are_truncated_normal_biases_0_and_gammas_1(config, initializer_range):
+    config = dataclasses.replace(
+        config, hidden_size=64, intermediate_size=256, initializer_range=initializer_range
+    )
+    model = BertForPreTraining(config)
+    drawn = []
+    for name, variable in model.named_weights().items():
+        values = variable.numpy()
+        if name.endswith("gamma"):
+            np.testing.assert_array_equal(values, 1)
+        elif name.endswith(("bias", "beta")):
+            np.testing.assert_array_equal(values, 0)
+        else:
+            assert np.abs(values).max() <= 2 * initializer_range
+            assert values.std() == pytest.approx(0.88 * initializer_range, rel=0.12), name
+            drawn.append(values.ravel())
+    drawn = np.concatenate(drawn)
+    # A normal cut off at two standard deviations has 0.8796 of the standard deviation.
+    assert drawn.std() == pytest.approx(0.8796 * initializer_range, rel=0.005)
+    assert abs(drawn.mean()) < 0.01 * initializer_range
+
+
+def test_truncated_normal_keeps_the_shape_of_the_normal():
+    values = truncated_normal(np.random.default_rng(0), stddev=1.0)((400, 500), "float32")
+    assert values.dtype == np.float32
+    within_one = 0.6827 / 0.9545
+    assert np.mean(np.abs(values) < 1) == pytest.approx(within_one, abs=0.005)
+
+
+def test_outputs_have_the_shapes_of_the_config(model, config, batch):
+    sequence_output, pooled_output = encode(model, batch)
+    assert sequence_output.shape == (*batch["input_ids"].shape, config.hidden_size)
+    assert pooled_output.shape == (len(batch["input_ids"]), config.hidden_size)
+
+
+def test_pooled_output_is_the_first_token_through_a_dense_layer_with_tanh(model, batch):
+    sequence_output, pooled_output = encode(model, batch)
+    dense = model.pooler.dense
+    expected = np.tanh(sequence_output[:, 0] @ dense.kernel.numpy() + dense.bias.numpy())
+    np.testing.assert_allclose(pooled_output, expected, atol=1e-6)
+
+
+def test_content_of_padding_does_not_matter(model, batch):
+    padding = batch["input_mask"] == 0
+    assert padding.any()
+    other = {
+        "input_ids": np.where(padding, 17, batch["input_ids"]),
+        "input_mask": batch["input_mask"],
+        "segment_ids": np.where(padding, 1, batch["segment_ids"]),
+    }
+    for output, expected in zip(encode(model, other), encode(model, batch), strict=True):
+        rows = ~padding if output.ndim == 3 else slice(None)
+        np.testing.assert_allclose(output[rows], expected[rows], atol=1e-6)
+
+
+def test_length_of_padding_does_not_matter(model, make_batch):
+    batch = make_batch(4, first_number=40)
+    longest = int(batch["input_mask"].sum(axis=1).max())
+    batch["input_mask"][:, longest - 3 :] = 0
+    short = {name: batch[name][:, : longest - 3] for name in batch if batch[name].shape[1] == 16}
+    real = short["input_mask"] == 1
+    sequence_output, pooled_output = encode(model, short)
+    padded_output, padded_pooled_output = encode(model, batch)
+    np.testing.assert_allclose(
+        sequence_output[real], padded_output[:, : longest - 3][real], atol=1e-6
+    )
+    np.testing.assert_allclose(pooled_output, padded_pooled_output, atol=1e-6)
+
+
+@pytest.mark.parametrize("feature", ["input_ids", "segment_ids"])
+def test_every_token_attends_to_every_real_token(model, batch, feature):
+    changed = {name: values.copy() for name, values in batch.items()}
+    changed[feature][:, 4] = (changed[feature][:, 4] + 1) % 2
+    difference = np.abs(encode(model, changed)[0] - encode(model, batch)[0]).max(axis=-1)
+    assert (difference > 1e-5).all()
+
+
+def test_position_of_a_token_matters(model, batch):
+    swapped = batch | {"input_ids": batch["input_ids"].copy()}
+    swapped["input_ids"][:, [1, 3]] = batch["input_ids"][:, [3, 1]]
+    assert np.abs(encode(model, swapped)[1] - encode(model, batch)[1]).max() > 1e-4
+
+
+def test_instances_of_a_batch_do_not_influence_each_other(model, batch):
+    alone = {name: values[1:2] for name, values in batch.items()}
+    np.testing.assert_allclose(encode(model, alone)[0], encode(model, batch)[0][1:2], atol=1e-6)
+
+
+def test_dropout_is_on_in_training_only(config, batch):
+    model = built(config)
+    np.testing.assert_array_equal(encode(model, batch)[0], encode(model, batch)[0])
+    without = encode(model, batch)[0]
+    first, second = encode(model, batch, training=True)[0], encode(model, batch, training=True)[0]
+    assert np.abs(first - without).max() > 0.01
+    assert np.abs(first - second).max() > 0.01
+
+
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_each_kind_of_dropout_has_its_own_rate(config, batch, randomize, field):
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for rates, differs in ((no_dropout, False), (no_dropout | {field: 0.5}, True)):
+        model = randomize(BertForPreTraining(dataclasses.replace(config, **rates))).bert
+        difference = encode(model, batch, training=True)[0] - encode(model, batch)[0]
+        assert (np.abs(difference).max() > 1e-3) == differs
+
+
+def test_each_dropout_of_the_original_is_in_its_place(config, batch, randomize):
+    model = randomize(BertForPreTraining(config)).bert
+    without = encode(model, batch)[0]
+    dropouts = {"embeddings": model.embeddings.dropout}
+    for block in model.encoder.blocks:
+        dropouts |= {
+            f"{block.name}/attention/self": block.attention.self_attention.dropout,
+            f"{block.name}/attention/output": block.attention.output_layer.dropout,
+            f"{block.name}/output": block.output_layer.dropout,
+        }
+    for dropout in dropouts.values():
+        dropout.rate = 0.0
+    np.testing.assert_array_equal(encode(model, batch, training=True)[0], without)
+    for place, dropout in dropouts.items():
+        dropout.rate = 0.5
+        difference = encode(model, batch, training=True)[0] - without
+        assert np.abs(difference).max() > 1e-3, place
+        dropout.rate = 0.0
+
+
+def test_dropout_follows_the_state_of_the_seed_generator(config, batch):
+    model = built(config)
+    state = model.seeds.state.numpy()
+    first = encode(model, batch, training=True)[0]
+    moved_on = model.seeds.state.numpy()
+    assert not np.array_equal(moved_on, state)
+    encode(model, batch, training=False)
+    np.testing.assert_array_equal(model.seeds.state.numpy(), moved_on)
+    model.seeds.state.assign(state)
+    np.testing.assert_array_equal(encode(model, batch, training=True)[0], first)
+
+
+def test_dropout_drops_at_its_rate_and_rescales_the_rest():
+    dropout = Dropout(0.25, keras.random.SeedGenerator(3))
+    outputs = np.asarray(dropout(ops.ones((200, 500)), training=True))
+    dropped = outputs == 0
+    assert dropped.mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_allclose(outputs[~dropped], 1 / 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hidden_act", "gelu_form", "expected"),
+    [
+        (
+            "gelu",
+            GeluForm.TANH,
+            lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        ),
+        ("gelu", GeluForm.ERF, lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
+        ("relu", GeluForm.TANH, lambda x: max(x, 0.0)),
+    ],
+)
+def test_activation_follows_its_formula(config, hidden_act, gelu_form, expected):
+    config = dataclasses.replace(config, hidden_act=hidden_act, gelu_form=gelu_form)
+    x = np.linspace(-4, 4, 81, dtype=np.float32)
+    values = np.asarray(activation(config)(ops.convert_to_tensor(x)))
+    np.testing.assert_allclose(values, [expected(float(v)) for v in x], atol=2e-6)

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+
+import pytest
+
+from modeling.config import BertConfig, GeluForm
+from modeling.pretraining import BertForPreTraining
+from pipeline.errors import UserError
+
+BERT_VOCAB_SIZE = 30522
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "hidden", "heads", "feed_forward"),
+    [
+        ("tiny", 2, 128, 2, 512),
+        ("mini", 4, 256, 4, 1024),
+        ("small", 4, 512, 8, 2048),
+        ("medium", 8, 512, 8, 2048),
+        ("base", 12, 768, 12, 3072),
+        ("large", 24, 1024, 16, 4096),
+    ],
+)
+def test_preset_has_the_published_size(name, layers, hidden, heads, feed_forward):
+    config = BertConfig.preset(name, BERT_VOCAB_SIZE)
+    assert config == BertConfig(
+        vocab_size=BERT_VOCAB_SIZE,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+        max_position_embeddings=512,
+        type_vocab_size=2,
+        initializer_range=0.02,
+        gelu_form=GeluForm.TANH,
+    )
+
+
+# The published encoders (4,385,920, 11,170,560 and 109,482,240) and the pretraining heads.
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("tiny", 4_433_468), ("mini", 11_267_900), ("base", 110_106_428)]
+)
+def test_preset_has_the_published_number_of_parameters(name, parameters):
+    model = BertForPreTraining(BertConfig.preset(name, BERT_VOCAB_SIZE))
+    assert sum(variable.value.shape.num_elements() for variable in model.trainable_variables) == (
+        parameters
+    )
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises((KeyError, UserError), match="huge"):
+        BertConfig.preset("huge", BERT_VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "seq_length", "num_predictions", "gigaflops"),
+    [
+        ("base", 128, 20, 69.9),
+        ("base", 512, 76, 300.9),
+        ("large", 128, 20, 240.6),
+        ("large", 512, 76, 1019.8),
+    ],
+)
+def test_flops_per_sequence(name, seq_length, num_predictions, gigaflops):
+    config = BertConfig.preset(name, BERT_VOCAB_SIZE)
+    flops = config.flops_per_sequence(seq_length, num_predictions)
+    assert round(flops / 1e9, 1) == gigaflops
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vocab_size", 0),
+        ("vocab_size", "50"),
+        ("hidden_size", -16),
+        ("hidden_size", 17),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", 3),
+        ("num_attention_heads", 2.0),
+        ("intermediate_size", 0),
+        ("max_position_embeddings", 0),
+        ("type_vocab_size", 0),
+        ("hidden_act", "swish"),
+        ("gelu_form", "gelu"),
+        ("hidden_dropout_prob", 1.0),
+        ("hidden_dropout_prob", -0.1),
+        ("hidden_dropout_prob", float("nan")),
+        ("attention_probs_dropout_prob", 1.5),
+        ("attention_probs_dropout_prob", -0.1),
+        ("initializer_range", -0.02),
+    ],
+)
+def test_impossible_value_is_refused_by_its_name(config, field, value):
+    with pytest.raises(UserError, match=field):
+        dataclasses.replace(config, **{field: value})
+
+
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_no_dropout_is_possible(config, field):
+    assert getattr(dataclasses.replace(config, **{field: 0.0}), field) == 0.0
+
+
+def test_json_round_trip(config, tmp_path):
+    config = dataclasses.replace(
+        config, gelu_form=GeluForm.ERF, hidden_dropout_prob=0.25, type_vocab_size=3
+    )
+    path = tmp_path / "bert_config.json"
+    path.write_text(config.to_json(), "utf-8")
+    assert BertConfig.read(path) == config
+
+
+def test_an_original_bert_config_is_read(tmp_path):
+    path = tmp_path / "bert_config.json"
+    original = {
+        "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 768,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "type_vocab_size": 2,
+        "vocab_size": BERT_VOCAB_SIZE,
+    }
+    path.write_text(json.dumps(original), "utf-8")
+    assert BertConfig.read(path) == BertConfig.preset("base", BERT_VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"{", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        (b"[50]", "vocab_size"),
+        (b"{}", "vocab_size"),
+        (b'{"vocab_size": 50, "hiden_size": 16}', "hiden_size"),
+        (b'{"vocab_size": 0}', "vocab_size"),
+        (b'{"vocab_size": 50, "hidden_size": 100}', "hidden_size"),
+        (b'{"vocab_size": 50, "hidden_size": "16"}', "hidden_size"),
+        (b'{"vocab_size": 50, "hidden_dropout_prob": "0.1"}', "hidden_dropout_prob"),
+        (b'{"vocab_size": 50, "initializer_range": "0.02"}', "initializer_range"),
+        (b'{"vocab_size": 50, "hidden_act": ["gelu"]}', "hidden_act"),
+    ],
+)
+def test_unusable_file_is_named_with_what_is_wrong(tmp_path, content, told):
+    path = tmp_path / "my_config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=told) as raised:
+        BertConfig.read(path)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    path = tmp_path / "my_config.json"
+    with pytest.raises(UserError) as raised:
+        BertConfig.read(path)
+    assert str(path) in str(raised.value)

@@ -1,0 +1,101 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from modeling.checkpoints import TrainingState, save_checkpoint
+from modeling.evaluation import RESULTS_NAME, evaluate
+from modeling.input import evaluation_batches
+from modeling.optimization import AdamW
+from modeling.pretraining import BertForPreTraining
+from pipeline.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shallow_config, write_run, randomize):
+    """A run directory with two checkpoints, and the model of the newer one."""
+    run_dir = tmp_path_factory.mktemp("run")
+    write_run(run_dir, shallow_config, step=7)
+    newer = randomize(BertForPreTraining(shallow_config), seed=5)
+    optimizer = AdamW(1e-3)
+    optimizer.build(newer.trainable_variables)
+    save_checkpoint(run_dir, newer, optimizer, TrainingState(step=12), keep=2)
+    return run_dir, newer
+
+
+def nll_and_hit(logits, label):
+    logits = np.asarray(logits, np.float64)
+    return np.log(np.exp(logits).sum()) - logits[label], np.argmax(logits) == label
+
+
+def results_by_hand(model, data_dir, manifest):
+    masked_lm, next_sentence = [], []
+    for batch in evaluation_batches(data_dir, manifest, batch_size=2):
+        outputs = {name: value.numpy() for name, value in model(batch).items()}
+        labels = {name: value.numpy() for name, value in batch.items()}
+        for i, label in enumerate(labels["next_sentence_labels"][:, 0]):
+            next_sentence.append(nll_and_hit(outputs["next_sentence_logits"][i], label))
+            for p in np.flatnonzero(labels["masked_lm_weights"][i]):
+                logits = outputs["masked_lm_logits"][i, p]
+                masked_lm.append(nll_and_hit(logits, labels["masked_lm_ids"][i, p]))
+    assert len(next_sentence) == 7
+    masked_lm_means = np.sum(masked_lm, axis=0) / (len(masked_lm) + 1e-5)
+    next_sentence_means = np.mean(next_sentence, axis=0)
+    return {
+        "masked_lm_loss": masked_lm_means[0],
+        "next_sentence_loss": next_sentence_means[0],
+        "masked_lm_accuracy": masked_lm_means[1],
+        "next_sentence_accuracy": next_sentence_means[1],
+    }
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_figures_of_the_newest_checkpoint_are_those_over_all_eval_instances(
+    run, data_set, batch_size
+):
+    run_dir, model = run
+    results = evaluate(run_dir, data_set[0], batch_size)
+    assert results == pytest.approx({"step": 12, **results_by_hand(model, *data_set)}, rel=1e-4)
+    assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
+
+
+def test_directory_without_a_run_is_told(tmp_path, data_set):
+    with pytest.raises(UserError, match="is not a run"):
+        evaluate(tmp_path, data_set[0], batch_size=4)
+
+
+def test_directory_without_a_data_set_is_told(tmp_path, run):
+    with pytest.raises(UserError, match="is not a data set"):
+        evaluate(run[0], tmp_path, batch_size=4)
+
+
+def test_run_without_a_checkpoint_is_told(tmp_path, run, data_set):
+    run_dir = tmp_path / "run"
+    shutil.copytree(run[0], run_dir, ignore=shutil.ignore_patterns("step-*"))
+    with pytest.raises(UserError, match="no checkpoint") as raised:
+        evaluate(run_dir, data_set[0], batch_size=4)
+    assert str(run_dir) in str(raised.value)
+
+
+def test_data_set_without_eval_shards_is_told(tmp_path, run, write_data_set):
+    write_data_set(tmp_path, [("train", 0, 3)])
+    with pytest.raises(UserError, match="eval_fraction") as raised:
+        evaluate(run[0], tmp_path, batch_size=4)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_data_of_another_vocabulary_is_told(tmp_path, run, data_set):
+    dataclasses.replace(data_set[1], vocab_sha256="0" * 64).write(tmp_path)
+    with pytest.raises(UserError, match="vocabular") as raised:
+        evaluate(run[0], tmp_path, batch_size=4)
+    assert str(run[0]) in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_data_of_longer_instances_than_the_model_reads_is_told(tmp_path, run, write_data_set):
+    write_data_set(tmp_path, [("eval", 0, 3)], max_seq_length=17)
+    with pytest.raises(UserError, match="max_position_embeddings") as raised:
+        evaluate(run[0], tmp_path, batch_size=3)
+    assert str(tmp_path) in str(raised.value)

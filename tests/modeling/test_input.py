@@ -1,0 +1,150 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from modeling import input as modeling_input
+from modeling.input import evaluation_batches, training_batches
+from pipeline.errors import UserError
+from pipeline.records import instance_features
+
+# Two passes of 17 and 15 instances; with groups of two shards, two groups and three groups.
+SHARDS = [
+    ("train", 0, 5),
+    ("train", 0, 4),
+    ("train", 0, 6),
+    ("train", 0, 2),
+    ("train", 1, 3),
+    ("train", 1, 0),
+    ("train", 1, 4),
+    ("train", 1, 1),
+    ("train", 1, 5),
+    ("train", 1, 2),
+]
+PASSES = [set(range(17)), set(range(17, 32))]
+
+
+@pytest.fixture(scope="module")
+def passes_data_set(tmp_path_factory, write_data_set):
+    data_dir = tmp_path_factory.mktemp("passes")
+    return data_dir, write_data_set(data_dir, SHARDS)
+
+
+@pytest.fixture
+def read_numbers(passes_data_set, instance_numbers, monkeypatch):
+    """A function that reads the numbers of the first instances that training gets."""
+    monkeypatch.setattr(modeling_input, "_SHARDS_PER_GROUP", 2)
+    monkeypatch.setattr(modeling_input, "_SHUFFLE_BUFFER_RECORDS", 4)
+
+    def read(count, seed=1, first_instance=0, batch_size=1):
+        batches = training_batches(*passes_data_set, batch_size, seed, first_instance)
+        taken = itertools.islice(batches, -(-count // batch_size))
+        return [number for batch in taken for number in instance_numbers(batch)][:count]
+
+    return read
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_each_epoch_yields_the_instances_of_its_pass_once(read_numbers, seed):
+    epochs = [PASSES[epoch % 2] for epoch in range(5)]
+    numbers = iter(read_numbers(sum(map(len, epochs)), seed))
+    for expected in epochs:
+        assert sorted(itertools.islice(numbers, len(expected))) == sorted(expected)
+
+
+def test_order_is_repeated_with_the_same_seed_only(read_numbers):
+    first = read_numbers(64, seed=1)
+    assert read_numbers(64, seed=1) == first
+    assert read_numbers(64, seed=2) != first
+
+
+def test_order_does_not_depend_on_tensorflows_global_seed(read_numbers):
+    before = read_numbers(64)
+    tf.random.set_seed(99)
+    try:
+        after = read_numbers(64)
+    finally:
+        tf.random.set_seed(None)
+    assert after == before
+
+
+def test_order_does_not_depend_on_the_batch_size(read_numbers):
+    assert read_numbers(60, batch_size=7) == read_numbers(60)
+
+
+def test_a_pass_is_read_in_another_order_the_next_time(read_numbers):
+    numbers = read_numbers(64)
+    first, second = numbers[:17], numbers[32:49]
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_shards_of_a_group_are_mixed(read_numbers, monkeypatch):
+    monkeypatch.setattr(modeling_input, "_SHARDS_PER_GROUP", 8)
+    monkeypatch.setattr(modeling_input, "_SHUFFLE_BUFFER_RECORDS", 10_000)
+    shard_ends = np.cumsum([count for _, pass_index, count in SHARDS if pass_index == 0])
+    shards = np.searchsorted(shard_ends, read_numbers(17), side="right")
+    assert np.count_nonzero(np.diff(shards)) > len(shard_ends) - 1
+
+
+def test_a_pass_begins_with_any_of_its_shards(read_numbers):
+    firsts = {read_numbers(1, seed)[0] for seed in range(5)}
+    assert any(number < 9 for number in firsts)
+    assert any(number >= 9 for number in firsts)
+
+
+def test_skipped_instances_are_those_that_would_have_come_first(read_numbers):
+    numbers = read_numbers(96 + 6)
+    for first_instance in (*range(0, 34, 2), 17, 33, 47, 49, 64, 90):
+        rest = read_numbers(6, first_instance=first_instance)
+        assert rest == numbers[first_instance : first_instance + 6], first_instance
+
+
+def test_skipping_goes_on_through_groups_and_epochs(read_numbers):
+    numbers = read_numbers(100)
+    assert read_numbers(75, first_instance=25, batch_size=5) == numbers[25:]
+
+
+def test_training_batches_have_static_shapes_and_narrow_types(data_set):
+    data_dir, manifest = data_set
+    batches = training_batches(data_dir, manifest, batch_size=4, seed=0)
+    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
+    assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
+        name: ((4, feature.length), tf.float32 if feature.dtype == "float32" else tf.int32)
+        for name, feature in features.items()
+    }
+    assert next(iter(batches))["input_ids"].shape == (4, 16)
+
+
+def test_batches_hold_what_was_written(data_set, make_batch):
+    batches = evaluation_batches(*data_set, batch_size=7)
+    batch = next(iter(batches))
+    written_first, written_second = make_batch(4, 26), make_batch(3, 30)
+    for name, values in batch.items():
+        expected = np.concatenate([written_first[name], written_second[name]])
+        assert values.numpy().dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
+    data_set, instance_numbers
+):
+    batches = [instance_numbers(batch) for batch in evaluation_batches(*data_set, batch_size=3)]
+    assert batches == [[26, 27, 28], [29, 30, 31], [32]]
+
+
+@pytest.mark.parametrize("shards", [[], [("eval", 0, 3)], [("train", 0, 0), ("eval", 0, 3)]])
+def test_training_needs_a_training_instance(tmp_path, write_data_set, shards):
+    manifest = write_data_set(tmp_path, shards)
+    with pytest.raises(UserError, match="no training instance") as raised:
+        training_batches(tmp_path, manifest, batch_size=1, seed=0)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("shards", [[], [("train", 0, 3)], [("train", 0, 3), ("eval", 0, 0)]])
+def test_evaluation_needs_an_eval_instance(tmp_path, write_data_set, shards):
+    manifest = write_data_set(tmp_path, shards)
+    with pytest.raises(UserError, match="eval_fraction") as raised:
+        evaluation_batches(tmp_path, manifest, batch_size=1)
+    assert str(tmp_path) in str(raised.value)

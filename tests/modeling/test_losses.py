@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+
+from modeling.losses import (
+    losses_and_accuracies,
+    masked_lm_loss,
+    next_sentence_loss,
+    pretraining_sums,
+    total_loss,
+)
+
+SUMS = {
+    "masked_lm_nll",
+    "masked_lm_correct",
+    "masked_lm_weights",
+    "next_sentence_nll",
+    "next_sentence_correct",
+    "sequences",
+    "tokens",
+}
+
+
+def random_outputs(batch, seed=0, scale=3.0):
+    rng = np.random.default_rng(seed)
+    size, predictions = batch["masked_lm_ids"].shape
+    return {
+        "masked_lm_logits": (scale * rng.standard_normal((size, predictions, 50))).astype("f4"),
+        "next_sentence_logits": (scale * rng.standard_normal((size, 2))).astype("f4"),
+    }
+
+
+def as_floats(sums):
+    return {name: float(value) for name, value in sums.items()}
+
+
+def nll_by_hand(logits, label):
+    logits = np.asarray(logits, np.float64)
+    return float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+
+
+def sums_by_hand(outputs, batch):
+    sums = dict.fromkeys(SUMS, 0.0)
+    for i, next_sentence_label in enumerate(batch["next_sentence_labels"][:, 0]):
+        logits = outputs["next_sentence_logits"][i]
+        sums["next_sentence_nll"] += nll_by_hand(logits, next_sentence_label)
+        sums["next_sentence_correct"] += int(np.argmax(logits)) == next_sentence_label
+        sums["sequences"] += 1
+        sums["tokens"] += int(batch["input_mask"][i].sum())
+        for p, weight in enumerate(batch["masked_lm_weights"][i]):
+            if weight:
+                logits, label = outputs["masked_lm_logits"][i, p], batch["masked_lm_ids"][i, p]
+                sums["masked_lm_nll"] += nll_by_hand(logits, label)
+                sums["masked_lm_correct"] += int(np.argmax(logits)) == label
+                sums["masked_lm_weights"] += 1
+    return sums
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    """A batch in which some predictions are padding, and some of the best logits the labels'."""
+    return make_batch(16)
+
+
+@pytest.fixture(scope="module")
+def outputs(batch):
+    outputs = random_outputs(batch)
+    for i in range(0, 16, 3):
+        outputs["masked_lm_logits"][i, 0, batch["masked_lm_ids"][i, 0]] = 20.0
+    return outputs
+
+
+def test_sums_equal_those_by_hand(outputs, batch):
+    assert (batch["masked_lm_weights"] == 0).any()
+    sums = as_floats(pretraining_sums(outputs, batch))
+    expected = sums_by_hand(outputs, batch)
+    assert 0 < expected["masked_lm_correct"] < expected["masked_lm_weights"]
+    assert 0 < expected["next_sentence_correct"] < expected["sequences"]
+    assert sums == pytest.approx(expected, rel=1e-5)
+
+
+def test_sums_of_parts_add_up_to_those_of_the_whole(outputs, batch):
+    whole = as_floats(pretraining_sums(outputs, batch))
+    parts = [
+        as_floats(
+            pretraining_sums(
+                {name: values[part] for name, values in outputs.items()},
+                {name: values[part] for name, values in batch.items()},
+            )
+        )
+        for part in (slice(0, 5), slice(5, 16))
+    ]
+    added = {name: parts[0][name] + parts[1][name] for name in whole}
+    assert added == pytest.approx(whole, rel=1e-5)
+
+
+def test_padding_predictions_have_no_influence(outputs, batch):
+    padding = batch["masked_lm_weights"] == 0
+    other_outputs = {name: values.copy() for name, values in outputs.items()}
+    other_outputs["masked_lm_logits"][padding, 7] = 50.0
+    other_batch = batch | {"masked_lm_ids": np.where(padding, 7, batch["masked_lm_ids"])}
+    expected = as_floats(pretraining_sums(outputs, batch))
+    assert as_floats(pretraining_sums(other_outputs, other_batch)) == expected
+    assert as_floats(pretraining_sums(outputs, other_batch)) == expected
+
+
+def test_losses_and_accuracies_are_means_of_the_sums(outputs, batch):
+    sums = sums_by_hand(outputs, batch)
+    expected = {
+        "masked_lm_loss": sums["masked_lm_nll"] / (sums["masked_lm_weights"] + 1e-5),
+        "next_sentence_loss": sums["next_sentence_nll"] / 16,
+        "masked_lm_accuracy": sums["masked_lm_correct"] / (sums["masked_lm_weights"] + 1e-5),
+        "next_sentence_accuracy": sums["next_sentence_correct"] / 16,
+    }
+    assert losses_and_accuracies(sums) == pytest.approx(expected, rel=1e-9)
+    assert masked_lm_loss(sums) == pytest.approx(expected["masked_lm_loss"])
+    assert next_sentence_loss(sums) == pytest.approx(expected["next_sentence_loss"])
+    assert total_loss(sums) == pytest.approx(
+        expected["masked_lm_loss"] + expected["next_sentence_loss"]
+    )
+
+
+def test_a_batch_of_padding_alone_has_no_masked_lm_loss(outputs, batch):
+    unmasked = batch | {"masked_lm_weights": np.zeros_like(batch["masked_lm_weights"])}
+    assert float(masked_lm_loss(pretraining_sums(outputs, unmasked))) == 0.0
+
+
+def test_large_logits_give_finite_losses(batch):
+    sums = as_floats(pretraining_sums(random_outputs(batch, scale=1e4), batch))
+    assert np.isfinite(list(sums.values())).all()
+
+
+def test_half_precision_logits_are_summed_in_float32(outputs, batch):
+    halves = {name: values.astype(np.float16) for name, values in outputs.items()}
+    widened = {name: values.astype(np.float32) for name, values in halves.items()}
+    sums = pretraining_sums(halves, batch)
+    assert {str(value.dtype.name) for value in sums.values()} == {"float32"}
+    assert as_floats(sums) == as_floats(pretraining_sums(widened, batch))

@@ -1,0 +1,109 @@
+from contextlib import ExitStack
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from modeling.optimization import AdamW, LinearWarmupAndDecay, clip_by_global_norm, is_decayed
+
+
+def variable(name, values):
+    *scopes, name = name.split("/")
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(keras.name_scope(scope))
+        return keras.Variable(np.array(values, np.float32), name=name)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.0),
+        (1, 0.001),
+        (5, 0.005),
+        (9, 0.009),
+        (10, 0.009),
+        (11, 0.0089),
+        (50, 0.005),
+        (99, 0.0001),
+        (100, 0.0),
+        (150, 0.0),
+    ],
+)
+def test_rate_warms_up_then_decays_from_step_0(step, rate):
+    schedule = LinearWarmupAndDecay(0.01, num_train_steps=100, num_warmup_steps=10)
+    assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.01), (50, 0.005), (100, 0.0)])
+def test_rate_without_warm_up_begins_at_the_peak(step, rate):
+    schedule = LinearWarmupAndDecay(0.01, num_train_steps=100, num_warmup_steps=0)
+    assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+def test_warm_up_may_last_to_the_end():
+    schedule = LinearWarmupAndDecay(0.01, num_train_steps=10, num_warmup_steps=10)
+    rates = [float(schedule(step)) for step in range(11)]
+    assert rates == pytest.approx([0.001 * step for step in range(10)] + [0.0], abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "decayed"),
+    [
+        ("bert/embeddings/word_embeddings", True),
+        ("bert/embeddings/position_embeddings", True),
+        ("bert/embeddings/LayerNorm/gamma", False),
+        ("bert/embeddings/LayerNorm/beta", False),
+        ("bert/encoder/layer_0/attention/self/query/kernel", True),
+        ("bert/encoder/layer_0/attention/self/query/bias", False),
+        ("bert/encoder/layer_0/output/layer_norm/gamma", False),
+        ("cls/predictions/output_bias", False),
+        ("cls/seq_relationship/output_weights", True),
+        ("cls/seq_relationship/output_bias", False),
+    ],
+)
+def test_biases_and_normalizations_are_not_decayed(name, decayed):
+    assert is_decayed(name) == decayed
+    weight = variable(name, [2.0, -4.0])
+    AdamW(0.1, weight_decay_rate=0.5).apply([ops.zeros(2)], [weight])
+    expected = np.array([2.0, -4.0]) * (1 - 0.1 * 0.5 if decayed else 1)
+    np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bias_correction", "size"), [(True, 1.0), (False, 0.1 / np.sqrt(0.001))])
+def test_size_of_the_first_update(bias_correction, size):
+    weight = variable("dense/bias", [0.0, 0.0, 0.0])
+    optimizer = AdamW(0.01, bias_correction=bias_correction, epsilon=1e-12)
+    optimizer.apply([ops.convert_to_tensor([3.0, -0.5, 0.0])], [weight])
+    np.testing.assert_allclose(weight.numpy(), [-0.01 * size, 0.01 * size, 0], rtol=1e-4)
+
+
+def test_epsilon_stands_outside_the_square_root():
+    weight = variable("dense/bias", [0.0])
+    AdamW(1.0, epsilon=0.5).apply([ops.convert_to_tensor([0.25])], [weight])
+    np.testing.assert_allclose(weight.numpy(), [-0.25 / (0.25 + 0.5)], rtol=1e-4)
+
+
+def test_first_update_after_a_warm_up_from_0_changes_nothing():
+    weight = variable("dense/kernel", [[1.0]])
+    optimizer = AdamW(LinearWarmupAndDecay(0.1, num_train_steps=10, num_warmup_steps=5))
+    optimizer.apply([ops.ones((1, 1))], [weight])
+    np.testing.assert_array_equal(weight.numpy(), [[1.0]])
+    optimizer.apply([ops.ones((1, 1))], [weight])
+    assert weight.numpy()[0, 0] < 1.0
+
+
+def test_gradients_above_the_norm_are_scaled_down_together():
+    gradients = [ops.convert_to_tensor([3.0, 0.0]), ops.convert_to_tensor([[4.0]])]
+    clipped, norm = clip_by_global_norm(gradients, 1.0)
+    assert float(norm) == pytest.approx(5.0)
+    np.testing.assert_allclose(clipped[0], [0.6, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(clipped[1], [[0.8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [[0.3, -0.4], [0.6, 0.8], [0.0, 0.0]])
+def test_gradients_within_the_norm_are_left_alone(values):
+    clipped, norm = clip_by_global_norm([ops.convert_to_tensor([v]) for v in values], 1.0)
+    assert float(norm) == pytest.approx(np.hypot(*values))
+    np.testing.assert_allclose(np.concatenate(clipped), np.float32(values), rtol=1e-6)

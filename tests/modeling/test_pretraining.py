@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from modeling.pretraining import BertForPreTraining
+
+V, H, F, S = 50, 16, 32, 16
+
+
+def original_variables(num_layers):
+    """Names and shapes in an original checkpoint."""
+    dense = {"kernel": (H, H), "bias": (H,)}
+    norm = {"gamma": (H,), "beta": (H,)}
+    groups = {
+        "bert/embeddings": {
+            "word_embeddings": (V, H),
+            "token_type_embeddings": (2, H),
+            "position_embeddings": (S, H),
+        },
+        "bert/embeddings/LayerNorm": norm,
+        "bert/pooler/dense": dense,
+        "cls/predictions": {"output_bias": (V,)},
+        "cls/predictions/transform/dense": dense,
+        "cls/predictions/transform/LayerNorm": norm,
+        "cls/seq_relationship": {"output_weights": (2, H), "output_bias": (2,)},
+    }
+    for i in range(num_layers):
+        layer = f"bert/encoder/layer_{i}"
+        groups |= {
+            f"{layer}/attention/self/query": dense,
+            f"{layer}/attention/self/key": dense,
+            f"{layer}/attention/self/value": dense,
+            f"{layer}/attention/output/dense": dense,
+            f"{layer}/attention/output/LayerNorm": norm,
+            f"{layer}/intermediate/dense": {"kernel": (H, F), "bias": (F,)},
+            f"{layer}/output/dense": {"kernel": (F, H), "bias": (H,)},
+            f"{layer}/output/LayerNorm": norm,
+        }
+    return {f"{group}/{name}": shape for group in groups for name, shape in groups[group].items()}
+
+
+def values(model):
+    return {name: variable.numpy() for name, variable in model.named_weights().items()}
+
+
+def outputs(model, batch, training=False):
+    return {name: output.numpy() for name, output in model(batch, training=training).items()}
+
+
+@pytest.fixture(scope="module")
+def model(config, randomize):
+    """A model of random weights, not to be changed."""
+    return randomize(BertForPreTraining(config))
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(4)
+
+
+def test_variables_have_the_names_and_shapes_of_the_original(model, config):
+    shapes = {name: tuple(variable.shape) for name, variable in model.named_weights().items()}
+    assert shapes == original_variables(config.num_hidden_layers)
+
+
+def test_named_weights_are_all_that_is_trained(model):
+    assert len(model.named_weights()) == len(model.trainable_variables)
+
+
+def test_second_model_of_the_process_has_the_same_names(model, config):
+    assert list(BertForPreTraining(config).named_weights()) == list(model.named_weights())
+
+
+def test_seed_decides_the_initial_weights_of_the_heads(config):
+    name = "cls/predictions/transform/dense/kernel"
+    first, same, other = (values(BertForPreTraining(config, seed))[name] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert not np.isin(first, other).any()
+
+
+def test_masked_lm_logits_come_from_the_masked_positions_by_the_word_embeddings(model, batch):
+    weights, result = values(model), outputs(model, batch)
+    hidden = np.stack(
+        [
+            sequence[positions]
+            for sequence, positions in zip(
+                result["sequence_output"], batch["masked_lm_positions"], strict=True
+            )
+        ]
+    ).astype(np.float64)
+    transform = "cls/predictions/transform"
+    x = hidden @ weights[f"{transform}/dense/kernel"] + weights[f"{transform}/dense/bias"]
+    x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+    x = x * weights[f"{transform}/LayerNorm/gamma"] + weights[f"{transform}/LayerNorm/beta"]
+    expected = x @ weights["bert/embeddings/word_embeddings"].T
+    expected += weights["cls/predictions/output_bias"]
+    np.testing.assert_allclose(result["masked_lm_logits"], expected, atol=1e-4)
+
+
+def test_next_sentence_logits_come_from_the_pooled_output(model, batch):
+    weights, result = values(model), outputs(model, batch)
+    expected = result["pooled_output"] @ weights["cls/seq_relationship/output_weights"].T
+    expected += weights["cls/seq_relationship/output_bias"]
+    np.testing.assert_allclose(result["next_sentence_logits"], expected, atol=1e-5)
+
+
+def test_predictions_follow_the_order_of_the_positions(model, batch):
+    flipped = batch | {"masked_lm_positions": batch["masked_lm_positions"][:, ::-1]}
+    np.testing.assert_allclose(
+        outputs(model, flipped)["masked_lm_logits"],
+        outputs(model, batch)["masked_lm_logits"][:, ::-1],
+        atol=1e-5,
+    )
+
+
+def test_labels_are_not_looked_at(model, batch):
+    inputs = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
+    unlabelled = {name: batch[name] for name in inputs}
+    for name, output in outputs(model, unlabelled).items():
+        np.testing.assert_array_equal(output, outputs(model, batch)[name])
+
+
+def test_weights_set_by_name_give_the_same_outputs(model, config, batch):
+    other = BertForPreTraining(config, seed=9)
+    other.set_named_weights(values(model))
+    for name, output in outputs(other, batch).items():
+        np.testing.assert_allclose(output, outputs(model, batch)[name], atol=1e-6)
+
+
+def test_weight_without_a_value_is_an_error(model, config):
+    incomplete = values(model)
+    del incomplete["bert/pooler/dense/bias"]
+    with pytest.raises(KeyError, match="bert/pooler/dense/bias"):
+        BertForPreTraining(config).set_named_weights(incomplete)

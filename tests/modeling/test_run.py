@@ -1,0 +1,119 @@
+import dataclasses
+import json
+
+import pytest
+
+from modeling.config import BertConfig
+from modeling.run import check_same_vocabulary, prepare_run, read_run
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+
+
+@pytest.fixture
+def run_dir(tmp_path, config, data_set):
+    run_dir = tmp_path / "runs" / "first"
+    prepare_run(run_dir, config, *data_set)
+    return run_dir
+
+
+@pytest.fixture
+def other_vocabulary(tmp_path, data_set):
+    """Another data set: its directory and its manifest, with another vocabulary."""
+    data_dir = tmp_path / "other_data"
+    data_dir.mkdir()
+    manifest = dataclasses.replace(data_set[1], vocab_sha256="0" * 64)
+    manifest.write(data_dir)
+    (data_dir / "vocab.txt").write_text((data_set[0] / "vocab.txt").read_text().upper())
+    return data_dir, manifest
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_run_holds_config_manifest_and_vocabulary(run_dir, config, data_set):
+    data_dir, manifest = data_set
+    assert BertConfig.read(run_dir / "bert_config.json") == config
+    assert Manifest.read(run_dir) == manifest
+    assert (run_dir / "vocab.txt").read_bytes() == (data_dir / "vocab.txt").read_bytes()
+    assert read_run(run_dir) == (config, manifest)
+
+
+def test_same_run_is_prepared_again(run_dir, config, data_set):
+    before = contents(run_dir)
+    prepare_run(run_dir, config, *data_set)
+    assert contents(run_dir) == before
+
+
+def test_vocab_size_may_exceed_that_of_the_data(tmp_path, config, data_set):
+    config = dataclasses.replace(config, vocab_size=64)
+    prepare_run(tmp_path / "run", config, *data_set)
+    assert read_run(tmp_path / "run")[0].vocab_size == 64
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("vocab_size", 49, ["vocab_size", "49", "50", "vocab.txt"]),
+        ("max_position_embeddings", 15, ["max_position_embeddings", "15", "16"]),
+    ],
+)
+def test_model_that_is_too_small_for_the_data_is_refused(
+    tmp_path, config, data_set, field, value, told
+):
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError) as raised:
+        prepare_run(run_dir, dataclasses.replace(config, **{field: value}), *data_set)
+    for part in (*told, str(data_set[0])):
+        assert part in str(raised.value)
+    assert not run_dir.exists()
+
+
+def test_run_of_another_model_is_refused_with_the_differences(run_dir, config, data_set):
+    before = contents(run_dir)
+    other = dataclasses.replace(config, hidden_size=32, hidden_dropout_prob=0.2)
+    with pytest.raises(UserError) as raised:
+        prepare_run(run_dir, other, *data_set)
+    message = str(raised.value)
+    assert str(run_dir) in message
+    assert "hidden_size was 16, is 32" in message
+    assert "hidden_dropout_prob was 0.1, is 0.2" in message
+    assert "num_hidden_layers" not in message
+    assert contents(run_dir) == before
+
+
+def test_run_of_another_vocabulary_is_refused(run_dir, config, other_vocabulary):
+    before = contents(run_dir)
+    with pytest.raises(UserError, match="vocabular") as raised:
+        prepare_run(run_dir, config, *other_vocabulary)
+    assert str(run_dir) in str(raised.value)
+    assert str(other_vocabulary[0]) in str(raised.value)
+    assert contents(run_dir) == before
+
+
+def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocabulary):
+    check_same_vocabulary(run_dir, data_set[1], *data_set)
+    with pytest.raises(UserError, match="different vocabularies") as raised:
+        check_same_vocabulary(run_dir, data_set[1], *other_vocabulary)
+    assert str(run_dir) in str(raised.value)
+    assert str(other_vocabulary[0]) in str(raised.value)
+
+
+def test_run_that_cannot_be_written_is_named(tmp_path, config, data_set):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as raised:
+        prepare_run(tmp_path / "file" / "run", config, *data_set)
+    assert str(tmp_path / "file" / "run") in str(raised.value)
+
+
+def test_directory_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match="is not a run") as raised:
+        read_run(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_run_without_a_readable_manifest_is_told(run_dir):
+    (run_dir / "manifest.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UserError, match="format version") as raised:
+        read_run(run_dir)
+    assert str(run_dir) in str(raised.value)
