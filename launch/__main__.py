@@ -64,6 +64,13 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         print(f"clozemill {verb}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader of the output, `head` for example, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"clozemill {verb}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"clozemill {verb}: interrupted", file=sys.stderr)
         return 130

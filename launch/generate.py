@@ -12,6 +12,7 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from launch.flag_files import save_flags
+from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
@@ -117,9 +118,11 @@ def main(beam_flags: list[str]) -> None:
     options = GenerateOptions(
         input_patterns=_INPUT_FILE.value,
         input_format=_INPUT_FORMAT.value,
-        vocab_file=Path(_VOCAB_FILE.value),
-        output_dir=Path(_OUTPUT_DIR.value),
-        tokenized_dir=Path(_TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None,
+        vocab_file=_local_path("vocab_file", _VOCAB_FILE.value),
+        output_dir=_local_path("output_dir", _OUTPUT_DIR.value),
+        tokenized_dir=(
+            _local_path("tokenized_dir", _TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None
+        ),
         do_lower_case=_DO_LOWER_CASE.value,
         strip_accents=_STRIP_ACCENTS.value,
         instances=InstanceOptions(
@@ -140,6 +143,19 @@ def main(beam_flags: list[str]) -> None:
     manifest = generate(options, beam_options)
     save_flags(__name__, options.output_dir)
     print(describe(manifest, options.output_dir))
+
+
+def _local_path(name: str, value: str) -> Path:
+    """The path in a flag.
+
+    Raises:
+      UserError: it is a URL; only the input may be one.
+    """
+    if "://" in value:
+        raise UserError(
+            f"--{name}={value} is a URL: give a folder of a file system that all workers mount"
+        )
+    return Path(value)
 
 
 def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from modeling.input import batches_in_order
+from modeling.input import batches_in_order, readable
 from pipeline.inspection import describe_instance
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 from pipeline.tokenization import Vocabulary
@@ -27,6 +27,6 @@ def main() -> None:
     vocabulary = Vocabulary(data_dir / VOCABULARY_NAME)
     shard = next(shard for shard in manifest.shards if shard.instances)
     batches = batches_in_order(data_dir, [shard], manifest, batch_size=1)
-    for number, batch in enumerate(batches.take(_NUM_EXAMPLES.value)):
+    for number, batch in enumerate(readable(batches.take(_NUM_EXAMPLES.value))):
         instance = {name: values.numpy()[0] for name, values in batch.items()}
         print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")

@@ -42,6 +42,12 @@ _WEIGHT_DECAY_RATE = flags.DEFINE_float(
     _DEFAULTS.weight_decay_rate,
     "Decay of all weights but biases and layer normalizations.",
 )
+_ADAM_BIAS_CORRECTION = flags.DEFINE_boolean(
+    "adam_bias_correction",
+    _DEFAULTS.adam_bias_correction,
+    "Correct Adam's moments for starting at 0, which is steadier in the first steps. The original "
+    "BERT does not.",
+)
 _SAVE_CHECKPOINTS_STEPS = flags.DEFINE_integer(
     "save_checkpoints_steps", _DEFAULTS.save_checkpoints_steps, "Updates between checkpoints."
 )
@@ -66,6 +72,7 @@ def main() -> None:
         num_train_steps=_NUM_TRAIN_STEPS.value,
         num_warmup_steps=_NUM_WARMUP_STEPS.value,
         weight_decay_rate=_WEIGHT_DECAY_RATE.value,
+        adam_bias_correction=_ADAM_BIAS_CORRECTION.value,
         save_checkpoints_steps=_SAVE_CHECKPOINTS_STEPS.value,
         keep_checkpoints=_KEEP_CHECKPOINTS.value,
         log_every_steps=_LOG_EVERY_STEPS.value,

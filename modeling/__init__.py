@@ -9,6 +9,7 @@ The modules in the order of the flow::
     losses           outputs -> sums that add up over batches -> losses and accuracies
     optimization     AdamW, clipping, warm-up and decay
     tensorflow_step  one update of the weights, one evaluation of a batch
+    run              the run's directory: config, vocabulary, manifest
     checkpoints      all that is needed to go on, in one directory
     metrics          what is told of a run while it goes
     training         the loop

@@ -33,12 +33,14 @@ class TrainingState:
     Attributes:
       step: updates made.
       instances_seen: instances read, which is the data's position.
+      random_seed: that training was begun with.
       dropout_state: of the model's seed generator.
       sums: what has been summed up for the next line of metrics.
     """
 
     step: int = 0
     instances_seen: int = 0
+    random_seed: int = 0
     dropout_state: list[int] = dataclasses.field(default_factory=list)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -67,7 +69,9 @@ def save_checkpoint(
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
     found = (run_dir / CHECKPOINTS_NAME).glob(f"{_PREFIX}*")
-    return sorted(path for path in found if path.suffix != ".tmp")
+    steps = {path: path.name.removeprefix(_PREFIX) for path in found}
+    whole = [path for path, step in steps.items() if step.isdecimal()]
+    return sorted(whole, key=lambda path: int(steps[path]))
 
 
 def latest_checkpoint(run_dir: Path) -> Path:
@@ -142,7 +146,9 @@ def _damage_named(path: Path) -> Iterator[Path]:
     """Whatever fails while a file is read means that its checkpoint is damaged."""
     try:
         yield path
-    except Exception as error:  # zip, zlib, JSON, NumPy, Keras, the file system: each has its own
+    except OSError as error:
+        raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
+    except Exception as error:  # zip, zlib, JSON, NumPy, Keras: each has its own
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason}); remove "

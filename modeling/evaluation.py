@@ -5,12 +5,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from modeling.checkpoints import latest_checkpoint, load_weights
-from modeling.input import evaluation_batches
+from modeling.input import evaluation_batches, readable
 from modeling.losses import losses_and_accuracies
 from modeling.pretraining import BertForPreTraining
 from modeling.run import check_length, check_same_vocabulary, read_run
 from modeling.tensorflow_step import eval_step
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, write_whole
 
 RESULTS_NAME = "eval_results.json"
 
@@ -33,9 +33,9 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
     step = load_weights(latest_checkpoint(run_dir), model)
     step_function = eval_step(model)
     sums: dict[str, float] = defaultdict(float)
-    for batch in batches:
+    for batch in readable(batches):
         for name, value in step_function(batch).items():
             sums[name] += float(value)
     results = {"step": step, **losses_and_accuracies(sums)}
-    (run_dir / RESULTS_NAME).write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    write_whole(run_dir / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     return results

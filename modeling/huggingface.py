@@ -12,7 +12,7 @@ from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.pretraining import BertForPreTraining
 from modeling.run import read_run
 from pipeline.errors import UserError
-from pipeline.manifest import VOCABULARY_NAME
+from pipeline.manifest import VOCABULARY_NAME, temporary_name
 
 # The original's names, part by part, in the order in which they are replaced.
 _RENAMED_PARTS = (
@@ -63,7 +63,8 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
     }
 
     # Beside, and renamed when whole.
-    temporary = output_dir.with_name(output_dir.name + ".tmp")
+    output_dir = output_dir.absolute()
+    temporary = temporary_name(output_dir)
     try:
         temporary.mkdir(parents=True)
         shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")

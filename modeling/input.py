@@ -37,11 +37,12 @@ def training_batches(
       first_instance: how many instances to leave out because training has seen them.
 
     Raises:
-      UserError: the data set has no training instance.
+      UserError: the data set has no training instance, or a shard is missing or cut off.
     """
     shards = manifest.shards_of("train")
     if not any(shard.instances for shard in shards):
         raise UserError(f"the data set {data_dir} has no training instance; generate it again")
+    _check_sizes(data_dir, shards)
     groups = tf.data.Dataset.from_generator(
         lambda: shard_groups(data_dir, shards, seed, first_instance),
         output_signature=(
@@ -73,8 +74,24 @@ def batches_in_order(
     data_dir: Path, shards: list[Shard], manifest: Manifest, batch_size: int
 ) -> tf.data.Dataset:
     """All instances of some shards once, in the order of the files; the last batch may be smaller."""
+    _check_sizes(data_dir, shards)
     records = tf.data.TFRecordDataset([str(data_dir / shard.name) for shard in shards])
     return _parsed_batches(records, manifest, batch_size, drop_remainder=False)
+
+
+def readable(batches: tf.data.Dataset) -> Iterator[dict[str, tf.Tensor]]:
+    """The batches of a data set.
+
+    Raises:
+      UserError: a shard cannot be read.
+    """
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        reason = error.message.partition("\n")[0]
+        raise UserError(
+            f"cannot read the data set ({reason}): `clozemill verify` tells which shards are damaged"
+        ) from error
 
 
 def shard_groups(
@@ -95,6 +112,16 @@ def shard_groups(
                 paths = [str(data_dir / shard.name) for shard in group]
                 yield paths, shuffle_seed, max(0, first_instance - position)
             position = end
+
+
+def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:
+    for shard in shards:
+        path = data_dir / shard.name
+        if not path.exists() or path.stat().st_size != shard.bytes:
+            raise UserError(
+                f"the shard {path} is missing or not {shard.bytes} bytes long: `clozemill verify` "
+                "tells which shards are damaged; generate the data set again"
+            )
 
 
 def _shuffled_records(paths: tf.Tensor, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:

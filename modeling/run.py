@@ -1,18 +1,17 @@
 """The run directory: the model's config, what the data set said, checkpoints and metrics."""
 
-import shutil
 from pathlib import Path
 
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest, write_whole
 
 
 def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
-    """Makes the directory, or sees that the run in it is of the same model and vocabulary.
+    """Makes the directory, or sees that the run in it is of the same model and data set.
 
     Raises:
-      UserError: the directory is of another model or vocabulary, or cannot be written.
+      UserError: the model cannot be trained on the data, or the directory holds something else.
     """
     if config.vocab_size < manifest.vocab_size:
         raise UserError(
@@ -20,13 +19,21 @@ def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Man
             f"entries of {data_dir / VOCABULARY_NAME}: set vocab_size in --bert_config_file"
         )
     check_length(config, data_dir, manifest)
+    is_run = (run_dir / CONFIG_NAME).exists()
+    if not is_run and run_dir.is_dir() and any(run_dir.iterdir()):
+        raise UserError(f"{run_dir} holds files that are no run: give an empty --output_dir")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if (run_dir / CONFIG_NAME).exists():
-            _check_same_run(run_dir, config, data_dir, manifest)
-        shutil.copyfile(data_dir / VOCABULARY_NAME, run_dir / VOCABULARY_NAME)
-        shutil.copyfile(data_dir / MANIFEST_NAME, run_dir / MANIFEST_NAME)
-        (run_dir / CONFIG_NAME).write_text(config.to_json(), "utf-8")
+        if is_run:
+            _check_same_model(run_dir, config)
+        else:
+            write_whole(run_dir / CONFIG_NAME, config.to_json())
+        if (run_dir / MANIFEST_NAME).exists():
+            _check_same_data(run_dir, data_dir, manifest)
+        else:
+            vocabulary = (data_dir / VOCABULARY_NAME).read_text("utf-8")
+            write_whole(run_dir / VOCABULARY_NAME, vocabulary)
+            manifest.write(run_dir)
     except OSError as error:
         raise UserError(f"cannot write the run {run_dir}: {error}") from error
 
@@ -71,15 +78,24 @@ def check_same_vocabulary(run_dir: Path, run: Manifest, data_dir: Path, data: Ma
         )
 
 
-def _check_same_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
-    saved, trained_on = read_run(run_dir)
-    if saved != config:
-        changed = [
-            f"{name} was {getattr(saved, name)!r}, is {value!r}"
-            for name, value in vars(config).items()
-            if getattr(saved, name) != value
-        ]
+def _check_same_model(run_dir: Path, config: BertConfig) -> None:
+    saved = BertConfig.read(run_dir / CONFIG_NAME)
+    changed = [
+        f"{name} was {getattr(saved, name)!r}, is {value!r}"
+        for name, value in vars(config).items()
+        if getattr(saved, name) != value
+    ]
+    if changed:
         raise UserError(
             f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another --output_dir"
         )
+
+
+def _check_same_data(run_dir: Path, data_dir: Path, manifest: Manifest) -> None:
+    """The place in the data where a run goes on means nothing in another data set."""
+    trained_on = Manifest.read(run_dir)
     check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
+    if trained_on != manifest:
+        raise UserError(
+            f"{run_dir} holds a run on another data set than {data_dir}: give another --output_dir"
+        )

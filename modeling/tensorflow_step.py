@@ -13,6 +13,12 @@ Batch = Mapping[str, Any]
 Step = Callable[[Batch], dict[str, Any]]
 
 
+def describe_devices() -> str:
+    """What TensorFlow computes on."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    return f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the processor; no GPU was found"
+
+
 def train_step(model: BertForPreTraining, optimizer: AdamW, clip_norm: float) -> Step:
     """A function that updates the model by one batch.
 

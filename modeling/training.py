@@ -1,5 +1,7 @@
 """The training loop: batches in, updates, metrics and checkpoints out; goes on where it stopped."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,11 +12,11 @@ from absl import logging
 
 from modeling.checkpoints import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
 from modeling.config import BertConfig
-from modeling.input import training_batches
+from modeling.input import readable, training_batches
 from modeling.metrics import MetricsWriter
 from modeling.optimization import AdamW, LinearWarmupAndDecay
 from modeling.pretraining import BertForPreTraining
-from modeling.tensorflow_step import Batch, train_step
+from modeling.tensorflow_step import Batch, describe_devices, train_step
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 
@@ -34,6 +36,8 @@ class TrainingOptions:
       save_checkpoints_steps: updates between checkpoints.
       keep_checkpoints: how many of the newest checkpoints are kept.
       log_every_steps: updates between lines of metrics.
+      adam_bias_correction: whether Adam's moments are corrected for starting at 0; the original does
+        not.
       random_seed: of the initial weights, of dropout and of the order of the data.
 
     Raises:
@@ -48,6 +52,7 @@ class TrainingOptions:
     save_checkpoints_steps: int = 1_000
     keep_checkpoints: int = 5
     log_every_steps: int = 50
+    adam_bias_correction: bool = True
     random_seed: int = 12345
 
     def __post_init__(self) -> None:
@@ -93,14 +98,21 @@ def train(
     schedule = LinearWarmupAndDecay(
         options.learning_rate, options.num_train_steps, options.num_warmup_steps
     )
-    optimizer = AdamW(schedule, options.weight_decay_rate)
+    optimizer = AdamW(
+        schedule, options.weight_decay_rate, bias_correction=options.adam_bias_correction
+    )
     optimizer.build(model.trainable_variables)
-    logging.info("%s parameters", f"{model.count_params():,}")
+    logging.info("%s parameters, on %s", f"{model.count_params():,}", describe_devices())
 
-    state = TrainingState()
+    state = TrainingState(random_seed=options.random_seed)
     if checkpoints := list_checkpoints(run_dir):
         state = load_checkpoint(checkpoints[-1], model, optimizer)
         logging.info("going on from %s", checkpoints[-1])
+        if state.random_seed != options.random_seed:
+            raise UserError(
+                f"{run_dir} was begun with --random_seed={state.random_seed}, which decides the order "
+                "of the data: go on with that, or give another --output_dir"
+            )
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
         return
@@ -114,7 +126,7 @@ def train(
     batches = training_batches(
         data_dir, manifest, options.train_batch_size, options.random_seed, state.instances_seen
     )
-    _run_steps(state, model, optimizer, schedule, batches, metrics, run_dir, options)
+    _run_steps(state, model, optimizer, schedule, readable(batches), metrics, run_dir, options)
 
 
 def _run_steps(
@@ -141,16 +153,33 @@ def _run_steps(
             logging.info("first step done after %.1f s", time.perf_counter() - started)
             metrics.start_timing(step)
         is_last = step == steps[-1]
-        if step % options.log_every_steps == 0 or is_last:
+        writes_metrics = step % options.log_every_steps == 0 or is_last
+        saves_checkpoint = step % options.save_checkpoints_steps == 0 or is_last
+        if writes_metrics or saves_checkpoint:
+            _check_finite(step, sums, run_dir)
+        if writes_metrics:
             metrics.write(
                 step, _as_floats(sums), float(schedule(step - 1)), options.train_batch_size
             )
             sums = {}
-        if step % options.save_checkpoints_steps == 0 or is_last:
+        if saves_checkpoint:
             instances_seen = state.instances_seen + (step - state.step) * options.train_batch_size
-            reached = TrainingState(step, instances_seen, sums=_as_floats(sums))
+            reached = dataclasses.replace(
+                state, step=step, instances_seen=instances_seen, sums=_as_floats(sums)
+            )
             path = save_checkpoint(run_dir, model, optimizer, reached, options.keep_checkpoints)
             metrics.log(f"saved {path}")
+
+
+def _check_finite(step: int, sums: Mapping[str, Any], run_dir: Path) -> None:
+    """Sees that training has not gone astray before it is told of or saved."""
+    if not all(math.isfinite(value) for value in _as_floats(sums).values()):
+        kept = [path.name for path in list_checkpoints(run_dir)]
+        raise UserError(
+            f"the loss or the gradient is no longer a finite number at step {step}; the last good "
+            f"checkpoint of {run_dir} is {kept[-1] if kept else 'none'}: lower --learning_rate or "
+            "raise --num_warmup_steps"
+        )
 
 
 def _as_floats(sums: Mapping[str, Any]) -> dict[str, float]:

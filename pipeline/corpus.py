@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.documents import Document
 from pipeline.inputs import LARGEST_SPLIT_BYTES, InputFile
+from pipeline.manifest import temporary_name
 from pipeline.tokenization import FullTokenizer
 
 BUCKET_BYTES = 16 << 20
@@ -77,11 +78,11 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The part of a bucket that came from one split: a row group of a Parquet file."""
+class RowGroup:
+    """The documents of one bucket that came from one split, in that split's Parquet file."""
 
     path: Path
-    row_group: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class BucketPlan:
 
     Documents are spread over the buckets by a hash of their id. Past 64 splits of the corpus, the
     buckets form groups, and all documents of a 64 MiB region of the corpus go to buckets of one
-    group, so that the number of pieces grows with the corpus and not with its square.
+    group, so that the number of row groups grows with the corpus and not with its square.
 
     Attributes:
       corpus_bytes: total size of the input files.
@@ -169,7 +170,7 @@ def tokenize_document(
 
 def write_documents(path: Path, documents: Mapping[Bucket, list[TokenizedDocument]]) -> None:
     """Writes one row group per bucket, in their order. The file appears when it is whole."""
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_name(path)
     # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
     with pq.ParquetWriter(
         temporary, _SCHEMA, compression="none", use_dictionary=["file"]
@@ -180,9 +181,9 @@ def write_documents(path: Path, documents: Mapping[Bucket, list[TokenizedDocumen
     temporary.replace(path)
 
 
-def read_documents_of_bucket(pieces: list[Piece], id_dtype: np.dtype) -> DocumentBatch:
-    """All documents of a bucket, in the order of their ids whatever the order of the pieces."""
-    tables = [pq.ParquetFile(piece.path).read_row_group(piece.row_group) for piece in pieces]
+def read_documents_of_bucket(row_groups: list[RowGroup], id_dtype: np.dtype) -> DocumentBatch:
+    """All documents of a bucket, in the order of their ids whatever the order of the row groups."""
+    tables = [pq.ParquetFile(group.path).read_row_group(group.index) for group in row_groups]
     table = pa.concat_tables(tables or [_SCHEMA.empty_table()])
     table = table.sort_by([("file", "ascending"), ("offset", "ascending")])
 

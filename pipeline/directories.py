@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, VOCABULARY_NAME, Manifest, write_whole
 
 IN_PROGRESS_NAME = "in_progress"
 _PLAN_NAME = "plan.json"
@@ -33,9 +33,9 @@ class Directories:
         self.output = output_dir.absolute()
         self.in_progress = self.output / IN_PROGRESS_NAME
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
-        self.shards = self.in_progress / "shards"
+        self.receipts = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
-        self._plan = self.shards / _PLAN_NAME
+        self._plan = self.receipts / _PLAN_NAME
 
     def prepare(
         self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
@@ -46,25 +46,10 @@ class Directories:
           UserError: a directory holds something that is not to be replaced, or is not writable.
         """
         vocabulary = vocab_file.read_bytes()  # before it may be discarded with the data set
-        is_finished = (self.output / MANIFEST_NAME).exists()
-        is_ours = is_finished or self.in_progress.exists()
-        if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
-            raise UserError(
-                f"{self.output} holds files that are no data set: give an empty --output_dir"
-            )
-        is_partly_discarded = is_ours and not is_finished and not self._plan.exists()
-        if overwrite or is_partly_discarded:
-            self.discard()
-        elif is_finished:
-            raise UserError(
-                f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
-                "to replace it"
-            )
-        _check_plan(self.shards, shard_plan, "an unfinished data set", "--overwrite to start anew")
-        _check_plan(self.tokenized, tokenization_plan, "a tokenized corpus", "another directory")
         try:
+            self._make_room(tokenization_plan, shard_plan, overwrite)
             for directory, plan in (
-                (self.shards, shard_plan),
+                (self.receipts, shard_plan),
                 (self.tokenized, tokenization_plan),
             ):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -77,11 +62,37 @@ class Directories:
                 "give another directory"
             ) from error
 
+    def _make_room(self, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool) -> None:
+        is_finished = (self.output / MANIFEST_NAME).exists()
+        is_ours = is_finished or self.in_progress.exists()
+        if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
+            raise UserError(
+                f"{self.output} holds files that are no data set: give an empty --output_dir"
+            )
+        if not self.tokenized.is_relative_to(self.in_progress):
+            _check_plan(
+                self.tokenized, tokenization_plan, "a tokenized corpus", "another directory"
+            )
+        is_partly_discarded = is_ours and not is_finished and not self._plan.exists()
+        if overwrite or is_partly_discarded:
+            self.discard()
+        elif is_finished:
+            shutil.rmtree(self.in_progress, ignore_errors=True)  # killed before it was removed
+            raise UserError(
+                f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
+                "to replace it"
+            )
+        _check_plan(
+            self.receipts, shard_plan, "an unfinished data set", "--overwrite to start anew"
+        )
+
     def finish(self, manifest: Manifest) -> None:
         """Makes the directory a data set: the vocabulary in its place, the manifest last."""
         self.vocabulary.replace(self.output / VOCABULARY_NAME)
         manifest.write(self.output)
         shutil.rmtree(self.in_progress)
+        for abandoned in self.tokenized.glob("*.tmp"):
+            abandoned.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
@@ -99,10 +110,7 @@ class Directories:
 
 def read_receipt(path: Path) -> dict[str, Any] | None:
     """The receipt of the file that is or was made as `path`; None when there is none."""
-    try:
-        return json.loads(_receipt(path).read_text("utf-8"))
-    except FileNotFoundError:
-        return None
+    return _read_json(_receipt(path))
 
 
 def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
@@ -116,10 +124,9 @@ def _receipt(path: Path) -> Path:
 
 def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> None:
     """Sees that the files in a directory, if there are any, are of the same plan."""
-    path = directory / _PLAN_NAME
-    if not path.exists():
+    found = _read_json(directory / _PLAN_NAME)
+    if found is None:
         return
-    found = json.loads(path.read_text("utf-8"))
     differences = [
         f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())
@@ -131,7 +138,15 @@ def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> No
         )
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a file; None when it is not there."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent}") from error
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")

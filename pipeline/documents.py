@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.inputs import FileRange, InputFormat
 from pipeline.sentences import split_sentences
 
-_DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
+_DOC_LINE = re.compile(rb"(?:\xef\xbb\xbf)?<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
 
 
 @dataclass(frozen=True)

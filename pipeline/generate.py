@@ -10,6 +10,7 @@ is bounded by one split and one bucket on every runner, however large the corpus
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from apache_beam.options.pipeline_options import (
 from pipeline.corpus import (
     Bucket,
     BucketPlan,
-    Piece,
+    RowGroup,
     TokenizedDocument,
     read_documents_of_bucket,
     tokenize_document,
@@ -39,14 +40,17 @@ from pipeline.documents import read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile, Split, describe_paths, match_files, plan_splits
 from pipeline.manifest import Manifest, Shard
-from pipeline.options import GenerateOptions
+from pipeline.options import GenerateOptions, RandomToken
 from pipeline.progress import report_progress
 from pipeline.shards import ShardPlan, build_shard, plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, sum_counters, summarize
 from pipeline.tokenization import FullTokenizer, Vocabulary
+from pipeline.watchdog import dead_worker_ends_process
 
 _BucketKey = tuple[str, int]
 
+# To be raised with every change of what tokenizing, splitting or the buckets give.
+TOKENIZED_FORMAT_VERSION = 1
 EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -60,6 +64,8 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     """
     choose_runner(beam_options)
     vocabulary = Vocabulary(options.vocab_file)
+    if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
+        raise UserError(f"the vocabulary {options.vocab_file} has nothing but special tokens")
     files = match_files(options.input_patterns)
     corpus_bytes = sum(file.size for file in files)
     splits = plan_splits(files, options.input_format)
@@ -128,11 +134,14 @@ def _plan_of_tokenization(
     vocabulary: Vocabulary,
 ) -> Plan:
     """All that decides what is in the files of the tokenized corpus."""
-    names_and_sizes = json.dumps([(file.name, file.size) for file in files])
+    # Not the text itself, which a kept corpus is to save reading.
+    stamps = json.dumps([(file.name, file.size, file.modified) for file in files])
     return {
+        "format_version": TOKENIZED_FORMAT_VERSION,
+        "unicode_version": unicodedata.unidata_version,
         "input_files": len(files),
         "input_bytes": buckets.corpus_bytes,
-        "input_sha256": hashlib.sha256(names_and_sizes.encode()).hexdigest(),
+        "input_stamps_sha256": hashlib.sha256(stamps.encode()).hexdigest(),
         "input_format": options.input_format,
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
@@ -166,6 +175,7 @@ def _make_manifest(
         vocab_size=len(vocabulary),
         vocab_sha256=vocabulary.sha256,
         options={
+            "unicode_version": unicodedata.unidata_version,
             "input_format": options.input_format,
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
@@ -177,7 +187,7 @@ def _make_manifest(
 
 
 class TokenizeSplit(beam.DoFn):
-    """A numbered split to a Parquet file: yields (bucket, piece). What has a receipt is not made again."""
+    """A numbered split to a Parquet file: yields (bucket, row group). What has a receipt is not made again."""
 
     def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
         self._options = options
@@ -190,18 +200,22 @@ class TokenizeSplit(beam.DoFn):
             self._directories.vocabulary, self._options.do_lower_case, self._options.strip_accents
         )
 
-    def process(self, numbered_split: tuple[int, Split]) -> Iterator[tuple[_BucketKey, Piece]]:
+    def process(self, numbered_split: tuple[int, Split]) -> Iterator[tuple[_BucketKey, RowGroup]]:
         """Reads, tokenizes and writes the split's documents."""
         number, split = numbered_split
         path = _tokenized_file(self._directories, number)
         receipt = read_receipt(path)
-        if receipt is None:
+        if receipt is None or not path.exists() or path.stat().st_size != receipt["bytes"]:
             documents, statistics = self._tokenize(split)
             write_documents(path, documents)
-            receipt = {"buckets": [_key(bucket) for bucket in documents], "statistics": statistics}
+            receipt = {
+                "buckets": [_key(bucket) for bucket in documents],
+                "bytes": path.stat().st_size,
+                "statistics": statistics,
+            }
             write_receipt(path, receipt)
         for row_group, (bucket_split, index) in enumerate(receipt["buckets"]):
-            yield (bucket_split, index), Piece(path, row_group)
+            yield (bucket_split, index), RowGroup(path, row_group)
 
     def _tokenize(self, split: Split) -> tuple[dict[Bucket, list[TokenizedDocument]], Counter[str]]:
         statistics: Counter[str] = Counter()
@@ -216,7 +230,7 @@ class TokenizeSplit(beam.DoFn):
 
 
 class BuildShard(beam.DoFn):
-    """A shard's plan and the pieces of its bucket to a shard, unless it is there already."""
+    """A shard's plan and the row groups of its bucket to a shard, unless it is there already."""
 
     def __init__(self, options: GenerateOptions, directories: Directories):
         self._options = options
@@ -226,25 +240,27 @@ class BuildShard(beam.DoFn):
         """Loads the vocabulary once a worker."""
         self._vocabulary = Vocabulary(self._directories.vocabulary)
 
-    def process(self, plan_and_pieces: tuple[ShardPlan, list[Piece]]) -> None:
+    def process(self, plan_and_row_groups: tuple[ShardPlan, list[RowGroup]]) -> None:
         """Reads the bucket and writes the shard."""
-        plan, pieces = plan_and_pieces
-        receipt_path = self._directories.shards / plan.name
-        receipt = read_receipt(receipt_path)
+        plan, row_groups = plan_and_row_groups
+        receipt = read_receipt(self._directories.receipts / plan.name)
         if receipt and _has_sha256(
             self._directories.output / plan.name, receipt["shard"]["sha256"]
         ):
             return
-        documents = read_documents_of_bucket(pieces, self._vocabulary.id_dtype)
+        documents = read_documents_of_bucket(row_groups, self._vocabulary.id_dtype)
         shard, statistics = build_shard(
             plan,
             documents,
             self._vocabulary,
             self._options.instances,
-            self._directories.shards,
+            self._directories.receipts,
             self._directories.output,
         )
-        write_receipt(receipt_path, {"shard": asdict(shard), "statistics": statistics})
+        write_receipt(
+            self._directories.receipts / plan.name,
+            {"shard": asdict(shard), "statistics": statistics},
+        )
 
 
 def _run_pipeline(
@@ -256,8 +272,8 @@ def _run_pipeline(
     beam_options: PipelineOptions,
 ) -> None:
     try:
-        with beam.Pipeline(options=beam_options) as root:
-            pieces = (
+        with dead_worker_ends_process(), beam.Pipeline(options=beam_options) as root:
+            row_groups = (
                 root
                 | "Splits" >> beam.Create(list(enumerate(splits)))
                 | "SpreadSplits" >> beam.Reshuffle()
@@ -267,9 +283,9 @@ def _run_pipeline(
                 [(_key(plan.bucket), plan) for plan in shard_plans]
             )
             _ = (
-                {"plans": plans, "pieces": pieces}
+                {"plans": plans, "row_groups": row_groups}
                 | "GroupByBucket" >> beam.CoGroupByKey()
-                | "Shards" >> beam.FlatMap(_pair_plans_with_pieces)
+                | "Shards" >> beam.FlatMap(_pair_plans_with_row_groups)
                 | "SpreadShards" >> beam.Reshuffle()
                 | "Build" >> beam.ParDo(BuildShard(options, directories))
             )
@@ -285,14 +301,14 @@ def _key(bucket: Bucket) -> _BucketKey:
     return bucket.split, bucket.index
 
 
-def _pair_plans_with_pieces(
+def _pair_plans_with_row_groups(
     grouped: tuple[_BucketKey, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[ShardPlan, list[Piece]]]:
-    """The plans of a bucket's shards, each with all the bucket's pieces (none for an empty bucket)."""
+) -> Iterator[tuple[ShardPlan, list[RowGroup]]]:
+    """The plans of a bucket's shards, each with all its row groups (none for an empty bucket)."""
     _, members = grouped
-    pieces = list(members["pieces"])
+    row_groups = list(members["row_groups"])
     for plan in members["plans"]:
-        yield plan, pieces
+        yield plan, row_groups
 
 
 def _tokenized_file(directories: Directories, split_number: int) -> Path:
@@ -321,7 +337,7 @@ def _read_results(
         raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
 
     splits = [receipt(_tokenized_file(directories, number)) for number in range(num_splits)]
-    shards = [receipt(directories.shards / plan.name) for plan in shard_plans]
+    shards = [receipt(directories.receipts / plan.name) for plan in shard_plans]
     return BuildResults(
         sum_counters(split["statistics"] for split in splits),
         [(Shard(**shard["shard"]), Counter(shard["statistics"])) for shard in shards],

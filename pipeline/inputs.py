@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import zstandard
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, MatchResult
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, MatchResult
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.errors import UserError
@@ -54,18 +54,20 @@ class InputFile:
       name: its path relative to the folder that all input files share, with `/` between parts. It
         is part of document ids, so that a corpus can move without changing the shards.
       size: bytes on disk.
+      modified: when it was last changed, in seconds since 1970; 0 where that is not known.
       corpus_offset: total size of the files before it, in the order of names.
     """
 
     path: str
     name: str
     size: int
+    modified: float
     corpus_offset: int
 
     @property
     def decompress(self) -> Callable[[bytes], bytes] | None:
         """What turns the content of a .gz, .bz2, .xz or .zst file to text; None for plain files."""
-        return _DECOMPRESS.get(PurePath(self.name).suffix)
+        return _DECOMPRESS.get(PurePath(self.name).suffix.lower())
 
     def open(self) -> BinaryIO:
         """A handle on the content as it is stored."""
@@ -106,19 +108,19 @@ def match_files(patterns: list[str]) -> list[InputFile]:
     Raises:
       UserError: a pattern matches nothing or a folder, or all the files are empty.
     """
-    sizes: dict[str, int] = {}
+    matched: dict[str, FileMetadata] = {}
     for pattern, result in zip(patterns, _match(patterns), strict=True):
         if not result.metadata_list:
             raise UserError(
                 f"no input file matches {pattern}: check --input_file "
                 "(a glob in quotes, or several names with commas between them)"
             )
-        sizes.update((_absolute(file.path), file.size_in_bytes) for file in result.metadata_list)
-    paths = sorted(sizes)
+        matched.update((_absolute(file.path), file) for file in result.metadata_list)
+    paths = sorted(matched)
     for path in paths:
         if Path(path).is_dir():
             raise UserError(f"the input {path} is a folder: give its files, as in '{path}/*'")
-    if not any(sizes.values()):
+    if not any(file.size_in_bytes for file in matched.values()):
         raise UserError(f"nothing to read: {describe_paths(paths)} has no text in it")
     parts = {path: path.replace("\\", "/").split("/") for path in paths}
     folder = os.path.commonprefix([parts[path][:-1] for path in paths])  # noqa: RUF071 - of lists
@@ -126,8 +128,9 @@ def match_files(patterns: list[str]) -> list[InputFile]:
     corpus_offset = 0
     for path in paths:
         name = "/".join(parts[path][len(folder) :])
-        files.append(InputFile(path, name, sizes[path], corpus_offset))
-        corpus_offset += sizes[path]
+        size, modified = matched[path].size_in_bytes, matched[path].last_updated_in_seconds
+        files.append(InputFile(path, name, size, modified, corpus_offset))
+        corpus_offset += size
     return files
 
 
@@ -201,8 +204,9 @@ def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | 
         scanned += block
         if match := cut.search(scanned):
             return position + match.end()
-        # A boundary may straddle two blocks; all but the last lines are done with.
-        keep_from = max(scanned.rfind(b"\n", 0, scanned.rfind(b"\n")), 0)
+        # A boundary may straddle two blocks: it begins at the last line's end or later.
+        newline = scanned.rfind(b"\n")
+        keep_from = newline if newline >= 0 else len(scanned)
         position += keep_from
         scanned = scanned[keep_from:]
     return None

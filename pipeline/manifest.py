@@ -6,6 +6,7 @@ that nobody has to repeat them.
 
 import dataclasses
 import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,21 @@ class Manifest:
             raise UserError(f"{path} is damaged: {error}; generate the data set again") from error
 
     def write(self, data_dir: Path) -> None:
-        """Writes `manifest.json` under a temporary name and renames it."""
-        path = data_dir / MANIFEST_NAME
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", "utf-8")
-        temporary.replace(path)
+        """Writes `manifest.json`."""
+        write_whole(data_dir / MANIFEST_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
+    temporary = temporary_name(path)
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other writer has, not even one that outlives a killed run."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

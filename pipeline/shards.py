@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.corpus import Bucket, BucketPlan, DocumentBatch
 from pipeline.instances import generate_instances
-from pipeline.manifest import Shard
+from pipeline.manifest import Shard, temporary_name
 from pipeline.options import InstanceOptions
 from pipeline.records import encode_examples, frame_record
 from pipeline.tokenization import Vocabulary
@@ -67,7 +67,7 @@ def build_shard(
     rng = np.random.Generator(np.random.PCG64(seed))
     statistics: Counter[str] = Counter(documents=len(documents.document_ends))
     digest = hashlib.sha256()
-    temporary = temporary_dir / plan.name
+    temporary = temporary_name(temporary_dir / plan.name)
     with temporary.open("wb") as file:
         for instances in generate_instances(documents, vocabulary, options, rng, statistics):
             content = b"".join(map(frame_record, encode_examples(instances)))

@@ -60,7 +60,9 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
         }
     }
     for split in ("train", "eval"):
-        counts = sum_counters(counts for shard, counts in results.shards if shard.split == split)
+        members = [built for built in results.shards if built[0].split == split]
+        counts = sum_counters(counts for _, counts in members)
+        counts["documents"] = sum(shard.documents for shard, _ in members if not shard.pass_index)
         if counts["instances"]:
             positions = counts["instances"] * max_seq_length
             summary[split] = {

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 200
 MAX_MEMO_ENTRIES = 500_000
+_LONGEST_MEMO_KEY = 64
 
 # The eight ranges of CJK ideographs; kana and Hangul are not among them.
 _IDEOGRAPHS = (
@@ -210,7 +211,10 @@ class _Memo(dict[str, bytes]):
     def __missing__(self, key: str) -> bytes:
         if len(self) >= MAX_MEMO_ENTRIES:
             self.clear()
-        value = self[key] = self._encode(key)
+        value = self._encode(key)
+        # Longer ones hardly come again, and would take much memory.
+        if len(key) <= _LONGEST_MEMO_KEY:
+            self[key] = value
         return value
 
 

@@ -195,3 +195,15 @@ def test_pretrain_wants_a_model_or_a_config(tmp_path, data_dir, flags):
     )
     assert result.returncode == 2
     assert "either --model or --bert_config_file" in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--output_dir=gs://bucket/data", "--tokenized_dir=gs://bucket/x"])
+def test_outputs_at_urls_are_refused(tmp_path, flag):
+    assert_fails_with_one_line(generate(tmp_path, flag), "gs://bucket/", "is a URL")
+
+
+def test_vocabulary_of_special_tokens_only(tmp_path):
+    vocab_file = tmp_path / "vocab.txt"
+    vocab_file.write_text("\n".join(SPECIAL_TOKENS))
+    result = generate(tmp_path, vocab_file=vocab_file)
+    assert_fails_with_one_line(result, vocab_file, "nothing but special tokens")

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -117,3 +118,32 @@ def test_run_without_a_readable_manifest_is_told(run_dir):
     with pytest.raises(UserError, match="format version") as raised:
         read_run(run_dir)
     assert str(run_dir) in str(raised.value)
+
+
+def test_run_on_another_data_set_is_refused(run_dir, tmp_path, config, write_data_set):
+    other = tmp_path / "other"
+    manifest = write_data_set(other, [("train", 0, 5)])
+    before = contents(run_dir)
+    with pytest.raises(UserError, match="another data set") as raised:
+        prepare_run(run_dir, config, other, manifest)
+    assert str(other) in str(raised.value)
+    assert contents(run_dir) == before
+
+
+def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_set):
+    other = tmp_path / "other_data"
+    shutil.copytree(data_set[0], other)
+    before = contents(other)
+    with pytest.raises(UserError, match="no run"):
+        prepare_run(other, config, *data_set)
+    assert contents(other) == before
+
+
+def test_run_killed_while_it_was_made_is_completed(run_dir, config, data_set):
+    whole = contents(run_dir)
+    for name in ("manifest.json", "vocab.txt"):
+        (run_dir / name).unlink()
+        prepare_run(run_dir, config, *data_set)
+        (run_dir / "manifest.json").unlink()
+        prepare_run(run_dir, config, *data_set)
+        assert contents(run_dir) == whole

@@ -219,3 +219,58 @@ def test_killed_process_is_taken_up_by_the_same_command(pretrain, straight_run, 
     assert process.returncode == 0, errors
     assert "going on from" in errors
     assert_same_run(run_dir, straight_run)
+
+
+def test_another_seed_is_refused_since_it_decides_the_order(straight_run, data_set, shallow_config):
+    data_dir, manifest = data_set
+    options = dataclasses.replace(OPTIONS, random_seed=7, num_train_steps=400)
+    with pytest.raises(UserError, match="--random_seed=12345"):
+        train(data_dir, manifest, straight_run, shallow_config, options)
+
+
+def test_training_that_goes_astray_stops_and_keeps_what_was_good(
+    tmp_path, data_set, shallow_config
+):
+    data_dir, manifest = data_set
+    prepare_run(tmp_path, shallow_config, data_dir, manifest)
+    options = dataclasses.replace(
+        OPTIONS, learning_rate=1e30, num_warmup_steps=2, save_checkpoints_steps=1, log_every_steps=5
+    )
+    with pytest.raises(UserError, match=r"no longer a finite number at step \d+.*step-0000000\d"):
+        train(data_dir, manifest, tmp_path, shallow_config, options)
+    with np.load(list_checkpoints(tmp_path)[-1] / "weights.npz") as weights:
+        assert np.isfinite(weights["bert/pooler/dense/bias"]).all()
+    for line in read_metrics(tmp_path) if (tmp_path / METRICS_NAME).exists() else []:
+        assert np.isfinite(list(line.values())).all()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "flipped byte"])
+def test_damaged_shard_is_told_of(tmp_path, write_data_set, shallow_config, damage):
+    data_dir, run_dir = tmp_path / "data", tmp_path / "run"
+    manifest = write_data_set(data_dir, [("train", 0, 9)])
+    prepare_run(run_dir, shallow_config, data_dir, manifest)
+    shard = data_dir / manifest.shards[0].name
+    content = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "cut off":
+        shard.write_bytes(content[:-5])
+    else:
+        shard.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    with pytest.raises(UserError, match="clozemill verify"):
+        train(data_dir, manifest, run_dir, shallow_config, OPTIONS)
+
+
+def test_original_adam_differs_from_the_corrected_one(tmp_path, data_set, shallow_config):
+    data_dir, manifest = data_set
+    weights = []
+    for correction in (True, False):
+        run_dir = tmp_path / str(correction)
+        prepare_run(run_dir, shallow_config, data_dir, manifest)
+        options = dataclasses.replace(
+            OPTIONS, num_train_steps=2, num_warmup_steps=0, adam_bias_correction=correction
+        )
+        train(data_dir, manifest, run_dir, shallow_config, options)
+        with np.load(list_checkpoints(run_dir)[-1] / "weights.npz") as arrays:
+            weights.append(arrays["bert/pooler/dense/kernel"])
+    assert not np.allclose(*weights)

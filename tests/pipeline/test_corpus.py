@@ -6,7 +6,7 @@ import pytest
 from pipeline.corpus import (
     Bucket,
     BucketPlan,
-    Piece,
+    RowGroup,
     TokenizedDocument,
     read_documents_of_bucket,
     tokenize_document,
@@ -26,7 +26,7 @@ def tokenizer(write_vocabulary):
 
 
 def file_of(size, name="corpus.txt", corpus_offset=0):
-    return InputFile(f"/data/{name}", name, size, corpus_offset)
+    return InputFile(f"/data/{name}", name, size, 0, corpus_offset)
 
 
 def tokenized(file, offset, sentences):
@@ -82,7 +82,7 @@ def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(t
         },
     )
     write_documents(second, {train: [tokenized("a", 3, [1, 1]), tokenized("b", 1, [5])]})
-    pieces = [Piece(first, 1), Piece(second, 0)]
+    pieces = [RowGroup(first, 1), RowGroup(second, 0)]
     for ordered in (pieces, pieces[::-1]):
         batch = read_documents_of_bucket(ordered, np.dtype(np.uint16))
         assert batch.ids.tolist() == [3] * 2 + [20] * 4 + [1] * 5 + [3] * 3
@@ -92,7 +92,7 @@ def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(t
             *(True, False, True, False, True, False),
             *(True, False, True, False, True, True, False, True),
         ]
-    batch = read_documents_of_bucket([Piece(first, 0)], np.dtype(np.uint16))
+    batch = read_documents_of_bucket([RowGroup(first, 0)], np.dtype(np.uint16))
     assert batch.ids.tolist() == [1] * 9
 
 

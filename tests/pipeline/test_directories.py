@@ -15,7 +15,7 @@ def test_prepared_directories_hold_the_vocabulary_and_can_be_discarded(tmp_path,
     directories = Directories(tmp_path / "new" / "data")
     directories.prepare(vocab_file, {}, {}, overwrite=False)
     assert directories.tokenized.is_dir()
-    assert directories.shards.is_dir()
+    assert directories.receipts.is_dir()
     assert directories.vocabulary.read_bytes() == vocab_file.read_bytes()
     (directories.output / "train-00000-of-00001.tfrecord").write_text("unfinished")
     directories.discard()

@@ -151,3 +151,9 @@ def test_a_doc_line_ends_a_document_that_lacks_its_end(read):
 
 def test_wikiextractor_text_without_documents_has_none(read):
     assert read(b"Just text.\n\nMore.\n", InputFormat.WIKIEXTRACTOR) == []
+
+
+def test_a_byte_order_mark_does_not_hide_the_first_document(read):
+    content = b"\xef\xbb\xbf<doc id='1'>\nOne.\n</doc>\n<doc id='2'>\nTwo.\n</doc>\n"
+    documents = read(content, InputFormat.WIKIEXTRACTOR)
+    assert [sentences for _, sentences in documents] == [["One."], ["Two."]]

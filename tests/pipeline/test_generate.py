@@ -127,9 +127,11 @@ def test_statistics_add_up(data_set):
     assert counts["unknown_tokens"] == counts["share_unknown"] == 0
     for split in ("train", "eval"):
         shards = manifest.shards_of(split)
-        for name in ("documents", "instances", "tokens"):
+        for name in ("instances", "tokens"):
             total = sum(getattr(shard, name) for shard in shards)
             assert manifest.statistics[split][name] == total
+        documents = sum(shard.documents for shard in shards if shard.pass_index == 0)
+        assert manifest.statistics[split]["documents"] == documents
         labels = [
             example.features.feature["next_sentence_labels"].int64_list.value[0]
             for shard in shards
@@ -370,12 +372,12 @@ def test_documents_that_a_runner_loses_are_noticed(options, monkeypatch):
 
 @pytest.mark.parametrize("lost", ["train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"])
 def test_a_shard_that_a_runner_loses_is_noticed(lost, options, monkeypatch):
-    pair_plans_with_pieces = pipeline.generate._pair_plans_with_pieces
+    pair_plans_with_pieces = pipeline.generate._pair_plans_with_row_groups
 
     def pair_others(grouped):
         return (pair for pair in pair_plans_with_pieces(grouped) if pair[0].name != lost)
 
-    monkeypatch.setattr(pipeline.generate, "_pair_plans_with_pieces", pair_others)
+    monkeypatch.setattr(pipeline.generate, "_pair_plans_with_row_groups", pair_others)
     with pytest.raises(RuntimeError, match=f"{lost} was never finished: the runner has lost"):
         generate(replace(options, eval_fraction=0.0, num_shards=1), PipelineOptions([]))
     assert "manifest.json" not in names_in(options.output_dir)

@@ -3,6 +3,7 @@ import gzip
 from types import SimpleNamespace
 
 import pytest
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def test_a_single_file_has_its_own_name(corpus):
 
 def test_names_of_remote_files_are_relative_to_their_common_folder(monkeypatch):
     metadata = [
-        SimpleNamespace(path=path, size_in_bytes=1)
+        FileMetadata(path, 1, 1.0)
         for path in ("gs://bucket/corpus/a.txt", "gs://bucket/corpus/b/c.txt")
     ]
     monkeypatch.setattr(FileSystems, "match", lambda _: [SimpleNamespace(metadata_list=metadata)])
@@ -256,3 +257,22 @@ def test_a_damaged_compressed_file_is_named_and_not_half_read(
     splits = plan_splits(write(tmp_path / f"corpus.{suffix}", content), InputFormat.TEXT)
     with pytest.raises(UserError, match=rf"corpus\.{suffix}"):
         documents_of(splits, InputFormat.TEXT)
+
+
+def test_a_file_without_line_ends_is_one_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.inputs._SCAN_BYTES", 16)
+    (tmp_path / "long.txt").write_bytes(b"word " * 1000)
+    (split,) = plan_splits(match_files([f"{tmp_path}/long.txt"]), InputFormat.TEXT, split_bytes=100)
+    assert split[0].read() == b"word " * 1000
+
+
+def test_suffixes_of_compressed_files_may_be_capitals(tmp_path):
+    (tmp_path / "A.TXT.GZ").write_bytes(gzip.compress(b"a sentence\n"))
+    ((file_range,),) = plan_splits(match_files([f"{tmp_path}/A.TXT.GZ"]), InputFormat.TEXT)
+    assert file_range.read() == b"a sentence\n"
+
+
+@pytest.mark.parametrize("patterns", [[], ["nowhere://bucket/a.txt"]])
+def test_no_pattern_and_an_unknown_file_system_are_errors(patterns):
+    with pytest.raises(UserError, match=r"no input file|nowhere://"):
+        match_files(patterns)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,7 +115,9 @@ def test_a_tokenized_corpus_serves_another_length_without_its_text(tmp_path):
         "--dupe_factor=1",
     ]
     finish(tmp_path / "128", *flags)
-    corpus.write_bytes(b"x" * corpus.stat().st_size)
+    stamp = corpus.stat()
+    corpus.write_bytes(b"x" * stamp.st_size)
+    os.utime(corpus, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     finish(tmp_path / "64", *flags, "--max_seq_length=64")
     first, second = (
         json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("128", "64")
@@ -140,3 +143,74 @@ def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, flag, difference
     assert process.returncode == 1
     assert difference in stderr
     assert not (tmp_path / "second").exists()
+
+
+def test_a_corpus_edited_without_changing_its_size_is_noticed(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes((ROOT / "data_samples" / "english.txt").read_bytes())
+    flags = [f"--input_file={corpus}", f"--tokenized_dir={tmp_path / 'tokenized'}"]
+    finish(tmp_path / "first", *flags)
+    corpus.write_bytes(corpus.read_bytes().swapcase())
+    os.utime(corpus, (1, 1))
+    process = start(tmp_path / "second", *flags)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "input_stamps_sha256" in stderr
+
+
+def test_a_damaged_tokenized_file_is_made_again(tmp_path):
+    tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
+    finish(tmp_path / "first", tokenized)
+    (file,) = (tmp_path / "tokenized").glob("*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    finish(tmp_path / "second", tokenized)
+    assert file.read_bytes() == whole
+    assert content(tmp_path / "first") == content(tmp_path / "second")
+
+
+def test_overwrite_keeps_the_data_set_when_the_tokenized_corpus_is_refused(tmp_path):
+    tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
+    finish(tmp_path / "data", tokenized)
+    before = content(tmp_path / "data")
+    process = start(tmp_path / "data", tokenized, "--nodo_lower_case", "--overwrite")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert content(tmp_path / "data") == before
+
+
+def test_what_a_run_killed_at_its_very_end_left_is_removed(tmp_path):
+    finish(tmp_path / "data")
+    (tmp_path / "data" / "in_progress" / "tokenized").mkdir(parents=True)
+    process = start(tmp_path / "data")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "already holds a data set" in stderr
+    assert not (tmp_path / "data" / "in_progress").exists()
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_process_ends_the_run_and_loses_nothing(tmp_path, uninterrupted):
+    output_dir = tmp_path / "data"
+    process = start(output_dir, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    deadline = time.monotonic() + 60
+    while not list(output_dir.glob("train-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(newest_descendant(process.pid), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a worker process died" in stderr
+    finish(output_dir)
+    assert content(output_dir) == uninterrupted
+
+
+def newest_descendant(pid):
+    """The Python process below the shell that Beam starts a worker with."""
+    children = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return newest_descendant(max(children)) if children else pid

@@ -8,7 +8,7 @@ import tensorflow as tf
 from pipeline.corpus import (
     Bucket,
     BucketPlan,
-    Piece,
+    RowGroup,
     read_documents_of_bucket,
     tokenize_document,
     write_documents,
@@ -38,7 +38,7 @@ def sample(data_samples, tmp_path_factory):
         path = tmp_path_factory.mktemp(name) / "split.parquet"
         write_documents(path, {PLAN.bucket: documents})
         vocabulary = tokenizer.vocabulary
-        return read_documents_of_bucket([Piece(path, 0)], vocabulary.id_dtype), vocabulary
+        return read_documents_of_bucket([RowGroup(path, 0)], vocabulary.id_dtype), vocabulary
 
     return tokenize
 

@@ -264,3 +264,9 @@ def test_a_folder_is_no_vocabulary(tmp_path):
 def test_unknown_tokens_have_no_id(toy_tokenizer):
     with pytest.raises(KeyError):
         toy_tokenizer.convert_tokens_to_ids(["no such token"])
+
+
+def test_very_long_words_are_not_remembered(toy_vocab_file):
+    tokenizer = FullTokenizer(toy_vocab_file)
+    tokenizer.encode("a" * 65 + " " + "b" * 64)
+    assert list(tokenizer._ids_of_word) == ["b" * 64]
