@@ -18,7 +18,7 @@ The modules in the order of the flow::
     verification   whether a data set's files are still what the manifest says
     directories    where unfinished and finished parts of a data set lie
     progress       how far a run has come
-    watchdog       ends a run whose worker process has died
+    runner         Beam's runner: which one, and what it needs watching for
     errors         what a user can put right
     statistics     the workers' counts -> the facts in the manifest
     generate       the Beam pipeline that runs all of this

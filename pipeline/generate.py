@@ -3,8 +3,9 @@
 1. *Tokenize*: each split of the input becomes a Parquet file of tokenized documents.
 2. *Build*: each bucket of documents and each pass becomes a shard.
 
-Only file names, bucket numbers and statistics cross Beam's shuffle, never text or tokens, so memory
-is bounded by one split and one bucket on every runner, however large the corpus.
+Only file names and bucket numbers cross Beam's shuffle, never text or tokens, so memory is bounded by
+one split and one bucket on every runner, however large the corpus. What the workers count stands in the
+receipts of the files they finish.
 """
 
 import hashlib
@@ -19,12 +20,7 @@ from typing import Any
 
 import apache_beam as beam
 from absl import logging
-from apache_beam.options.pipeline_options import (
-    DebugOptions,
-    DirectOptions,
-    PipelineOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.corpus import (
     Bucket,
@@ -42,16 +38,15 @@ from pipeline.inputs import InputFile, Split, describe_paths, match_files, plan_
 from pipeline.manifest import Manifest, Shard
 from pipeline.options import GenerateOptions, RandomToken
 from pipeline.progress import report_progress
+from pipeline.runner import choose_runner, dead_worker_ends_process
 from pipeline.shards import ShardPlan, build_shard, plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, sum_counters, summarize
 from pipeline.tokenization import FullTokenizer, Vocabulary
-from pipeline.watchdog import dead_worker_ends_process
 
 _BucketKey = tuple[str, int]
 
 # To be raised with every change of what tokenizing, splitting or the buckets give.
 TOKENIZED_FORMAT_VERSION = 1
-EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifest:
@@ -100,30 +95,6 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     manifest = _make_manifest(results, options, vocabulary, buckets)
     directories.finish(manifest)
     return manifest
-
-
-def choose_runner(beam_options: PipelineOptions) -> None:
-    """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
-
-    Raises:
-      UserError: the runner or its mode drops records without an error.
-    """
-    standard = beam_options.view_as(StandardOptions)
-    name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
-    # `DirectRunner` would first try to download another runner.
-    if name in ("directrunner", "fnapirunner"):
-        standard.runner = EMBEDDED_RUNNER
-    if name == "daskrunner":
-        raise UserError("--runner=DaskRunner drops outputs without an error; use another runner")
-    multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
-    timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
-    if multi_threading or timed_flush:
-        refused = (
-            "--direct_running_mode=multi_threading"
-            if multi_threading
-            else "--experiments=data_buffer_time_limit_ms"
-        )
-        raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
 
 
 def _plan_of_tokenization(

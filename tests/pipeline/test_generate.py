@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 import pipeline.generate
 from pipeline.corpus import BucketPlan
 from pipeline.errors import UserError
-from pipeline.generate import choose_runner, generate
+from pipeline.generate import generate
 from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
@@ -410,20 +410,6 @@ def test_runners_that_lose_records_are_refused(flags, options):
     with pytest.raises(UserError, match=flags[0].partition("=")[0]):
         generate(options, PipelineOptions(flags))
     assert not options.output_dir.exists()
-
-
-@pytest.mark.parametrize("flags", [[], ["--runner=DirectRunner"], ["--runner=directrunner"]])
-def test_the_embedded_runner_is_the_default(flags):
-    beam_options = PipelineOptions(flags)
-    choose_runner(beam_options)
-    runner = beam_options.view_as(StandardOptions).runner
-    assert runner == "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-
-
-def test_other_runners_are_left_to_beam():
-    beam_options = PipelineOptions(["--runner=FlinkRunner"])
-    choose_runner(beam_options)
-    assert beam_options.view_as(StandardOptions).runner == "FlinkRunner"
 
 
 def test_more_shards_than_documents_are_fine(options):

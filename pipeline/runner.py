@@ -1,0 +1,76 @@
+"""Beam's runner: which one, which ones not, and what the embedded one needs watching for."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from absl import logging
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+)
+
+from pipeline.errors import UserError
+
+EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+# What Beam raises, in a thread of its own, about a worker of `multi_processing`.
+_BEAMS_MESSAGE = "Worker subprocess exited"
+
+
+def choose_runner(beam_options: PipelineOptions) -> None:
+    """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
+
+    Raises:
+      UserError: the runner or its mode drops records without an error.
+    """
+    standard = beam_options.view_as(StandardOptions)
+    name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
+    # `DirectRunner` would first try to download another runner.
+    if name in ("directrunner", "fnapirunner"):
+        standard.runner = EMBEDDED_RUNNER
+    if name == "daskrunner":
+        raise UserError("--runner=DaskRunner drops outputs without an error; use another runner")
+    multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
+    timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
+    if multi_threading or timed_flush:
+        refused = (
+            "--direct_running_mode=multi_threading"
+            if multi_threading
+            else "--experiments=data_buffer_time_limit_ms"
+        )
+        raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
+
+
+@contextmanager
+def dead_worker_ends_process() -> Iterator[None]:
+    """Within, the death of a worker process ends this process with exit code 1 and a message.
+
+    Beam itself would wait for ever. An exception could not get out: its threads wait for the worker's
+    answer whatever happens.
+    """
+    previous_hook = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if isinstance(arguments.exc_value, grpc.RpcError):
+            return  # the broken connection to the worker, which says less than what follows
+        if _BEAMS_MESSAGE not in str(arguments.exc_value):
+            previous_hook(arguments)
+            return
+        logging.error(
+            "a worker process died (%s), perhaps for lack of memory: the same command goes on with "
+            "what is finished; with fewer --direct_num_workers it needs less memory",
+            arguments.exc_value,
+        )
+        logging.flush()
+        os._exit(1)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous_hook

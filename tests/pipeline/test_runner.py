@@ -1,0 +1,55 @@
+import subprocess
+import sys
+import threading
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from pipeline.runner import choose_runner, dead_worker_ends_process
+
+
+@pytest.mark.parametrize("flags", [[], ["--runner=DirectRunner"], ["--runner=directrunner"]])
+def test_the_embedded_runner_is_the_default(flags):
+    beam_options = PipelineOptions(flags)
+    choose_runner(beam_options)
+    runner = beam_options.view_as(StandardOptions).runner
+    assert runner == "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+def test_other_runners_are_left_to_beam():
+    beam_options = PipelineOptions(["--runner=FlinkRunner"])
+    choose_runner(beam_options)
+    assert beam_options.view_as(StandardOptions).runner == "FlinkRunner"
+
+
+def test_the_death_of_a_worker_ends_the_process_with_a_message():
+    code = """
+import threading
+from pipeline.runner import dead_worker_ends_process
+
+def worker():
+    raise RuntimeError("Worker subprocess exited with return code 137")
+
+with dead_worker_ends_process():
+    threading.Thread(target=worker).start()
+    threading.Event().wait()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    assert "a worker process died" in result.stderr
+    assert "return code 137" in result.stderr
+
+
+def test_other_errors_of_threads_are_shown_as_ever(monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_value))
+    hook = threading.excepthook
+    with dead_worker_ends_process():
+        assert threading.excepthook is not hook
+        thread = threading.Thread(target=lambda: {}["missing"])
+        thread.start()
+        thread.join()
+    assert isinstance(seen[0], KeyError)
+    assert threading.excepthook is hook
