@@ -67,7 +67,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     buckets = BucketPlan.for_corpus(corpus_bytes, options.eval_fraction, options.num_shards)
     shard_plans = plan_shards(buckets, options.instances.dupe_factor)
     logging.info(
-        "%d files, %.1f MB of text, in %d splits; %d shards to build",
+        "input files: %d, %.1f MB; splits: %d; shards to build: %d",
         len(files),
         corpus_bytes / 1e6,
         len(splits),
