@@ -31,6 +31,9 @@ test: .venv/.tested  ## The tests, but for the slow ones
 test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pytest -m slow
 
+bench: .venv/.tested  ## How fast text becomes records, next to peers in the same run
+	$(RUN)python tests/benchmarks/generate_speed.py
+
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -41,4 +44,4 @@ test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pip install --quiet --editable '.[test]'
 	touch $@
 
-.PHONY: help setup demo lint test test-slow
+.PHONY: help setup demo lint test test-slow bench
