@@ -6,7 +6,7 @@ from types import ModuleType
 
 from absl import flags
 
-from pipeline.manifest import FLAGS_NAME
+from pipeline.manifest import FLAGS_NAME, write_whole
 
 
 def describe_flags(module: ModuleType) -> str:
@@ -28,4 +28,4 @@ def save_flags(module_name: str, directory: Path) -> None:
     """Writes a verb's flags as given or by default, so that `--flagfile` repeats the run."""
     lines = [flag.serialize() for flag in flags.FLAGS.get_flags_for_module(module_name)]
     text = "".join(f"{line}\n" for line in lines if line)
-    (directory / FLAGS_NAME).write_text(text, "utf-8")
+    write_whole(directory / FLAGS_NAME, text)

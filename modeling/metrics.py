@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging
 
 from modeling.losses import losses_and_accuracies
+from pipeline.manifest import write_whole
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -92,6 +93,4 @@ class MetricsWriter:
         # A line cut short when the process was killed is of a step after the checkpoint, too.
         whole = [line for line in self._path.read_text("utf-8").splitlines() if line.endswith("}")]
         kept = [line + "\n" for line in whole if json.loads(line)["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), "utf-8")
-        temporary.replace(self._path)
+        write_whole(self._path, "".join(kept))

@@ -22,4 +22,13 @@ The modules in the order of the flow::
     errors         what a user can put right
     statistics     the workers' counts -> the facts in the manifest
     generate       the Beam pipeline that runs all of this
+
+The words of the code::
+
+    split          a part of the input that one worker tokenizes at a time; of a data set, its train
+                   or its eval part (`Bucket.split`, `Shard.split`)
+    bucket         the documents that are paired with each other and shuffled together
+    pass           one reading of the corpus, of `dupe_factor`, with pairs and masks of its own
+    shard          the file of one bucket's instances in one pass
+    receipt        what was counted while a file was made; what has one is not made again
 """

@@ -33,7 +33,7 @@ class Directories:
         self.output = output_dir.absolute()
         self.in_progress = self.output / IN_PROGRESS_NAME
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
-        self.receipts = self.in_progress / "shards"
+        self.receipts = self.in_progress / "receipts"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
         self._plan = self.receipts / _PLAN_NAME
 

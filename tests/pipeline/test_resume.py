@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, pattern
 def test_finished_shards_are_reused_unless_they_are_damaged(tmp_path, uninterrupted):
     output_dir = tmp_path / "data"
     kill_when(start(output_dir), lambda: len(list(output_dir.glob("train-*"))) >= 10)
-    receipts = list((output_dir / "in_progress" / "shards").glob("*.tfrecord.json"))
+    receipts = list((output_dir / "in_progress" / "receipts").glob("*.tfrecord.json"))
     shards = [output_dir / receipt.name.removesuffix(".json") for receipt in sorted(receipts)]
     damaged, *whole = shards
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
