@@ -31,17 +31,26 @@ test: .venv/.tested  ## The tests, but for the slow ones
 test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pytest -m slow
 
-bench: .venv/.tested  ## How fast text becomes records, next to peers in the same run
+bench: .venv/.benched  ## How fast text becomes records and in how much memory, next to peers in the same run
+	$(RUN)python tests/benchmarks/tokenizer_speed.py
+	$(RUN)python tests/benchmarks/instance_speed.py
 	$(RUN)python tests/benchmarks/generate_speed.py
+	$(RUN)python tests/benchmarks/generate_memory.py
 
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(RUN)pip install --quiet --editable '.[export]'
+	$(RUN)pip install --quiet --editable '.[export,vocab,chinese]'
 	touch $@
 
 .venv/.tested: .venv/.installed
 	$(RUN)pip install --quiet --editable '.[test]'
+	touch $@
+
+# Peers of the benchmarks, apart: they must not meet what Clozemill itself imports.
+.venv/.benched: .venv/.tested Makefile
+	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/peers \
+		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

@@ -19,6 +19,7 @@ from launch.flag_files import describe_flags
 from pipeline.errors import UserError
 
 VERBS = {
+    "vocab": "raw text to a WordPiece vocabulary",
     "generate": "raw text to a data set of TFRecord shards",
     "inspect": "instances of a data set as text, masks shown",
     "verify": "whether a data set's files are still what its manifest says",

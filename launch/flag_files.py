@@ -9,10 +9,10 @@ from absl import flags
 from pipeline.manifest import FLAGS_NAME, write_whole
 
 
-def describe_flags(module: ModuleType) -> str:
-    """The flags that a verb's module defines, each with its help and default."""
+def describe_flags(verb: ModuleType) -> str:
+    """The flags that a verb has, each with its help and default."""
     paragraphs = []
-    for flag in flags.FLAGS.get_flags_for_module(module):
+    for flag in _flags_of(verb):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
         paragraphs.append(f"  {name}")
@@ -24,8 +24,18 @@ def describe_flags(module: ModuleType) -> str:
     return "\n".join(paragraphs)
 
 
-def save_flags(module_name: str, directory: Path) -> None:
+def save_flags(verb: ModuleType, directory: Path) -> None:
     """Writes a verb's flags as given or by default, so that `--flagfile` repeats the run."""
-    lines = [flag.serialize() for flag in flags.FLAGS.get_flags_for_module(module_name)]
-    text = "".join(f"{line}\n" for line in lines if line)
-    write_whole(directory / FLAGS_NAME, text)
+    lines = [flag.serialize() for flag in _flags_of(verb)]
+    write_whole(directory / FLAGS_NAME, "".join(f"{line}\n" for line in lines if line))
+
+
+def _flags_of(verb: ModuleType) -> list[flags.Flag]:
+    """The flags that the verb's module defines, behind those that it shares with other verbs."""
+    shared = getattr(verb, "SHARED_FLAGS", None)
+    return [
+        flag
+        for module in (shared, verb)
+        if module
+        for flag in flags.FLAGS.get_flags_for_module(module)
+    ]

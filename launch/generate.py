@@ -6,31 +6,28 @@ Options of Apache Beam (--runner, --direct_num_workers, …) can be given as wel
 
 import argparse
 import logging as python_logging
+import sys
 from pathlib import Path
 
 from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
+from launch import input_flags
 from launch.flag_files import save_flags
+from pipeline.documents import Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate
-from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 
 PASSES_ON_UNKNOWN_FLAGS = True
+SHARED_FLAGS = input_flags
 _DEFAULTS = InstanceOptions()
+_LOGGERS_OF_EXCEPTIONS = (
+    "apache_beam.runners.common",
+    "apache_beam.runners.worker.sdk_worker",
+)
 
-_INPUT_FILE = flags.DEFINE_list(
-    "input_file", None, "The corpus: paths or globs, with commas between them.", required=True
-)
-_INPUT_FORMAT = flags.DEFINE_enum_class(
-    "input_format",
-    InputFormat.TEXT,
-    InputFormat,
-    "text: one sentence a line, a blank line between documents. wikiextractor: <doc …> and </doc> "
-    "around each document, running text that is split into sentences.",
-)
 _VOCAB_FILE = flags.DEFINE_string(
     "vocab_file", None, "The WordPiece vocabulary, one token a line.", required=True
 )
@@ -49,14 +46,22 @@ _OVERWRITE = flags.DEFINE_boolean(
     "Replace the data set that --output_dir holds, finished or not. Without it, a run that was "
     "killed goes on.",
 )
-_DO_LOWER_CASE = flags.DEFINE_boolean(
-    "do_lower_case", True, "Lower-case the text and strip accents, for an uncased vocabulary."
-)
-_STRIP_ACCENTS = flags.DEFINE_boolean(
-    "strip_accents",
+_SENTENCES = flags.DEFINE_enum_class(
+    "sentences",
     None,
-    "Drop accents. By default when lower-casing, as the original does; turn it off for Korean and "
-    "Japanese, which it destroys.",
+    Sentences,
+    "split: lines are running text, which is split into sentences. lines: a line is a sentence. "
+    "By default lines for the format text, split for all others.",
+)
+_DROP_DUPLICATES = flags.DEFINE_boolean(
+    "drop_duplicates", False, "Use only the first of the documents that have exactly the same text."
+)
+_WORD_SEGMENTER = flags.DEFINE_string(
+    "word_segmenter",
+    None,
+    "Finds the words of Chinese text, whose characters are then masked together: jieba, or any "
+    "function from text to words that all workers can import, as module:function. Without it, each "
+    "character is a word, as in the original BERT.",
 )
 _MAX_SEQ_LENGTH = flags.DEFINE_integer(
     "max_seq_length",
@@ -116,15 +121,18 @@ def main(beam_flags: list[str]) -> None:
     """Generates the data set and says what is in it."""
     beam_options = parse_beam_options(beam_flags)
     options = GenerateOptions(
-        input_patterns=_INPUT_FILE.value,
-        input_format=_INPUT_FORMAT.value,
+        input_patterns=input_flags.input_patterns(),
+        input_format=input_flags.input_format(),
+        reading=input_flags.read_options(_SENTENCES.value),
         vocab_file=_local_path("vocab_file", _VOCAB_FILE.value),
         output_dir=_local_path("output_dir", _OUTPUT_DIR.value),
         tokenized_dir=(
             _local_path("tokenized_dir", _TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None
         ),
-        do_lower_case=_DO_LOWER_CASE.value,
-        strip_accents=_STRIP_ACCENTS.value,
+        do_lower_case=input_flags.do_lower_case(),
+        strip_accents=input_flags.strip_accents(),
+        word_segmenter=_WORD_SEGMENTER.value,
+        drop_duplicates=_DROP_DUPLICATES.value,
         instances=InstanceOptions(
             max_seq_length=_MAX_SEQ_LENGTH.value,
             max_predictions_per_seq=_MAX_PREDICTIONS_PER_SEQ.value,
@@ -141,7 +149,7 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
     )
     manifest = generate(options, beam_options)
-    save_flags(__name__, options.output_dir)
+    save_flags(sys.modules[__name__], options.output_dir)
     print(describe(manifest, options.output_dir))
 
 
@@ -164,8 +172,10 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     Raises:
       flags.Error: one of the flags is none of Beam's either, which Beam would ignore.
     """
-    # Beam says much that only its own developers can use.
+    # Beam says much that only its own developers can use, and every exception twice.
     python_logging.getLogger("apache_beam").setLevel(python_logging.WARNING)
+    for logger in _LOGGERS_OF_EXCEPTIONS:
+        python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
@@ -176,8 +186,11 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
         raise flags.Error(str(error)) from error
     if unknown:
         raise flags.UnrecognizedFlagError(unknown[0])
-    if known.view_as(WorkerOptions).default_sdk_harness_log_level is None:
-        known.view_as(WorkerOptions).default_sdk_harness_log_level = "WARNING"
+    workers = known.view_as(WorkerOptions)
+    if workers.default_sdk_harness_log_level is None:
+        workers.default_sdk_harness_log_level = "WARNING"
+    if workers.sdk_harness_log_level_overrides is None:
+        workers.sdk_harness_log_level_overrides = dict.fromkeys(_LOGGERS_OF_EXCEPTIONS, "CRITICAL")
     return known
 
 

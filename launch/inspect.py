@@ -3,12 +3,12 @@
 A masked piece is shown as {what the model reads → what it has to find}.
 """
 
+from itertools import islice
 from pathlib import Path
 
 from absl import flags
 
-from modeling.input import batches_in_order, readable
-from pipeline.inspection import describe_instance
+from pipeline.inspection import describe_instance, read_instances
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 from pipeline.tokenization import Vocabulary
 
@@ -26,7 +26,6 @@ def main() -> None:
     manifest = Manifest.read(data_dir)
     vocabulary = Vocabulary(data_dir / VOCABULARY_NAME)
     shard = next(shard for shard in manifest.shards if shard.instances)
-    batches = batches_in_order(data_dir, [shard], manifest, batch_size=1)
-    for number, batch in enumerate(readable(batches.take(_NUM_EXAMPLES.value))):
-        instance = {name: values.numpy()[0] for name, values in batch.items()}
+    instances = islice(read_instances(data_dir / shard.name), _NUM_EXAMPLES.value)
+    for number, instance in enumerate(instances):
         print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")

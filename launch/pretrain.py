@@ -3,6 +3,7 @@
 Sequence length, predictions and vocabulary come from the data set's manifest.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -87,5 +88,5 @@ def main() -> None:
     else:
         raise flags.Error("give either --model or --bert_config_file")
     prepare_run(run_dir, config, data_dir, manifest)
-    save_flags(__name__, run_dir)
+    save_flags(sys.modules[__name__], run_dir)
     train(data_dir, manifest, run_dir, config, options)

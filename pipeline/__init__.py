@@ -2,26 +2,37 @@
 
 The modules in the order of the flow::
 
-    options        what to read, where to write, how instances are made
-    inputs         the files that match, cut into splits at document boundaries
-    documents      a split's bytes -> Document(file, offset, sentences)
+    options        what to read, where to write, and how instances are made
+    inputs         the files that match, and the format of each
+    compression    compressed files as streams
+    splits         files cut at document boundaries
+    documents      a split's lines or records -> Document(file, offset, sentences)
     sentences      running text -> sentences
     tokenization   text -> WordPiece ids
+    word_segmentation  which ideographs are one word
+    buckets        which documents are paired with each other
     corpus         tokenized documents, as arrays and as Parquet files
+    duplicates     documents with the same text
     segment_pairs  documents -> plans of [CLS] A [SEP] B [SEP]
     masking        which words of an instance are masked, and by what
     instances      plans -> arrays [N, S]
     records        arrays -> tf.train.Example bytes (the contract with `modeling`)
     shards         one bucket of documents, one pass -> one TFRecord file
-    manifest       what a finished data set says of itself (the contract with `modeling`)
-    inspection     instances as text that a person can check
-    verification   whether a data set's files are still what the manifest says
-    directories    where unfinished and finished parts of a data set lie
-    progress       how far a run has come
-    runner         Beam's runner: which one, and what it needs watching for
-    errors         what a user can put right
     statistics     the workers' counts -> the facts in the manifest
-    generate       the Beam pipeline that runs all of this
+    manifest       what a finished data set says of itself (the contract with `modeling`)
+    graph          the Beam graph: tokenize, then build
+    generate       raw text to a finished data set: runs all of this
+
+Beside the flow::
+
+    directories    where unfinished and finished parts of a data set lie
+    errors         what a user can put right
+    inspection     instances as pieces and as text that a person can check
+    progress       how far a run has come
+    report         a data set as a page that a person can check
+    runner         Beam's runner: which one, and what it needs watching for
+    verification   whether a data set's files are still what the manifest says
+    vocabulary_training  texts -> a WordPiece vocabulary
 
 The words of the code::
 

@@ -1,12 +1,8 @@
-"""The tokenized corpus: documents as compact arrays, in Parquet files with a row group per bucket.
-
-A *bucket* is the set of documents that are paired with each other and shuffled together; which one a
-document falls into depends on its id alone.
-"""
+"""The tokenized corpus: documents as compact arrays, in Parquet files with row groups by bucket."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.buckets import Bucket
 from pipeline.documents import Document
-from pipeline.inputs import LARGEST_SPLIT_BYTES, InputFile
-from pipeline.manifest import temporary_name
+from pipeline.manifest import whole_file
 from pipeline.tokenization import FullTokenizer
+from pipeline.word_segmentation import Segmenter, pieces_inside_words
 
-BUCKET_BYTES = 16 << 20
-_SPLITS_PER_GROUP = 64
-_REGION_BYTES = LARGEST_SPLIT_BYTES
+DOCUMENT_ID = ["file", "offset"]
+_DIGEST_BYTES = 16
 
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()),
         ("offset", pa.int64()),
+        ("digest", pa.binary(_DIGEST_BYTES)),
         ("ids", pa.binary()),
         ("word_starts", pa.binary()),
         ("sentence_lengths", pa.binary()),
@@ -40,6 +37,7 @@ class TokenizedDocument:
 
     Attributes:
       file, offset: the document's id (see `Document`).
+      digest: of its text; the same for documents with the same sentences alone.
       ids: `Vocabulary.id_dtype` [tokens].
       word_starts: bool [tokens], whether a word begins here.
       sentence_lengths: uint32 [sentences], in tokens; none is 0.
@@ -47,6 +45,7 @@ class TokenizedDocument:
 
     file: str
     offset: int
+    digest: bytes
     ids: bytes
     word_starts: bytes
     sentence_lengths: bytes
@@ -70,14 +69,6 @@ class DocumentBatch:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A bucket of the train or the eval documents (`split`)."""
-
-    split: str
-    index: int
-
-
-@dataclass(frozen=True)
 class RowGroup:
     """The documents of one bucket that came from one split, in that split's Parquet file."""
 
@@ -85,107 +76,85 @@ class RowGroup:
     index: int
 
 
-@dataclass(frozen=True)
-class BucketPlan:
-    """Which bucket each document belongs to.
-
-    Documents are spread over the buckets by a hash of their id. Past 64 splits of the corpus, the
-    buckets form groups, and all documents of a 64 MiB region of the corpus go to buckets of one
-    group, so that the number of row groups grows with the corpus and not with its square.
-
-    Attributes:
-      corpus_bytes: total size of the input files.
-      eval_fraction: share of the documents that go to the eval buckets.
-      num_train_buckets: how many buckets the train documents fall into.
-    """
-
-    corpus_bytes: int
-    eval_fraction: float
-    num_train_buckets: int
-
-    @classmethod
-    def for_corpus(
-        cls, corpus_bytes: int, eval_fraction: float = 0.0, num_shards: int | None = None
-    ) -> "BucketPlan":
-        """A plan with buckets of about 16 MiB of text, or with `num_shards` train buckets."""
-        train_bytes = corpus_bytes * (1 - eval_fraction)
-        return cls(
-            corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
-        )
-
-    @property
-    def num_eval_buckets(self) -> int:
-        """How many buckets the eval documents fall into; 0 without eval documents."""
-        eval_bytes = self.corpus_bytes * self.eval_fraction
-        return _ceil_at_least_1(eval_bytes / BUCKET_BYTES) if self.eval_fraction else 0
-
-    def buckets(self) -> list[Bucket]:
-        """All buckets, the train ones first."""
-        return [Bucket("train", index) for index in range(self.num_train_buckets)] + [
-            Bucket("eval", index) for index in range(self.num_eval_buckets)
-        ]
-
-    def bucket_of(self, file: InputFile, offset: int) -> Bucket:
-        """The bucket of the document at `offset` of `file`."""
-        document_hash = _stable_hash(f"{file.name}\0{offset}")
-        is_eval = _stable_hash(f"eval\0{file.name}\0{offset}") < self.eval_fraction * 2**64
-        num_buckets = self.num_eval_buckets if is_eval else self.num_train_buckets
-        corpus_groups = _ceil_at_least_1(self.corpus_bytes / (_REGION_BYTES * _SPLITS_PER_GROUP))
-        num_groups = min(corpus_groups, num_buckets)
-        region = (file.corpus_offset + offset) // _REGION_BYTES
-        group = _stable_hash(f"region\0{region}") % num_groups
-        first, end = (g * num_buckets // num_groups for g in (group, group + 1))
-        return Bucket("eval" if is_eval else "train", first + document_hash % (end - first))
-
-
 def tokenize_document(
-    document: Document, tokenizer: FullTokenizer, statistics: Counter[str]
+    document: Document,
+    tokenizer: FullTokenizer,
+    statistics: Counter[str],
+    segment: Segmenter | None = None,
 ) -> TokenizedDocument | None:
     """The tokens of a document; sentences without tokens are dropped. None when nothing is left.
 
-    Added to `statistics`: documents_read, documents_tokenized, documents_without_tokens,
-    sentences_read, sentences_without_tokens, tokens, unknown_tokens.
+    Added to `statistics`: documents_tokenized, documents_without_tokens, sentences_read,
+    sentences_without_tokens, tokens, unknown_tokens.
+
+    Args:
+      document: the document.
+      tokenizer: gives the tokens.
+      statistics: counts are added to it.
+      segment: finds the words of text with ideographs; None: each ideograph is a word.
     """
     vocabulary = tokenizer.vocabulary
-    encoded = [ids for ids in map(tokenizer.encode_to_bytes, document.sentences) if ids]
-    statistics["documents_read"] += 1
-    statistics["sentences_read"] += len(document.sentences)
-    statistics["sentences_without_tokens"] += len(document.sentences) - len(encoded)
-    if not encoded:
+    encoded = tokenizer.encode_to_bytes(document.sentences)
+    ids = np.frombuffer(b"".join(encoded), vocabulary.id_dtype)
+    lengths = np.array(list(map(len, encoded)), np.int64) // vocabulary.id_dtype.itemsize
+    statistics["sentences_read"] += len(lengths)
+    statistics["sentences_without_tokens"] += int(np.count_nonzero(lengths == 0))
+    if not len(ids):
         statistics["documents_without_tokens"] += 1
         return None
-    ids = np.frombuffer(b"".join(encoded), vocabulary.id_dtype)
-    lengths = np.array([len(sentence) for sentence in encoded]) // vocabulary.id_dtype.itemsize
+    word_starts = vocabulary.begins_word[ids]
+    if segment:
+        word_starts[pieces_inside_words(document.sentences, tokenizer, segment)] = False
     statistics["documents_tokenized"] += 1
     statistics["tokens"] += len(ids)
     statistics["unknown_tokens"] += int(np.count_nonzero(ids == vocabulary.ids["[UNK]"]))
     return TokenizedDocument(
-        document.file,
-        document.offset,
-        ids.tobytes(),
-        vocabulary.begins_word[ids].tobytes(),
-        lengths.astype(np.uint32).tobytes(),
+        file=document.file,
+        offset=document.offset,
+        digest=_digest(document.sentences),
+        ids=ids.tobytes(),
+        word_starts=word_starts.tobytes(),
+        sentence_lengths=lengths[lengths > 0].astype(np.uint32).tobytes(),
     )
 
 
-def write_documents(path: Path, documents: Mapping[Bucket, list[TokenizedDocument]]) -> None:
-    """Writes one row group per bucket, in their order. The file appears when it is whole."""
-    temporary = temporary_name(path)
-    # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
-    with pq.ParquetWriter(
-        temporary, _SCHEMA, compression="none", use_dictionary=["file"]
-    ) as writer:
-        for members in documents.values():
-            columns = [[getattr(member, name) for member in members] for name in _SCHEMA.names]
-            writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(members))
-    temporary.replace(path)
+def write_documents(
+    path: Path, batches: Iterable[Mapping[Bucket, list[TokenizedDocument]]]
+) -> list[Bucket]:
+    """Writes a row group for each bucket of each batch; the file appears when it is whole.
+
+    Returns:
+      The bucket of each row group.
+    """
+    buckets: list[Bucket] = []
+    with (
+        whole_file(path) as temporary,
+        # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
+        pq.ParquetWriter(temporary, _SCHEMA, compression="none", use_dictionary=["file"]) as writer,
+    ):
+        for documents in batches:
+            for bucket, members in documents.items():
+                columns = [[getattr(member, name) for member in members] for name in _SCHEMA.names]
+                writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(members))
+                buckets.append(bucket)
+    return buckets
 
 
-def read_documents_of_bucket(row_groups: list[RowGroup], id_dtype: np.dtype) -> DocumentBatch:
-    """All documents of a bucket, in the order of their ids whatever the order of the row groups."""
+def read_documents_of_bucket(
+    row_groups: list[RowGroup], id_dtype: np.dtype, dropped: pa.Table | None = None
+) -> DocumentBatch:
+    """All documents of a bucket, in the order of their ids whatever the order of the row groups.
+
+    Args:
+      row_groups: where they are.
+      id_dtype: of the token ids.
+      dropped: documents to leave out, by `file` and `offset`.
+    """
     tables = [pq.ParquetFile(group.path).read_row_group(group.index) for group in row_groups]
     table = pa.concat_tables(tables or [_SCHEMA.empty_table()])
-    table = table.sort_by([("file", "ascending"), ("offset", "ascending")])
+    if dropped is not None:
+        table = table.join(dropped, DOCUMENT_ID, join_type="left anti")
+    table = table.sort_by([(column, "ascending") for column in DOCUMENT_ID])
 
     def flat(column: str, dtype: np.typing.DTypeLike) -> np.ndarray:
         return np.frombuffer(b"".join(table[column].to_pylist()), dtype)
@@ -200,10 +169,7 @@ def read_documents_of_bucket(row_groups: list[RowGroup], id_dtype: np.dtype) -> 
     )
 
 
-def _stable_hash(key: str) -> int:
-    """64 bits that are the same in every process, unlike those of `hash`."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-def _ceil_at_least_1(ratio: float) -> int:
-    return max(1, int(np.ceil(ratio)))
+def _digest(sentences: list[str]) -> bytes:
+    # Half a surrogate pair, which JSON can hold, has no UTF-8.
+    text = "\n".join(sentences).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, VOCABULARY_NAME, Manifest, write_whole
+from pipeline.manifest import (
+    FLAGS_NAME,
+    MANIFEST_NAME,
+    REPORT_NAME,
+    VOCABULARY_NAME,
+    Manifest,
+    write_whole,
+)
 
 IN_PROGRESS_NAME = "in_progress"
 _PLAN_NAME = "plan.json"
+_RECEIPT_SUFFIX = ".json"
 
 Plan = Mapping[str, Any]
 """All that decides what is in the files of a stage, as JSON values."""
@@ -36,6 +44,14 @@ class Directories:
         self.receipts = self.in_progress / "receipts"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
         self._plan = self.receipts / _PLAN_NAME
+
+    def tokenized_file(self, split_number: int) -> Path:
+        """The tokenized documents of a split."""
+        return self.tokenized / f"split-{split_number:05d}.parquet"
+
+    def duplicates_file(self, partition: int) -> Path:
+        """The ids of the duplicates in a partition of the tokenized documents."""
+        return self.tokenized / f"duplicates-{partition:05d}.parquet"
 
     def prepare(
         self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
@@ -100,7 +116,7 @@ class Directories:
             # Killed on the way, this must leave what is known for an unfinished data set of no plan.
             self.in_progress.mkdir(exist_ok=True)
             self._plan.unlink(missing_ok=True)
-            for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME):
+            for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME):
                 (self.output / name).unlink(missing_ok=True)
             for split in ("train", "eval"):
                 for shard in self.output.glob(f"{split}-*-of-*.tfrecord"):
@@ -113,13 +129,25 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
     return _read_json(_receipt(path))
 
 
+def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
+    """The receipt of a file that is there and as large as it says; None when it has to be made."""
+    receipt = read_receipt(path)
+    is_whole = receipt and path.exists() and path.stat().st_size == receipt["bytes"]
+    return receipt if is_whole else None
+
+
 def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
     """Writes the receipt of a finished file; it appears when it is whole."""
     _write_json(_receipt(path), content)
 
 
+def files_with_receipt(folder: Path, pattern: str) -> list[str]:
+    """The names of the finished files in a folder that match a glob."""
+    return [receipt.stem for receipt in folder.glob(pattern + _RECEIPT_SUFFIX)]
+
+
 def _receipt(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+    return path.with_name(path.name + _RECEIPT_SUFFIX)
 
 
 def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> None:
@@ -127,6 +155,7 @@ def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> No
     found = _read_json(directory / _PLAN_NAME)
     if found is None:
         return
+    wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
     differences = [
         f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())

@@ -1,15 +1,65 @@
-"""Bytes of a split to documents."""
+"""A range of a file to documents: each reader knows one layout."""
 
 import html
-import io
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
-from pipeline.inputs import FileRange, InputFormat
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.inputs import InputFormat
 from pipeline.sentences import split_sentences
+from pipeline.splits import FileRange, open_parquet, row_group_ends
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DOC_LINE = re.compile(rb"(?:\xef\xbb\xbf)?<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
+_ROWS_PER_BATCH = 1024
+
+
+class Sentences(StrEnum):
+    """What the lines of a document are."""
+
+    LINES = "lines"
+    """A line is a sentence."""
+    SPLIT = "split"
+    """A line is a paragraph of running text, which is split into sentences."""
+
+
+class BadRecord(StrEnum):
+    """What becomes of a record of a JSON Lines or Parquet file that holds no text."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How documents are read.
+
+    Attributes:
+      text_field: which field of a JSON Lines or Parquet record holds the document.
+      sentences: what a line is; None: a sentence in TEXT files, running text in all others.
+      on_bad_record: what becomes of a record that cannot be read or has no text field.
+      min_document_characters: shorter documents are dropped; line ends do not count.
+
+    Raises:
+      UserError: an option is out of range.
+    """
+
+    text_field: str = "text"
+    sentences: Sentences | None = None
+    on_bad_record: BadRecord = BadRecord.FAIL
+    min_document_characters: int = 0
+
+    def __post_init__(self) -> None:
+        if self.min_document_characters < 0:
+            raise UserError(
+                f"--min_document_characters={self.min_document_characters} must not be negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -18,60 +68,213 @@ class Document:
 
     Attributes:
       file: the name of its file (`InputFile.name`).
-      offset: the byte at which it begins in that file, decompressed. File and offset are the
-        document's id: they depend neither on the order of arrival nor on where splits are cut.
+      offset: where it begins in that file: the byte, decompressed, or the row of a Parquet file. File
+        and offset are the document's id: they depend neither on the order of arrival nor on where
+        splits are cut.
+      position: bytes of the file before it; those before its row group in a Parquet file.
       sentences: its sentences, in order; none for a document without text.
     """
 
     file: str
     offset: int
+    position: int
     sentences: list[str]
 
 
-def read_documents(file_range: FileRange, input_format: InputFormat) -> Iterator[Document]:
-    """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original."""
-    read = {InputFormat.TEXT: _read_text, InputFormat.WIKIEXTRACTOR: _read_wikiextractor}[
-        input_format
-    ]
-    for offset, sentences in read(file_range.read()):
-        yield Document(file_range.file.name, file_range.start + offset, sentences)
+@dataclass(frozen=True)
+class _Lines:
+    """The lines of a document, without white space around them; none is empty."""
+
+    offset: int
+    position: int
+    lines: list[str]
 
 
-def _read_text(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    offset = document_offset = 0
-    sentences: list[str] = []
-    for line in io.BytesIO(data):
-        sentence = line.decode("utf-8", "ignore").strip()
-        if sentence:
-            if not sentences:
+@dataclass(frozen=True)
+class _Unreadable:
+    """A record that holds no text, and why."""
+
+    offset: int
+    problem: str
+
+
+def read_documents(
+    file_range: FileRange, options: ReadOptions, statistics: Counter[str]
+) -> Iterator[Document]:
+    """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original.
+
+    Added to `statistics`: records_skipped, documents_read, documents_too_short.
+
+    Raises:
+      UserError: the file or a record of it cannot be read, or a document is too long.
+    """
+    input_format = file_range.file.format
+    are_sentences = options.sentences == Sentences.LINES or (
+        options.sentences is None and input_format == InputFormat.TEXT
+    )
+    try:
+        for found in _read_records(file_range, options.text_field):
+            if isinstance(found, _Unreadable):
+                _skip_or_fail(found, file_range, options)
+                statistics["records_skipped"] += 1
+                continue
+            statistics["documents_read"] += 1
+            if sum(map(len, found.lines)) < options.min_document_characters:
+                statistics["documents_too_short"] += 1
+                continue
+            sentences = found.lines
+            if not are_sentences:
+                sentences = [sentence for line in found.lines for sentence in split_sentences(line)]
+            yield Document(file_range.file.name, found.offset, found.position, sentences)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {file_range.file.path}: {error}") from error
+
+
+def _skip_or_fail(record: _Unreadable, file_range: FileRange, options: ReadOptions) -> None:
+    if options.on_bad_record == BadRecord.FAIL:
+        raise UserError(
+            f"{file_range.file.path}, {_place(file_range, record.offset)}: {record.problem}; "
+            "give --on_bad_record=skip to leave such records out"
+        )
+
+
+def _read_records(
+    file_range: FileRange, text_field: str
+) -> Iterator[_Lines] | Iterator[_Lines | _Unreadable]:
+    match file_range.file.format:
+        case InputFormat.WIKIEXTRACTOR:
+            return _read_wikiextractor(file_range)
+        case InputFormat.JSONL:
+            return _read_jsonl(file_range, text_field)
+        case InputFormat.PARQUET:
+            return _read_parquet(file_range, text_field)
+        case _:
+            return _read_text(file_range)
+
+
+def _read_text(file_range: FileRange) -> Iterator[_Lines]:
+    offset = document_offset = file_range.start
+    lines: list[str] = []
+    for encoded in file_range.lines():
+        line = encoded.decode("utf-8", "ignore").strip()
+        if line:
+            if not lines:
                 document_offset = offset
-            sentences.append(sentence)
-        elif sentences:
-            yield document_offset, sentences
-            sentences = []
-        offset += len(line)
-    if sentences:
-        yield document_offset, sentences
+            lines.append(line)
+            file_range.check_length_of_document(offset - document_offset)
+        elif lines:
+            yield _Lines(document_offset, document_offset, lines)
+            lines = []
+        offset += len(encoded)
+    if lines:
+        yield _Lines(document_offset, document_offset, lines)
 
 
-def _read_wikiextractor(data: bytes) -> Iterator[tuple[int, list[str]]]:
-    offset = document_offset = 0
-    sentences: list[str] | None = None  # None between documents
-    title: str | None = None  # None behind the line that repeats it
-    for line in io.BytesIO(data):
-        doc_line = _DOC_LINE.match(line)
-        if sentences is not None and (doc_line or line.startswith(b"</doc>")):
-            yield document_offset, sentences
-            sentences = None
+def _read_wikiextractor(file_range: FileRange) -> Iterator[_Lines]:
+    offset = document_offset = file_range.start
+    title = ""
+    lines: list[str] | None = None  # None between documents
+    for encoded in file_range.lines():
+        doc_line = (
+            _DOC_LINE.match(encoded) if encoded.startswith((b"<", _BYTE_ORDER_MARK)) else None
+        )
+        if lines is not None and (doc_line or encoded.startswith(b"</doc>")):
+            yield _Lines(document_offset, document_offset, _without_title(lines, title))
+            lines = None
         if doc_line:
-            document_offset, sentences = offset, []
+            document_offset, lines = offset, []
             title = html.unescape((doc_line["title"] or b"").decode("utf-8", "ignore"))
-        elif sentences is not None:
-            paragraph = line.decode("utf-8", "ignore").strip()
-            if paragraph and paragraph != title:
-                sentences.extend(split_sentences(paragraph))
-            if paragraph:
-                title = None
-        offset += len(line)
-    if sentences is not None:
-        yield document_offset, sentences
+        elif lines is not None:
+            line = encoded.decode("utf-8", "ignore").strip()
+            if line:
+                lines.append(line)
+                file_range.check_length_of_document(offset - document_offset)
+        offset += len(encoded)
+    if lines is not None:
+        yield _Lines(document_offset, document_offset, _without_title(lines, title))
+
+
+def _read_jsonl(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Unreadable]:
+    offset = file_range.start
+    for encoded in file_range.lines():
+        line = encoded.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "ignore").strip()
+        if line:
+            try:
+                text, title = _text_and_title(line, text_field)
+            except (ValueError, RecursionError) as error:
+                yield _Unreadable(offset, str(error))
+            else:
+                yield _Lines(offset, offset, _without_title(_lines_of(text), title))
+        offset += len(encoded)
+
+
+def _text_and_title(line: str, text_field: str) -> tuple[str, str]:
+    """The text of a JSON record, and its title, which WikiExtractor repeats in the text."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    text = record.get(text_field)
+    if not isinstance(text, str):
+        fields = ", ".join(map(str, record)) or "none"
+        raise ValueError(f"no text in the field {text_field!r} (there are: {fields})")
+    title = record.get("title")
+    return text, title if isinstance(title, str) else ""
+
+
+def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Unreadable]:
+    with open_parquet(file_range.file) as parquet:
+        _check_column(file_range.file.path, parquet.schema_arrow, text_field)
+        row = position = 0
+        for group, end in enumerate(row_group_ends(parquet)):
+            is_inside = position >= file_range.start and end <= (file_range.end or end)
+            if is_inside:
+                for batch in parquet.iter_batches(_ROWS_PER_BATCH, [group], [text_field]):
+                    # As bytes, since invalid UTF-8 is to be dropped.
+                    texts = batch.column(0).cast(pa.large_binary()).to_pylist()
+                    for number, text in enumerate(texts, row):
+                        if text is None:
+                            yield _Unreadable(number, f"no text in the column {text_field!r}")
+                        else:
+                            file_range.check_length_of_document(len(text))
+                            yield _Lines(
+                                number, position, _lines_of(text.decode("utf-8", "ignore"))
+                            )
+                    row += len(texts)
+            else:
+                row += parquet.metadata.row_group(group).num_rows
+            position = end
+
+
+def _check_column(path: str, schema: pa.Schema, text_field: str) -> None:
+    if text_field not in schema.names:
+        raise UserError(
+            f"{path} has no column {text_field!r}: give --text_field, one of "
+            f"{', '.join(schema.names)}"
+        )
+    column_type = schema.field(text_field).type
+    if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+        raise UserError(
+            f"the column {text_field!r} of {path} is of type {column_type}, not text: "
+            "give another --text_field"
+        )
+
+
+def _lines_of(text: str) -> list[str]:
+    return [line for line in map(str.strip, text.split("\n")) if line]
+
+
+def _without_title(lines: list[str], title: str) -> list[str]:
+    """The lines without a first one that only repeats the title."""
+    return lines[1:] if lines and lines[0] == title.strip() else lines
+
+
+def _place(file_range: FileRange, offset: int) -> str:
+    """Where in the file a record is: the number of its line, which takes reading all that is before."""
+    if file_range.file.format == InputFormat.PARQUET:
+        return f"row {offset}"
+    number, position = 1, 0
+    for line in FileRange(file_range.file).lines():
+        if position >= offset:
+            break
+        number, position = number + 1, position + len(line)
+    return f"line {number}"

@@ -1,47 +1,51 @@
-"""Which text to read: the files that match, cut into splits at document boundaries.
+"""Which files hold the corpus, and how documents are laid out in each."""
 
-Only file names and byte offsets leave this module, never text. Where the cuts fall has no influence
-on documents, their ids or the shards.
-"""
-
-import bz2
-import gzip
-import lzma
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
-import zstandard
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, MatchResult
 from apache_beam.io.filesystems import FileSystems
 
+from pipeline.compression import DAMAGED, decompress, is_compressed
 from pipeline.errors import UserError
 
-SMALLEST_SPLIT_BYTES = 4 << 20
-LARGEST_SPLIT_BYTES = 64 << 20
-_SPLITS_AT_LEAST = 16
-_SCAN_BYTES = 1 << 20
-_DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_BLOCK_BYTES = 1 << 18
+_HEAD_BYTES = 1 << 12
+# Compressed text, and text in Parquet files, is about a third of its size.
+_TEXT_BYTES_PER_COMPRESSED_BYTE = 3
 
 
 class InputFormat(StrEnum):
     """How documents and sentences are laid out in a file."""
 
+    AUTO = "auto"
+    """Each file's format is found by its name and its first bytes."""
     TEXT = "text"
     """One sentence a line, a blank line between documents."""
     WIKIEXTRACTOR = "wikiextractor"
     """`<doc …>` and `</doc>` around each document, one paragraph of running text a line."""
+    JSONL = "jsonl"
+    """A JSON object a line, one document each; also what `wikiextractor --json` writes."""
+    PARQUET = "parquet"
+    """A row is a document."""
 
 
-# A split may begin right behind a match: the next document begins there or later.
-_CUT = {
-    InputFormat.TEXT: re.compile(rb"\n[ \t\r]*\n"),
-    InputFormat.WIKIEXTRACTOR: re.compile(rb"\n(?=<doc [^\n]*>[ \t\r]*\n)"),
+_FORMAT_OF_SUFFIX = {
+    ".jsonl": InputFormat.JSONL,
+    ".ndjson": InputFormat.JSONL,
+    ".json": InputFormat.JSONL,
+    ".parquet": InputFormat.PARQUET,
+}
+_FORMAT_OF_HEAD = {
+    re.compile(rb"PAR1"): InputFormat.PARQUET,
+    re.compile(rb"(?:\xef\xbb\xbf)?\s*<doc "): InputFormat.WIKIEXTRACTOR,
+    re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*\"(?:[^\"\\]|\\.)*\"\s*:"): InputFormat.JSONL,
 }
 
 
@@ -55,58 +59,41 @@ class InputFile:
         is part of document ids, so that a corpus can move without changing the shards.
       size: bytes on disk.
       modified: when it was last changed, in seconds since 1970; 0 where that is not known.
-      corpus_offset: total size of the files before it, in the order of names.
+      format: how documents are laid out in it; not AUTO.
+      corpus_offset: `text_bytes` of the files before it, in the order of names.
     """
 
     path: str
     name: str
     size: int
     modified: float
+    format: InputFormat
     corpus_offset: int
 
     @property
-    def decompress(self) -> Callable[[bytes], bytes] | None:
-        """What turns the content of a .gz, .bz2, .xz or .zst file to text; None for plain files."""
-        return _DECOMPRESS.get(PurePath(self.name).suffix.lower())
+    def is_compressed(self) -> bool:
+        """Whether it has to be decompressed from its beginning; Parquet files have not."""
+        return self.format != InputFormat.PARQUET and is_compressed(self.name)
+
+    @property
+    def text_bytes(self) -> int:
+        """How much text it holds: its size, or an estimate where that is not known."""
+        is_smaller_than_text = self.is_compressed or self.format == InputFormat.PARQUET
+        return self.size * (_TEXT_BYTES_PER_COMPRESSED_BYTE if is_smaller_than_text else 1)
 
     def open(self) -> BinaryIO:
-        """A handle on the content as it is stored."""
-        return FileSystems.open(self.path, compression_type=CompressionTypes.UNCOMPRESSED)
+        """A handle on the bytes on disk."""
+        return open_stored(self.path)
 
 
-@dataclass(frozen=True)
-class FileRange:
-    """The bytes [start, end) of a file; whole documents. `end` None means to the end of the file."""
-
-    file: InputFile
-    start: int
-    end: int | None
-
-    def read(self) -> bytes:
-        """The bytes of the range, decompressed.
-
-        Raises:
-          UserError: the file cannot be read, or its compressed data is damaged or cut off.
-        """
-        try:
-            with self.file.open() as handle:
-                if self.start:
-                    handle.seek(self.start)
-                data = handle.read() if self.end is None else handle.read(self.end - self.start)
-            return self.file.decompress(data) if self.file.decompress else data
-        except (OSError, EOFError, ValueError, *_DAMAGED) as error:
-            raise UserError(f"cannot read {self.file.path}: {error}") from error
-
-
-Split = tuple[FileRange, ...]
-"""What one worker tokenizes at a time: one range of a large file, or several small files."""
-
-
-def match_files(patterns: list[str]) -> list[InputFile]:
+def match_files(
+    patterns: list[str], input_format: InputFormat = InputFormat.AUTO
+) -> list[InputFile]:
     """The files that `patterns` (paths or globs) match, each once, in the order of their names.
 
     Raises:
-      UserError: a pattern matches nothing or a folder, or all the files are empty.
+      UserError: a pattern matches nothing or a folder, all the files are empty, or one whose format
+        has to be found out cannot be read.
     """
     matched: dict[str, FileMetadata] = {}
     for pattern, result in zip(patterns, _match(patterns), strict=True):
@@ -129,9 +116,36 @@ def match_files(patterns: list[str]) -> list[InputFile]:
     for path in paths:
         name = "/".join(parts[path][len(folder) :])
         size, modified = matched[path].size_in_bytes, matched[path].last_updated_in_seconds
-        files.append(InputFile(path, name, size, modified, corpus_offset))
-        corpus_offset += size
+        file_format = _format_of(path, name, input_format)
+        files.append(InputFile(path, name, size, modified, file_format, corpus_offset))
+        corpus_offset += files[-1].text_bytes
     return files
+
+
+def describe_formats(files: list[InputFile]) -> str:
+    """The formats of the files and how many have each, for messages."""
+    return ", ".join(
+        f"{input_format} ({count} {'file' if count == 1 else 'files'})"
+        for input_format, count in sorted(Counter(file.format for file in files).items())
+    )
+
+
+def describe_paths(paths: list[str]) -> str:
+    """The first of `paths` and how many more there are, for messages."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def open_stored(path: str) -> BinaryIO:
+    """A handle on the bytes of a file of any file system that Beam opens, not decompressed."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[bytes]:
+    """What `handle` still holds, or its next `num_bytes`, in blocks."""
+    left = num_bytes
+    while block := handle.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
+        left = None if left is None else left - len(block)
+        yield block
 
 
 def _match(patterns: list[str]) -> list[MatchResult]:
@@ -148,85 +162,32 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - `..` goes, links stay
 
 
-def describe_paths(paths: list[str]) -> str:
-    """The first of `paths` and how many more there are, for messages."""
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+def _format_of(path: str, name: str, wanted: InputFormat) -> InputFormat:
+    """The format of a file when the user said `wanted`."""
+    if wanted not in (InputFormat.AUTO, InputFormat.WIKIEXTRACTOR):
+        return wanted
+    plain_name = PurePath(name).stem if is_compressed(name) else name
+    suffix = PurePath(plain_name).suffix.lower()
+    if wanted == InputFormat.AUTO and suffix in _FORMAT_OF_SUFFIX:
+        return _FORMAT_OF_SUFFIX[suffix]
+    head = _read_head(path, name)
+    found = next((known for start, known in _FORMAT_OF_HEAD.items() if start.match(head)), None)
+    if wanted == InputFormat.WIKIEXTRACTOR:
+        return InputFormat.JSONL if found == InputFormat.JSONL else wanted
+    return found or InputFormat.TEXT
 
 
-def plan_splits(
-    files: list[InputFile], input_format: InputFormat, split_bytes: int | None = None
-) -> list[Split]:
-    """Cuts the files into splits of about `split_bytes` each.
-
-    Small files are put together, large ones are cut at document boundaries; a compressed file
-    cannot be cut. By default there are enough splits to keep some workers busy, each from 4 to
-    64 MiB.
-    """
-    if split_bytes is None:
-        total_bytes = sum(file.size for file in files)
-        split_bytes = min(
-            max(total_bytes // _SPLITS_AT_LEAST, SMALLEST_SPLIT_BYTES), LARGEST_SPLIT_BYTES
-        )
-    splits: list[Split] = []
-    pending: list[FileRange] = []
-    pending_bytes = 0
-    for file in files:
-        for file_range in _cut_file(file, input_format, split_bytes):
-            pending.append(file_range)
-            pending_bytes += (
-                file.size if file_range.end is None else file_range.end
-            ) - file_range.start
-            if pending_bytes >= split_bytes:
-                splits.append(tuple(pending))
-                pending, pending_bytes = [], 0
-    if pending:
-        splits.append(tuple(pending))
-    return splits
-
-
-def _cut_file(file: InputFile, input_format: InputFormat, split_bytes: int) -> Iterator[FileRange]:
-    if file.size <= split_bytes or file.decompress:
-        yield FileRange(file, 0, None)
-        return
-    start = 0
-    with file.open() as handle:
-        while (end := _next_cut(handle, start + split_bytes, _CUT[input_format])) is not None:
-            yield FileRange(file, start, end)
-            start = end
-    yield FileRange(file, start, None)
-
-
-def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | None:
-    """The offset of the first document boundary at or after `position`; None when there is none."""
-    handle.seek(position)
-    scanned = b""
-    while block := handle.read(_SCAN_BYTES):
-        scanned += block
-        if match := cut.search(scanned):
-            return position + match.end()
-        # A boundary may straddle two blocks: it begins at the last line's end or later.
-        newline = scanned.rfind(b"\n")
-        keep_from = newline if newline >= 0 else len(scanned)
-        position += keep_from
-        scanned = scanned[keep_from:]
-    return None
-
-
-def _decompress_zstd(data: bytes) -> bytes:
-    """The content of all frames; unlike the library's own reader, it sees that the last is cut off."""
-    content = []
-    while data:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        content.append(frame.decompress(data))
-        if not frame.eof:
-            raise EOFError("the last frame is cut off")
-        data = frame.unused_data
-    return b"".join(content)
-
-
-_DECOMPRESS = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _decompress_zstd,
-}
+def _read_head(path: str, name: str) -> bytes:
+    """The first bytes of a file's content."""
+    head = b""
+    try:
+        with open_stored(path) as handle:
+            for block in decompress(name, read_blocks(handle, _BLOCK_BYTES)):
+                head += block
+                if len(head) >= _HEAD_BYTES:
+                    break
+    except EOFError:
+        pass  # of the first block; whether the file's end is there is seen when it is read
+    except DAMAGED as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return head

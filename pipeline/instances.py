@@ -69,31 +69,31 @@ def lay_out(
       `input_ids`, `input_mask`, `segment_ids`, each [N, S], and `next_sentence_labels` [N, 1]; and
       bool [N, S], where a word begins.
     """
-    ids, word_starts = padded
-    a_length, b_length = (column[rows, np.newaxis] for column in (pairs.a_length, pairs.b_length))
-    # A's first token is at column 1, B's behind A and two special tokens.
+    ids, word_starts = (_windows(flat, seq_length) for flat in padded)
+    # Columns as narrow integers: what follows is bound by the memory it touches.
+    column = np.arange(seq_length, dtype=np.int16)
+    first_separator = (pairs.a_length[rows, np.newaxis] + 1).astype(np.int16)
+    last_separator = (first_separator + pairs.b_length[rows, np.newaxis] + 1).astype(np.int16)
+    in_a = (column > 0) & (column < first_separator)
+    in_b = (column > first_separator) & (column < last_separator)
+    is_separator = (column == first_separator) | (column == last_separator)
+    # A's first token is at column 1, B's behind the first separator.
     a_window = pairs.a_start[rows] + seq_length - 1
     b_window = pairs.b_start[rows] + seq_length - pairs.a_length[rows] - 2
-    column = np.arange(seq_length)
-    in_a = (column >= 1) & (column <= a_length)
-    is_first_separator = column == a_length + 1
-    in_b = (column > a_length + 1) & (column <= a_length + b_length + 1)
-    is_last_separator = column == a_length + b_length + 2
 
-    input_ids = np.where(in_a, _windows(ids, seq_length)[a_window], 0)
-    np.copyto(input_ids, _windows(ids, seq_length)[b_window], where=in_b)
-    input_ids[is_first_separator | is_last_separator] = vocabulary.ids["[SEP]"]
+    input_ids = ids[a_window] * in_a + ids[b_window] * in_b
+    input_ids += is_separator * ids.dtype.type(vocabulary.ids["[SEP]"])
     input_ids[:, 0] = vocabulary.ids["[CLS]"]
 
-    is_word_start = _windows(word_starts, seq_length)[a_window] & in_a
-    is_word_start |= _windows(word_starts, seq_length)[b_window] & in_b
+    is_word_start = word_starts[a_window] & in_a | word_starts[b_window] & in_b
     # What truncation left of a word is a word of its own, never part of the one before a [SEP].
-    is_word_start |= (column == 1) | (column == a_length + 2)
+    is_word_start[:, 1] = True
+    is_word_start |= column == first_separator + 1
 
     instances = {
         "input_ids": input_ids,
-        "input_mask": (column <= a_length + b_length + 2).astype(np.uint8),
-        "segment_ids": (in_b | is_last_separator).astype(np.uint8),
+        "input_mask": (column <= last_separator).astype(np.uint8),
+        "segment_ids": (in_b | (column == last_separator)).astype(np.uint8),
         "next_sentence_labels": pairs.is_random_next[rows, np.newaxis].astype(np.uint8),
     }
     return instances, is_word_start
@@ -124,21 +124,22 @@ def mask_instances(
         num_to_mask(lengths, options.masked_lm_prob, num_slots),
         rng,
     )
-    labels = input_ids[pieces.row, pieces.column]
+    flat_ids = input_ids.reshape(-1)
+    labels = flat_ids[pieces.position]
     acts_like = None
     if options.masked_word_action == MaskedWordAction.PER_WORD:
-        acts_like = first_piece_of_word(is_word_start[pieces.row, pieces.column])
-    replaced, action = replace_pieces(
+        acts_like = first_piece_of_word(is_word_start.reshape(-1)[pieces.position])
+    flat_ids[pieces.position], action = replace_pieces(
         labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
     )
-    input_ids[pieces.row, pieces.column] = replaced
+    is_used = np.arange(num_slots) < pieces.num_of_row[:, np.newaxis]
     for name, dtype, values in (
         ("masked_lm_positions", np.int64, pieces.column),
         ("masked_lm_ids", np.int64, labels),
         ("masked_lm_weights", np.float32, 1.0),
     ):
         instances[name] = np.zeros((num_rows, num_slots), dtype)
-        instances[name][pieces.row, pieces.slot] = values
+        instances[name][is_used] = values
 
     statistics["instances"] += num_rows
     statistics["tokens"] += int(lengths.sum())
@@ -148,7 +149,7 @@ def mask_instances(
     statistics["masked_by_mask"] += by_mask
     statistics["masked_kept"] += kept
     statistics["masked_by_random"] += by_random
-    statistics["instances_without_mask"] += num_rows - len(np.unique(pieces.row))
+    statistics["instances_without_mask"] += int(np.count_nonzero(pieces.num_of_row == 0))
 
 
 def _pad(documents: DocumentBatch, seq_length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ that nobody has to repeat them.
 import dataclasses
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pipeline.errors import UserError
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
 FLAGS_NAME = "flags.txt"
+REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
 
 
@@ -108,10 +111,26 @@ class Manifest:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never seen half-written."""
-    temporary = temporary_name(path)
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    """Writes a file that is never seen half-written."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+@contextmanager
+def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
+    """A temporary name to write to, which becomes `path` at the end and is removed after an error.
+
+    Args:
+      path: the file's name when it is whole.
+      temporary_dir: where it is written, in the same file system; None: beside `path`.
+    """
+    temporary = temporary_name((temporary_dir or path.parent) / path.name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def temporary_name(path: Path) -> Path:

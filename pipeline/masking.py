@@ -4,23 +4,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A sort key holds one flag, random bits, and the column of the word's first piece.
-_KEY_BITS = 31
+# A sort key holds a zero bit, random bits, and the column of the word's first piece.
 _NO_WORD = np.uint32(0xFFFFFFFF)
+_RANKS_PER_BLOCK = 32
 
 
 @dataclass(frozen=True)
 class MaskedPieces:
-    """The masked pieces of N instances, M in all, in the order of row and column.
+    """The masked pieces of N instances of S tokens, M in all, in the order of row and column.
 
     Attributes:
-      row, column: int64 [M], instance and position.
-      slot: int64 [M], number of the piece among those of its instance.
+      position: int64 [M], row · S + column.
+      column: int64 [M].
+      num_of_row: int64 [N], how many pieces of each row are masked.
     """
 
-    row: np.ndarray
+    position: np.ndarray
     column: np.ndarray
-    slot: np.ndarray
+    num_of_row: np.ndarray
 
 
 def num_to_mask(
@@ -49,29 +50,30 @@ def choose_masked_pieces(
       rng: the source of all draws.
     """
     num_rows, seq_length = is_word_start.shape
-    word_lengths = _lengths_to_next_boundary(is_boundary)
+    word_lengths = _distances_to_next_boundary(is_boundary).reshape(-1)
     keys, column_mask = _words_in_random_order(is_word_start, rng)
 
-    used = np.zeros(num_rows, np.int64)
+    used = np.zeros(num_rows, np.int32)
     starts, lengths = [], []
     rows = np.arange(num_rows)
-    # The words of all rows at once, one rank of the random order after the other.
-    for rank in range(seq_length):
-        rows = rows[(used[rows] < budget[rows]) & (keys[rows, rank] != _NO_WORD)]
+    # The words of all rows at once, one rank of the random order after the other. In between, rows
+    # that have enough leave.
+    for first_rank in range(0, seq_length, _RANKS_PER_BLOCK):
+        rows = rows[(used[rows] < budget[rows]) & (keys[rows, first_rank] != _NO_WORD)]
         if not rows.size:
             break
-        start = rows * seq_length + (keys[rows, rank] & column_mask)
-        length = word_lengths[start]
-        fits = used[rows] + length <= budget[rows]
-        used[rows[fits]] += length[fits]
+        ranks = slice(first_rank, first_rank + _RANKS_PER_BLOCK)
+        keys_by_rank = np.ascontiguousarray(keys[rows, ranks].T)
+        is_word = keys_by_rank != _NO_WORD
+        start = rows * seq_length + np.where(is_word, keys_by_rank & column_mask, 0)
+        length = is_word * word_lengths[start]
+        fits, used[rows] = _words_that_fit(length, used[rows], budget[rows])
         starts.append(start[fits])
         lengths.append(length[fits])
 
-    pieces = _expand(starts, lengths)
-    pieces.sort()
-    row, column = np.divmod(pieces, seq_length)
-    slot = np.arange(len(pieces)) - np.repeat(np.cumsum(used) - used, used)
-    return MaskedPieces(row, column, slot)
+    position = _expand(starts, lengths)
+    position.sort()
+    return MaskedPieces(position, position % seq_length, used.astype(np.int64))
 
 
 def replace_pieces(
@@ -106,15 +108,34 @@ def first_piece_of_word(begins_word: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(begins_word, np.arange(len(begins_word)), 0))
 
 
-def _lengths_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
-    """int64 [N·S]: at each boundary, how far the next one is (a row's end counts as one)."""
+def _words_that_fit(
+    lengths: np.ndarray, used: np.ndarray, budget: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Takes one word after the other that does not exceed the budget.
+
+    Args:
+      lengths: int16 [ranks, N], pieces of the words in their order.
+      used: int32 [N], pieces taken before.
+      budget: [N], the most pieces to take.
+
+    Returns:
+      bool [ranks, N], which words are taken; int32 [N], pieces taken.
+    """
+    fits = np.empty(lengths.shape, bool)
+    for rank, length in enumerate(lengths):
+        fits[rank] = used + length <= budget
+        used = used + length * fits[rank]
+    return fits, used
+
+
+def _distances_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
+    """int16 [N, S]: how far behind each position the next boundary or the end of the row is."""
     num_rows, seq_length = is_boundary.shape
-    ends_row = np.zeros((num_rows, seq_length), bool)
-    ends_row[:, 0] = True
-    boundaries = np.flatnonzero(is_boundary | ends_row)
-    lengths = np.zeros(is_boundary.size, np.int64)
-    lengths[boundaries] = np.diff(boundaries, append=is_boundary.size)
-    return lengths
+    column = np.arange(seq_length, dtype=np.int16)
+    boundary = np.maximum(column, ~is_boundary * np.int16(seq_length))
+    behind = np.full((num_rows, seq_length), seq_length, np.int16)
+    np.minimum.accumulate(boundary[:, :0:-1], axis=1, out=behind[:, -2::-1])
+    return behind - column
 
 
 def _words_in_random_order(
@@ -122,13 +143,12 @@ def _words_in_random_order(
 ) -> tuple[np.ndarray, np.uint32]:
     """Sorted keys, uint32 [N, S], `_NO_WORD` last; and the mask that gives a key's column."""
     seq_length = is_word_start.shape[1]
-    column_bits = int(seq_length - 1).bit_length()
-    random = rng.integers(
-        0, 1 << (_KEY_BITS - column_bits), is_word_start.shape, dtype=np.uint32
-    ) << np.uint32(column_bits)
-    keys = np.where(is_word_start, random | np.arange(seq_length, dtype=np.uint32), _NO_WORD)
+    column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
+    random = rng.integers(0, 1 << 32, is_word_start.shape, dtype=np.uint32) >> 1
+    keys = (random & ~column_mask) | np.arange(seq_length, dtype=np.uint32)
+    keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is _NO_WORD
     keys.sort(axis=1)
-    return keys, np.uint32((1 << column_bits) - 1)
+    return keys, column_mask
 
 
 def _expand(starts: list[np.ndarray], lengths: list[np.ndarray]) -> np.ndarray:

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 
 SHORTEST_SEQ_LENGTH = 8
+LONGEST_SEQ_LENGTH = 1 << 14
 
 
 class RandomToken(StrEnum):
@@ -58,10 +60,10 @@ class InstanceOptions:
     random_seed: int = 12345
 
     def __post_init__(self) -> None:
-        if self.max_seq_length < SHORTEST_SEQ_LENGTH:
+        if not SHORTEST_SEQ_LENGTH <= self.max_seq_length <= LONGEST_SEQ_LENGTH:
             raise UserError(
-                f"--max_seq_length={self.max_seq_length} is too short: "
-                f"give at least {SHORTEST_SEQ_LENGTH}"
+                f"--max_seq_length={self.max_seq_length} must lie between {SHORTEST_SEQ_LENGTH} and "
+                f"{LONGEST_SEQ_LENGTH}"
             )
         if not 1 <= self.max_predictions_per_seq <= self.max_seq_length:
             raise UserError(
@@ -84,13 +86,17 @@ class GenerateOptions:
 
     Attributes:
       input_patterns: paths or globs of the corpus.
-      input_format: how its documents and sentences are laid out.
       vocab_file: the WordPiece vocabulary.
       output_dir: the data set's directory.
+      input_format: how its documents and sentences are laid out.
+      reading: how documents are read.
       tokenized_dir: where the tokenized corpus is kept for other data sets of the same text; one that
         is there already is used.
       do_lower_case: whether the vocabulary is an uncased one.
       strip_accents: whether accents are dropped; None: when lower-casing.
+      word_segmenter: what finds the words of Chinese text, see `word_segmentation.load_segmenter`;
+        None: each ideograph is a word.
+      drop_duplicates: whether only the first of documents with the same text is used.
       instances: how instances are made.
       eval_fraction: share of the documents kept apart for evaluation.
       num_shards: train shards of a pass; None sizes them from the corpus.
@@ -101,12 +107,15 @@ class GenerateOptions:
     """
 
     input_patterns: list[str]
-    input_format: InputFormat
     vocab_file: Path
     output_dir: Path
+    input_format: InputFormat = InputFormat.AUTO
+    reading: ReadOptions = field(default_factory=ReadOptions)
     tokenized_dir: Path | None = None
     do_lower_case: bool = True
     strip_accents: bool | None = None
+    word_segmenter: str | None = None
+    drop_duplicates: bool = False
     instances: InstanceOptions = field(default_factory=InstanceOptions)
     eval_fraction: float = 0.0
     num_shards: int | None = None

@@ -1,44 +1,122 @@
-"""Progress of a running pipeline, told from the files that its workers have finished.
+"""Progress of a running pipeline, told from the receipts of the files that its workers have finished.
 
-Beam's `run` blocks and has no hook for progress on the embedded runner; finished files can be
-counted on every runner.
+Beam's `run` blocks and has no hook for progress on the embedded runner; receipts are there on every
+runner.
 """
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
-_SECONDS_BETWEEN_REPORTS = 10.0
+from pipeline.directories import Directories, files_with_receipt, read_receipt
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_LINES = 10.0
+_MEGABYTE = 1_000_000
 
 
 @contextmanager
-def report_progress(
-    tokenized_dir: Path, num_splits: int, shard_dir: Path, num_shards: int
-) -> Iterator[None]:
-    """Logs every ten seconds how many splits are tokenized and how many shards built."""
-    finished = threading.Event()
+def report_progress(directories: Directories, text_bytes: int, num_shards: int) -> Iterator[None]:
+    """Shows how much text is tokenized and how many shards are built, and the time left.
 
-    def report() -> None:
-        while not finished.wait(_SECONDS_BETWEEN_REPORTS):
-            logging.info(
-                "tokenized %d of %d splits, built %d of %d shards",
-                _count(tokenized_dir, "*.parquet"),
-                num_splits,
-                _count(shard_dir, "*.tfrecord"),
-                num_shards,
-            )
+    On a terminal two bars, elsewhere a log line every ten seconds.
 
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+    Args:
+      directories: where the workers finish files.
+      text_bytes: the text to tokenize.
+      num_shards: the shards to build.
+    """
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=timedelta(hours=1).total_seconds(),
+    )
+    tokenized = _Finished(
+        directories.tokenized, "split-*.parquet", lambda receipt: receipt["text_bytes"]
+    )
+    built = _Finished(
+        directories.receipts, "*.tfrecord", lambda receipt: receipt["shard"]["instances"]
+    )
+    ended = threading.Event()
+
+    def look() -> None:
+        for finished in (tokenized, built):
+            finished.look()
+        progress.update(
+            tokenizing,
+            completed=tokenized.total,
+            done=f"{tokenized.total / _MEGABYTE:,.1f} of {text_bytes / _MEGABYTE:,.1f} MB",
+        )
+        progress.update(
+            building,
+            completed=len(built),
+            done=f"{len(built):,} of {num_shards:,} shards, {built.total:,} instances",
+        )
+
+    def watch() -> None:
+        next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            look()
+            if progress.disable and time.monotonic() >= next_line:
+                logging.info("%s", "; ".join(map(_describe, progress.tasks)))
+                next_line += _SECONDS_BETWEEN_LINES
+
+    # What a killed run has left is no speed of this one.
+    tokenized.look()
+    built.look()
+    tokenizing = progress.add_task("tokenizing", total=text_bytes, completed=tokenized.total)
+    building = progress.add_task("building", total=num_shards, completed=len(built))
+    look()
+    thread = threading.Thread(target=watch, daemon=True)
+    with progress:
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            look()
 
 
-def _count(directory: Path, pattern: str) -> int:
-    return sum(1 for _ in directory.glob(pattern))
+class _Finished(dict[str, int]):
+    """The finished files of a folder, and what is counted in each.
+
+    Args:
+      folder: where their receipts are.
+      pattern: of the files' names.
+      count: what is counted, given a receipt.
+    """
+
+    def __init__(self, folder: Path, pattern: str, count: Callable[[dict[str, Any]], int]):
+        super().__init__()
+        self._folder = folder
+        self._pattern = pattern
+        self._count = count
+
+    @property
+    def total(self) -> int:
+        return sum(self.values())
+
+    def look(self) -> None:
+        """Counts the files that have got a receipt since the last look."""
+        for name in files_with_receipt(self._folder, self._pattern):
+            if name not in self and (receipt := read_receipt(self._folder / name)):
+                self[name] = self._count(receipt)
+
+
+def _describe(task: Task) -> str:
+    left = "" if task.time_remaining is None else f", {timedelta(seconds=task.time_remaining)} left"
+    return f"{task.description} {task.fields['done']}{left}"

@@ -4,6 +4,7 @@ The seven features and their shapes are those of the original BERT. A whole batc
 once, as columns of bytes: the result is what protobuf's deterministic serialization gives.
 """
 
+import functools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,16 @@ from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _BITS_PER_VARINT_BYTE = 7
 _MORE_FOLLOWS = 0x80
 _LENGTH_BYTES, _CRC_BYTES = 8, 4
+# Protobuf: the numbers of the fields of tf.train.Feature, and what a tag says beside the number.
+_FLOAT_LIST, _INT64_LIST = 2, 3
+_TAG_TYPE_BITS, _DELIMITED = 3, 2
+_SMALLEST_TABLE_BITS = 15
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,7 @@ def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict
 
 def frame_record(record: bytes) -> bytes:
     """A record as it stands in a TFRecord file: length, its CRC, content, its CRC."""
-    length = struct.pack("<Q", len(record))
-    return length + _masked_crc(length) + record + _masked_crc(record)
+    return _frame_head(len(record)) + record + _masked_crc(record)
 
 
 def read_frames(file: BinaryIO) -> Iterator[bytes]:
@@ -70,16 +76,41 @@ def read_frames(file: BinaryIO) -> Iterator[bytes]:
         yield length + length_crc + record + record_crc
 
 
+def record_of(frame: bytes) -> bytes:
+    """The record in a frame."""
+    return frame[_LENGTH_BYTES + _CRC_BYTES : -_CRC_BYTES]
+
+
 def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:
     """Serialized `tf.train.Example`s of N instances.
 
     Args:
       instances: arrays [N, length] by feature name; integers are not negative, floats are float32.
     """
-    entries = _Columns(len(next(iter(instances.values()))))
+    features = _Messages(len(next(iter(instances.values()))))
     for name in sorted(instances):
-        entries.append(_map_entry(name, instances[name]).prefixed(b"\x0a"))
-    return entries.prefixed(b"\x0a").rows()
+        features.append(_map_entry(name, instances[name]).as_field(1))
+    return features.as_field(1).to_bytes()
+
+
+def decode_example(record: bytes) -> dict[str, np.ndarray]:
+    """The features of a serialized `tf.train.Example`, by name: to look at a few, not to train."""
+    ((_, features),) = _fields(record)
+    values = {}
+    for _, entry in _fields(features):
+        (_, name), (_, feature) = _fields(entry)
+        ((kind, value_list),) = _fields(feature)
+        packed = b"".join(content for _, content in _fields(value_list))
+        values[name.decode()] = (
+            np.frombuffer(packed, "<f4") if kind == _FLOAT_LIST else _decode_varints(packed)
+        )
+    return values
+
+
+@functools.cache
+def _frame_head(record_bytes: int) -> bytes:
+    length = struct.pack("<Q", record_bytes)
+    return length + _masked_crc(length)
 
 
 def _masked_crc(data: bytes) -> bytes:
@@ -88,69 +119,136 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _map_entry(name: str, values: np.ndarray) -> "_Columns":
+def _map_entry(name: str, values: np.ndarray) -> "_Messages":
     """An entry of the map from feature name to `tf.train.Feature`."""
-    columns = _Columns(len(values))
+    packed = _Messages(len(values))
     if values.dtype == np.float32:
-        columns.append_bytes(np.ascontiguousarray(values).view(np.uint8))
-        field_of_list = b"\x12"  # Feature.float_list
+        packed.append_bytes(np.ascontiguousarray(values).view(np.uint8))
+        kind = _FLOAT_LIST
     else:
-        columns.append_varints(values)
-        field_of_list = b"\x1a"  # Feature.int64_list
+        packed.append_varints(values)
+        kind = _INT64_LIST
+    entry = _Messages(len(values))
     key = name.encode()
-    feature = columns.prefixed(b"\x0a").prefixed(field_of_list)
-    return feature.prefixed(b"\x0a" + bytes([len(key)]) + key + b"\x12")
+    entry.append_constant(bytes([_tag(1), len(key)]) + key)
+    entry.append(packed.as_field(1).as_field(kind).as_field(2))
+    return entry
 
 
-class _Columns:
-    """N byte strings side by side: columns of bytes, and which rows use which."""
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of a protobuf message's fields, which all have a length before them."""
+    position = 0
+    while position < len(message):
+        end_of_length = position + 2
+        while message[end_of_length - 1] >= _MORE_FOLLOWS:
+            end_of_length += 1
+        (length,) = _decode_varints(message[position + 1 : end_of_length])
+        yield message[position] >> _TAG_TYPE_BITS, message[end_of_length : end_of_length + length]
+        position = end_of_length + length
 
-    def __init__(self, num_rows: int):
-        self._num_rows = num_rows
-        self._bytes: list[np.ndarray] = []
-        self._used: list[np.ndarray] = []
-        self._lengths = np.zeros(num_rows, np.int64)
 
-    def append_bytes(self, columns: np.ndarray) -> None:
-        """Adds uint8 [N, K], used in full by every row."""
-        self._bytes.append(columns)
-        self._used.append(np.broadcast_to(True, columns.shape))
-        self._lengths += columns.shape[1]
+def _decode_varints(packed: bytes) -> np.ndarray:
+    values = []
+    value = shift = 0
+    for byte in packed:
+        value |= (byte & (_MORE_FOLLOWS - 1)) << shift
+        shift += _BITS_PER_VARINT_BYTE
+        if byte < _MORE_FOLLOWS:
+            values.append(value)
+            value = shift = 0
+    return np.array(values, np.int64)
+
+
+class _Messages:
+    """N protobuf messages side by side: the parts that follow each other in every one of them.
+
+    A part is a constant, or a column of N byte strings. Arrow joins them without a loop in Python.
+    """
+
+    def __init__(self, num_messages: int):
+        self._num_messages = num_messages
+        self._parts: list[bytes | pa.Array] = []
+        self._lengths = np.zeros(num_messages, np.int64)
+
+    def append_constant(self, content: bytes) -> None:
+        """Adds the same bytes to every message."""
+        if self._parts and isinstance(self._parts[-1], bytes):
+            self._parts[-1] += content
+        else:
+            self._parts.append(content)
+        self._lengths += len(content)
+
+    def append_bytes(self, rows: np.ndarray) -> None:
+        """Adds uint8 [N, K]."""
+        content = pa.py_buffer(np.ascontiguousarray(rows))
+        column = pa.Array.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, content])
+        self._parts.append(column.cast(pa.binary()))
+        self._lengths += rows.shape[1]
 
     def append_varints(self, values: np.ndarray) -> None:
-        """Adds not negative integers [N, K] as protobuf varints, low bits first."""
-        width = max(1, -(-int(values.max(initial=0)).bit_length() // _BITS_PER_VARINT_BYTE))
-        if width == 1:
+        """Adds not negative integers [N, K], K > 0, as varints."""
+        largest = int(values.max(initial=0))
+        if largest < _MORE_FOLLOWS:
             self.append_bytes(values.astype(np.uint8))
             return
-        shifts = np.arange(width, dtype=np.uint32) * _BITS_PER_VARINT_BYTE
-        rest = values.astype(np.uint32)[:, :, np.newaxis] >> shifts
-        used = rest > 0
-        used[:, :, 0] = True
-        follows = np.where(rest >= _MORE_FOLLOWS, _MORE_FOLLOWS, 0)
-        groups = (rest & (_MORE_FOLLOWS - 1) | follows).astype(np.uint8)
-        self._bytes.append(groups.reshape(self._num_rows, -1))
-        self._used.append(used.reshape(self._num_rows, -1))
-        self._lengths += used.sum(axis=(1, 2))
+        varints = _varints(largest).take(pa.array(values.ravel()))
+        _, ends, content = varints.buffers()
+        ends_of_messages = np.frombuffer(ends, np.int32)[:: values.shape[1]].copy()
+        self._parts.append(
+            pa.Array.from_buffers(
+                pa.binary(), len(values), [None, pa.py_buffer(ends_of_messages), content]
+            )
+        )
+        self._lengths += np.diff(ends_of_messages)
 
-    def append(self, other: "_Columns") -> None:
-        """Adds the other's columns behind these."""
-        self._bytes += other._bytes
-        self._used += other._used
+    def append(self, other: "_Messages") -> None:
+        """Adds the parts of other messages."""
+        first, *others = other._parts
+        if isinstance(first, bytes):
+            self.append_constant(first)
+            self._lengths -= len(first)
+        else:
+            self._parts.append(first)
+        self._parts += others
         self._lengths += other._lengths
 
-    def prefixed(self, prefix: bytes) -> "_Columns":
-        """The same behind `prefix` and each row's length: a length-delimited field."""
-        columns = _Columns(self._num_rows)
-        columns.append_bytes(
-            np.broadcast_to(np.frombuffer(prefix, np.uint8), (self._num_rows, len(prefix)))
-        )
-        columns.append_varints(self._lengths[:, np.newaxis])
-        columns.append(self)
-        return columns
+    def as_field(self, number: int) -> "_Messages":
+        """The same, as a field of messages around these: behind a tag and the length."""
+        field = _Messages(self._num_messages)
+        field.append_constant(bytes([_tag(number)]))
+        if (self._lengths == self._lengths[0]).all():
+            field.append_constant(_varint(int(self._lengths[0])))
+        else:
+            field.append_varints(self._lengths[:, np.newaxis])
+        field.append(self)
+        return field
 
-    def rows(self) -> list[bytes]:
-        """Each row's bytes."""
-        content = np.hstack(self._bytes)[np.hstack(self._used)].tobytes()
-        ends = np.cumsum(self._lengths).tolist()
-        return [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    def to_bytes(self) -> list[bytes]:
+        """Each message."""
+        columns = [pa.scalar(part) if isinstance(part, bytes) else part for part in self._parts]
+        return pc.binary_join_element_wise(*columns, pa.scalar(b"")).to_pylist()
+
+
+@functools.cache
+def _varint_table(bits: int) -> pa.Array:
+    return pa.array([_varint(value) for value in range(1 << bits)], pa.binary())
+
+
+def _varints(largest: int) -> pa.Array:
+    """The varints of 0, 1, 2, … up to `largest` or more."""
+    return _varint_table(max(_SMALLEST_TABLE_BITS, largest.bit_length()))
+
+
+def _varint(value: int) -> bytes:
+    """The protobuf varint of a number that is not negative, low bits first."""
+    varint = bytearray()
+    while value >= _MORE_FOLLOWS:
+        varint.append(value & (_MORE_FOLLOWS - 1) | _MORE_FOLLOWS)
+        value >>= _BITS_PER_VARINT_BYTE
+    varint.append(value)
+    return bytes(varint)
+
+
+def _tag(field_number: int) -> int:
+    """What stands before a field that has a length."""
+    return field_number << _TAG_TYPE_BITS | _DELIMITED

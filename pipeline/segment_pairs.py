@@ -101,36 +101,37 @@ def _plan_chunks(
     sentence_ends = documents.sentence_ends.tolist()
     other_documents_exist = num_documents > 1
 
-    chunks = []
+    chunks: list[int] = []  # of each its first sentence, the end of A, its end, whether B is random
     dropped = first = token = 0
-    for document, (target, document_end) in enumerate(
-        zip(targets.tolist(), documents.document_ends.tolist(), strict=True)
+    for target, document_end in zip(
+        targets.tolist(), documents.document_ends.tolist(), strict=True
     ):
         while first < document_end:
             end = bisect_left(sentence_ends, token + target, first, document_end - 1) + 1
             num_sentences_of_chunk = end - first
-            is_random = other_documents_exist and (
-                num_sentences_of_chunk == 1 or wants_random[first]
-            )
             if num_sentences_of_chunk == 1:
-                a_end = end
+                a_end, is_random = end, other_documents_exist
             else:
                 a_end = first + 1 + int(a_share[first] * (num_sentences_of_chunk - 1))
+                is_random = other_documents_exist and wants_random[first]
             if is_random or a_end < end:
-                chunks.append((document, first, a_end, end, target, is_random))
+                chunks += (first, a_end, end, is_random)
             else:
                 dropped += 1
             # With a random B, the sentences behind A are still unused.
             first = a_end if is_random else end
             token = sentence_ends[first - 1]
-    columns = np.array(chunks, np.int64).reshape(-1, 6).T
+    first_sentence, a_end_sentence, end_sentence, is_random_next = (
+        np.array(chunks, np.int64).reshape(-1, 4).T
+    )
+    document = np.searchsorted(documents.document_ends, first_sentence, side="right")
     return _Chunks(
-        document=columns[0],
-        first_sentence=columns[1],
-        a_end_sentence=columns[2],
-        end_sentence=columns[3],
-        target_length=columns[4],
-        is_random_next=columns[5].astype(bool),
+        document=document,
+        first_sentence=first_sentence,
+        a_end_sentence=a_end_sentence,
+        end_sentence=end_sentence,
+        target_length=targets[document],
+        is_random_next=is_random_next.astype(bool),
         dropped=dropped,
     )
 

@@ -16,14 +16,17 @@ _ABBREVIATIONS = frozenset(
 _ABBREVIATIONS_BEFORE_NUMBER = frozenset("art ch figs fig no nos p pl pp sec vol vols".split())
 _OPENERS = "([{\"'“‘«"
 _LONGEST_OPENING = 4
+_STOPS = ".!?…"
+_CJK_STOPS = "。！？｡"
 _CLOSERS = r"\"'”’»)\]"
+_CJK_CLOSERS = "”’」』）》】〉〕"
 
 # No alternation here: it would cost half the speed.
-_CANDIDATE = re.compile(rf"[.!?…][.!?…{_CLOSERS}]*\s+")
-_CJK_STOP = re.compile("[。！？｡]")
+_CANDIDATE = re.compile(rf"[{_STOPS}][{_STOPS}{_CLOSERS}]*\s+")
 _CANDIDATE_WITH_CJK = re.compile(
-    rf"(?P<cjk>[。！？｡])[。！？｡…”’」』）》】〉〕{_CLOSERS}]*\s*|{_CANDIDATE.pattern}"
+    rf"[{_CJK_STOPS}{_STOPS}][{_CJK_STOPS}{_STOPS}{_CJK_CLOSERS}{_CLOSERS}]*\s*"
 )
+_CJK_STOP = re.compile(f"[{_CJK_STOPS}]")
 
 
 def split_sentences(paragraph: str) -> list[str]:
@@ -33,15 +36,17 @@ def split_sentences(paragraph: str) -> list[str]:
     lower-case letter; a CJK stop always does. Closing quotes and brackets stay with the sentence
     they close. Joined with a space (with nothing after a CJK stop), the sentences are the paragraph.
     """
-    has_cjk_stop = _CJK_STOP.search(paragraph) is not None
+    has_cjk_stop = not paragraph.isascii() and _CJK_STOP.search(paragraph) is not None
     candidates = (_CANDIDATE_WITH_CJK if has_cjk_stop else _CANDIDATE).finditer(paragraph)
     sentences = []
     start = 0
     for candidate in candidates:
-        is_cjk = has_cjk_stop and candidate["cjk"] is not None
-        if is_cjk or _ends_sentence(paragraph, candidate.start(), candidate.end()):
-            sentences.append(paragraph[start : candidate.end()].strip())
-            start = candidate.end()
+        stop, end = candidate.span()
+        if (has_cjk_stop and _CJK_STOP.search(paragraph, stop, end)) or (
+            paragraph[end - 1].isspace() and _ends_sentence(paragraph, stop, end)
+        ):
+            sentences.append(paragraph[start:end].strip())
+            start = end
     sentences.append(paragraph[start:].strip())
     return [sentence for sentence in sentences if sentence]
 

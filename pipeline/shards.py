@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corpus import Bucket, BucketPlan, DocumentBatch
+from pipeline.buckets import Bucket, BucketPlan
+from pipeline.corpus import DocumentBatch
 from pipeline.instances import generate_instances
-from pipeline.manifest import Shard, temporary_name
+from pipeline.manifest import Shard, whole_file
 from pipeline.options import InstanceOptions
 from pipeline.records import encode_examples, frame_record
+from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.tokenization import Vocabulary
 
 _SPLIT_NUMBERS = {"train": 0, "eval": 1}
@@ -55,7 +57,7 @@ def build_shard(
     options: InstanceOptions,
     temporary_dir: Path,
     output_dir: Path,
-) -> tuple[Shard, Counter[str]]:
+) -> ShardResults:
     """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts what is in it.
 
     All draws come from a generator seeded by (random_seed, split, bucket, pass): the same shard has
@@ -65,11 +67,13 @@ def build_shard(
         [options.random_seed, _SPLIT_NUMBERS[plan.bucket.split], plan.bucket.index, plan.pass_index]
     )
     rng = np.random.Generator(np.random.PCG64(seed))
-    statistics: Counter[str] = Counter(documents=len(documents.document_ends))
+    counts: Counter[str] = Counter(documents=len(documents.document_ends))
+    histograms = InstanceHistograms(options.max_seq_length, vocabulary)
     digest = hashlib.sha256()
-    temporary = temporary_name(temporary_dir / plan.name)
-    with temporary.open("wb") as file:
-        for instances in generate_instances(documents, vocabulary, options, rng, statistics):
+    path = output_dir / plan.name
+    with whole_file(path, temporary_dir) as temporary, temporary.open("wb") as file:
+        for instances in generate_instances(documents, vocabulary, options, rng, counts):
+            histograms.add(instances)
             content = b"".join(map(frame_record, encode_examples(instances)))
             digest.update(content)
             file.write(content)
@@ -77,11 +81,10 @@ def build_shard(
         name=plan.name,
         split=plan.bucket.split,
         pass_index=plan.pass_index,
-        documents=statistics["documents"],
-        instances=statistics["instances"],
-        tokens=statistics["tokens"],
-        bytes=temporary.stat().st_size,
+        documents=counts["documents"],
+        instances=counts["instances"],
+        tokens=counts["tokens"],
+        bytes=path.stat().st_size,
         sha256=digest.hexdigest(),
     )
-    temporary.replace(output_dir / plan.name)
-    return shard, statistics
+    return ShardResults(shard, counts, histograms.lengths(), histograms.masked_tokens())

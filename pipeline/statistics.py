@@ -2,10 +2,90 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from pipeline.instances import Instances
 from pipeline.manifest import Shard
+from pipeline.tokenization import Vocabulary
+
+DROP_REASONS = {
+    "records_skipped": "records that could not be read or had no text",
+    "documents_too_short": "documents shorter than --min_document_characters",
+    "documents_without_tokens": "documents without any token",
+    "documents_duplicate": "documents with the same text as one before",
+    "sentences_without_tokens": "sentences without any token",
+}
+"""The counts of what was dropped from the corpus, and what they mean."""
+
+_MASKED_TOKENS_OF_A_SHARD = 100
+_MASKED_TOKENS_OF_A_DATA_SET = 30
+_LENGTH_RANGES = 16
+
+
+class InstanceHistograms:
+    """How often each length and each masked token occurs among the instances of a shard.
+
+    Args:
+      max_seq_length: S.
+      vocabulary: that of the instances.
+    """
+
+    def __init__(self, max_seq_length: int, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self._lengths = np.zeros(max_seq_length + 1, np.int64)
+        self._masked = np.zeros(len(vocabulary), np.int64)
+
+    def add(self, instances: Instances) -> None:
+        """Counts a batch."""
+        lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
+        self._lengths += np.bincount(lengths, minlength=len(self._lengths))
+        labels = instances["masked_lm_ids"][instances["masked_lm_weights"] > 0]
+        self._masked += np.bincount(labels, minlength=len(self._masked))
+
+    def lengths(self) -> Counter[int]:
+        """Instances of each length that occurs."""
+        return Counter({int(n): int(self._lengths[n]) for n in np.flatnonzero(self._lengths)})
+
+    def masked_tokens(self) -> Counter[str]:
+        """How often the hundred tokens that are masked most often are masked."""
+        order = np.argsort(-self._masked, kind="stable")[:_MASKED_TOKENS_OF_A_SHARD]
+        return Counter(
+            {self._vocabulary.tokens[n]: int(self._masked[n]) for n in order if self._masked[n]}
+        )
+
+
+@dataclass(frozen=True)
+class ShardResults:
+    """A shard and what was counted while it was built.
+
+    Attributes:
+      shard: the shard.
+      counts: of `instances.generate_instances`.
+      lengths: instances of each length.
+      masked_tokens: how often the most frequent ones are masked.
+    """
+
+    shard: Shard
+    counts: Counter[str]
+    lengths: Counter[int]
+    masked_tokens: Counter[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The results as JSON values."""
+        return {**vars(self), "shard": asdict(self.shard)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ShardResults":
+        """The results that `to_json` gave."""
+        return cls(
+            Shard(**values["shard"]),
+            Counter(values["counts"]),
+            Counter({int(length): count for length, count in values["lengths"].items()}),
+            Counter(values["masked_tokens"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -13,17 +93,18 @@ class BuildResults:
     """What the workers counted.
 
     Attributes:
-      corpus: counts of `corpus.tokenize_document`, over all splits.
-      shards: every shard with the counts of `instances.generate_instances`.
+      corpus: counts of `documents.read_documents` and `corpus.tokenize_document`, over all splits,
+        and documents_duplicate.
+      shards: the results of every shard.
     """
 
     corpus: Counter[str]
-    shards: list[tuple[Shard, Counter[str]]]
+    shards: list[ShardResults]
 
 
-def sum_counters(counters: Iterable[Mapping[str, int]]) -> Counter[str]:
+def sum_counters(counters: Iterable[Mapping[Any, int]]) -> Counter[Any]:
     """The sum of counters; unlike `sum`, it also keeps what is 0."""
-    total: Counter[str] = Counter()
+    total: Counter[Any] = Counter()
     for counter in counters:
         total.update(counter)
     return total
@@ -35,24 +116,28 @@ def check_documents_agree(results: BuildResults) -> None:
     Raises:
       RuntimeError: the counts differ; the runner has lost or repeated records.
     """
-    read, tokenized = results.corpus["documents_read"], results.corpus["documents_tokenized"]
-    without_tokens = results.corpus["documents_without_tokens"]
-    if read != tokenized + without_tokens:
-        raise RuntimeError(f"read {read} documents but tokenized {tokenized} + {without_tokens}")
+    corpus = results.corpus
+    dropped = corpus["documents_too_short"] + corpus["documents_without_tokens"]
+    if corpus["documents_read"] != corpus["documents_tokenized"] + dropped:
+        raise RuntimeError(
+            f"read {corpus['documents_read']} documents but tokenized "
+            f"{corpus['documents_tokenized']} and dropped {dropped}"
+        )
+    expected = corpus["documents_tokenized"] - corpus["documents_duplicate"]
     built: Counter[tuple[str, int]] = Counter()
-    for shard, _ in results.shards:
-        built[shard.split, shard.pass_index] += shard.documents
+    for result in results.shards:
+        built[result.shard.split, result.shard.pass_index] += result.shard.documents
     for (split, pass_index), documents in built.items():
-        if split == "train" and documents + built["eval", 0] != tokenized:
+        if split == "train" and documents + built["eval", 0] != expected:
             raise RuntimeError(
-                f"tokenized {tokenized} documents but built {documents} of pass {pass_index} and "
+                f"tokenized {expected} documents but built {documents} of pass {pass_index} and "
                 f"{built['eval', 0]} for evaluation: the runner has lost or repeated records"
             )
 
 
 def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
     """The manifest's statistics: counts, and the shares that tell whether a data set is sound."""
-    corpus = results.corpus
+    corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
         "corpus": {
             **dict(sorted(corpus.items())),
@@ -60,11 +145,14 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
         }
     }
     for split in ("train", "eval"):
-        members = [built for built in results.shards if built[0].split == split]
-        counts = sum_counters(counts for _, counts in members)
-        counts["documents"] = sum(shard.documents for shard, _ in members if not shard.pass_index)
+        members = [result for result in results.shards if result.shard.split == split]
+        counts = sum_counters(result.counts for result in members)
+        counts["documents"] = sum(
+            result.shard.documents for result in members if not result.shard.pass_index
+        )
         if counts["instances"]:
             positions = counts["instances"] * max_seq_length
+            masked_tokens = sum_counters(result.masked_tokens for result in members)
             summary[split] = {
                 **dict(sorted(counts.items())),
                 "share_random_next": _share(counts["random_next"], counts["instances"]),
@@ -73,8 +161,27 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
                 "share_masked_by_mask": _share(counts["masked_by_mask"], counts["masked"]),
                 "share_masked_kept": _share(counts["masked_kept"], counts["masked"]),
                 "share_masked_by_random": _share(counts["masked_by_random"], counts["masked"]),
+                "instances_by_length": _in_ranges(
+                    sum_counters(result.lengths for result in members), max_seq_length
+                ),
+                # Of those that are frequent in their shard: others cannot be frequent in all.
+                "most_masked_tokens": dict(
+                    sorted(masked_tokens.items(), key=lambda item: (-item[1], item[0]))[
+                        :_MASKED_TOKENS_OF_A_DATA_SET
+                    ]
+                ),
             }
     return summary
+
+
+def _in_ranges(lengths: Counter[int], max_seq_length: int) -> dict[str, int]:
+    """Instances by length, in about 16 ranges of the same width up to S, named `first-last`."""
+    width = -(-max_seq_length // _LENGTH_RANGES)
+    ranges = {
+        f"{first}-{min(first + width - 1, max_seq_length)}": range(first, first + width)
+        for first in range(1, max_seq_length + 1, width)
+    }
+    return {name: sum(lengths[length] for length in members) for name, members in ranges.items()}
 
 
 def _share(part: int, whole: int) -> float:

@@ -8,7 +8,7 @@ whitespace-separated words and from basic tokens to ids.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 200
-MAX_MEMO_ENTRIES = 500_000
+MAX_MEMO_ENTRIES = 1 << 17
 _LONGEST_MEMO_KEY = 64
 
 # The eight ranges of CJK ideographs; kana and Hangul are not among them.
@@ -30,8 +30,8 @@ _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 # `str.split` takes these control characters for white space; the original deletes them.
-_CONTROL_WHITESPACE = dict.fromkeys(map(ord, "\v\f\x1c\x1d\x1e\x1f\x85"))
-_HAS_CONTROL_WHITESPACE = re.compile("[\v\f\x1c-\x1f\x85]")
+_CONTROL_WHITESPACE = "\v\f\x1c\x1d\x1e\x1f\x85"
+_DROP_CONTROL_WHITESPACE = dict.fromkeys(map(ord, _CONTROL_WHITESPACE))
 
 
 class Vocabulary:
@@ -73,6 +73,10 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def repeated_tokens(self) -> list[str]:
+        """The tokens that stand on more than one line; of their ids only the last is ever used."""
+        return [token for number, token in enumerate(self.tokens) if self.ids[token] != number]
 
     def ordinary_ids(self) -> np.ndarray:
         """The ids of all tokens but the special and the `[unused…]` ones, in rising order."""
@@ -120,26 +124,28 @@ class WordpieceTokenizer:
     def __init__(self, vocab: Mapping[str, int], unk_token: str = "[UNK]"):
         self.vocab = vocab
         self.unk_token = unk_token
+        self._inside_words = {piece[2:] for piece in vocab if piece.startswith("##")}
         self._longest_piece = max(map(len, vocab), default=0)
 
     def tokenize(self, text: str) -> list[str]:
         """The pieces of every whitespace-separated word of `text`, which is already basic-tokenized."""
-        return [piece for word in text.split() for piece in self._pieces(word)]
+        return [piece for word in text.split() for piece in self.pieces_of_word(word)]
 
-    def _pieces(self, word: str) -> list[str]:
+    def pieces_of_word(self, word: str) -> list[str]:
+        """The pieces of one word."""
         if len(word) > MAX_CHARACTERS_PER_WORD:
             return [self.unk_token]
         pieces: list[str] = []
         start, prefix = 0, ""
+        known: Container[str] = self.vocab
         while start < len(word):
-            for end in range(min(len(word), start + self._longest_piece), start, -1):
-                piece = prefix + word[start:end]
-                if piece in self.vocab:
-                    break
-            else:
-                return [self.unk_token]
-            pieces.append(piece)
-            start, prefix = end, "##"
+            end = min(len(word), start + self._longest_piece)
+            while word[start:end] not in known:
+                end -= 1
+                if end <= start:
+                    return [self.unk_token]
+            pieces.append(prefix + word[start:end])
+            start, prefix, known = end, "##", self._inside_words
         return pieces
 
 
@@ -160,6 +166,10 @@ class FullTokenizer:
         self.vocabulary = Vocabulary(vocab_file)
         self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
+        ids = np.arange(len(self.vocabulary), dtype=self.vocabulary.id_dtype)
+        self._id_of_piece = {
+            piece: ids[number].tobytes() for piece, number in self.vocabulary.ids.items()
+        }
         self._ids_of_basic_token = _Memo(self._encode_basic_token)
         self._ids_of_word = _Memo(self._encode_word)
 
@@ -175,47 +185,92 @@ class FullTokenizer:
         """The ids of `tokens`; a token outside the vocabulary is a KeyError."""
         return [self.vocabulary.ids[token] for token in tokens]
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`: `convert_tokens_to_ids(tokenize(text))`, only fast."""
-        return np.frombuffer(self.encode_to_bytes(text), self.vocabulary.id_dtype).tolist()
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text`: `convert_tokens_to_ids(tokenize(text))` as an array, only fast."""
+        return np.frombuffer(self.encode_to_bytes([text])[0], self.vocabulary.id_dtype)
 
-    def encode_to_bytes(self, text: str) -> bytes:
-        """The ids of `text` as the bytes of an array of `vocabulary.id_dtype`."""
-        if _HAS_CONTROL_WHITESPACE.search(text):
-            text = text.translate(_CONTROL_WHITESPACE)
-        # Ideographs apart, or the memo would fill with clauses that never come again.
-        words = _IDEOGRAPH_OR_WORD.findall(text) if _IDEOGRAPH.search(text) else text.split()
+    def encode_to_bytes(self, sentences: list[str]) -> list[bytes]:
+        """The ids of each sentence as the bytes of an array of `vocabulary.id_dtype`."""
+        text = "\n".join(sentences)
+        if any(character in text for character in _CONTROL_WHITESPACE):
+            sentences = list(map(drop_control_whitespace, sentences))
+        if text.isascii():
+            return list(map(self._encode_words, map(str.split, sentences)))
+        return [self._encode_words(_split_at_ideographs(sentence)) for sentence in sentences]
+
+    def units(self, text: str) -> list[tuple[int, int]]:
+        """Where each ideograph, and each run between ideographs and spaces, begins; and its pieces.
+
+        Args:
+          text: after `drop_control_whitespace`.
+
+        Returns:
+          Pairs of an offset in `text` and a number of pieces, in order.
+        """
+        item_bytes = self.vocabulary.id_dtype.itemsize
+        return [
+            (unit.start(), len(self._ids_of_word[unit[0]]) // item_bytes)
+            for unit in _IDEOGRAPH_OR_WORD.finditer(text)
+        ]
+
+    def _encode_words(self, words: list[str]) -> bytes:
         return b"".join(map(self._ids_of_word.__getitem__, words))
 
     def _encode_word(self, word: str) -> bytes:
-        if word.isascii() and word.isprintable():
+        if not (word.isascii() and word.isprintable()):
+            tokens = self.basic_tokenizer.tokenize(word)
+        else:
             if self.basic_tokenizer.do_lower_case:
                 word = word.lower()
+            if word.isalnum():
+                return self._ids_of_basic_token[word]
             tokens = _ASCII_BASIC_TOKEN.findall(word)
-        else:
-            tokens = self.basic_tokenizer.tokenize(word)
         return b"".join(map(self._ids_of_basic_token.__getitem__, tokens))
 
     def _encode_basic_token(self, token: str) -> bytes:
-        ids = self.convert_tokens_to_ids(self.wordpiece_tokenizer.tokenize(token))
-        return np.array(ids, self.vocabulary.id_dtype).tobytes()
+        return b"".join(
+            map(self._id_of_piece.__getitem__, self.wordpiece_tokenizer.tokenize(token))
+        )
 
 
 class _Memo(dict[str, bytes]):
-    """Remembers what `encode` gave for a key; emptied when it is full, so that it stays bounded."""
+    """Remembers what `encode` gave for a key, in bounded memory.
+
+    When it is full, it keeps what it holds as the old generation and begins a young one: words in
+    use come back from the old one, the others are forgotten.
+    """
 
     def __init__(self, encode: Callable[[str], bytes]):
         super().__init__()
         self._encode = encode
+        self._old: dict[str, bytes] = {}
 
     def __missing__(self, key: str) -> bytes:
         if len(self) >= MAX_MEMO_ENTRIES:
+            self._old = dict(self)
             self.clear()
-        value = self._encode(key)
+        value = self._old.get(key)
+        if value is None:
+            value = self._encode(key)
         # Longer ones hardly come again, and would take much memory.
         if len(key) <= _LONGEST_MEMO_KEY:
             self[key] = value
         return value
+
+
+def drop_control_whitespace(text: str) -> str:
+    """Drops what `str.split` takes for white space but the original for control characters."""
+    return text.translate(_DROP_CONTROL_WHITESPACE)
+
+
+def _split_at_ideographs(text: str) -> list[str]:
+    # Ideographs apart, or the memo would fill with clauses that never come again.
+    return _IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
+
+
+def has_ideograph(text: str) -> bool:
+    """Whether one of the characters is a CJK ideograph, which is a token of its own."""
+    return not text.isascii() and _IDEOGRAPH.search(text) is not None
 
 
 def clean_text(text: str) -> str:

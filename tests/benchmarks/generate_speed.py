@@ -1,106 +1,135 @@
-"""How fast text becomes records, stage by stage, in one thread; run by `make bench`.
+"""How fast `clozemill generate` is, next to the TensorFlow Model Garden's script in the same run.
 
-Speeds mean little on a shared machine, so each is shown next to that of a peer in the same run: the
-plain tokenizer, which follows the original line by line, and the `tokenizers` package.
+Whole jobs in processes of their own, start-up included, with the same flags on both sides: one core
+for each, then two worker processes on two cores. The targets are for tens of megabytes of text; with
+less, it is the start-up that is measured.
 """
 
-import argparse
-import os
+import json
+import re
+import shutil
 import tempfile
-import time
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["RAYON_NUM_THREADS"] = "1"
-
-import numpy as np
-from tokenizers import BertWordPieceTokenizer
-
-from pipeline.corpus import (
-    Bucket,
-    RowGroup,
-    read_documents_of_bucket,
-    tokenize_document,
+from harness import (
+    CORES,
+    MEGABYTE,
+    PEERS,
+    TWO_WORKERS,
+    generate_command,
+    model_garden_command,
+    parser_of,
+    pinned,
+    read_documents,
+    run,
     write_documents,
 )
-from pipeline.documents import read_documents
-from pipeline.inputs import InputFormat, match_files, plan_splits
-from pipeline.instances import generate_instances
-from pipeline.options import InstanceOptions
-from pipeline.records import encode_examples, frame_record
-from pipeline.tokenization import FullTokenizer
 
-SAMPLES = Path(__file__).parents[2] / "data_samples"
+SMALLEST_MEGABYTES = 4
+FLAGS = {
+    "masked_lm_prob": 0.15,
+    "short_seq_prob": 0.1,
+    "dupe_factor": 5,
+    "do_whole_word_mask": True,
+    "do_lower_case": True,
+}
+S128 = {"max_seq_length": 128, "max_predictions_per_seq": 20}
+S512 = {"max_seq_length": 512, "max_predictions_per_seq": 76}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished job.
+
+    Attributes:
+      megabytes: of text that it read.
+      seconds: wall time, start-up included.
+      instances: how many it made.
+      peak_megabytes: the memory of its largest process.
+    """
+
+    megabytes: float
+    seconds: float
+    instances: int
+    peak_megabytes: float
+
+    @property
+    def speed(self):
+        return self.instances / self.seconds
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--input_file", default=str(SAMPLES / "english.txt"))
-    parser.add_argument("--input_format", default=InputFormat.TEXT, choices=list(InputFormat))
-    parser.add_argument("--vocab_file", default=str(SAMPLES / "english_vocab.txt"))
-    parser.add_argument("--max_seq_length", type=int, default=128)
-    parser.add_argument("--max_predictions_per_seq", type=int, default=20)
+    parser = parser_of(__doc__)
+    parser.add_argument(
+        "--peer_megabytes",
+        type=float,
+        help="how much of the text the Model Garden's script reads (all); it needs minutes for 40, "
+        "but with less its start-up weighs more, in favour of ours",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of ours; the median is shown")
     arguments = parser.parse_args()
-
-    documents = [
-        document
-        for split in plan_splits(match_files([arguments.input_file]), arguments.input_format)
-        for file_range in split
-        for document in read_documents(file_range, arguments.input_format)
-    ]
-    compare_tokenizers(documents, arguments.vocab_file)
-    measure_instances(documents, arguments)
-
-
-def compare_tokenizers(documents, vocab_file):
-    sentences = [sentence for document in documents for sentence in document.sentences]
-    megabytes = sum(len(sentence.encode()) for sentence in sentences) / 1e6
-    ours, theirs = FullTokenizer(vocab_file), BertWordPieceTokenizer(vocab_file)
-    speeds = {
-        "the plain tokenizer": megabytes / seconds(lambda: list(map(ours.tokenize, sentences))),
-        "tokenizers, one thread": megabytes / seconds(lambda: theirs.encode_batch(sentences)),
-        "encode, first time": megabytes / seconds(lambda: list(map(ours.encode, sentences))),
-        "encode, again": megabytes / seconds(lambda: list(map(ours.encode, sentences))),
-    }
-    print(f"tokenizing {megabytes:.1f} MB")
-    for name, speed in speeds.items():
-        ratio = speed / speeds["the plain tokenizer"]
-        print(f"  {name:<24} {speed:8.2f} MB/s {ratio:8.1f} times the plain tokenizer")
-
-
-def measure_instances(documents, arguments):
-    tokenizer = FullTokenizer(arguments.vocab_file)
-    tokenized = [tokenize_document(document, tokenizer, Counter()) for document in documents]
-    options = InstanceOptions(
-        max_seq_length=arguments.max_seq_length,
-        max_predictions_per_seq=arguments.max_predictions_per_seq,
-    )
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "split.parquet"
-        write_documents(path, {Bucket("train", 0): [found for found in tokenized if found]})
-        bucket = read_documents_of_bucket([RowGroup(path, 0)], tokenizer.vocabulary.id_dtype)
-    statistics = Counter()
+        compare(Path(directory), arguments)
 
-    def instances():
-        rng = np.random.default_rng(1)
-        return list(generate_instances(bucket, tokenizer.vocabulary, options, rng, statistics))
 
-    built = instances()
-    statistics.clear()
-    instance_seconds = seconds(instances)
-    record_seconds = seconds(
-        lambda: [frame_record(record) for arrays in built for record in encode_examples(arrays)]
+def compare(directory, arguments):
+    text, peer_text = directory / "text.txt", directory / "peer_text.txt"
+    documents = read_documents(arguments.input_file)
+    megabytes = max(arguments.input_file.stat().st_size / MEGABYTE, SMALLEST_MEGABYTES)
+    write_documents(text, documents, megabytes)
+    write_documents(peer_text, documents, min(arguments.peer_megabytes or megabytes, megabytes))
+    flags = FLAGS | {"vocab_file": arguments.vocab_file}
+
+    def ours(cores, **more_flags):
+        jobs = [
+            generate(text, directory, cores, flags | more_flags) for _ in range(arguments.rounds)
+        ]
+        return sorted(jobs, key=lambda job: job.seconds)[len(jobs) // 2]
+
+    print(
+        f"{'':<19} {'text':>8} {'wall':>8} {'instances':>10} {'a second':>9} {'largest process':>16}"
     )
-    count = statistics["instances"]
-    print(f"building {count:,} instances of {arguments.max_seq_length} tokens")
-    print(f"  {'pairs and masks':<24} {count / instance_seconds:10,.0f} instances/s")
-    print(f"  {'records':<24} {count / record_seconds:10,.0f} instances/s")
+    peer = model_garden(peer_text, directory, flags | S128)
+    show("S 128 Model Garden", peer)
+    one = ours(CORES[-1:], **S128)
+    show("S 128 one worker", one, f"{one.speed / peer.speed:.1f} times the peer (target: 20)")
+    two = ours(CORES[-2:], **S128, **TWO_WORKERS)
+    show("S 128 two workers", two, f"{two.speed / one.speed:.2f} times one worker (target: 1.7)")
+    peer = model_garden(peer_text, directory, flags | S512)
+    show("S 512 Model Garden", peer)
+    one = ours(CORES[-1:], **S512)
+    show("S 512 one worker", one, f"{one.speed / peer.speed:.1f} times the peer")
 
 
-def seconds(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def show(name, job, comparison=""):
+    print(
+        f"{name:<19} {job.megabytes:5.1f} MB {job.seconds:6.1f} s {job.instances:10,} "
+        f"{job.speed:9,.0f} {job.peak_megabytes:13,.0f} MB  {comparison}".rstrip(),
+        flush=True,
+    )
+
+
+def generate(text, directory, cores, flags):
+    output_dir = directory / "data"
+    command = generate_command(input_file=text, output_dir=output_dir, **flags)
+    finished = run(pinned(command, cores), directory / "log.txt")
+    manifest = json.loads((output_dir / "manifest.json").read_text("utf-8"))
+    shutil.rmtree(output_dir)
+    return job_of(text, finished, sum(shard["instances"] for shard in manifest["shards"]))
+
+
+def model_garden(text, directory, flags):
+    output_file = directory / "peer.tfrecord"
+    command = model_garden_command(input_file=text, output_file=output_file, **flags)
+    finished = run(pinned(command, CORES[-1:]), directory / "log.txt", PYTHONPATH=PEERS)
+    output_file.unlink()
+    return job_of(text, finished, int(re.search(r"Wrote (\d+) total", finished.output)[1]))
+
+
+def job_of(text, finished, instances):
+    megabytes = text.stat().st_size / MEGABYTE
+    return Job(megabytes, finished.seconds, instances, max(finished.peaks))
 
 
 if __name__ == "__main__":

@@ -1,26 +1,57 @@
 import numpy as np
+import pytest
 
-from pipeline.inspection import describe_instance
+from pipeline.inspection import Piece, Replacement, describe_instance, is_random_next, pieces_of
 from pipeline.tokenization import Vocabulary
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tea", "##pot", "is", "hot", "red"]
 
 
-def test_masked_pieces_are_shown_with_what_they_hide(tmp_path):
+@pytest.fixture
+def vocabulary(tmp_path):
     vocab_file = tmp_path / "vocab.txt"
     vocab_file.write_text("\n".join(TOKENS))
+    return Vocabulary(vocab_file)
+
+
+@pytest.fixture
+def instance():
+    """Masked are `##pot`, by `[MASK]`; `is`, which is kept; and `hot`, by a random piece."""
     ids = "[CLS] tea [MASK] [SEP] is red [SEP] [PAD] [PAD]".split()
-    instance = {
+    labels = ["##pot", "is", "hot", "[PAD]"]
+    return {
         "input_ids": np.array([TOKENS.index(token) for token in ids]),
         "input_mask": np.array([1, 1, 1, 1, 1, 1, 1, 0, 0]),
         "segment_ids": np.array([0, 0, 0, 0, 1, 1, 1, 0, 0]),
-        "masked_lm_positions": np.array([2, 5, 0]),
-        "masked_lm_ids": np.array([TOKENS.index("##pot"), TOKENS.index("hot"), 0]),
-        "masked_lm_weights": np.array([1.0, 1.0, 0.0], np.float32),
+        "masked_lm_positions": np.array([2, 4, 5, 0]),
+        "masked_lm_ids": np.array([TOKENS.index(token) for token in labels]),
+        "masked_lm_weights": np.array([1.0, 1.0, 1.0, 0.0], np.float32),
         "next_sentence_labels": np.array([1]),
     }
-    assert describe_instance(instance, Vocabulary(vocab_file)) == (
-        "7 tokens, 2 masked; B is random\n"
+
+
+def test_masked_pieces_are_shown_with_what_they_hide(instance, vocabulary):
+    assert describe_instance(instance, vocabulary) == (
+        "7 tokens, 3 masked; B is random\n"
         "  A: [CLS] tea {[MASK] → ##pot} [SEP]\n"
-        "  B: is {red → hot} [SEP]"
+        "  B: {is → is} {red → hot} [SEP]"
     )
+
+
+def test_pieces_say_how_they_were_replaced(instance, vocabulary):
+    assert pieces_of(instance, vocabulary) == [
+        Piece("[CLS]", "[CLS]", None, "A"),
+        Piece("tea", "tea", None, "A"),
+        Piece("[MASK]", "##pot", Replacement.MASK, "A"),
+        Piece("[SEP]", "[SEP]", None, "A"),
+        Piece("is", "is", Replacement.KEPT, "B"),
+        Piece("red", "hot", Replacement.RANDOM, "B"),
+        Piece("[SEP]", "[SEP]", None, "B"),
+    ]
+
+
+def test_an_instance_says_whether_b_follows(instance, vocabulary):
+    assert is_random_next(instance)
+    instance["next_sentence_labels"][0] = 0
+    assert not is_random_next(instance)
+    assert "B follows A" in describe_instance(instance, vocabulary)

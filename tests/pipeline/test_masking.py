@@ -41,8 +41,9 @@ def lay_out(rows, padding):
     return is_word_start, is_word_start | is_special, budget, words
 
 
-def per_row(pieces, num_rows):
-    return [pieces.column[pieces.row == row].tolist() for row in range(num_rows)]
+def per_row(pieces):
+    ends = np.cumsum(pieces.num_of_row)
+    return [columns.tolist() for columns in np.split(pieces.column, ends[:-1])]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +62,13 @@ def test_number_to_mask_is_what_pythons_round_gives(masked_lm_prob, most):
 
 
 @settings(max_examples=200, deadline=None)
-@given(rows_of_words(), st.integers(0, 9), st.integers(0, 2**32))
-def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed):
+@given(rows_of_words(), st.integers(0, 9), st.integers(0, 2**32), st.integers(1, 20))
+def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ranks_per_block):
     is_word_start, is_boundary, budget, words = lay_out(rows, padding)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.masking._RANKS_PER_BLOCK", ranks_per_block)
+        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, rng)
 
     keys, column_mask = _words_in_random_order(is_word_start, np.random.default_rng(seed))
     expected = []
@@ -77,20 +81,23 @@ def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed):
             if len(masked) + len(by_first_column[first_column]) <= budget[row]:
                 masked += by_first_column[first_column]
         expected.append(sorted(masked))
-    assert per_row(pieces, len(rows)) == expected
-    assert pieces.slot.tolist() == [slot for row in expected for slot in range(len(row))]
+    assert per_row(pieces) == expected
+    seq_length = is_word_start.shape[1]
+    assert pieces.position.tolist() == [
+        row * seq_length + column for row, columns in enumerate(expected) for column in columns
+    ]
 
 
 def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop():
     is_word_start, is_boundary, budget, _ = lay_out([([5], [2], 4)] * 100, padding=0)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
-    assert per_row(pieces, 100) == [[7, 8]] * 100
+    assert per_row(pieces) == [[7, 8]] * 100
 
 
 def test_a_row_of_words_that_are_all_too_long_gets_no_mask():
     is_word_start, is_boundary, budget, _ = lay_out([([3], [4], 2), ([1], [4], 2)], padding=2)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
-    assert per_row(pieces, 2) == [[], [1]]
+    assert per_row(pieces) == [[], [1]]
 
 
 def test_a_word_may_end_at_the_last_column():
@@ -101,7 +108,7 @@ def test_a_word_may_end_at_the_last_column():
         np.array([3, 3]),
         np.random.default_rng(1),
     )
-    assert per_row(pieces, 2) == [[1, 2, 3]] * 2
+    assert per_row(pieces) == [[1, 2, 3]] * 2
 
 
 def test_every_word_is_equally_likely():

@@ -2,30 +2,98 @@ import threading
 
 import pytest
 
+from pipeline.directories import Directories, write_receipt
 from pipeline.progress import report_progress
 
 
-def test_finished_files_are_reported_until_the_run_ends(tmp_path, monkeypatch):
-    for name in ("a.parquet", "b.parquet", "c.tmp", "d.tfrecord"):
-        (tmp_path / name).touch()
+@pytest.fixture
+def directories(tmp_path):
+    """Two of five megabytes are tokenized, one of seven shards is built."""
+    directories = Directories(tmp_path / "data")
+    directories.tokenized.mkdir(parents=True)
+    directories.receipts.mkdir()
+    for number, text_bytes in enumerate((1_500_000, 500_000)):
+        write_receipt(directories.tokenized_file(number), {"text_bytes": text_bytes})
+    write_receipt(directories.duplicates_file(0), {"documents": 3})
+    write_receipt(directories.receipts / "train-00000-of-00007.tfrecord", shard_of(1234))
+    # Without receipts they are not finished.
+    directories.tokenized_file(2).touch()
+    (directories.output / "train-00001-of-00007.tfrecord").touch()
+    return directories
+
+
+def shard_of(instances):
+    return {"shard": {"instances": instances}}
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """The lines that are logged, and an event that comes with the next one."""
     reported = threading.Event()
-    reports = []
+    found = []
 
     def record(message, *arguments):
-        reports.append(message % arguments)
+        found.append(message % arguments)
         reported.set()
 
-    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_REPORTS", 0.01)
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 0.01)
     monkeypatch.setattr("pipeline.progress.logging.info", record)
+    return found, reported
+
+
+def test_what_has_a_receipt_is_reported_until_the_run_ends(directories, lines):
+    found, reported = lines
     num_threads = threading.active_count()
-    with report_progress(tmp_path, 5, tmp_path, 7):
+    with report_progress(directories, 5_000_000, 7):
         assert reported.wait(timeout=10)
-    assert reports[0] == "tokenized 2 of 5 splits, built 1 of 7 shards"
+        assert found[0].startswith("tokenizing 2.0 of 5.0 MB")
+        assert "; building 1 of 7 shards, 1,234 instances" in found[0]
+        write_receipt(directories.tokenized_file(2), {"text_bytes": 3_000_000})
+        write_receipt(directories.receipts / "eval-00000-of-00001.tfrecord", shard_of(6))
+        for _ in range(100):
+            reported.clear()
+            assert reported.wait(timeout=10)
+            if "5.0 of 5.0 MB" in found[-1]:
+                break
+        assert "2 of 7 shards, 1,240 instances" in found[-1]
     assert threading.active_count() == num_threads
+    num_lines = len(found)
+    assert not threading.Event().wait(0.05)
+    assert len(found) == num_lines
 
 
-def test_a_failing_run_ends_the_reports(tmp_path):
+def test_no_line_comes_before_its_time(directories, lines, monkeypatch):
+    monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 60)
+    with report_progress(directories, 5_000_000, 7):
+        threading.Event().wait(0.1)
+    assert lines[0] == []
+
+
+def test_a_failing_run_ends_the_reports(directories, lines):
     num_threads = threading.active_count()
-    with pytest.raises(ValueError, match="failed"), report_progress(tmp_path, 1, tmp_path, 1):
+    with pytest.raises(ValueError, match="failed"), report_progress(directories, 1, 1):
         raise ValueError("failed")
     assert threading.active_count() == num_threads
+    del lines
+
+
+def test_folders_that_are_not_there_yet_are_no_error(tmp_path, lines):
+    found, reported = lines
+    with report_progress(Directories(tmp_path / "none"), 1_000_000, 3):
+        assert reported.wait(timeout=10)
+    assert found[0].startswith("tokenizing 0.0 of 1.0 MB; building 0 of 3 shards, 0 instances")
+
+
+def test_a_terminal_shows_bars_instead_of_lines(directories, lines, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with report_progress(directories, 5_000_000, 7):
+        threading.Event().wait(0.1)
+        write_receipt(directories.tokenized_file(2), {"text_bytes": 3_000_000})
+    shown = capsys.readouterr().err
+    assert "tokenizing" in shown
+    # The last look is at the end.
+    assert "5.0 of 5.0 MB" in shown
+    assert "1 of 7 shards, 1,234 instances" in shown
+    assert lines[0] == []

@@ -1,0 +1,274 @@
+"""The Beam graph: two stages with a barrier between them.
+
+1. *Tokenize*: each split of the input becomes a Parquet file of tokenized documents.
+2. *Build*: each bucket of documents and each pass becomes a shard.
+
+When duplicates are to be dropped, the digests of all documents are compared in between.
+
+Only file names and bucket numbers cross Beam's shuffle, never text or tokens, so memory is bounded by
+one split and one bucket on every runner, however large the corpus. What the workers count stands in the
+receipts of the files they finish.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.buckets import Bucket, BucketPlan
+from pipeline.corpus import (
+    RowGroup,
+    TokenizedDocument,
+    read_documents_of_bucket,
+    tokenize_document,
+    write_documents,
+)
+from pipeline.directories import Directories, read_receipt, read_receipt_of_whole, write_receipt
+from pipeline.documents import read_documents
+from pipeline.duplicates import count_partitions, find_duplicates
+from pipeline.errors import UserError
+from pipeline.manifest import whole_file
+from pipeline.options import GenerateOptions
+from pipeline.runner import dead_worker_ends_process
+from pipeline.shards import ShardPlan, build_shard
+from pipeline.splits import Split
+from pipeline.statistics import BuildResults, ShardResults, sum_counters
+from pipeline.tokenization import FullTokenizer, Vocabulary
+from pipeline.word_segmentation import load_segmenter
+
+_BucketKey = tuple[str, int]
+
+_UP_TO_BEAMS_ADDITION = r"(.*?)(?: \[while running|$)"
+# How much text a worker tokenizes before it writes the tokens down.
+_BATCH_CHARACTERS = 32 << 20
+
+
+def run_pipeline(
+    options: GenerateOptions,
+    splits: list[Split],
+    buckets: BucketPlan,
+    shard_plans: list[ShardPlan],
+    directories: Directories,
+    beam_options: PipelineOptions,
+) -> BuildResults:
+    """Makes all shards and returns what the workers counted.
+
+    Raises:
+      UserError: a worker met text that cannot be read.
+      RuntimeError: a file was never finished; the runner has lost work.
+    """
+    num_partitions = count_partitions(buckets.corpus_bytes) if options.drop_duplicates else 0
+    try:
+        with dead_worker_ends_process(), beam.Pipeline(options=beam_options) as root:
+            row_groups = (
+                root
+                | "Splits" >> beam.Create(list(enumerate(splits)))
+                | "SpreadSplits" >> beam.Reshuffle()
+                | "Tokenize" >> beam.ParDo(TokenizeSplit(options, buckets, directories))
+            )
+            duplicates = []
+            if num_partitions:
+                found = _find_duplicates(root, row_groups, len(splits), num_partitions, directories)
+                duplicates = [beam.pvalue.AsList(found)]
+            plans = root | "Plans" >> beam.Create(
+                [(_key(plan.bucket), plan) for plan in shard_plans]
+            )
+            _ = (
+                {"plans": plans, "row_groups": row_groups}
+                | "GroupByBucket" >> beam.CoGroupByKey()
+                | "Shards" >> beam.FlatMap(_pair_plans_with_row_groups)
+                | "SpreadShards" >> beam.Reshuffle()
+                | "Build" >> beam.ParDo(BuildShard(options, directories), *duplicates)
+            )
+    except Exception as error:
+        raise _as_user_error(error) from error
+    return _read_results(directories, len(splits), num_partitions, shard_plans)
+
+
+def _as_user_error(error: Exception) -> Exception:
+    """What a worker's exception says that the user can put right; the exception itself if nothing."""
+    # It arrives with additions, or as text with a traceback.
+    text = f"{type(error).__name__}: {error}"
+    if match := re.search(rf"UserError: {_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
+        return UserError(match[1])
+    if match := re.search(rf"Error: (?=\[Errno \d+\]){_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
+        return UserError(f"{match[1]}; the same command goes on with what is finished")
+    return error
+
+
+def _find_duplicates(
+    root: beam.Pipeline,
+    row_groups: beam.PCollection,
+    num_splits: int,
+    num_partitions: int,
+    directories: Directories,
+) -> beam.PCollection:
+    """The files that name the duplicates, once all row groups are there."""
+    num_row_groups = row_groups | "CountRowGroups" >> beam.combiners.Count.Globally()
+    find = FindDuplicates(num_splits, num_partitions, directories)
+    return (
+        root
+        | "Partitions" >> beam.Create(range(num_partitions))
+        | "SpreadPartitions" >> beam.Reshuffle()
+        | "FindDuplicates" >> beam.ParDo(find, beam.pvalue.AsSingleton(num_row_groups))
+    )
+
+
+class TokenizeSplit(beam.DoFn):
+    """A numbered split to a Parquet file: yields (bucket, row group). What has a receipt is not made again."""
+
+    def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
+        self._options = options
+        self._buckets = buckets
+        self._directories = directories
+
+    def setup(self) -> None:
+        """Loads the vocabulary once a worker."""
+        _give_freed_memory_back()
+        options = self._options
+        self._tokenizer = FullTokenizer(
+            self._directories.vocabulary, options.do_lower_case, options.strip_accents
+        )
+        self._segment = load_segmenter(options.word_segmenter) if options.word_segmenter else None
+
+    def process(self, numbered_split: tuple[int, Split]) -> Iterator[tuple[_BucketKey, RowGroup]]:
+        """Reads, tokenizes and writes the split's documents."""
+        number, split = numbered_split
+        path = self._directories.tokenized_file(number)
+        receipt = read_receipt_of_whole(path)
+        if receipt is None:
+            statistics: Counter[str] = Counter()
+            buckets = write_documents(path, self._tokenize(split, statistics))
+            receipt = {
+                "buckets": [_key(bucket) for bucket in buckets],
+                "bytes": path.stat().st_size,
+                "text_bytes": sum(file_range.text_bytes for file_range in split),
+                "statistics": statistics,
+            }
+            write_receipt(path, receipt)
+        for row_group, (bucket_split, index) in enumerate(receipt["buckets"]):
+            yield (bucket_split, index), RowGroup(path, row_group)
+
+    def _tokenize(
+        self, split: Split, statistics: Counter[str]
+    ) -> Iterator[dict[Bucket, list[TokenizedDocument]]]:
+        """The split's documents by bucket, in batches that fit in memory."""
+        documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
+        characters = 0
+        for file_range in split:
+            for document in read_documents(file_range, self._options.reading, statistics):
+                tokenized = tokenize_document(document, self._tokenizer, statistics, self._segment)
+                if tokenized:
+                    bucket = self._buckets.bucket_of(file_range.file, document)
+                    documents[bucket].append(tokenized)
+                    characters += sum(map(len, document.sentences))
+                if characters > _BATCH_CHARACTERS:
+                    yield documents
+                    documents, characters = defaultdict(list), 0
+        yield documents
+
+
+class FindDuplicates(beam.DoFn):
+    """A partition of the documents, by digest, to a Parquet file with the ids of the duplicates."""
+
+    def __init__(self, num_splits: int, num_partitions: int, directories: Directories):
+        self._num_splits = num_splits
+        self._num_partitions = num_partitions
+        self._directories = directories
+
+    def process(self, partition: int, num_row_groups: int) -> Iterator[Path]:
+        """Compares the digests, once all row groups are there."""
+        path = self._directories.duplicates_file(partition)
+        if read_receipt_of_whole(path) is None:
+            tokenized_files = map(self._directories.tokenized_file, range(self._num_splits))
+            duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
+            with whole_file(path) as temporary:
+                pq.write_table(duplicates, temporary)
+            write_receipt(path, {"documents": len(duplicates), "bytes": path.stat().st_size})
+        yield path
+
+
+class BuildShard(beam.DoFn):
+    """A shard's plan and the row groups of its bucket to a shard, unless it is there already."""
+
+    def __init__(self, options: GenerateOptions, directories: Directories):
+        self._options = options
+        self._directories = directories
+
+    def setup(self) -> None:
+        """Loads the vocabulary once a worker."""
+        _give_freed_memory_back()
+        self._vocabulary = Vocabulary(self._directories.vocabulary)
+
+    def process(
+        self, plan_and_row_groups: tuple[ShardPlan, list[RowGroup]], duplicates: Sequence[Path] = ()
+    ) -> None:
+        """Reads the bucket, without what the files `duplicates` name, and writes the shard."""
+        plan, row_groups = plan_and_row_groups
+        receipt = read_receipt(self._directories.receipts / plan.name)
+        if receipt and _has_sha256(
+            self._directories.output / plan.name, receipt["shard"]["sha256"]
+        ):
+            return
+        dropped = pa.concat_tables(map(pq.read_table, duplicates)) if duplicates else None
+        documents = read_documents_of_bucket(row_groups, self._vocabulary.id_dtype, dropped)
+        results = build_shard(
+            plan,
+            documents,
+            self._vocabulary,
+            self._options.instances,
+            self._directories.receipts,
+            self._directories.output,
+        )
+        write_receipt(self._directories.receipts / plan.name, results.to_json())
+
+
+def _give_freed_memory_back() -> None:
+    """Makes Arrow use the C library's allocator: its own one keeps what the largest bucket took."""
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
+def _key(bucket: Bucket) -> _BucketKey:
+    return bucket.split, bucket.index
+
+
+def _pair_plans_with_row_groups(
+    grouped: tuple[_BucketKey, dict[str, Iterable[Any]]],
+) -> Iterator[tuple[ShardPlan, list[RowGroup]]]:
+    """The plans of a bucket's shards, each with all its row groups (none for an empty bucket)."""
+    _, members = grouped
+    row_groups = list(members["row_groups"])
+    for plan in members["plans"]:
+        yield plan, row_groups
+
+
+def _has_sha256(path: Path, sha256: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _read_results(
+    directories: Directories, num_splits: int, num_partitions: int, shard_plans: list[ShardPlan]
+) -> BuildResults:
+    """What the workers counted, from the receipts of all files."""
+
+    def receipt(path: Path) -> dict[str, Any]:
+        if content := read_receipt(path):
+            return content
+        raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
+
+    splits = [receipt(directories.tokenized_file(number)) for number in range(num_splits)]
+    duplicates = [receipt(directories.duplicates_file(number)) for number in range(num_partitions)]
+    shards = [receipt(directories.receipts / plan.name) for plan in shard_plans]
+    corpus = sum_counters(split["statistics"] for split in splits)
+    corpus["documents_duplicate"] = sum(partition["documents"] for partition in duplicates)
+    return BuildResults(corpus, [ShardResults.from_json(shard) for shard in shards])

@@ -1,0 +1,175 @@
+"""`report.html`: one page that shows a person whether a data set is sound."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
+from pipeline.manifest import REPORT_NAME, Manifest, Shard, write_whole
+from pipeline.statistics import DROP_REASONS
+from pipeline.tokenization import Vocabulary
+
+_TEMPLATE_NAME = "report.html.jinja"
+_NUM_EXAMPLES = 10
+_SPLIT_NAMES = {"train": "Training", "eval": "Evaluation"}
+_REASONS_OF_SPLITS = {
+    "chunks_without_next": "runs of sentences without a next one, and without another document",
+    "instances_without_mask": "instances without any masked piece (they are kept)",
+}
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The train or the eval part of a data set."""
+
+    name: str
+    shards: list[Shard]
+    statistics: dict[str, Any]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The statistics; what was not counted is 0, as when there is no instance."""
+        return Counter(self.statistics)
+
+    @property
+    def num_passes(self) -> int:
+        return len({shard.pass_index for shard in self.shards})
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class _Example:
+    """An instance to be shown.
+
+    Attributes:
+      shard, number: where it stands.
+      num_tokens, num_masked: how many it has.
+      is_random_next: whether B is random.
+      segments: the words of A and of B, each of one or more pieces.
+    """
+
+    shard: str
+    number: int
+    num_tokens: int
+    num_masked: int
+    is_random_next: bool
+    segments: dict[str, list[list[Piece]]]
+
+
+def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
+    """Writes `report.html` beside the shards.
+
+    Args:
+      output_dir: where the shards are.
+      manifest: of the data set, which need not be written yet.
+      vocabulary: that of the data set.
+    """
+    splits = [
+        _Split(name, manifest.shards_of(split), manifest.statistics.get(split, {}))
+        for split, name in _SPLIT_NAMES.items()
+        if manifest.shards_of(split)
+    ]
+    page = _template_environment().get_template(_TEMPLATE_NAME)
+    write_whole(
+        output_dir / REPORT_NAME,
+        page.render(
+            manifest=manifest,
+            corpus=manifest.statistics["corpus"],
+            splits=splits,
+            drop_reasons=DROP_REASONS,
+            reasons_of_splits=_REASONS_OF_SPLITS,
+            options=_all_options(manifest),
+            examples=list(islice(_examples(output_dir, manifest, vocabulary), _NUM_EXAMPLES)),
+        ),
+    )
+
+
+def _template_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pipeline", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        number=_format_number, percent=_format_percent, size=_format_size, range=_format_range
+    )
+    environment.tests["special"] = _is_special
+    return environment
+
+
+def _all_options(manifest: Manifest) -> dict[str, Any]:
+    """The options by name; the lengths and the tokenizer's first, nothing twice."""
+    names = ("max_seq_length", "max_predictions_per_seq", "do_lower_case", "strip_accents")
+    options = {name: getattr(manifest, name) for name in names} | manifest.options
+    options.pop("unicode_version", None)  # no option; it is shown with the vocabulary
+    return options
+
+
+def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
+    """The train instances, in the order of the shards, where they are shuffled."""
+    for shard in manifest.shards_of("train"):
+        for number, instance in enumerate(read_instances(output_dir / shard.name)):
+            pieces = pieces_of(instance, vocabulary)
+            yield _Example(
+                shard=shard.name,
+                number=number,
+                num_tokens=len(pieces),
+                num_masked=sum(piece.replacement is not None for piece in pieces),
+                is_random_next=is_random_next(instance),
+                segments={
+                    segment: _words([piece for piece in pieces if piece.segment == segment])
+                    for segment in ("A", "B")
+                },
+            )
+
+
+def _words(pieces: list[Piece]) -> list[list[Piece]]:
+    """The pieces of each word; truncation may have left a segment's first word headless."""
+    words: list[list[Piece]] = []
+    for piece in pieces:
+        joins = piece.original.startswith("##") and words and not _is_special(words[-1][-1])
+        if joins:
+            words[-1].append(piece)
+        else:
+            words.append([piece])
+    return words
+
+
+def _is_special(piece: Piece) -> bool:
+    """Whether a piece is one that the layout puts around the segments."""
+    return piece.replacement is None and piece.original in ("[CLS]", "[SEP]")
+
+
+def _format_number(count: int) -> str:
+    return f"{count:,}"
+
+
+def _format_percent(share: float) -> str:
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
+def _format_range(lengths: str) -> str:
+    """A range of lengths, `first-last`, with a proper dash; one number where they are the same."""
+    first, last = lengths.split("-")
+    return first if first == last else f"{first}–{last}"
+
+
+def _format_size(num_bytes: int) -> str:
+    """A size in a unit that a person can grasp."""
+    size, unit = float(num_bytes), "bytes"
+    for larger_unit in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger_unit
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -1,0 +1,191 @@
+"""The corpus cut into splits at document boundaries.
+
+Only file names and byte offsets leave this module, never text. Where the cuts fall has no influence
+on documents, their ids or the shards.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.compression import DAMAGED, decompress
+from pipeline.errors import UserError
+from pipeline.inputs import InputFile, InputFormat, read_blocks
+
+SMALLEST_SPLIT_BYTES = 4 << 20
+LARGEST_SPLIT_BYTES = 64 << 20
+LONGEST_DOCUMENT_BYTES = 64 << 20
+_SPLITS_AT_LEAST = 16
+
+# A split may begin right behind a match: the next document begins there or later.
+_CUT = {
+    InputFormat.TEXT: re.compile(rb"\n[ \t\r]*\n"),
+    InputFormat.WIKIEXTRACTOR: re.compile(rb"\n(?=<doc [^\n]*>[ \t\r]*\n)"),
+    InputFormat.JSONL: re.compile(rb"\n"),
+}
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """The bytes [start, end) of a file; whole documents. `end` None means to the end of the file."""
+
+    file: InputFile
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """How much text it holds, as far as that is known."""
+        if self.start == 0 and self.end is None:
+            return self.file.text_bytes
+        return (self.file.size if self.end is None else self.end) - self.start
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of the range, decompressed, each with its end.
+
+        Raises:
+          UserError: the file cannot be read, its compressed data is damaged or cut off, or a line is
+            longer than any document may be.
+        """
+        try:
+            with self.file.open() as handle:
+                handle.seek(self.start)
+                blocks = read_blocks(handle, None if self.end is None else self.end - self.start)
+                if self.file.is_compressed:
+                    blocks = decompress(self.file.name, blocks)
+                yield from self._split_at_line_ends(blocks)
+        except DAMAGED as error:
+            raise UserError(f"cannot read {self.file.path}: {error}") from error
+
+    def _split_at_line_ends(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        unfinished: list[bytes] = []
+        for block in blocks:
+            end = block.rfind(b"\n") + 1
+            if end:
+                yield from io.BytesIO(b"".join([*unfinished, block[:end]]))
+                unfinished = []
+            unfinished.append(block[end:])
+            self.check_length_of_document(sum(map(len, unfinished)))
+        if rest := b"".join(unfinished):
+            yield rest
+
+    def check_length_of_document(self, num_bytes: int) -> None:
+        """Sees that a document which begins in this range fits in memory.
+
+        Raises:
+          UserError: it does not.
+        """
+        if num_bytes > LONGEST_DOCUMENT_BYTES:
+            raise UserError(
+                f"{self.file.path} has a document of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
+                "is a blank line missing between documents, or is "
+                f"--input_format={self.file.format} wrong?"
+            )
+
+
+Split = tuple[FileRange, ...]
+"""What one worker tokenizes at a time: one range of a large file, or several small files."""
+
+
+def plan_splits(files: list[InputFile], split_bytes: int | None = None) -> list[Split]:
+    """Cuts the files into splits with about `split_bytes` of text each.
+
+    Small files are put together, large ones are cut: at document boundaries, Parquet files between
+    row groups; a compressed file cannot be cut. By default there are enough splits to keep some
+    workers busy, each from 4 to 64 MiB.
+
+    Raises:
+      UserError: a large file cannot be read.
+    """
+    if split_bytes is None:
+        total_bytes = sum(file.text_bytes for file in files)
+        split_bytes = min(
+            max(total_bytes // _SPLITS_AT_LEAST, SMALLEST_SPLIT_BYTES), LARGEST_SPLIT_BYTES
+        )
+    splits: list[Split] = []
+    pending: list[FileRange] = []
+    pending_bytes = 0
+    for file in files:
+        for file_range in _cut_file(file, split_bytes):
+            pending.append(file_range)
+            pending_bytes += file_range.text_bytes
+            if pending_bytes >= split_bytes:
+                splits.append(tuple(pending))
+                pending, pending_bytes = [], 0
+    if pending:
+        splits.append(tuple(pending))
+    return splits
+
+
+def open_parquet(file: InputFile) -> pq.ParquetFile:
+    """The Parquet file.
+
+    Raises:
+      UserError: it is none, or it is damaged.
+    """
+    try:
+        return pq.ParquetFile(file.open())
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {file.path} as Parquet: {error}") from error
+
+
+def row_group_ends(parquet: pq.ParquetFile) -> list[int]:
+    """Where each row group ends, when they stand one behind the other, in bytes on disk."""
+    ends = []
+    end = 0
+    for group in range(parquet.num_row_groups):
+        columns = parquet.metadata.row_group(group)
+        end += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
+        ends.append(end)
+    return ends
+
+
+def _cut_file(file: InputFile, split_bytes: int) -> Iterator[FileRange]:
+    if file.text_bytes <= split_bytes or file.is_compressed:
+        yield FileRange(file)
+        return
+    start = 0
+    try:
+        for end in _cuts(file, split_bytes):
+            yield FileRange(file, start, end)
+            start = end
+    except OSError as error:
+        raise UserError(f"cannot read {file.path}: {error}") from error
+    yield FileRange(file, start)
+
+
+def _cuts(file: InputFile, split_bytes: int) -> Iterator[int]:
+    """Where ranges of about `split_bytes` end, but for the last."""
+    start = 0
+    if file.format == InputFormat.PARQUET:
+        with open_parquet(file) as parquet:
+            for end in row_group_ends(parquet)[:-1]:
+                if end - start >= split_bytes:
+                    yield end
+                    start = end
+    else:
+        with file.open() as handle:
+            while cut := _next_cut(handle, start + split_bytes, _CUT[file.format]):
+                yield cut
+                start = cut
+
+
+def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | None:
+    """The offset of the first document boundary at or after `position`; None when there is none."""
+    handle.seek(position)
+    scanned = b""
+    for block in read_blocks(handle):
+        scanned += block
+        if match := cut.search(scanned):
+            return position + match.end()
+        # A boundary may straddle two blocks: it begins at the last line's end or later.
+        newline = scanned.rfind(b"\n")
+        keep_from = newline if newline >= 0 else len(scanned)
+        position += keep_from
+        scanned = scanned[keep_from:]
+    return None

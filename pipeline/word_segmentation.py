@@ -1,0 +1,87 @@
+"""Words of text without spaces between them, for whole-word masks: Chinese.
+
+The tokenizer makes a token of each ideograph. A segmenter says which ones belong to one word; those are
+masked together.
+"""
+
+import importlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+
+from pipeline.errors import UserError
+from pipeline.tokenization import FullTokenizer, drop_control_whitespace, has_ideograph
+
+Segmenter = Callable[[str], Iterable[str]]
+"""Text to its words, in order; white space between words may be left out."""
+
+_SHOWN_CHARACTERS = 20
+
+
+def load_segmenter(name: str) -> Segmenter:
+    """The segmenter `jieba`, or any `module:function`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name == "jieba":
+        try:
+            import jieba  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise UserError(
+                "--word_segmenter=jieba needs a package: pip install 'clozemill[chinese]'"
+            ) from error
+        jieba.setLogLevel("WARNING")
+        return jieba.cut
+    module_name, separator, function_name = name.partition(":")
+    if not separator:
+        raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
+    try:
+        segment = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--word_segmenter={name} cannot be loaded: {error}") from error
+    if not callable(segment):
+        raise UserError(f"--word_segmenter={name} is not a function")
+    return segment
+
+
+def pieces_inside_words(
+    sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter
+) -> list[int]:
+    """Which pieces continue the word of the piece before them, numbered over all the sentences.
+
+    Only the beginnings of ideographs and of runs between them are looked at: what is inside of a run
+    keeps the words that spaces and punctuation make.
+
+    Raises:
+      UserError: the segmenter's words are not those of a sentence.
+    """
+    inside = []
+    piece = 0
+    for sentence in map(drop_control_whitespace, sentences):
+        word_starts = _word_starts(sentence, segment) if has_ideograph(sentence) else None
+        previous = -1
+        for offset, num_pieces in tokenizer.units(sentence):
+            if num_pieces and word_starts is not None:
+                if bisect_right(word_starts, previous) == bisect_right(word_starts, offset):
+                    inside.append(piece)
+                previous = offset
+            piece += num_pieces
+    return inside
+
+
+def _word_starts(text: str, segment: Segmenter) -> list[int]:
+    """Where the words of `text` begin."""
+    starts = []
+    end = 0
+    for word in segment(text):
+        start = text.find(word, end)
+        if start < 0 or text[end:start].strip():
+            break
+        starts.append(start)
+        end = start + len(word)
+    if text[end:].strip():
+        raise UserError(
+            "the words of --word_segmenter are not those of the text, "
+            f"from {text[end : end + _SHOWN_CHARACTERS]!r} on"
+        )
+    return starts

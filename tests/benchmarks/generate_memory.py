@@ -1,0 +1,63 @@
+"""How much memory `clozemill generate` needs for 20, 40 and 400 MB of text.
+
+It should not depend on the size of the corpus, so all three have buckets of the same size. A figure
+is the most memory that a process ever had resident.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from harness import (
+    CORES,
+    MEGABYTE,
+    TWO_WORKERS,
+    generate_command,
+    parser_of,
+    pinned,
+    read_documents,
+    run,
+    write_documents,
+)
+
+BUCKET_MEGABYTES = 20
+LARGEST_RATIO = 1.10
+LARGEST_PEAK = 1.5 * 1024**3 / MEGABYTE
+
+
+def main():
+    arguments = parser_of(__doc__).parse_args()
+    documents = read_documents(arguments.input_file)
+    with tempfile.TemporaryDirectory() as directory:
+        measure(Path(directory), documents, arguments.vocab_file)
+
+
+def measure(directory, documents, vocab_file):
+    def peaks_of(megabytes, **flags):
+        command = generate_command(
+            input_file=directory / "text.txt",
+            vocab_file=vocab_file,
+            output_dir=directory / "data",
+            dupe_factor=1,
+            num_shards=megabytes // BUCKET_MEGABYTES,
+            **flags,
+        )
+        finished = run(pinned(command, CORES[-2:]), directory / "log.txt")
+        shutil.rmtree(directory / "data")
+        return finished.peaks
+
+    single = {}
+    for megabytes in (20, 40, 400):
+        write_documents(directory / "text.txt", documents, megabytes)
+        single[megabytes] = peaks_of(megabytes)[0]
+        print(f"{megabytes:3} MB of text, one worker: {single[megabytes]:5,.0f} MB", flush=True)
+    parent, *workers = peaks_of(400, **TWO_WORKERS)[:3]
+    two = " and ".join(f"{peak:,.0f}" for peak in workers)
+    print(f"400 MB of text, two worker processes: {two} MB, their parent {parent:,.0f} MB")
+    print(f"40 MB over 20 MB: {single[40] / single[20]:.3f} (target: at most {LARGEST_RATIO})")
+    for name, peak in (("one worker", single[400]), ("each of two workers", max(workers))):
+        print(f"400 MB, {name}: {peak / LARGEST_PEAK:.0%} of 1.5 GiB (target: at most 100%)")
+
+
+if __name__ == "__main__":
+    main()

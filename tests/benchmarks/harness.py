@@ -1,0 +1,127 @@
+"""What the benchmarks share: the text they read and the processes they measure. Linux only."""
+
+import argparse
+import contextlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLES = Path(__file__).parents[2] / "data_samples"
+PEERS = Path(sys.prefix) / "peers"
+CORES = sorted(os.sched_getaffinity(0))
+MEGABYTE = 1_000_000
+LONGEST_COMPLAINT = 2000
+SECONDS_BETWEEN_LOOKS = 0.2
+TWO_WORKERS = {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
+
+
+def parser_of(docstring):
+    """A parser with the two flags that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=docstring.partition("\n")[0])
+    parser.add_argument(
+        "--input_file",
+        type=Path,
+        default=SAMPLES / "english.txt",
+        help="one sentence a line, a blank line between documents",
+    )
+    parser.add_argument("--vocab_file", type=Path, default=SAMPLES / "english_vocab.txt")
+    return parser
+
+
+def read_documents(path):
+    """The documents of a file, each one sentence a line."""
+    return re.split(r"\n\s*\n", path.read_text("utf-8").strip())
+
+
+def write_documents(path, documents, megabytes):
+    """Writes the documents, over and over if need be, until there are that many megabytes."""
+    with path.open("wb") as file:
+        for document in itertools.cycle(documents):
+            if file.tell() >= megabytes * MEGABYTE:
+                return
+            file.write(f"{document}\n\n".encode())
+
+
+def generate_command(**flags):
+    """`clozemill generate` with these flags."""
+    return [str(Path(sys.executable).with_name("clozemill")), "generate", *_arguments(flags)]
+
+
+def model_garden_command(**flags):
+    """The Model Garden's script with these flags; it is found when PYTHONPATH is `PEERS`."""
+    script = "official.nlp.data.create_pretraining_data"
+    return [sys.executable, "-m", script, "--verbosity=0", *_arguments(flags)]
+
+
+def _arguments(flags):
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
+
+
+def pinned(command, cores):
+    """The command, held to these cores with all its threads and processes."""
+    return ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished process.
+
+    Attributes:
+      seconds: wall time, start-up included.
+      peaks: the most memory that was ever resident, in megabytes: of the process itself, then of
+        each of its descendants, the largest first.
+      output: what it printed.
+    """
+
+    seconds: float
+    peaks: list[float]
+    output: str
+
+
+def run(command, log, **environment):
+    """Runs a command to its end; one that fails ends the benchmark with what it said last."""
+    peaks = {}
+    with log.open("wb") as file:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {name: str(value) for name, value in environment.items()},
+        )
+        while process.returncode is None:
+            # What was seen last, not the most: before its exec, a child has its parent's peak.
+            peaks |= _peaks_of_tree(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_BETWEEN_LOOKS)
+        seconds = time.perf_counter() - start
+    output = log.read_text("utf-8", "replace")
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}\n{output[-LONGEST_COMPLAINT:]}")
+    own_peak = peaks.pop(process.pid)
+    return Run(seconds, [own_peak, *sorted(peaks.values(), reverse=True)], output)
+
+
+def _peaks_of_tree(pid):
+    """The peak so far of a process and of all its descendants, by process id.
+
+    Not `ru_maxrss`, which is never less than the memory of the process that started it.
+    """
+    peaks = {}
+    pending = [pid]
+    while pending:
+        process = Path("/proc", str(pending.pop()))
+        try:
+            status = (process / "status").read_text()
+            for children in process.glob("task/*/children"):
+                pending.extend(map(int, children.read_text().split()))
+        except OSError:
+            continue  # it has just ended
+        if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
+            peaks[int(process.name)] = int(peak[1]) * 1024 / MEGABYTE
+    return peaks

@@ -1,0 +1,67 @@
+"""`clozemill vocab` as a user types it: every test is a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.tokenization import FullTokenizer
+
+ROOT = Path(__file__).parents[2]
+ENGLISH = ROOT / "data_samples/english.txt"
+
+
+def vocab(output_file, *flags, input_file=ENGLISH):
+    command = ["vocab", f"--input_file={input_file}", f"--output_file={output_file}", *flags]
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_vocabulary_is_the_same_each_time_and_knows_its_text(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        result = vocab(tmp_path / name, "--vocab_size=2000", "--num_unused=10")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == f"{tmp_path / name}: 2,000 tokens\n"
+    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
+    tokens = (tmp_path / "a.txt").read_text("utf-8").splitlines()
+    assert tokens[:3] == ["[PAD]", "[unused0]", "[unused1]"]
+    assert tokens[11:15] == ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = FullTokenizer(tmp_path / "a.txt")
+    assert 11 not in tokenizer.encode(ENGLISH.read_text("utf-8"))
+
+
+def test_a_file_that_is_there_is_replaced_only_on_request(tmp_path):
+    output_file = tmp_path / "vocab.txt"
+    output_file.write_text("precious")
+    result = vocab(output_file, "--vocab_size=500")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert str(output_file) in result.stderr
+    assert output_file.read_text() == "precious"
+    assert vocab(output_file, "--vocab_size=500", "--overwrite").returncode == 0
+    assert output_file.read_text().startswith("[PAD]\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--vocab_size=20", "--vocab_size=20 is too small"),
+        ("--max_bytes=0", "--max_bytes=0"),
+        ("--output_file=nowhere/vocab.txt", "nowhere/vocab.txt"),
+        ("--input_file=nowhere/*.txt", "nowhere/*.txt"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, flag, message):
+    result = vocab(tmp_path / "vocab.txt", flag)
+    assert result.returncode == 1
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
