@@ -24,6 +24,11 @@ class Bucket:
     split: str
     index: int
 
+    @property
+    def name(self) -> str:
+        """A name for files: "train-00003"."""
+        return f"{self.split}-{self.index:05d}"
+
 
 @dataclass(frozen=True)
 class BucketPlan:

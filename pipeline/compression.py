@@ -27,6 +27,8 @@ _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
 }
+# Little at a time: a few kilobytes of what is highly compressed hold megabytes.
+_FED_BYTES = 1 << 12
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 """What `decompress` raises for damaged data."""
 
@@ -49,12 +51,14 @@ def decompress(name: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
     # A file may hold several compressed streams, one behind the other.
     decompressor = None
     for block in blocks:
-        rest = block
-        while rest:
-            decompressor = decompressor or new_decompressor()
-            yield decompressor.decompress(rest)
-            rest = decompressor.unused_data
-            if decompressor.eof:
-                decompressor = None
+        for start in range(0, len(block), _FED_BYTES):
+            rest = block[start : start + _FED_BYTES]
+            # Zeros may pad what stands between two streams and behind the last.
+            while rest := rest if decompressor else rest.lstrip(b"\0"):
+                decompressor = decompressor or new_decompressor()
+                yield decompressor.decompress(rest)
+                rest = decompressor.unused_data
+                if decompressor.eof:
+                    decompressor = None
     if decompressor:
         raise EOFError("its end is missing")

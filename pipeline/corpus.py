@@ -21,6 +21,7 @@ _DIGEST_BYTES = 16
 
 _SCHEMA = pa.schema(
     [
+        ("bucket", pa.string()),
         ("file", pa.string()),
         ("offset", pa.int64()),
         ("digest", pa.binary(_DIGEST_BYTES)),
@@ -130,12 +131,16 @@ def write_documents(
     with (
         whole_file(path) as temporary,
         # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
-        pq.ParquetWriter(temporary, _SCHEMA, compression="none", use_dictionary=["file"]) as writer,
+        pq.ParquetWriter(
+            temporary, _SCHEMA, compression="none", use_dictionary=["bucket", "file"]
+        ) as writer,
     ):
         for documents in batches:
             for bucket, members in documents.items():
-                columns = [[getattr(member, name) for member in members] for name in _SCHEMA.names]
-                writer.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(members))
+                names = _SCHEMA.names[1:]
+                columns = [[getattr(member, name) for member in members] for name in names]
+                table = pa.table([[bucket.name] * len(members), *columns], schema=_SCHEMA)
+                writer.write_table(table, row_group_size=len(members))
                 buckets.append(bucket)
     return buckets
 

@@ -110,6 +110,13 @@ class Directories:
         for abandoned in self.tokenized.glob("*.tmp"):
             abandoned.unlink(missing_ok=True)
 
+    def discard_tokenized(self) -> None:
+        """Removes the tokenized corpus, and nothing else."""
+        (self.tokenized / _PLAN_NAME).unlink(missing_ok=True)
+        for pattern in ("split-*.parquet*", "duplicates-*.parquet*"):
+            for path in self.tokenized.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
         if (self.output / MANIFEST_NAME).exists() or self.in_progress.exists():

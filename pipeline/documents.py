@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.sentences import split_sentences
-from pipeline.splits import FileRange, open_parquet, row_group_ends
+from pipeline.splits import FileRange, check_length_of_document, open_parquet, row_group_ends
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DOC_LINE = re.compile(rb"(?:\xef\xbb\xbf)?<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
 _ROWS_PER_BATCH = 1024
+_TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class Sentences(StrEnum):
@@ -156,12 +158,13 @@ def _read_text(file_range: FileRange) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     lines: list[str] = []
     for encoded in file_range.lines():
-        line = encoded.decode("utf-8", "ignore").strip()
+        text = encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded
+        line = text.decode("utf-8", "ignore").strip()
         if line:
             if not lines:
                 document_offset = offset
             lines.append(line)
-            file_range.check_length_of_document(offset - document_offset)
+            check_length_of_document(offset - document_offset, file_range.file)
         elif lines:
             yield _Lines(document_offset, document_offset, lines)
             lines = []
@@ -188,7 +191,7 @@ def _read_wikiextractor(file_range: FileRange) -> Iterator[_Lines]:
             line = encoded.decode("utf-8", "ignore").strip()
             if line:
                 lines.append(line)
-                file_range.check_length_of_document(offset - document_offset)
+                check_length_of_document(offset - document_offset, file_range.file)
         offset += len(encoded)
     if lines is not None:
         yield _Lines(document_offset, document_offset, _without_title(lines, title))
@@ -215,8 +218,7 @@ def _text_and_title(line: str, text_field: str) -> tuple[str, str]:
         raise ValueError("not a JSON object")
     text = record.get(text_field)
     if not isinstance(text, str):
-        fields = ", ".join(map(str, record)) or "none"
-        raise ValueError(f"no text in the field {text_field!r} (there are: {fields})")
+        raise ValueError(f"no text in the field {text_field!r}, of {reprlib.repr(list(record))}")
     title = record.get("title")
     return text, title if isinstance(title, str) else ""
 
@@ -230,12 +232,13 @@ def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _
             if is_inside:
                 for batch in parquet.iter_batches(_ROWS_PER_BATCH, [group], [text_field]):
                     # As bytes, since invalid UTF-8 is to be dropped.
-                    texts = batch.column(0).cast(pa.large_binary()).to_pylist()
+                    texts = batch.column(0).cast(pa.large_string(), safe=False)
+                    texts = texts.view(pa.large_binary()).to_pylist()
                     for number, text in enumerate(texts, row):
                         if text is None:
                             yield _Unreadable(number, f"no text in the column {text_field!r}")
                         else:
-                            file_range.check_length_of_document(len(text))
+                            check_length_of_document(len(text), file_range.file)
                             yield _Lines(
                                 number, position, _lines_of(text.decode("utf-8", "ignore"))
                             )
@@ -246,13 +249,15 @@ def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _
 
 
 def _check_column(path: str, schema: pa.Schema, text_field: str) -> None:
-    if text_field not in schema.names:
+    if schema.names.count(text_field) != 1:
         raise UserError(
-            f"{path} has no column {text_field!r}: give --text_field, one of "
-            f"{', '.join(schema.names)}"
+            f"{path} has {'no column' if text_field not in schema.names else 'two columns'} "
+            f"{text_field!r}: give --text_field, one of {', '.join(map(repr, schema.names))}"
         )
     column_type = schema.field(text_field).type
-    if not (pa.types.is_string(column_type) or pa.types.is_large_string(column_type)):
+    if pa.types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    if not any(is_text(column_type) for is_text in _TEXT_TYPES):
         raise UserError(
             f"the column {text_field!r} of {path} is of type {column_type}, not text: "
             "give another --text_field"

@@ -1,5 +1,6 @@
 """Exact duplicates in the tokenized corpus, found by the digests of the documents' text."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.buckets import Bucket
 from pipeline.corpus import DOCUMENT_ID
+from pipeline.manifest import whole_file
 
 _PARTITION_BYTES = 1 << 30
-_COLUMNS = ["digest", *DOCUMENT_ID]
+_COLUMNS = ["digest", *DOCUMENT_ID, "bucket"]
+_ROWS_PER_GROUP = 1 << 16
 
 
 def count_partitions(corpus_bytes: int) -> int:
@@ -19,7 +23,7 @@ def count_partitions(corpus_bytes: int) -> int:
 
 
 def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions: int) -> pa.Table:
-    """The ids of all documents with the same text as one before them, in the order of ids.
+    """The ids of all documents with the same text as one before them in the order of ids.
 
     Args:
       tokenized_files: the tokenized corpus.
@@ -27,7 +31,7 @@ def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions:
       num_partitions: how many parts there are.
 
     Returns:
-      A table with the columns `file` and `offset`.
+      A table with the columns `file`, `offset` and `bucket`, in the order of buckets.
     """
     tables = [
         _of_partition(pq.read_table(path, columns=_COLUMNS), partition, num_partitions)
@@ -38,7 +42,23 @@ def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions:
     )
     digests = documents["digest"].combine_chunks()
     repeats = pc.equal(digests[1:], digests[:-1])
-    return documents.slice(1).filter(repeats).select(DOCUMENT_ID)
+    duplicates = documents.slice(1).filter(repeats).select([*DOCUMENT_ID, "bucket"])
+    return duplicates.sort_by([(column, "ascending") for column in ("bucket", *DOCUMENT_ID)])
+
+
+def write_duplicates(path: Path, duplicates: pa.Table) -> None:
+    """Writes what `find_duplicates` gave; the file appears when it is whole."""
+    with whole_file(path) as temporary:
+        pq.write_table(duplicates, temporary, row_group_size=_ROWS_PER_GROUP)
+
+
+def read_duplicates(paths: Sequence[Path], bucket: Bucket) -> pa.Table | None:
+    """The ids of the duplicates in a bucket: `file` and `offset`. None when there are no files."""
+    tables = [
+        pq.read_table(path, columns=DOCUMENT_ID, filters=[("bucket", "==", bucket.name)])
+        for path in paths
+    ]
+    return pa.concat_tables(tables) if tables else None
 
 
 def _of_partition(documents: pa.Table, partition: int, num_partitions: int) -> pa.Table:

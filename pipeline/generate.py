@@ -22,7 +22,7 @@ from pipeline.shards import plan_shards
 from pipeline.splits import Split, plan_splits
 from pipeline.statistics import BuildResults, check_documents_agree, summarize
 from pipeline.tokenization import Vocabulary
-from pipeline.word_segmentation import load_segmenter
+from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
 # To be raised with every change of what tokenizing, splitting or the buckets give.
 TOKENIZED_FORMAT_VERSION = 2
@@ -75,8 +75,14 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
         },
         options.overwrite,
     )
-    with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
-        results = run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
+    try:
+        with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
+            results = run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
+    except UserError:
+        # Text that has been put right makes another corpus.
+        directories.discard_tokenized()
+        directories.discard()
+        raise
 
     results.corpus.update(
         input_files=len(files),
@@ -113,7 +119,7 @@ def _plan_of_tokenization(
         **asdict(options.reading),
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
-        "word_segmenter": options.word_segmenter,
+        "word_segmenter": describe_segmenter(options.word_segmenter),
         "vocab_sha256": vocabulary.sha256,
         "eval_fraction": buckets.eval_fraction,
         "num_train_buckets": buckets.num_train_buckets,
@@ -147,7 +153,7 @@ def _make_manifest(
             "unicode_version": unicodedata.unidata_version,
             "input_format": options.input_format,
             **asdict(options.reading),
-            "word_segmenter": options.word_segmenter,
+            "word_segmenter": describe_segmenter(options.word_segmenter),
             "drop_duplicates": options.drop_duplicates,
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,

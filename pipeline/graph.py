@@ -19,7 +19,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import Bucket, BucketPlan
@@ -32,9 +31,13 @@ from pipeline.corpus import (
 )
 from pipeline.directories import Directories, read_receipt, read_receipt_of_whole, write_receipt
 from pipeline.documents import read_documents
-from pipeline.duplicates import count_partitions, find_duplicates
+from pipeline.duplicates import (
+    count_partitions,
+    find_duplicates,
+    read_duplicates,
+    write_duplicates,
+)
 from pipeline.errors import UserError
-from pipeline.manifest import whole_file
 from pipeline.options import GenerateOptions
 from pipeline.runner import dead_worker_ends_process
 from pipeline.shards import ShardPlan, build_shard
@@ -62,6 +65,7 @@ def run_pipeline(
 
     Raises:
       UserError: a worker met text that cannot be read.
+      OSError: a worker could not write a file.
       RuntimeError: a file was never finished; the runner has lost work.
     """
     num_partitions = count_partitions(buckets.corpus_bytes) if options.drop_duplicates else 0
@@ -88,18 +92,20 @@ def run_pipeline(
                 | "Build" >> beam.ParDo(BuildShard(options, directories), *duplicates)
             )
     except Exception as error:
-        raise _as_user_error(error) from error
+        raise _as_it_was_raised(error) from error
     return _read_results(directories, len(splits), num_partitions, shard_plans)
 
 
-def _as_user_error(error: Exception) -> Exception:
-    """What a worker's exception says that the user can put right; the exception itself if nothing."""
-    # It arrives with additions, or as text with a traceback.
+def _as_it_was_raised(error: Exception) -> Exception:
+    """What a worker raised, when the user can do something about it; else the exception itself.
+
+    It arrives with additions, or as text with a traceback.
+    """
     text = f"{type(error).__name__}: {error}"
     if match := re.search(rf"UserError: {_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
         return UserError(match[1])
     if match := re.search(rf"Error: (?=\[Errno \d+\]){_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
-        return UserError(f"{match[1]}; the same command goes on with what is finished")
+        return OSError(f"{match[1]}; the same command goes on with what is finished")
     return error
 
 
@@ -189,8 +195,7 @@ class FindDuplicates(beam.DoFn):
         if read_receipt_of_whole(path) is None:
             tokenized_files = map(self._directories.tokenized_file, range(self._num_splits))
             duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
-            with whole_file(path) as temporary:
-                pq.write_table(duplicates, temporary)
+            write_duplicates(path, duplicates)
             write_receipt(path, {"documents": len(duplicates), "bytes": path.stat().st_size})
         yield path
 
@@ -217,8 +222,9 @@ class BuildShard(beam.DoFn):
             self._directories.output / plan.name, receipt["shard"]["sha256"]
         ):
             return
-        dropped = pa.concat_tables(map(pq.read_table, duplicates)) if duplicates else None
-        documents = read_documents_of_bucket(row_groups, self._vocabulary.id_dtype, dropped)
+        documents = read_documents_of_bucket(
+            row_groups, self._vocabulary.id_dtype, read_duplicates(duplicates, plan.bucket)
+        )
         results = build_shard(
             plan,
             documents,

@@ -44,7 +44,7 @@ _FORMAT_OF_SUFFIX = {
 }
 _FORMAT_OF_HEAD = {
     re.compile(rb"PAR1"): InputFormat.PARQUET,
-    re.compile(rb"(?:\xef\xbb\xbf)?\s*<doc "): InputFormat.WIKIEXTRACTOR,
+    re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*<doc "): InputFormat.WIKIEXTRACTOR,
     re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*\"(?:[^\"\\]|\\.)*\"\s*:"): InputFormat.JSONL,
 }
 
@@ -76,10 +76,15 @@ class InputFile:
         return self.format != InputFormat.PARQUET and is_compressed(self.name)
 
     @property
-    def text_bytes(self) -> int:
-        """How much text it holds: its size, or an estimate where that is not known."""
+    def text_bytes_per_byte(self) -> int:
+        """How much text a byte on disk holds: 1, or an estimate where that is not known."""
         is_smaller_than_text = self.is_compressed or self.format == InputFormat.PARQUET
-        return self.size * (_TEXT_BYTES_PER_COMPRESSED_BYTE if is_smaller_than_text else 1)
+        return _TEXT_BYTES_PER_COMPRESSED_BYTE if is_smaller_than_text else 1
+
+    @property
+    def text_bytes(self) -> int:
+        """How much text it holds, as far as that is known."""
+        return self.size * self.text_bytes_per_byte
 
     def open(self) -> BinaryIO:
         """A handle on the bytes on disk."""
@@ -114,7 +119,7 @@ def match_files(
     files: list[InputFile] = []
     corpus_offset = 0
     for path in paths:
-        name = "/".join(parts[path][len(folder) :])
+        name = _as_text("/".join(parts[path][len(folder) :]))
         size, modified = matched[path].size_in_bytes, matched[path].last_updated_in_seconds
         file_format = _format_of(path, name, input_format)
         files.append(InputFile(path, name, size, modified, file_format, corpus_offset))
@@ -162,6 +167,11 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - `..` goes, links stay
 
 
+def _as_text(name: str) -> str:
+    """The name with bytes that are not UTF-8, which file systems allow, escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _format_of(path: str, name: str, wanted: InputFormat) -> InputFormat:
     """The format of a file when the user said `wanted`."""
     if wanted not in (InputFormat.AUTO, InputFormat.WIKIEXTRACTOR):
@@ -182,12 +192,10 @@ def _read_head(path: str, name: str) -> bytes:
     head = b""
     try:
         with open_stored(path) as handle:
-            for block in decompress(name, read_blocks(handle, _BLOCK_BYTES)):
+            for block in decompress(name, read_blocks(handle)):
                 head += block
                 if len(head) >= _HEAD_BYTES:
                     break
-    except EOFError:
-        pass  # of the first block; whether the file's end is there is seen when it is read
     except DAMAGED as error:
         raise UserError(f"cannot read {path}: {error}") from error
     return head

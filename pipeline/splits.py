@@ -6,7 +6,7 @@ on documents, their ids or the shards.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -22,12 +22,8 @@ LARGEST_SPLIT_BYTES = 64 << 20
 LONGEST_DOCUMENT_BYTES = 64 << 20
 _SPLITS_AT_LEAST = 16
 
-# A split may begin right behind a match: the next document begins there or later.
-_CUT = {
-    InputFormat.TEXT: re.compile(rb"\n[ \t\r]*\n"),
-    InputFormat.WIKIEXTRACTOR: re.compile(rb"\n(?=<doc [^\n]*>[ \t\r]*\n)"),
-    InputFormat.JSONL: re.compile(rb"\n"),
-}
+_BLANK = b" \t\r\n"
+_DOC_LINE = re.compile(rb"<doc [^\n]*>[ \t\r]*\n")
 
 
 @dataclass(frozen=True)
@@ -41,9 +37,8 @@ class FileRange:
     @property
     def text_bytes(self) -> int:
         """How much text it holds, as far as that is known."""
-        if self.start == 0 and self.end is None:
-            return self.file.text_bytes
-        return (self.file.size if self.end is None else self.end) - self.start
+        end = self.file.size if self.end is None else self.end
+        return (end - self.start) * self.file.text_bytes_per_byte
 
     def lines(self) -> Iterator[bytes]:
         """The lines of the range, decompressed, each with its end.
@@ -58,34 +53,40 @@ class FileRange:
                 blocks = read_blocks(handle, None if self.end is None else self.end - self.start)
                 if self.file.is_compressed:
                     blocks = decompress(self.file.name, blocks)
-                yield from self._split_at_line_ends(blocks)
+                yield from lines_of(blocks, self.file)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
 
-    def _split_at_line_ends(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
-        unfinished: list[bytes] = []
-        for block in blocks:
-            end = block.rfind(b"\n") + 1
-            if end:
-                yield from io.BytesIO(b"".join([*unfinished, block[:end]]))
-                unfinished = []
-            unfinished.append(block[end:])
-            self.check_length_of_document(sum(map(len, unfinished)))
-        if rest := b"".join(unfinished):
-            yield rest
 
-    def check_length_of_document(self, num_bytes: int) -> None:
-        """Sees that a document which begins in this range fits in memory.
+def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
+    """The lines in blocks of a file, each with its end.
 
-        Raises:
-          UserError: it does not.
-        """
-        if num_bytes > LONGEST_DOCUMENT_BYTES:
-            raise UserError(
-                f"{self.file.path} has a document of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
-                "is a blank line missing between documents, or is "
-                f"--input_format={self.file.format} wrong?"
-            )
+    Raises:
+      UserError: a line is longer than any document may be.
+    """
+    unfinished: list[bytes] = []
+    for block in blocks:
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield from io.BytesIO(b"".join([*unfinished, block[:end]]))
+            unfinished = []
+        unfinished.append(block[end:])
+        check_length_of_document(sum(map(len, unfinished)), file)
+    if rest := b"".join(unfinished):
+        yield rest
+
+
+def check_length_of_document(num_bytes: int, file: InputFile) -> None:
+    """Sees that a document of `file` fits in memory.
+
+    Raises:
+      UserError: it does not.
+    """
+    if num_bytes > LONGEST_DOCUMENT_BYTES:
+        raise UserError(
+            f"{file.path} has a document of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
+            f"is a blank line missing between documents, or is --input_format={file.format} wrong?"
+        )
 
 
 Split = tuple[FileRange, ...]
@@ -130,7 +131,7 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
     """
     try:
         return pq.ParquetFile(file.open())
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {error}") from error
 
 
@@ -160,32 +161,34 @@ def _cut_file(file: InputFile, split_bytes: int) -> Iterator[FileRange]:
 
 
 def _cuts(file: InputFile, split_bytes: int) -> Iterator[int]:
-    """Where ranges of about `split_bytes` end, but for the last."""
+    """Where ranges with about `split_bytes` of text end, but for the last."""
+    range_bytes = max(1, split_bytes // file.text_bytes_per_byte)
     start = 0
     if file.format == InputFormat.PARQUET:
         with open_parquet(file) as parquet:
             for end in row_group_ends(parquet)[:-1]:
-                if end - start >= split_bytes:
+                if end - start >= range_bytes:
                     yield end
                     start = end
     else:
         with file.open() as handle:
-            while cut := _next_cut(handle, start + split_bytes, _CUT[file.format]):
+            while cut := _next_cut(handle, start + range_bytes, file):
                 yield cut
                 start = cut
 
 
-def _next_cut(handle: BinaryIO, position: int, cut: re.Pattern[bytes]) -> int | None:
-    """The offset of the first document boundary at or after `position`; None when there is none."""
+def _next_cut(handle: BinaryIO, position: int, file: InputFile) -> int | None:
+    """The first document boundary behind the line at `position`; None when there is none."""
     handle.seek(position)
-    scanned = b""
-    for block in read_blocks(handle):
-        scanned += block
-        if match := cut.search(scanned):
-            return position + match.end()
-        # A boundary may straddle two blocks: it begins at the last line's end or later.
-        newline = scanned.rfind(b"\n")
-        keep_from = newline if newline >= 0 else len(scanned)
-        position += keep_from
-        scanned = scanned[keep_from:]
+    lines = lines_of(read_blocks(handle), file)
+    offset = position + len(next(lines, b""))
+    if file.format == InputFormat.JSONL:
+        return offset if offset < file.size else None
+    for line in lines:
+        if file.format == InputFormat.TEXT and not line.strip(_BLANK):
+            return offset + len(line)
+        if file.format == InputFormat.WIKIEXTRACTOR and _DOC_LINE.match(line):
+            return offset
+        offset += len(line)
+        check_length_of_document(offset - position, file)
     return None

@@ -8,7 +8,7 @@ whitespace-separated words and from basic tokens to ids.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 200
 MAX_MEMO_ENTRIES = 1 << 17
 _LONGEST_MEMO_KEY = 64
+_LONGEST_PART = 1 << 20
 
 # The eight ranges of CJK ideographs; kana and Hangul are not among them.
 _IDEOGRAPHS = (
@@ -28,6 +29,7 @@ _IDEOGRAPHS = (
 )
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
+_WORD_BOUNDARY = re.compile(rf"[\s{_IDEOGRAPHS}]")
 _ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 # `str.split` takes these control characters for white space; the original deletes them.
 _CONTROL_WHITESPACE = "\v\f\x1c\x1d\x1e\x1f\x85"
@@ -195,8 +197,8 @@ class FullTokenizer:
         if any(character in text for character in _CONTROL_WHITESPACE):
             sentences = list(map(drop_control_whitespace, sentences))
         if text.isascii():
-            return list(map(self._encode_words, map(str.split, sentences)))
-        return [self._encode_words(_split_at_ideographs(sentence)) for sentence in sentences]
+            return [self._encode_words(sentence, str.split) for sentence in sentences]
+        return [self._encode_words(sentence, _split_at_ideographs) for sentence in sentences]
 
     def units(self, text: str) -> list[tuple[int, int]]:
         """Where each ideograph, and each run between ideographs and spaces, begins; and its pieces.
@@ -213,8 +215,13 @@ class FullTokenizer:
             for unit in _IDEOGRAPH_OR_WORD.finditer(text)
         ]
 
-    def _encode_words(self, words: list[str]) -> bytes:
-        return b"".join(map(self._ids_of_word.__getitem__, words))
+    def _encode_words(self, text: str, split: Callable[[str], list[str]]) -> bytes:
+        if len(text) > _LONGEST_PART:
+            return b"".join([self._encode_part(part, split) for part in _parts(text)])
+        return self._encode_part(text, split)
+
+    def _encode_part(self, text: str, split: Callable[[str], list[str]]) -> bytes:
+        return b"".join(map(self._ids_of_word.__getitem__, split(text)))
 
     def _encode_word(self, word: str) -> bytes:
         if not (word.isascii() and word.isprintable()):
@@ -261,6 +268,16 @@ class _Memo(dict[str, bytes]):
 def drop_control_whitespace(text: str) -> str:
     """Drops what `str.split` takes for white space but the original for control characters."""
     return text.translate(_DROP_CONTROL_WHITESPACE)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A long text in parts that end between words: all its words at once would take gigabytes."""
+    start = 0
+    while start < len(text):
+        boundary = _WORD_BOUNDARY.search(text, start + _LONGEST_PART // 2)
+        end = min(boundary.start() if boundary else len(text), len(text))
+        yield text[start:end]
+        start = end
 
 
 def _split_at_ideographs(text: str) -> list[str]:

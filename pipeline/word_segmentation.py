@@ -5,6 +5,7 @@ masked together.
 """
 
 import importlib
+import importlib.metadata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
@@ -37,11 +38,16 @@ def load_segmenter(name: str) -> Segmenter:
         raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
     try:
         segment = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"--word_segmenter={name} cannot be loaded: {error}") from error
     if not callable(segment):
         raise UserError(f"--word_segmenter={name} is not a function")
     return segment
+
+
+def describe_segmenter(name: str | None) -> str | None:
+    """The segmenter's name, with its version where that is known: another one finds other words."""
+    return f"jieba {importlib.metadata.version('jieba')}" if name == "jieba" else name
 
 
 def pieces_inside_words(
@@ -76,12 +82,16 @@ def _word_starts(text: str, segment: Segmenter) -> list[int]:
     for word in segment(text):
         start = text.find(word, end)
         if start < 0 or text[end:start].strip():
-            break
+            raise _wrong_words(text, end)
         starts.append(start)
         end = start + len(word)
     if text[end:].strip():
-        raise UserError(
-            "the words of --word_segmenter are not those of the text, "
-            f"from {text[end : end + _SHOWN_CHARACTERS]!r} on"
-        )
+        raise _wrong_words(text, end)
     return starts
+
+
+def _wrong_words(text: str, end: int) -> UserError:
+    return UserError(
+        "the words of --word_segmenter are not those of the text, from "
+        f"{text[end : end + _SHOWN_CHARACTERS]!r} on"
+    )

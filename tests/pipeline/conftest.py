@@ -1,12 +1,15 @@
-"""What several test modules need: the samples, small vocabularies, and documents as arrays."""
+"""What several test modules need: the samples, small vocabularies, documents read and as arrays."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.corpus import DocumentBatch
+from pipeline.corpus import DocumentBatch, TokenizedDocument
+from pipeline.documents import Document, ReadOptions, read_documents
+from pipeline.splits import Split
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -50,3 +53,41 @@ def batch_of() -> Callable[..., DocumentBatch]:
         )
 
     return lay_out
+
+
+@pytest.fixture(scope="session")
+def documents_of() -> Callable[..., list[Document]]:
+    """Reads all documents of splits, with options of `ReadOptions`."""
+
+    def read(
+        splits: list[Split], statistics: Counter[str] | None = None, **reading: object
+    ) -> list[Document]:
+        counts = Counter() if statistics is None else statistics
+        return [
+            document
+            for split in splits
+            for file_range in split
+            for document in read_documents(file_range, ReadOptions(**reading), counts)
+        ]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tokenized_document() -> Callable[..., TokenizedDocument]:
+    """A document of sentences of given lengths; its ids tell its offset, every second begins a word."""
+
+    def make(
+        file: str, offset: int, lengths: list[int], digest: bytes | None = None
+    ) -> TokenizedDocument:
+        num_tokens = sum(lengths)
+        return TokenizedDocument(
+            file=file,
+            offset=offset,
+            digest=f"{file} {offset}".encode().ljust(16) if digest is None else digest.ljust(16),
+            ids=np.full(num_tokens, offset, np.uint16).tobytes(),
+            word_starts=(np.arange(num_tokens) % 2 == 0).tobytes(),
+            sentence_lengths=np.array(lengths, np.uint32).tobytes(),
+        )
+
+    return make

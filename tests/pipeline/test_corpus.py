@@ -1,23 +1,26 @@
+import random
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.buckets import Bucket
 from pipeline.corpus import (
-    Bucket,
-    BucketPlan,
     RowGroup,
-    TokenizedDocument,
     read_documents_of_bucket,
     tokenize_document,
     write_documents,
 )
 from pipeline.documents import Document
-from pipeline.inputs import InputFile
 from pipeline.tokenization import FullTokenizer
 
-GIB = 1 << 30
-REGION = 64 << 20
+TRAIN, EVAL = Bucket("train", 0), Bucket("eval", 0)
+UINT16 = np.dtype(np.uint16)
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +28,17 @@ def tokenizer(write_vocabulary):
     return FullTokenizer(write_vocabulary("play", "##ing", "##ed", "a", ".", "[", "]", "mask"))
 
 
-def file_of(size, name="corpus.txt", corpus_offset=0):
-    return InputFile(f"/data/{name}", name, size, 0, corpus_offset)
+def document_of(*sentences, file="a.txt", offset=0):
+    return Document(file, offset, offset, list(sentences))
 
 
-def tokenized(file, offset, sentences):
-    """A document whose ids tell its offset; every second token begins a word."""
-    lengths = np.array(sentences, np.uint32)
-    num_tokens = int(lengths.sum())
-    ids = np.full(num_tokens, offset, np.uint16)
-    word_starts = np.arange(num_tokens) % 2 == 0
-    return TokenizedDocument(file, offset, ids.tobytes(), word_starts.tobytes(), lengths.tobytes())
+def digest_of(tokenizer, *sentences, **where):
+    return tokenize_document(document_of(*sentences, **where), tokenizer, Counter()).digest
 
 
 def test_a_document_becomes_ids_word_starts_and_sentence_lengths(tokenizer):
     statistics = Counter()
-    document = Document("a.txt", 7, ["Playing a.", "xyz played", "\u200b", "[MASK]", "\ufeff"])
+    document = document_of("Playing a.", "xyz played", "\u200b", "[MASK]", "\ufeff", offset=7)
     result = tokenize_document(document, tokenizer, statistics)
     assert (result.file, result.offset) == ("a.txt", 7)
     ids = np.frombuffer(result.ids, tokenizer.vocabulary.id_dtype)
@@ -53,7 +51,6 @@ def test_a_document_becomes_ids_word_starts_and_sentence_lengths(tokenizer):
     ]
     assert np.frombuffer(result.sentence_lengths, np.uint32).tolist() == [4, 3, 3]
     assert statistics == {
-        "documents_read": 1,
         "documents_tokenized": 1,
         "sentences_read": 5,
         "sentences_without_tokens": 2,
@@ -65,26 +62,69 @@ def test_a_document_becomes_ids_word_starts_and_sentence_lengths(tokenizer):
 @pytest.mark.parametrize("sentences", [[], ["\u200b", "\ufeff\u200b"]])
 def test_a_document_without_tokens_is_dropped_and_counted(sentences, tokenizer):
     statistics = Counter()
-    assert tokenize_document(Document("a.txt", 0, sentences), tokenizer, statistics) is None
-    assert statistics["documents_read"] == statistics["documents_without_tokens"] == 1
+    assert tokenize_document(document_of(*sentences), tokenizer, statistics) is None
+    assert statistics["documents_without_tokens"] == 1
     assert statistics["sentences_read"] == statistics["sentences_without_tokens"] == len(sentences)
     assert statistics["documents_tokenized"] == statistics["tokens"] == 0
 
 
-def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(tmp_path):
-    train, eval_ = Bucket("train", 0), Bucket("eval", 0)
+def test_the_digest_is_that_of_the_text_alone(tokenizer):
+    digest = digest_of(tokenizer, "Playing.", "a")
+    assert len(digest) == 16
+    assert digest == digest_of(tokenizer, "Playing.", "a", file="b.txt", offset=99)
+    # Other text of the same tokens is other text.
+    for others in (
+        ["playing.", "a"],
+        ["Playing. a"],
+        ["Playing.a"],
+        ["a", "Playing."],
+        ["Playing.", "a", "\xad"],
+    ):
+        assert digest_of(tokenizer, *others) != digest
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff play", "\udc00\ud800", "我\ud83d"])
+def test_halves_of_surrogate_pairs_are_unknown_tokens_with_a_digest(text, tokenizer):
+    statistics = Counter()
+    result = tokenize_document(document_of(text), tokenizer, statistics)
+    assert statistics["unknown_tokens"] >= 1
+    assert result.digest == digest_of(tokenizer, text)
+    assert result.digest != digest_of(tokenizer, "a" + text)
+
+
+def test_a_segmenter_takes_word_starts_away(tokenizer):
+    plain = tokenize_document(document_of("a我a.", "a"), tokenizer, Counter())
+    assert np.frombuffer(plain.word_starts, bool).tolist() == [True] * 5
+    statistics = Counter()
+    segmented = tokenize_document(
+        document_of("a我a.", "a"), tokenizer, statistics, lambda text: [text[:2], text[2:]]
+    )
+    assert np.frombuffer(segmented.word_starts, bool).tolist() == [True, False, True, True, True]
+    assert segmented.ids == plain.ids
+    assert segmented.digest == plain.digest
+    assert statistics["tokens"] == 5
+
+
+def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(
+    tmp_path, tokenized_document
+):
     first, second = tmp_path / "split-0.parquet", tmp_path / "split-1.parquet"
     write_documents(
         first,
-        {
-            eval_: [tokenized("a", 1, [9])],
-            train: [tokenized("b", 3, [2, 1]), tokenized("a", 20, [4])],
-        },
+        [
+            {
+                EVAL: [tokenized_document("a", 1, [9])],
+                TRAIN: [tokenized_document("b", 3, [2, 1]), tokenized_document("a", 20, [4])],
+            }
+        ],
     )
-    write_documents(second, {train: [tokenized("a", 3, [1, 1]), tokenized("b", 1, [5])]})
+    write_documents(
+        second,
+        [{TRAIN: [tokenized_document("a", 3, [1, 1]), tokenized_document("b", 1, [5])]}],
+    )
     pieces = [RowGroup(first, 1), RowGroup(second, 0)]
     for ordered in (pieces, pieces[::-1]):
-        batch = read_documents_of_bucket(ordered, np.dtype(np.uint16))
+        batch = read_documents_of_bucket(ordered, UINT16)
         assert batch.ids.tolist() == [3] * 2 + [20] * 4 + [1] * 5 + [3] * 3
         assert batch.sentence_ends.tolist() == [1, 2, 6, 11, 13, 14]
         assert batch.document_ends.tolist() == [2, 3, 4, 6]
@@ -92,17 +132,95 @@ def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(t
             *(True, False, True, False, True, False),
             *(True, False, True, False, True, True, False, True),
         ]
-    batch = read_documents_of_bucket([RowGroup(first, 0)], np.dtype(np.uint16))
+    batch = read_documents_of_bucket([RowGroup(first, 0)], UINT16)
     assert batch.ids.tolist() == [1] * 9
 
 
-def test_a_file_of_documents_appears_whole(tmp_path):
-    write_documents(tmp_path / "split.parquet", {Bucket("train", 0): [tokenized("a", 0, [1])]})
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), unique=True, max_size=20),
+    st.lists(st.integers(0, 20), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_batches_and_files_of_a_split_do_not_matter(
+    tmp_path_factory, tokenized_document, document_ids, cuts, rng
+):
+    folder = tmp_path_factory.mktemp("split")
+    documents = [
+        tokenized_document(file, offset, [offset % 3 + 1]) for file, offset in document_ids
+    ]
+    write_documents(folder / "whole.parquet", [{TRAIN: documents}] if documents else [])
+    whole = read_documents_of_bucket(
+        [RowGroup(folder / "whole.parquet", 0)][: len(documents)], UINT16
+    )
+
+    rng.shuffle(documents)
+    ends = sorted({*cuts, 0, len(documents)})
+    batches = [documents[start:end] for start, end in pairwise(ends)]
+    buckets = write_documents(
+        folder / "batches.parquet",
+        # The other bucket has a row group before each of this one.
+        [
+            {EVAL: [tokenized_document("z", 99, [1])], TRAIN: batch} if batch else {}
+            for batch in batches
+        ],
+    )
+    row_groups = [
+        RowGroup(folder / "batches.parquet", number)
+        for number, bucket in enumerate(buckets)
+        if bucket == TRAIN
+    ]
+    rng.shuffle(row_groups)
+    read = read_documents_of_bucket(row_groups, UINT16)
+    for name, array in vars(whole).items():
+        assert getattr(read, name).tolist() == array.tolist()
+
+
+def test_there_is_a_row_group_for_each_bucket_of_each_batch(tmp_path, tokenized_document):
+    first, second = tokenized_document("a", 1, [1]), tokenized_document("a", 2, [2])
+    path = tmp_path / "split.parquet"
+    batches = [{TRAIN: [first], EVAL: [second]}, {}, {TRAIN: [second, first]}]
+    assert write_documents(path, iter(batches)) == [TRAIN, EVAL, TRAIN]
+    parquet = pq.ParquetFile(path)
+    rows = [parquet.metadata.row_group(number).num_rows for number in range(3)]
+    assert (parquet.num_row_groups, rows) == (3, [1, 1, 2])
+
+
+def test_only_one_batch_is_held_at_a_time(tmp_path, tokenized_document):
+    written = []
+
+    def batches():
+        for number in range(3):
+            (temporary,) = tmp_path.iterdir()
+            written.append(temporary.stat().st_size)
+            yield {TRAIN: [tokenized_document("a", number, [20_000])]}
+
+    write_documents(tmp_path / "split.parquet", batches())
+    assert written[0] + 40_000 < written[1] < written[2] - 40_000
+
+
+def test_a_file_of_documents_appears_whole(tmp_path, tokenized_document):
+    def batches():
+        yield {TRAIN: [tokenized_document("a", 0, [1])]}
+        assert not (tmp_path / "split.parquet").exists()
+
+    write_documents(tmp_path / "split.parquet", batches())
     assert [path.name for path in tmp_path.iterdir()] == ["split.parquet"]
 
 
-def test_a_split_without_documents_and_a_bucket_without_pieces_are_empty(tmp_path):
-    write_documents(tmp_path / "split.parquet", {})
+def test_a_failure_between_batches_leaves_no_file_of_that_name(tmp_path, tokenized_document):
+    def batches():
+        yield {TRAIN: [tokenized_document("a", 0, [1])]}
+        raise ValueError("on fire")
+
+    with pytest.raises(ValueError, match="on fire"):
+        write_documents(tmp_path / "split.parquet", batches())
+    assert not (tmp_path / "split.parquet").exists()
+
+
+@pytest.mark.parametrize("batches", [[], [{}], [{}, {}]])
+def test_a_split_without_documents_and_a_bucket_without_pieces_are_empty(batches, tmp_path):
+    assert write_documents(tmp_path / "split.parquet", batches) == []
     assert (tmp_path / "split.parquet").exists()
     batch = read_documents_of_bucket([], np.dtype(np.uint32))
     assert batch.ids.dtype == np.uint32
@@ -110,86 +228,54 @@ def test_a_split_without_documents_and_a_bucket_without_pieces_are_empty(tmp_pat
         assert array.shape == (0,)
 
 
-def test_buckets_are_sized_by_the_corpus_or_as_asked():
-    assert BucketPlan.for_corpus(1).buckets() == [Bucket("train", 0)]
-    assert BucketPlan.for_corpus(GIB).num_train_buckets == 64
-    assert BucketPlan.for_corpus(GIB).num_eval_buckets == 0
-    with_eval = BucketPlan.for_corpus(GIB, eval_fraction=0.25)
-    assert (with_eval.num_train_buckets, with_eval.num_eval_buckets) == (48, 16)
-    as_asked = BucketPlan.for_corpus(GIB, eval_fraction=1e-9, num_shards=2)
-    assert as_asked.buckets() == [Bucket("train", 0), Bucket("train", 1), Bucket("eval", 0)]
+def ids_to_drop(*document_ids):
+    files, offsets = zip(*document_ids, strict=True) if document_ids else ((), ())
+    return pa.table({"file": pa.array(files, pa.string()), "offset": pa.array(offsets, pa.int64())})
 
 
-def test_documents_spread_evenly_over_the_buckets_of_a_small_corpus():
-    plan = BucketPlan.for_corpus(GIB, num_shards=8)
-    file = file_of(GIB)
-    counts = Counter(plan.bucket_of(file, offset) for offset in range(8000))
-    assert counts.keys() == set(plan.buckets())
-    assert max(abs(count - 1000) for count in counts.values()) < 150
-
-
-def test_the_share_of_eval_documents_is_as_asked():
-    plan = BucketPlan.for_corpus(GIB, eval_fraction=0.2, num_shards=3)
-    splits = Counter(plan.bucket_of(file_of(GIB), offset).split for offset in range(10_000))
-    assert splits["eval"] == pytest.approx(2000, abs=200)
-    none = BucketPlan.for_corpus(GIB)
-    assert {none.bucket_of(file_of(GIB), offset).split for offset in range(1000)} == {"train"}
-
-
-def test_a_document_stays_in_its_split_when_corpus_and_shards_change():
-    offsets = range(0, 10_000, 10)
-    plans = [
-        (BucketPlan.for_corpus(100_000, 0.3, 4), file_of(100_000)),
-        (BucketPlan.for_corpus(100_000, 0.3, 9), file_of(100_000)),
-        (BucketPlan.for_corpus(20 * GIB, 0.3), file_of(20 * GIB, corpus_offset=7 * GIB)),
+@pytest.fixture
+def bucket(tmp_path, tokenized_document):
+    """Documents of 1, 2, 3, … tokens, in two row groups; the ids of a document are its offset."""
+    document_ids = [("a", 4), ("a", 8), ("b", 4), ("b", 9), ("c", 1)]
+    documents = [
+        tokenized_document(file, offset, [number + 1])
+        for number, (file, offset) in enumerate(document_ids)
     ]
-    first, *others = (
-        [plan.bucket_of(file, offset).split for offset in offsets] for plan, file in plans
-    )
-    assert "eval" in first
-    assert all(splits == first for splits in others)
+    path = tmp_path / "split.parquet"
+    write_documents(path, [{TRAIN: documents[3:]}, {TRAIN: documents[:3]}])
+    return [RowGroup(path, 0), RowGroup(path, 1)]
 
 
-def test_buckets_do_not_depend_on_the_process_or_the_release():
-    plan = BucketPlan.for_corpus(GIB, eval_fraction=0.3, num_shards=10)
-    buckets = [plan.bucket_of(file_of(GIB, "wiki/Ä.txt"), 1000 * number) for number in range(12)]
-    assert [f"{bucket.split} {bucket.index}" for bucket in buckets] == [
-        *("train 3", "train 7", "train 0", "train 0", "train 1", "train 1"),
-        *("train 7", "eval 16", "eval 14", "train 4", "train 1", "train 9"),
-    ]
+@pytest.mark.parametrize(
+    ("dropped", "left"),
+    [
+        ([], [1, 2, 3, 4, 5]),
+        ([("a", 4)], [2, 3, 4, 5]),
+        ([("b", 4), ("c", 1)], [1, 2, 4]),
+        ([("z", 4), ("a", 9), ("c", 4)], [1, 2, 3, 4, 5]),
+        ([("a", 4), ("a", 8), ("b", 4), ("b", 9), ("c", 1)], []),
+    ],
+)
+def test_dropped_documents_are_left_out_by_file_and_offset(dropped, left, bucket):
+    batch = read_documents_of_bucket(bucket, UINT16, ids_to_drop(*dropped))
+    assert np.diff(batch.sentence_ends, prepend=0).tolist() == left
+    assert len(batch.document_ends) == len(left)
+    assert len(batch.ids) == len(batch.word_starts) == sum(left)
 
 
-def test_a_region_of_a_large_corpus_touches_one_group_of_buckets():
-    size = 100 * GIB
-    plan = BucketPlan.for_corpus(size)
-    file = file_of(size)
-    assert plan.num_train_buckets == 6400
-    groups = set()
-    for region in range(0, size // REGION, 8):
-        start = region * REGION
-        indices = [
-            plan.bucket_of(file, start + (REGION - 1) * step // 39).index for step in range(40)
-        ]
-        # 100 GiB are 25 times 64 regions of 64 MiB; 6400 buckets make 25 groups of 256.
-        (group,) = {index // 256 for index in indices}
-        groups.add(group)
-        assert len(set(indices)) > 30
-    assert groups == set(range(25))
+def test_a_bucket_of_no_row_group_has_nothing_to_drop():
+    batch = read_documents_of_bucket([], UINT16, ids_to_drop(("a", 1)))
+    assert len(batch.ids) == len(batch.document_ends) == 0
 
 
-def test_regions_count_through_all_files():
-    plan = BucketPlan.for_corpus(100 * GIB)
-    first, second = file_of(GIB, "a"), file_of(GIB, "b", corpus_offset=REGION * 3)
-    in_first = {plan.bucket_of(first, REGION * 3 + step).index // 256 for step in range(50)}
-    in_second = {plan.bucket_of(second, step).index // 256 for step in range(50)}
-    assert in_first == in_second
-    assert len(in_first) == 1
-
-
-@pytest.mark.parametrize("num_shards", [1, 3, 26])
-def test_few_buckets_of_a_large_corpus_are_all_used(num_shards):
-    size = 100 * GIB
-    plan = BucketPlan.for_corpus(size, eval_fraction=0.001, num_shards=num_shards)
-    buckets = Counter(plan.bucket_of(file_of(size), size // 4000 * step) for step in range(4000))
-    trained = {bucket for bucket in plan.buckets() if bucket.split == "train"}
-    assert trained <= buckets.keys() <= set(plan.buckets())
+def test_dropping_from_a_large_bucket_keeps_the_order_of_ids(tmp_path, tokenized_document):
+    path = tmp_path / "split.parquet"
+    offsets = list(range(3000))
+    random.Random(1).shuffle(offsets)
+    documents = [tokenized_document(f"f{offset % 7}", offset, [1]) for offset in offsets]
+    write_documents(path, [{TRAIN: documents[:2000]}, {TRAIN: documents[2000:]}])
+    dropped = ids_to_drop(*((f"f{offset % 7}", offset) for offset in range(0, 3000, 3)))
+    row_groups = [RowGroup(path, 1), RowGroup(path, 0)]
+    batch = read_documents_of_bucket(row_groups, UINT16, dropped)
+    expected = sorted((offset % 7, offset) for offset in range(3000) if offset % 3)
+    assert batch.ids.tolist() == [offset for _, offset in expected]

@@ -1,25 +1,59 @@
+import gzip
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.documents import read_documents
-from pipeline.inputs import InputFormat, match_files, plan_splits
+from pipeline.documents import BadRecord, ReadOptions, Sentences, read_documents
+from pipeline.errors import UserError
+from pipeline.inputs import InputFormat, match_files
+from pipeline.splits import FileRange, plan_splits
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
+def read(tmp_path_factory, documents_of):
     """Writes bytes to a file and reads its documents, as (offset, sentences)."""
     path = tmp_path_factory.mktemp("documents") / "corpus.txt"
 
-    def read_bytes(content, input_format):
+    def read_bytes(content, input_format, statistics=None, **reading):
         path.write_bytes(content)
-        (split,) = plan_splits(match_files([str(path)]), input_format)
-        (file_range,) = split
-        documents = list(read_documents(file_range, input_format))
+        splits = plan_splits(match_files([str(path)], input_format))
+        documents = documents_of(splits, statistics, **reading)
         assert {document.file for document in documents} <= {"corpus.txt"}
+        assert all(document.position == document.offset for document in documents)
         return [(document.offset, document.sentences) for document in documents]
 
     return read_bytes
+
+
+@pytest.fixture
+def read_table(tmp_path, documents_of):
+    """Writes a column or a table to a Parquet file and reads its documents, as (row, sentences)."""
+    path = tmp_path / "corpus.parquet"
+
+    def read_rows(rows, statistics=None, row_group_size=2, split_bytes=1 << 30, **reading):
+        table = rows if isinstance(rows, pa.Table) else pa.table({"text": rows})
+        pq.write_table(table, path, row_group_size=row_group_size)
+        splits = plan_splits(match_files([str(path)]), split_bytes)
+        documents = documents_of(splits, statistics, **reading)
+        assert {document.file for document in documents} <= {"corpus.parquet"}
+        return [(document.offset, document.sentences) for document in documents]
+
+    return read_rows
+
+
+def json_lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+# Text.
 
 
 @pytest.mark.parametrize(
@@ -75,16 +109,17 @@ def test_text_agrees_with_a_slow_reader(read, content):
     assert read(content, InputFormat.TEXT) == read_text_slowly(content)
 
 
-def test_files_without_a_final_blank_line_are_not_joined(tmp_path):
+def test_files_without_a_final_blank_line_are_not_joined(tmp_path, documents_of):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"From {name}.")
-    (split,) = plan_splits(match_files([f"{tmp_path}/*.txt"]), InputFormat.TEXT)
     documents = [
         (document.file, document.offset, document.sentences)
-        for file_range in split
-        for document in read_documents(file_range, InputFormat.TEXT)
+        for document in documents_of(plan_splits(match_files([f"{tmp_path}/*.txt"])))
     ]
     assert documents == [("a.txt", 0, ["From a.txt."]), ("b.txt", 0, ["From b.txt."])]
+
+
+# WikiExtractor's documents.
 
 
 HEAD = '<doc id="1" url="http://x/?curid=1" title="{}">\n'
@@ -157,3 +192,375 @@ def test_a_byte_order_mark_does_not_hide_the_first_document(read):
     content = b"\xef\xbb\xbf<doc id='1'>\nOne.\n</doc>\n<doc id='2'>\nTwo.\n</doc>\n"
     documents = read(content, InputFormat.WIKIEXTRACTOR)
     assert [sentences for _, sentences in documents] == [["One."], ["Two."]]
+
+
+# JSON Lines.
+
+
+def test_a_json_record_is_a_document_of_paragraphs(read):
+    first = json_lines({"id": 1, "text": "One. Two.\nThree.\r\n\n \t Four. "})
+    second = b'{"text":"\xe6\xbc\xa2\xe3\x80\x82A.","n":[1,{"text":"no"}]}\n'
+    content = first + second + json_lines({"text": ""}, {"text": " \n"})
+    assert read(content, InputFormat.JSONL) == [
+        (0, ["One.", "Two.", "Three.", "Four."]),
+        (len(first), ["漢。", "A."]),
+        (len(first + second), []),
+        (len(first + second) + len(json_lines({"text": ""})), []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        pytest.param(b'\n \t\n{"text": "A."}\n\n', [(4, ["A."])], id="blank lines"),
+        pytest.param(
+            b'{"text": "A."}\r\n{"text": "B."}\r\n', [(0, ["A."]), (16, ["B."])], id="CRLF"
+        ),
+        pytest.param(
+            BYTE_ORDER_MARK + b'{"text": "A."}\n' + BYTE_ORDER_MARK + b"\n",
+            [(0, ["A."])],
+            id="byte order mark",
+        ),
+        pytest.param(b' {"text": "A."} ', [(0, ["A."])], id="no final line end"),
+        pytest.param(b'{"text": "A\xff.", "x": "\xc3"}\n', [(0, ["A."])], id="invalid UTF-8"),
+        pytest.param(b'{"text": "A.\\u0000\\u2028B."}', [(0, ["A.\0\u2028B."])], id="escapes"),
+        pytest.param(b'{"text": "A.", "text": "B."}', [(0, ["B."])], id="the last of two fields"),
+        pytest.param(b"\n\n", [], id="no record"),
+    ],
+)
+def test_lines_of_json(content, documents, read):
+    assert read(content, InputFormat.JSONL) == documents
+
+
+def test_the_text_may_have_another_field(read):
+    content = json_lines({"text": 3, "body": "A."}, {"body": "B.", "text": "C."})
+    documents = read(content, InputFormat.JSONL, text_field="body")
+    assert [sentences for _, sentences in documents] == [["A."], ["B."]]
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF", "a\\udc00\\ud800"])
+def test_halves_of_surrogate_pairs_are_characters(half, read):
+    ((_, (sentence,)),) = read(f'{{"text": "{half}"}}\n'.encode(), InputFormat.JSONL)
+    assert sentence == json.loads(f'"{half}"')
+
+
+@pytest.mark.parametrize(
+    ("record", "sentences"),
+    [
+        pytest.param({"title": "T", "text": "T\n\nAbout T.\nT"}, ["About T.", "T"], id="repeated"),
+        pytest.param({"title": " A & B ", "text": "A & B\nC."}, ["C."], id="spaces around it"),
+        pytest.param({"title": "T", "text": "Other\nT"}, ["Other", "T"], id="further on"),
+        pytest.param({"title": "T", "text": "T"}, [], id="nothing else"),
+        pytest.param({"title": "T", "text": ""}, [], id="nothing at all"),
+        pytest.param({"title": "", "text": "\nA."}, ["A."], id="empty"),
+        pytest.param({"title": 7, "text": "7\nA."}, ["7", "A."], id="a number"),
+        pytest.param({"title": None, "text": "None\nA."}, ["None", "A."], id="null"),
+    ],
+)
+def test_a_first_line_that_repeats_the_title_is_dropped(record, sentences, read):
+    assert read(json_lines(record), InputFormat.JSONL) == [(0, sentences)]
+
+
+BAD_RECORDS = pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        pytest.param("not JSON", "Expecting value", id="not JSON"),
+        pytest.param('{"text": "A."', "Expecting ',' delimiter", id="cut off"),
+        pytest.param('{"text": "A."}, ', "Extra data", id="a comma behind it"),
+        pytest.param('["A."]', "not a JSON object", id="a list"),
+        pytest.param('"A."', "not a JSON object", id="a string"),
+        pytest.param("null", "not a JSON object", id="null"),
+        pytest.param('{"id": 1, "body": "A."}', "'text', of ['id', 'body']", id="no such field"),
+        pytest.param("{}", "'text', of []", id="no field"),
+        pytest.param('{"text": null}', "'text', of ['text']", id="null in the field"),
+        pytest.param('{"text": 7}', "'text', of ['text']", id="a number in the field"),
+        pytest.param('{"text": ["A."]}', "'text', of ['text']", id="a list in the field"),
+        pytest.param("[" * 100_000, "recursion", id="deeply nested"),
+        pytest.param('{"text": "A.", "x": ' + "[" * 100_000, "recursion", id="nested in a field"),
+        pytest.param('{"text": "A.", "x": ' + "1" * 5000 + "}", "digits", id="a long number"),
+    ],
+)
+
+
+@BAD_RECORDS
+def test_a_bad_json_record_is_named_with_its_line(bad, problem, read):
+    content = f'{{"text": "A."}}\n\n{bad}\n{{"text": "B."}}\n'.encode()
+    with pytest.raises(UserError) as raised:
+        read(content, InputFormat.JSONL)
+    message = str(raised.value)
+    assert "/corpus.txt, line 3: " in message
+    assert problem in message
+    assert "--on_bad_record=skip" in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+@BAD_RECORDS
+def test_bad_json_records_are_left_out_and_counted_when_asked(bad, problem, read):
+    content = f'{{"text": "A."}}\n\n{bad}\n{{"text": "B."}}\n{bad}'.encode()
+    statistics = Counter()
+    documents = read(content, InputFormat.JSONL, statistics, on_bad_record=BadRecord.SKIP)
+    assert [sentences for _, sentences in documents] == [["A."], ["B."]], problem
+    assert statistics["records_skipped"] == 2
+    assert statistics["documents_read"] == 2
+
+
+def test_the_line_of_a_bad_record_is_that_of_the_file_and_not_of_the_range(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(
+        json_lines({"text": "A."}) + b"\r\n" + json_lines(*[{"text": "B."}] * 4) + b"?"
+    )
+    splits = plan_splits(match_files([str(path)]), split_bytes=1)
+    (last,) = (part for split in splits for part in split if part.end is None)
+    assert last.start > 0
+    with pytest.raises(UserError, match=r"corpus\.jsonl, line 7: "):
+        list(read_documents(last, ReadOptions(), Counter()))
+
+
+def test_the_line_of_a_bad_record_is_found_in_a_compressed_file(tmp_path, documents_of):
+    path = tmp_path / "corpus.jsonl.gz"
+    members = [json_lines({"text": "A."}) * 3, b"\n" + json_lines({"text": "B."}), b"[]\n\n"]
+    path.write_bytes(b"".join(map(gzip.compress, members)))
+    with pytest.raises(UserError, match=r"corpus\.jsonl\.gz, line 6: not a JSON object"):
+        documents_of(plan_splits(match_files([str(path)])))
+
+
+@pytest.mark.parametrize("names", [["a\nb"], ["x" * 5000], [f"field{n}" for n in range(9999)]])
+def test_fields_of_a_bad_record_make_a_short_line(names, read):
+    with pytest.raises(UserError) as raised:
+        read(json_lines(dict.fromkeys(names, 1)), InputFormat.JSONL)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 2000
+
+
+# Parquet.
+
+
+@pytest.mark.parametrize("text_type", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("split_bytes", [1, 1 << 30])
+def test_rows_are_documents_of_paragraphs(text_type, split_bytes, read_table):
+    texts = ["One. Two.\n\n Three. ", "漢。字", "", "\n", "Last"]
+    assert read_table(pa.array(texts, text_type), split_bytes=split_bytes) == [
+        (0, ["One.", "Two.", "Three."]),
+        (1, ["漢。", "字"]),
+        (2, []),
+        (3, []),
+        (4, ["Last"]),
+    ]
+
+
+def test_the_column_of_the_text_may_have_another_name(read_table):
+    table = pa.table({"text": [1, 2, 3], "id": list("abc"), "body": ["A.", "B.", "C."]})
+    documents = read_table(table, text_field="body")
+    assert documents == [(0, ["A."]), (1, ["B."]), (2, ["C."])]
+
+
+def test_there_are_more_rows_than_are_read_at_a_time(read_table, monkeypatch):
+    monkeypatch.setattr("pipeline.documents._ROWS_PER_BATCH", 3)
+    texts = [f"Row {number}" for number in range(20)]
+    documents = read_table(texts, row_group_size=8)
+    assert documents == [(number, [text]) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("split_bytes", [1, 1 << 30])
+def test_rows_without_text_are_bad_records(split_bytes, read_table):
+    texts = pa.array(["A.", None, "B.", None, "C."], pa.string())
+    with pytest.raises(UserError, match=r"corpus\.parquet, row 1: .*--on_bad_record=skip"):
+        read_table(texts, split_bytes=split_bytes)
+    statistics = Counter()
+    documents = read_table(texts, statistics, split_bytes=split_bytes, on_bad_record=BadRecord.SKIP)
+    assert documents == [(0, ["A."]), (2, ["B."]), (4, ["C."])]
+    assert statistics == {"records_skipped": 2, "documents_read": 3}
+
+
+def test_the_row_of_a_bad_record_is_that_of_the_file(read_table):
+    texts = pa.array(["A."] * 7 + [None], pa.string())
+    with pytest.raises(UserError, match="row 7: "):
+        read_table(texts, split_bytes=1)
+
+
+@pytest.mark.parametrize("on_bad_record", BadRecord)
+def test_a_missing_column_is_an_error_that_lists_the_columns(on_bad_record, read_table):
+    table = pa.table({"id": [1], "body": ["A."]})
+    with pytest.raises(UserError) as raised:
+        read_table(table, on_bad_record=on_bad_record)
+    assert "corpus.parquet has no column 'text': give --text_field, one of 'id', 'body'" in str(
+        raised.value
+    )
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1]),
+        pa.array([b"A."], pa.binary()),
+        pa.array([True]),
+        pa.array([{"text": "A."}], pa.struct([("text", pa.string())])),
+        pa.array([None], pa.null()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_of_another_type_is_an_error_that_names_the_type(column, read_table):
+    with pytest.raises(UserError) as raised:
+        read_table(column, on_bad_record=BadRecord.SKIP)
+    assert "the column 'text' of" in str(raised.value)
+    assert f"corpus.parquet is of type {column.type}, not text" in str(raised.value)
+
+
+def test_two_columns_of_the_same_name_are_an_error(read_table):
+    table = pa.Table.from_arrays([pa.array(["A."]), pa.array(["B."])], names=["text", "text"])
+    with pytest.raises(UserError, match=r"corpus\.parquet.*'text'"):
+        read_table(table)
+
+
+def test_invalid_utf8_in_a_column_of_strings_is_dropped(read_table):
+    texts = pa.array([b"A\xff.\n\xc3B.", b"\xe4\xb8"], pa.binary())
+    unchecked = pc.cast(texts, options=pc.CastOptions(pa.string(), allow_invalid_utf8=True))
+    assert read_table(unchecked) == [(0, ["A.", "B."]), (1, [])]
+
+
+def test_a_parquet_file_of_no_rows_has_no_documents(read_table):
+    assert read_table(pa.array([], pa.string())) == []
+    assert read_table(pa.array([], pa.string()), split_bytes=1) == []
+
+
+def test_a_title_beside_the_text_of_a_row_is_ignored(read_table):
+    table = pa.table({"title": ["T"], "text": ["T\nAbout T."]})
+    assert read_table(table) == [(0, ["T", "About T."])]
+
+
+# What is the same in all formats.
+
+DOCUMENTS = [
+    ["It rained.", "We left.", "Über 漢字 wird geredet."],
+    ["今天下雨。", "我们回家。", "A 3.5 % rise!"],
+    ["One line"],
+]
+
+
+def paragraphs_of(sentences):
+    """Two paragraphs, the first of one sentence."""
+    return "\n".join([sentences[0], " ".join(sentences[1:])]).strip()
+
+
+@pytest.mark.parametrize("sentences", Sentences)
+def test_the_same_documents_have_the_same_sentences_in_all_formats(
+    sentences, tmp_path, documents_of
+):
+    texts = list(map(paragraphs_of, DOCUMENTS))
+    (tmp_path / "corpus.txt").write_text("\n\n".join(texts))
+    (tmp_path / "corpus.jsonl").write_bytes(json_lines(*({"text": text} for text in texts)))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "corpus.parquet")
+    documents = [f'<doc id="1" title="T">\nT\n\n{text}\n</doc>\n' for text in texts]
+    (tmp_path / "wiki_00").write_text("".join(documents))
+    (tmp_path / "wiki_json").write_bytes(
+        json_lines(*({"id": "1", "title": "T", "text": f"T\n\n{text}"} for text in texts))
+    )
+    read = {
+        path.name: [
+            document.sentences
+            for document in documents_of(plan_splits(match_files([str(path)])), sentences=sentences)
+        ]
+        for path in tmp_path.iterdir()
+    }
+    assert len(read) == 5
+    expected = DOCUMENTS if sentences == Sentences.SPLIT else [text.split("\n") for text in texts]
+    assert read == dict.fromkeys(read, expected)
+
+
+@pytest.mark.parametrize("input_format", InputFormat)
+def test_lines_are_running_text_in_all_formats_but_text(input_format, read, read_table):
+    content = {
+        InputFormat.AUTO: b"A b. C d.\nE.\n",
+        InputFormat.TEXT: b"A b. C d.\nE.\n",
+        InputFormat.WIKIEXTRACTOR: b"<doc >\nA b. C d.\nE.\n</doc>\n",
+        InputFormat.JSONL: b'{"text": "A b. C d.\\nE."}\n',
+    }
+    lines, split = ["A b. C d.", "E."], ["A b.", "C d.", "E."]
+
+    def sentences_of(**reading):
+        if input_format == InputFormat.PARQUET:
+            documents = read_table(["A b. C d.\nE."], **reading)
+        else:
+            documents = read(content[input_format], input_format, **reading)
+        ((_, sentences),) = documents
+        return sentences
+
+    is_text = input_format in (InputFormat.AUTO, InputFormat.TEXT)
+    assert sentences_of() == (lines if is_text else split)
+    assert sentences_of(sentences=Sentences.LINES) == lines
+    assert sentences_of(sentences=Sentences.SPLIT) == split
+
+
+@pytest.mark.parametrize(
+    ("minimum", "left"),
+    [(0, ["", "aé", "abc", "ab c"]), (2, ["aé", "abc", "ab c"]), (3, ["abc", "ab c"])],
+)
+def test_short_documents_are_dropped_and_counted(minimum, left, read):
+    """Characters are counted, not bytes; line ends and what is around a line do not count."""
+    texts = ["", " a\né \n", "abc", "ab c\n"]
+    statistics = Counter()
+    documents = read(
+        json_lines(*({"text": text} for text in texts)),
+        InputFormat.JSONL,
+        statistics,
+        min_document_characters=minimum,
+    )
+    assert ["".join(sentences) for _, sentences in documents] == left
+    assert statistics["documents_read"] == 4
+    assert statistics["documents_too_short"] == 4 - len(left)
+
+
+def test_a_title_does_not_count_as_a_part_of_a_document(read):
+    content = b'<doc id="1" title="Title">\nTitle\n\nabc\n</doc>\n'
+    for minimum, expected in ((3, [(0, ["abc"])]), (4, [])):
+        documents = read(content, InputFormat.WIKIEXTRACTOR, min_document_characters=minimum)
+        assert documents == expected
+
+
+def test_a_negative_number_of_characters_is_an_error():
+    with pytest.raises(UserError, match="--min_document_characters=-1"):
+        ReadOptions(min_document_characters=-1)
+
+
+@pytest.mark.parametrize(
+    ("input_format", "content"),
+    [
+        (InputFormat.TEXT, b"One line.\n" * 10),
+        (InputFormat.WIKIEXTRACTOR, b"<doc >\n" + b"One line.\n" * 10 + b"</doc>\n"),
+        (InputFormat.JSONL, b'{"text": "' + b"One line. " * 10 + b'"}\n'),
+    ],
+)
+def test_a_document_that_is_too_long_is_an_error_that_names_the_file(
+    input_format, content, read, monkeypatch
+):
+    monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", 8)
+    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 120)
+    ((_, sentences),) = read(content, input_format)
+    assert len(sentences) == 10
+    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 80)
+    with pytest.raises(
+        UserError, match=rf"/corpus\.txt has a document .*--input_format={input_format}"
+    ):
+        read(content, input_format)
+
+
+def test_a_row_that_is_too_long_is_an_error_that_names_the_file(read_table, monkeypatch):
+    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 80)
+    assert read_table(["x" * 80]) == [(0, ["x" * 80])]
+    with pytest.raises(UserError, match=r"/corpus\.parquet has a document of more than"):
+        read_table(["x" * 81])
+
+
+def test_documents_come_one_by_one(tmp_path):
+    """A range is not read to its end before its first document is given."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(json_lines({"text": "A."}) * 1000 + b"?")
+    documents = read_documents(
+        FileRange(match_files([str(path)])[0]), ReadOptions(), statistics := Counter()
+    )
+    for number in range(1000):
+        assert statistics["documents_read"] == number
+        next(documents)
+    with pytest.raises(UserError, match="line 1001"):
+        next(documents)

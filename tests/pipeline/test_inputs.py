@@ -1,47 +1,35 @@
 import bz2
 import gzip
+import io
+import json
+import lzma
+import random
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipeline.documents import read_documents
 from pipeline.errors import UserError
-from pipeline.inputs import InputFormat, describe_paths, match_files, plan_splits
+from pipeline.inputs import (
+    InputFormat,
+    describe_formats,
+    describe_paths,
+    match_files,
+    open_stored,
+    read_blocks,
+)
 
-BLANK_LINES = (b"", b" ", b"\t \t", b"\v", "\u3000".encode())
-OTHER_LINES = (b"One.", b"a" * 30, "Zwölf Sätze, 漢字。".encode(), b"\xff", b" <doc ", b"</doc>")
-TEXT_LINES = st.sampled_from([*BLANK_LINES, *OTHER_LINES, "\u200b".encode()])
-LINE_ENDS = st.sampled_from([b"\n", b"\r\n"])
-
-
-@st.composite
-def texts(draw, lines=TEXT_LINES):
-    """Lines with mixed line ends, the last one perhaps without."""
-    text = b"".join(draw(st.lists(st.tuples(lines, LINE_ENDS).map(b"".join), max_size=40)))
-    return text + draw(lines) if draw(st.booleans()) else text
-
-
-@st.composite
-def wikiextractor_texts(draw):
-    """Documents as WikiExtractor writes them, the last one perhaps cut off."""
-    paragraphs = st.sampled_from(["", "One. Two.", "Title", "漢字。字。", "a" * 30, " <doc inside"])
-    text = ""
-    for number in range(draw(st.integers(0, 10))):
-        body = "\n".join(draw(st.lists(paragraphs, max_size=5)))
-        text += f'<doc id="{number}" url="x" title="Title">\nTitle\n\n{body}\n</doc>\n'
-        text += draw(st.sampled_from(["", "\n"]))
-    if draw(st.booleans()):
-        text = text[: text.rfind("</doc>")] if "</doc>" in text else text
-    return text.encode()
-
-
-@pytest.fixture(scope="module")
-def corpus_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("corpus")
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @pytest.fixture
@@ -54,18 +42,22 @@ def corpus(tmp_path):
     return tmp_path / "corpus"
 
 
-def write(path, content):
-    path.write_bytes(content)
-    return match_files([str(path)])
+@pytest.fixture
+def format_of(tmp_path):
+    """Writes a file and gives the format that is found out for it."""
+
+    def find_out(name, content, wanted=InputFormat.AUTO):
+        (tmp_path / name).write_bytes(content)
+        (file,) = match_files([str(tmp_path / name)], wanted)
+        return file.format
+
+    return find_out
 
 
-def documents_of(splits, input_format):
-    return [
-        document
-        for split in splits
-        for file_range in split
-        for document in read_documents(file_range, input_format)
-    ]
+def parquet_bytes():
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["One."]}), buffer)
+    return buffer.getvalue()
 
 
 def test_files_have_names_relative_to_their_common_folder_and_offsets_in_the_corpus(corpus):
@@ -100,7 +92,8 @@ def test_names_of_remote_files_are_relative_to_their_common_folder(monkeypatch):
         for path in ("gs://bucket/corpus/a.txt", "gs://bucket/corpus/b/c.txt")
     ]
     monkeypatch.setattr(FileSystems, "match", lambda _: [SimpleNamespace(metadata_list=metadata)])
-    assert [file.name for file in match_files(["gs://bucket/corpus/*"])] == ["a.txt", "b/c.txt"]
+    files = match_files(["gs://bucket/corpus/*"], InputFormat.TEXT)
+    assert [file.name for file in files] == ["a.txt", "b/c.txt"]
 
 
 def test_a_file_given_by_two_spellings_of_its_path_is_read_once(corpus, monkeypatch):
@@ -126,11 +119,10 @@ def test_empty_files_are_no_corpus(tmp_path):
         match_files([f"{tmp_path}/*.txt"])
 
 
-def test_empty_files_beside_others_are_harmless(tmp_path):
-    (tmp_path / "a.txt").touch()
-    (tmp_path / "b.txt").write_text("One.\n")
-    splits = plan_splits(match_files([f"{tmp_path}/*.txt"]), InputFormat.TEXT, split_bytes=1)
-    assert [document.file for document in documents_of(splits, InputFormat.TEXT)] == ["b.txt"]
+@pytest.mark.parametrize("patterns", [[], ["nowhere://bucket/a.txt"]])
+def test_no_pattern_and_an_unknown_file_system_are_errors(patterns):
+    with pytest.raises(UserError, match=r"no input file|nowhere://"):
+        match_files(patterns)
 
 
 def test_paths_are_described_by_the_first_and_the_number_of_others():
@@ -138,141 +130,213 @@ def test_paths_are_described_by_the_first_and_the_number_of_others():
     assert describe_paths(["a", "b", "c"]) == "a and 2 more"
 
 
-def test_a_large_file_is_cut_at_every_document_boundary_when_splits_are_tiny(tmp_path):
-    files = write(tmp_path / "corpus.txt", b"One.\nTwo.\n \t\r\n" * 10)
-    splits = plan_splits(files, InputFormat.TEXT, split_bytes=1)
-    assert [(file_range.start, file_range.end) for (file_range,) in splits] == [
-        *((14 * number, 14 * number + 14) for number in range(10)),
-        (140, None),
-    ]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("corpus.jsonl", InputFormat.JSONL),
+        ("corpus.ndjson", InputFormat.JSONL),
+        ("corpus.json", InputFormat.JSONL),
+        ("CORPUS.JSONL", InputFormat.JSONL),
+        ("corpus.parquet", InputFormat.PARQUET),
+        ("corpus.jsonl.txt", InputFormat.TEXT),
+        ("jsonl", InputFormat.TEXT),
+        ("corpus.txt", InputFormat.TEXT),
+        ("corpus", InputFormat.TEXT),
+    ],
+)
+def test_the_suffix_tells_the_format(name, expected, format_of):
+    assert format_of(name, b"One.\n") == expected
 
 
-def test_wikiextractor_files_are_cut_before_documents(tmp_path):
-    document = b'<doc id="1" url="u" title="T">\nT\n\nText.\n\nMore.\n</doc>\n'
-    files = write(tmp_path / "wiki_00", document * 4)
-    splits = plan_splits(files, InputFormat.WIKIEXTRACTOR, split_bytes=1)
-    starts = [file_range.start for (file_range,) in splits]
-    assert starts == [len(document) * number for number in range(4)]
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_the_suffix_before_that_of_the_compression_tells_the_format(suffix, format_of):
+    assert format_of(f"corpus.jsonl{suffix}", COMPRESS[suffix](b"One.\n")) == InputFormat.JSONL
 
 
-def test_small_files_share_a_split_and_large_ones_are_cut(tmp_path):
-    for number in range(5):
-        (tmp_path / f"small{number}.txt").write_text("One.\n\n")
-    (tmp_path / "zlarge.txt").write_text("Two.\n\n" * 10)
-    files = match_files([f"{tmp_path}/*.txt"])
-    splits = plan_splits(files, InputFormat.TEXT, split_bytes=12)
-    assert [[file_range.file.name for file_range in split] for split in splits[:3]] == [
-        ["small0.txt", "small1.txt"],
-        ["small2.txt", "small3.txt"],
-        ["small4.txt", "zlarge.txt"],
-    ]
-    assert len(documents_of(splits, InputFormat.TEXT)) == 15
+HEADS = pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(parquet_bytes(), InputFormat.PARQUET, id="PAR1"),
+        pytest.param(b'<doc id="1" title="T">\n', InputFormat.WIKIEXTRACTOR, id="doc"),
+        pytest.param(b'\n\r\n<doc id="1">\n', InputFormat.WIKIEXTRACTOR, id="blank lines, doc"),
+        pytest.param(BYTE_ORDER_MARK + b"<doc >\n", InputFormat.WIKIEXTRACTOR, id="BOM, doc"),
+        pytest.param(b'{"id": 1, "text": "One."}\n', InputFormat.JSONL, id="JSON"),
+        pytest.param(b'\n { "a \\" b" :\t"One."}', InputFormat.JSONL, id="JSON with white space"),
+        pytest.param(BYTE_ORDER_MARK + b'{"text": ""}', InputFormat.JSONL, id="BOM, JSON"),
+        pytest.param('{"文": "'.encode() + b"x" * 9999, InputFormat.JSONL, id="long JSON"),
+        pytest.param(b"One.\nTwo.\n", InputFormat.TEXT, id="text"),
+        pytest.param(BYTE_ORDER_MARK + b"One.\n", InputFormat.TEXT, id="BOM, text"),
+        pytest.param(b"", InputFormat.TEXT, id="nothing"),
+        pytest.param(b"<docs>\n", InputFormat.TEXT, id="another tag"),
+        pytest.param(b"One.\n<doc id='1'>\n", InputFormat.TEXT, id="doc further on"),
+        pytest.param(b'{"One", he said}\n', InputFormat.TEXT, id="braces and quotes"),
+        pytest.param(b'["One."]\n', InputFormat.TEXT, id="a JSON list"),
+        pytest.param(b"{One: two}\n", InputFormat.TEXT, id="braces"),
+        pytest.param(b" PAR1\n", InputFormat.TEXT, id="PAR1 further on"),
+        pytest.param(b"\xff\xfe\0\1", InputFormat.TEXT, id="invalid UTF-8"),
+    ],
+)
 
 
-def test_default_splits_are_as_large_as_the_bounds_allow(tmp_path, monkeypatch):
-    files = write(tmp_path / "corpus.txt", b"One.\n\n" * 320)
-    assert len(plan_splits(files, InputFormat.TEXT)) == 1
-    monkeypatch.setattr("pipeline.inputs.SMALLEST_SPLIT_BYTES", 6)
-    assert len(plan_splits(files, InputFormat.TEXT)) == 16
-    monkeypatch.setattr("pipeline.inputs.LARGEST_SPLIT_BYTES", 60)
-    assert 28 <= len(plan_splits(files, InputFormat.TEXT)) <= 32
-
-
-def check_that_cuts_do_not_matter(folder, content, input_format, split_bytes, scan_bytes):
-    files = write(folder / "corpus.txt", content or b" ")
-    uncut = plan_splits(files, input_format, split_bytes=1 << 30)
-    assert len(uncut) == 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.inputs._SCAN_BYTES", scan_bytes)
-        splits = plan_splits(files, input_format, split_bytes)
-    ranges = [file_range for split in splits for file_range in split]
-    assert [0, *(file_range.end for file_range in ranges)] == [
-        *(file_range.start for file_range in ranges),
-        None,
-    ]
-    assert documents_of(splits, input_format) == documents_of(uncut, input_format)
-
-
-@settings(max_examples=150, deadline=None)
-@given(texts(), st.integers(1, 80), st.integers(1, 30))
-def test_documents_do_not_depend_on_cuts_in_text(corpus_folder, text, split_bytes, scan_bytes):
-    check_that_cuts_do_not_matter(corpus_folder, text, InputFormat.TEXT, split_bytes, scan_bytes)
-
-
-@settings(max_examples=100, deadline=None)
-@given(wikiextractor_texts(), st.integers(1, 200), st.integers(1, 100))
-def test_documents_do_not_depend_on_cuts_in_wikiextractor_text(
-    corpus_folder, text, split_bytes, scan_bytes
+@HEADS
+@pytest.mark.parametrize("name", ["wiki_00", "corpus.txt", "corpus.dat"])
+def test_without_a_telling_suffix_the_first_bytes_tell_the_format(
+    name, content, expected, tmp_path
 ):
-    check_that_cuts_do_not_matter(
-        corpus_folder, text, InputFormat.WIKIEXTRACTOR, split_bytes, scan_bytes
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "other.txt").write_bytes(b"Not all files may be empty.")
+    file, _ = sorted(match_files([f"{tmp_path}/*"]), key=lambda file: file.name == "other.txt")
+    assert file.format == expected
+
+
+@HEADS
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_the_first_bytes_of_the_content_count_in_a_compressed_file(
+    content, expected, suffix, format_of
+):
+    assert format_of(f"wiki_00{suffix}", COMPRESS[suffix](content)) == expected
+
+
+def test_first_bytes_may_come_in_many_small_blocks(format_of, monkeypatch):
+    content = gzip.compress(b"\n" * 100) + gzip.compress(b'{"text": "One."}\n' * 1000)
+    monkeypatch.setattr("pipeline.inputs.read_blocks", iter_bytes)
+    assert format_of("corpus.gz", content) == InputFormat.JSONL
+
+
+def iter_bytes(handle):
+    return iter(lambda: handle.read(1), b"")
+
+
+def test_every_file_of_a_mixed_corpus_has_its_own_format(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"One.\n")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "One."}\n'))
+    (tmp_path / "c.parquet").write_bytes(parquet_bytes())
+    (tmp_path / "d").write_bytes(b'<doc id="1">\nOne.\n</doc>\n')
+    (tmp_path / "e.txt").write_bytes(b"Two.\n")
+    files = match_files([f"{tmp_path}/*"])
+    assert [file.format for file in files] == [
+        InputFormat.TEXT,
+        InputFormat.JSONL,
+        InputFormat.PARQUET,
+        InputFormat.WIKIEXTRACTOR,
+        InputFormat.TEXT,
+    ]
+    assert describe_formats(files) == (
+        "jsonl (1 file), parquet (1 file), text (2 files), wikiextractor (1 file)"
     )
 
 
-MALFORMED_LINES = st.sampled_from(
-    [
-        b"",
-        b"Title",
-        b"Text. More.",
-        b"</doc>",
-        b"<doc without an end",
-        b'<doc id="1" title="Title">',
-    ]
-)
+@pytest.mark.parametrize("wanted", [InputFormat.TEXT, InputFormat.JSONL, InputFormat.PARQUET])
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.parquet", "corpus.txt", "no_gzip.gz"])
+def test_a_format_that_is_given_is_not_questioned(wanted, name, format_of):
+    assert format_of(name, b"One.\n", wanted) == wanted
 
 
-@settings(max_examples=100, deadline=None)
-@given(texts(MALFORMED_LINES), st.integers(1, 80))
-def test_documents_do_not_depend_on_cuts_in_malformed_wikiextractor_text(
-    corpus_folder, text, split_bytes
-):
-    check_that_cuts_do_not_matter(corpus_folder, text, InputFormat.WIKIEXTRACTOR, split_bytes, 64)
-
-
-@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress)])
-def test_compressed_files_are_read_whole(tmp_path, suffix, compress):
-    content = "One.\nTwo.\n\nÜber 漢字.\n\n".encode() * 50
-    plain = plan_splits(write(tmp_path / "corpus.txt", content), InputFormat.TEXT)
-    files = write(tmp_path / f"corpus.txt.{suffix}", compress(content))
-    splits = plan_splits(files, InputFormat.TEXT, split_bytes=1)
-    assert [(file_range.start, file_range.end) for (file_range,) in splits] == [(0, None)]
-    expected = documents_of(plain, InputFormat.TEXT)
-    documents = documents_of(splits, InputFormat.TEXT)
-    assert len(documents) == 100
-    assert [(document.offset, document.sentences) for document in documents] == [
-        (document.offset, document.sentences) for document in expected
-    ]
-
-
-@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress)])
 @pytest.mark.parametrize(
-    "damage",
-    [lambda content: content[: len(content) // 2], lambda content: b"something else" + content],
-    ids=["cut off", "not compressed"],
+    ("name", "content", "expected"),
+    [
+        ("wiki_00", b'<doc id="1">\nOne.\n</doc>\n', InputFormat.WIKIEXTRACTOR),
+        ("wiki_00", b'{"id": "1", "text": "One."}\n', InputFormat.JSONL),
+        ("wiki_00.bz2", bz2.compress(b'{"id": "1", "text": "One."}\n'), InputFormat.JSONL),
+        ("wiki_00.json", b'<doc id="1">\nOne.\n</doc>\n', InputFormat.WIKIEXTRACTOR),
+        ("wiki_00", b"One.\n", InputFormat.WIKIEXTRACTOR),
+        ("wiki_00", b"PAR1", InputFormat.WIKIEXTRACTOR),
+    ],
 )
-def test_a_damaged_compressed_file_is_named_and_not_half_read(
-    damage, suffix, compress, tmp_path, data_samples
-):
-    content = damage(compress((data_samples / "english.txt").read_bytes()))
-    splits = plan_splits(write(tmp_path / f"corpus.{suffix}", content), InputFormat.TEXT)
-    with pytest.raises(UserError, match=rf"corpus\.{suffix}"):
-        documents_of(splits, InputFormat.TEXT)
+def test_wikiextractor_may_have_written_json(name, content, expected, format_of):
+    assert format_of(name, content, InputFormat.WIKIEXTRACTOR) == expected
 
 
-def test_a_file_without_line_ends_is_one_split(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.inputs._SCAN_BYTES", 16)
-    (tmp_path / "long.txt").write_bytes(b"word " * 1000)
-    (split,) = plan_splits(match_files([f"{tmp_path}/long.txt"]), InputFormat.TEXT, split_bytes=100)
-    assert split[0].read() == b"word " * 1000
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("wanted", [InputFormat.AUTO, InputFormat.WIKIEXTRACTOR])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_named(wanted, suffix, format_of):
+    with pytest.raises(UserError, match=rf"cannot read .*corpus{suffix}: "):
+        format_of(f"corpus{suffix}", b"One.\n", wanted)
 
 
-def test_suffixes_of_compressed_files_may_be_capitals(tmp_path):
-    (tmp_path / "A.TXT.GZ").write_bytes(gzip.compress(b"a sentence\n"))
-    ((file_range,),) = plan_splits(match_files([f"{tmp_path}/A.TXT.GZ"]), InputFormat.TEXT)
-    assert file_range.read() == b"a sentence\n"
+@pytest.fixture(scope="module")
+def dense_text():
+    """A megabyte that hardly compresses: bzip2 makes one block of it, of 400 KB."""
+    return random.Random(1).randbytes(450_000).hex().encode()
 
 
-@pytest.mark.parametrize("patterns", [[], ["nowhere://bucket/a.txt"]])
-def test_no_pattern_and_an_unknown_file_system_are_errors(patterns):
-    with pytest.raises(UserError, match=r"no input file|nowhere://"):
-        match_files(patterns)
+@pytest.mark.parametrize("end", [None, -3], ids=["whole", "cut off"])
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_the_first_bytes_count_in_a_large_compressed_file(suffix, end, dense_text, format_of):
+    content = b'{"text": "%b"}\n' % dense_text
+    compressed = COMPRESS[suffix](content * 2 if suffix == ".bz2" else content)
+    assert format_of(f"wiki_00{suffix}", compressed[:end]) == InputFormat.JSONL
+
+
+def test_no_more_than_a_block_of_a_file_is_read_to_find_its_format(tmp_path, monkeypatch):
+    (tmp_path / "corpus.txt").write_bytes(b"One.\n" * 400_000)
+    num_read = []
+
+    class Watched(io.FileIO):
+        def read(self, size=-1):
+            num_read.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr("pipeline.inputs.open_stored", Watched)
+    match_files([f"{tmp_path}/corpus.txt"])
+    assert 0 < sum(num_read) <= 1 << 18
+    assert min(num_read) > 0
+
+
+def test_compressed_text_is_taken_for_three_times_its_size(tmp_path):
+    sizes = {}
+    for name, content in (
+        ("a.txt", b"One.\n"),
+        ("b.txt.gz", gzip.compress(b"One.\n")),
+        ("c.parquet", parquet_bytes()),
+        ("d.jsonl.zst", COMPRESS[".zst"](b'{"text": "One."}')),
+        ("e.jsonl", b'{"text": "One."}'),
+    ):
+        (tmp_path / name).write_bytes(content)
+        sizes[name] = len(content)
+    files = match_files([f"{tmp_path}/*"])
+    assert {file.name: file.text_bytes // file.size for file in files} == {
+        "a.txt": 1,
+        "b.txt.gz": 3,
+        "c.parquet": 3,
+        "d.jsonl.zst": 3,
+        "e.jsonl": 1,
+    }
+    assert [file.size for file in files] == list(sizes.values())
+    assert [file.corpus_offset for file in files] == [
+        sum(before.text_bytes for before in files[:number]) for number in range(5)
+    ]
+    assert [file.is_compressed for file in files] == [False, True, False, True, False]
+
+
+def test_a_parquet_file_is_never_decompressed_from_its_beginning(tmp_path):
+    (tmp_path / "corpus.gz").write_bytes(parquet_bytes())
+    (file,) = match_files([f"{tmp_path}/corpus.gz"], InputFormat.PARQUET)
+    assert not file.is_compressed
+    with file.open() as handle:
+        assert handle.read() == parquet_bytes()
+
+
+def test_stored_bytes_are_not_decompressed(tmp_path):
+    content = gzip.compress(json.dumps({"text": "One."}).encode())
+    (tmp_path / "corpus.jsonl.gz").write_bytes(content)
+    with open_stored(f"{tmp_path}/corpus.jsonl.gz") as handle:
+        assert handle.read() == content
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "blocks"),
+    [
+        (None, [b"abcd", b"efgh", b"ij"]),
+        (0, []),
+        (3, [b"abc"]),
+        (8, [b"abcd", b"efgh"]),
+        (9, [b"abcd", b"efgh", b"i"]),
+        (99, [b"abcd", b"efgh", b"ij"]),
+    ],
+)
+def test_blocks_end_where_they_are_to_end(num_bytes, blocks, monkeypatch):
+    monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", 4)
+    handle = io.BytesIO(b"..abcdefghij")
+    handle.seek(2)
+    assert list(read_blocks(handle, num_bytes)) == blocks

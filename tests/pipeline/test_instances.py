@@ -1,14 +1,24 @@
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.buckets import Bucket
+from pipeline.corpus import (
+    RowGroup,
+    read_documents_of_bucket,
+    tokenize_document,
+    write_documents,
+)
+from pipeline.documents import Document
 from pipeline.instances import generate_instances
 from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.records import decode_example, encode_examples
 from pipeline.segment_pairs import plan_segment_pairs
-from pipeline.tokenization import Vocabulary
+from pipeline.tokenization import FullTokenizer, Vocabulary
 
 NUM_UNUSED = 15
 FIRST_ID = 5 + NUM_UNUSED
@@ -118,7 +128,8 @@ def check_masks(instance, ids, words, options, vocabulary):
     assert (instance["input_ids"][unmasked] == ids[unmasked]).all()
     if options.random_token == RandomToken.WORDS:
         mask_id = vocabulary.ids["[MASK]"]
-        assert set(instance["input_ids"][masked]) <= {*vocabulary.ordinary_ids(), mask_id}
+        changed = [column for column in masked if instance["input_ids"][column] != ids[column]]
+        assert set(instance["input_ids"][changed]) <= {*vocabulary.ordinary_ids(), mask_id}
         if options.masked_word_action == MaskedWordAction.PER_WORD:
             is_mask = instance["input_ids"] == mask_id
             assert all(len(set(is_mask[word])) == 1 for word in words)
@@ -339,3 +350,113 @@ def test_draws_come_from_the_generator_alone(batch_of, vocabulary):
     first, again, other = instances_of(1), instances_of(1), instances_of(2)
     assert all((first[name] == again[name]).all() for name in first)
     assert first["input_ids"].tolist() != other["input_ids"].tolist()
+
+
+# From arbitrary text to instances.
+
+TRICKY_CHARACTERS = "\0\t\v\x1c\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd\ud800aAéİßǅ한が一漢字\U00020000\u0301[]#_'。.·€ "
+SENTENCES = st.text(
+    st.sampled_from("abcdefgh   ,漢字") | st.sampled_from(TRICKY_CHARACTERS) | st.characters(),
+    max_size=30,
+) | st.sampled_from(["", "[CLS] [SEP] [MASK] [PAD]", "##a ##b", "a" * 250, "漢字" * 20])
+TEXTS = st.lists(st.lists(SENTENCES, max_size=7), max_size=6)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
+def tokenizer(request, write_vocabulary):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, "ab", "abc", *(f"##{letter}" for letter in letters), "##cd"]
+    vocab_file = write_vocabulary("[unused0]", *pieces, *"[]#.,漢字。", "é", "##é")
+    return FullTokenizer(vocab_file, do_lower_case=request.param)
+
+
+@pytest.fixture(scope="module")
+def split_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("split") / "split.parquet"
+
+
+def in_pairs(text):
+    """A segmenter that knows no words: it takes two characters at a time."""
+    return [text[start : start + 2] for start in range(0, len(text), 2)]
+
+
+def batch_of_texts(texts, tokenizer, split_file, segment=None):
+    """The documents, each a list of sentences, as they come out of the tokenized corpus."""
+    documents = [
+        tokenize_document(Document("a", number, 0, sentences), tokenizer, Counter(), segment)
+        for number, sentences in enumerate(texts)
+    ]
+    members = [document for document in documents if document]
+    buckets = write_documents(split_file, [{Bucket("train", 0): members}] if members else [])
+    row_groups = [RowGroup(split_file, number) for number in range(len(buckets))]
+    return read_documents_of_bucket(row_groups, tokenizer.vocabulary.id_dtype)
+
+
+def tokens_of(texts, tokenizer):
+    """The tokens of each document that has any, the plain way."""
+    documents = [
+        [token for sentence in sentences for token in tokenizer.tokenize(sentence)]
+        for sentences in texts
+    ]
+    return [tokens for tokens in documents if tokens]
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, instance_options(), st.integers(0, 2**32), st.booleans())
+def test_instances_of_any_text_keep_the_rules(
+    tokenizer, split_file, texts, options, seed, has_segmenter
+):
+    batch = batch_of_texts(texts, tokenizer, split_file, in_pairs if has_segmenter else None)
+    vocabulary = tokenizer.vocabulary
+    expected = tokens_of(texts, tokenizer)
+    assert [vocabulary.tokens[number] for number in batch.ids] == list(chain(*expected))
+    token_ends = batch.sentence_ends[batch.document_ends - 1]
+    assert np.diff(token_ends, prepend=0).tolist() == [len(tokens) for tokens in expected]
+
+    statistics = Counter()
+    batches = list(
+        generate_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
+    )
+    # The plan says where in the text A and B are; it is tested apart.
+    pairs = plan_segment_pairs(
+        batch, options.max_seq_length, options.short_seq_prob, np.random.default_rng(seed)
+    )
+    assert statistics["instances"] == len(pairs)
+    if not batches:
+        return
+    instances = stack(batches)
+    check_statistics(statistics, instances, vocabulary)
+    records = encode_examples(instances)
+    for row, record in enumerate(records):
+        instance = decode_example(record)
+        assert all(
+            instance[name].tolist() == values[row].tolist() for name, values in instances.items()
+        )
+        ids, columns_of_a, columns_of_b = segments_of(instance, vocabulary)
+        words, documents_of_pair = [], []
+        for columns, start, length in (
+            (columns_of_a, pairs.a_start[row], pairs.a_length[row]),
+            (columns_of_b, pairs.b_start[row], pairs.b_length[row]),
+        ):
+            assert ids[columns].tolist() == batch.ids[start : start + length].tolist()
+            begins = batch.word_starts[start : start + length] | (not options.do_whole_word_mask)
+            for column, begins_word in zip(columns, begins, strict=True):
+                if begins_word or column == columns[0]:
+                    words.append([])
+                words[-1].append(column)
+            first, last = np.searchsorted(token_ends, [start, start + length - 1], side="right")
+            assert first == last
+            documents_of_pair.append(first)
+        assert instance["next_sentence_labels"][0] == (documents_of_pair[0] != documents_of_pair[1])
+        special = [vocabulary.ids[token] for token in ("[PAD]", "[CLS]", "[SEP]", "[MASK]")]
+        assert not set(ids[columns_of_a + columns_of_b].tolist()) & set(special)
+        check_masks(instance, ids, words, options, vocabulary)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS)
+def test_words_of_any_text_are_those_that_the_pieces_show(tokenizer, split_file, texts):
+    batch = batch_of_texts(texts, tokenizer, split_file)
+    assert batch.word_starts.tolist() == [
+        not token.startswith("##") for token in chain(*tokens_of(texts, tokenizer))
+    ]

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.documents import BadRecord, ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.options import GenerateOptions, InstanceOptions
@@ -18,6 +19,7 @@ def test_defaults_are_those_of_the_original():
     "wrong",
     [
         {"max_seq_length": 7},
+        {"max_seq_length": (1 << 14) + 1},
         {"max_predictions_per_seq": 0},
         {"max_predictions_per_seq": 129},
         {"masked_lm_prob": 0.0},
@@ -42,10 +44,26 @@ def test_an_instance_option_out_of_range_is_named(wrong):
 def test_an_option_of_generate_out_of_range_is_named(wrong):
     (name,) = wrong
     with pytest.raises(UserError, match=f"--{name}="):
-        GenerateOptions(["a"], InputFormat.TEXT, Path("vocab.txt"), Path("data"), **wrong)
+        GenerateOptions(["a"], Path("vocab.txt"), Path("data"), **wrong)
+
+
+def test_predictions_are_no_more_than_tokens():
+    with pytest.raises(UserError, match=r"--max_predictions_per_seq=33 .*--max_seq_length=32"):
+        InstanceOptions(max_seq_length=32, max_predictions_per_seq=33)
+
+
+def test_text_is_read_in_any_format_as_the_original_does_by_default():
+    options = GenerateOptions(["a"], Path("vocab.txt"), Path("data"))
+    assert options.input_format == InputFormat.AUTO
+    assert options.reading == ReadOptions("text", None, BadRecord.FAIL, 0)
+    assert (options.do_lower_case, options.strip_accents) == (True, None)
+    assert options.word_segmenter is None
+    assert not options.drop_duplicates
+    assert options.instances == InstanceOptions()
 
 
 def test_the_bounds_themselves_are_allowed():
+    assert InstanceOptions(max_seq_length=1 << 14).max_seq_length == 1 << 14
     options = InstanceOptions(
         max_seq_length=8, max_predictions_per_seq=8, short_seq_prob=1, dupe_factor=1, random_seed=0
     )

@@ -3,8 +3,17 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.records import encode_examples, frame_record, instance_features, read_frames
+from pipeline.records import (
+    decode_example,
+    encode_examples,
+    frame_record,
+    instance_features,
+    read_frames,
+    record_of,
+)
 
 
 def instances_with_ids_up_to(largest, num_rows=7, max_seq_length=20, max_predictions_per_seq=4):
@@ -89,6 +98,41 @@ def test_features_are_the_seven_of_the_original():
         "masked_lm_weights": ("float32", 20),
         "next_sentence_labels": ("int64", 1),
     }
+
+
+@pytest.mark.parametrize("largest", LARGEST_IDS)
+def test_records_are_decoded_to_the_same_values(largest):
+    instances = instances_with_ids_up_to(largest)
+    for row, record in enumerate(encode_examples(instances)):
+        decoded = decode_example(record)
+        assert decoded.keys() == instances.keys()
+        for name, values in instances.items():
+            assert decoded[name].tolist() == values[row].tolist()
+            assert decoded[name].dtype == (np.float32 if name == "masked_lm_weights" else np.int64)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "input_ids", "x" * 100, "ä"]),
+        st.lists(st.integers(0, 2**31), min_size=1, max_size=300)
+        | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=300),
+        min_size=1,
+    )
+)
+def test_what_protobuf_serialized_is_decoded(features):
+    example = tf.train.Example()
+    for name, values in features.items():
+        feature = example.features.feature[name]
+        is_float = isinstance(values[0], float)
+        (feature.float_list if is_float else feature.int64_list).value.extend(values)
+    decoded = decode_example(example.SerializeToString())
+    assert {name: values.tolist() for name, values in decoded.items()} == features
+
+
+def test_the_record_of_a_frame_is_what_was_framed():
+    for record in (b"", b"a", bytes(range(256)) * 9):
+        assert record_of(frame_record(record)) == record
 
 
 def test_framed_records_are_the_bytes_of_tensorflows_writer(tmp_path):

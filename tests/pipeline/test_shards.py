@@ -5,18 +5,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
-    Bucket,
-    BucketPlan,
     RowGroup,
     read_documents_of_bucket,
     tokenize_document,
     write_documents,
 )
-from pipeline.documents import read_documents
-from pipeline.inputs import InputFormat, match_files, plan_splits
+from pipeline.inputs import match_files
 from pipeline.options import InstanceOptions
 from pipeline.shards import ShardPlan, build_shard, plan_shards
+from pipeline.splits import plan_splits
 from pipeline.tokenization import FullTokenizer
 
 OPTIONS = InstanceOptions(max_seq_length=64, max_predictions_per_seq=10)
@@ -24,19 +23,17 @@ PLAN = ShardPlan(Bucket("train", 0), 0, "train-00000-of-00001.tfrecord")
 
 
 @pytest.fixture(scope="module")
-def sample(data_samples, tmp_path_factory):
+def sample(data_samples, tmp_path_factory, documents_of):
     """The documents of a sample, as one bucket, and its vocabulary."""
 
     def tokenize(name):
         tokenizer = FullTokenizer(data_samples / f"{name}_vocab.txt")
-        (split,) = plan_splits(match_files([f"{data_samples}/{name}.txt"]), InputFormat.TEXT)
+        splits = plan_splits(match_files([f"{data_samples}/{name}.txt"]))
         documents = [
-            tokenize_document(document, tokenizer, Counter())
-            for file_range in split
-            for document in read_documents(file_range, InputFormat.TEXT)
+            tokenize_document(document, tokenizer, Counter()) for document in documents_of(splits)
         ]
         path = tmp_path_factory.mktemp(name) / "split.parquet"
-        write_documents(path, {PLAN.bucket: documents})
+        write_documents(path, [{PLAN.bucket: documents}])
         vocabulary = tokenizer.vocabulary
         return read_documents_of_bucket([RowGroup(path, 0)], vocabulary.id_dtype), vocabulary
 
@@ -54,7 +51,7 @@ def build(tmp_path):
     (tmp_path / "output").mkdir()
 
     def build_sample(documents_and_vocabulary, plan=PLAN, options=OPTIONS):
-        shard, statistics = build_shard(
+        results = build_shard(
             plan,
             *documents_and_vocabulary,
             options,
@@ -62,7 +59,7 @@ def build(tmp_path):
             tmp_path / "output",
         )
         assert not list((tmp_path / "temporary").iterdir())
-        return shard, statistics, tmp_path / "output" / shard.name
+        return results, tmp_path / "output" / results.shard.name
 
     return build_sample
 
@@ -76,27 +73,48 @@ def build(tmp_path):
 )
 def test_bytes_of_a_shard_never_change(name, sha256, sample, build):
     """Holds tokens, draws and record format; only a release that says so may change them."""
-    shard, _, _ = build(sample(name))
-    assert shard.sha256 == sha256
+    results, _ = build(sample(name))
+    assert results.shard.sha256 == sha256
+
+
+def features_of(path):
+    """The values of each feature of the records, by name: lists of int or float."""
+    found = {}
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        for name, feature in tf.train.Example.FromString(record).features.feature.items():
+            values = feature.int64_list.value or feature.float_list.value
+            found.setdefault(name, []).append(list(values))
+    return found
 
 
 def test_a_shard_says_what_is_in_its_file(english, build):
-    shard, statistics, path = build(english)
-    content = path.read_bytes()
+    results, path = build(english)
+    shard, content = results.shard, path.read_bytes()
     assert (shard.name, shard.split, shard.pass_index) == (PLAN.name, "train", 0)
     assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-    examples = [
-        tf.train.Example.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))
-    ]
-    masks = [example.features.feature["input_mask"].int64_list.value for example in examples]
-    assert shard.instances == statistics["instances"] == len(examples) > 100
-    assert shard.tokens == statistics["tokens"] == sum(map(sum, masks))
-    assert shard.documents == len(english[0].document_ends)
+    masks = features_of(path)["input_mask"]
+    assert shard.instances == results.counts["instances"] == len(masks) > 100
+    assert shard.tokens == results.counts["tokens"] == sum(map(sum, masks))
+    assert shard.documents == results.counts["documents"] == len(english[0].document_ends)
 
 
-def test_the_same_shard_has_the_same_bytes_again(english, build):
-    first, again = build(english), build(english)
-    assert first == again
+def test_the_results_count_lengths_and_masked_tokens_of_the_file(english, build):
+    results, path = build(english)
+    features = features_of(path)
+    assert results.lengths == Counter(map(sum, features["input_mask"]))
+    vocabulary = english[1]
+    masked = Counter(
+        vocabulary.tokens[label]
+        for labels, weights in zip(
+            features["masked_lm_ids"], features["masked_lm_weights"], strict=True
+        )
+        for label, weight in zip(labels, weights, strict=True)
+        if weight
+    )
+    assert sum(masked.values()) == results.counts["masked"]
+    assert len(masked) > len(results.masked_tokens) == 100
+    assert results.masked_tokens.items() <= masked.items()
+    assert sorted(results.masked_tokens.values()) == sorted(masked.values())[-100:]
 
 
 @pytest.mark.parametrize(
@@ -110,23 +128,25 @@ def test_the_same_shard_has_the_same_bytes_again(english, build):
     ids=["pass", "bucket", "split", "seed"],
 )
 def test_every_pass_bucket_split_and_seed_has_draws_of_its_own(plan, options, english, build):
-    original, _, path = build(english)
+    original, path = build(english)
     original_records = set(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
-    other, _, path = build(english, plan, options)
-    assert other.sha256 != original.sha256
+    other, path = build(english, plan, options)
+    assert other.shard.sha256 != original.shard.sha256
     records = set(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
     assert len(records & original_records) < len(records) // 20
 
 
 def test_the_name_of_a_shard_does_not_matter(english, build):
-    renamed, _, _ = build(english, ShardPlan(PLAN.bucket, PLAN.pass_index, "other.tfrecord"))
-    assert renamed.sha256 == build(english)[0].sha256
+    renamed, _ = build(english, ShardPlan(PLAN.bucket, PLAN.pass_index, "other.tfrecord"))
+    assert renamed.shard.sha256 == build(english)[0].shard.sha256
 
 
 def test_a_bucket_without_documents_is_an_empty_shard(english, build):
     documents = read_documents_of_bucket([], np.dtype(np.uint16))
-    shard, _, path = build((documents, english[1]))
+    results, path = build((documents, english[1]))
+    shard = results.shard
     assert (shard.documents, shard.instances, shard.tokens, shard.bytes) == (0, 0, 0, 0)
+    assert results.lengths == results.masked_tokens == Counter()
     assert path.read_bytes() == b""
 
 

@@ -62,7 +62,7 @@ def toy_tokenizer(request, toy_vocab_file):
 )
 def test_basic_tokens_of_text_without_case(text, tokens, toy_tokenizer):
     assert toy_tokenizer.basic_tokenizer.tokenize(text) == tokens
-    assert toy_tokenizer.encode(text) == toy_tokenizer.convert_tokens_to_ids(
+    assert toy_tokenizer.encode(text).tolist() == toy_tokenizer.convert_tokens_to_ids(
         toy_tokenizer.tokenize(text)
     )
 
@@ -165,7 +165,7 @@ def test_a_word_has_at_most_200_characters(word, is_known, toy_tokenizer):
     tokens = toy_tokenizer.tokenize(word)
     assert (tokens != ["[UNK]"]) == is_known
     assert len(tokens) == (200 if is_known else 1)
-    assert toy_tokenizer.encode(word) == toy_tokenizer.convert_tokens_to_ids(tokens)
+    assert toy_tokenizer.encode(word).tolist() == toy_tokenizer.convert_tokens_to_ids(tokens)
 
 
 def test_length_counts_after_decomposition_and_split_at_punctuation(toy_vocab_file):
@@ -177,16 +177,24 @@ def test_length_counts_after_decomposition_and_split_at_punctuation(toy_vocab_fi
 def test_special_tokens_in_text_never_get_their_ids(toy_tokenizer):
     text = "[MASK] [CLS] [SEP] [PAD] ##a"
     special = {toy_tokenizer.vocabulary.ids[token] for token in ("[MASK]", "[CLS]", "[SEP]")}
-    assert special.isdisjoint(toy_tokenizer.encode(text))
+    assert special.isdisjoint(toy_tokenizer.encode(text).tolist())
     assert toy_tokenizer.tokenize("[mask] ##a") == ["[", "mask", "]", "#", "#", "a"]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters() | st.sampled_from(TRICKY_CHARACTERS), max_size=40))
 def test_encode_is_tokenize_only_faster(toy_tokenizer, text):
-    assert toy_tokenizer.encode(text) == toy_tokenizer.convert_tokens_to_ids(
+    assert toy_tokenizer.encode(text).tolist() == toy_tokenizer.convert_tokens_to_ids(
         toy_tokenizer.tokenize(text)
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.characters() | st.sampled_from(TRICKY_CHARACTERS), max_size=20)))
+def test_sentences_do_not_influence_one_another(toy_tokenizer, sentences):
+    assert toy_tokenizer.encode_to_bytes(sentences) == [
+        toy_tokenizer.encode(sentence).tobytes() for sentence in sentences
+    ]
 
 
 def test_memory_of_words_is_bounded_and_forgets_nothing_that_matters(toy_vocab_file, monkeypatch):
@@ -195,15 +203,22 @@ def test_memory_of_words_is_bounded_and_forgets_nothing_that_matters(toy_vocab_f
     for number in range(60):
         text = f"word{number % 7} and{number},一{number}"
         expected = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
-        assert tokenizer.encode(text) == expected
-        assert len(tokenizer._ids_of_word) <= 4
-        assert len(tokenizer._ids_of_basic_token) <= 4
+        assert tokenizer.encode(text).tolist() == expected
+        for memo in (tokenizer._ids_of_word, tokenizer._ids_of_basic_token):
+            assert len(memo) <= 4
+            assert len(memo._old) <= 4
 
 
 def test_a_token_that_stands_twice_keeps_its_last_id(write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("dog", "cat", "dog"))
     assert len(tokenizer.vocabulary) == 8
-    assert tokenizer.encode("dog cat") == [7, 6]
+    assert tokenizer.encode("dog cat").tolist() == [7, 6]
+
+
+def test_lines_whose_token_comes_again_are_told(write_vocabulary):
+    assert Vocabulary(write_vocabulary("dog", "cat")).repeated_tokens() == []
+    vocabulary = Vocabulary(write_vocabulary("dog", "cat", "dog", "[UNK]", "dog"))
+    assert vocabulary.repeated_tokens() == ["[UNK]", "dog", "dog"]
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", " \n"])
@@ -234,7 +249,7 @@ def test_ordinary_ids_leave_out_special_unused_and_empty_tokens(write_vocabulary
 def test_ids_of_the_largest_vocabularies_fit_their_type(write_vocabulary, size, dtype):
     tokenizer = FullTokenizer(write_vocabulary(*(f"w{number}" for number in range(5, size))))
     assert tokenizer.vocabulary.id_dtype == dtype
-    assert tokenizer.encode(f"w{size - 1} w5") == [size - 1, 5]
+    assert tokenizer.encode(f"w{size - 1} w5").tolist() == [size - 1, 5]
 
 
 @pytest.mark.parametrize(

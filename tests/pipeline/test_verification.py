@@ -6,7 +6,6 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.generate import generate
-from pipeline.inputs import InputFormat
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.verification import verify
 
@@ -18,7 +17,6 @@ def original(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("verification") / "data"
     options = GenerateOptions(
         [str(SAMPLES / "chinese.txt")],
-        InputFormat.TEXT,
         SAMPLES / "chinese_vocab.txt",
         output_dir,
         instances=InstanceOptions(max_seq_length=32, max_predictions_per_seq=5, dupe_factor=2),

@@ -1,0 +1,371 @@
+"""Input, options and places that `clozemill generate` cannot use, or that only look so."""
+
+import gzip
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from absl.testing import flagsaver
+
+import launch.__main__
+import launch.generate
+from pipeline.manifest import Manifest
+from pipeline.verification import verify
+
+ROOT = Path(__file__).parents[2]
+ENGLISH = ROOT / "data_samples" / "english.txt"
+ENGLISH_VOCAB = ROOT / "data_samples" / "english_vocab.txt"
+SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1")
+
+
+@pytest.fixture
+def generate(tmp_path, capsys, monkeypatch):
+    """Runs the verb within this process and gives the exit code and the lines on stderr."""
+    monkeypatch.setattr(launch.__main__, "_configure", lambda: None)
+
+    def run(input_file, *flags):
+        arguments = [
+            f"--input_file={input_file}",
+            f"--vocab_file={ENGLISH_VOCAB}",
+            f"--output_dir={tmp_path / 'data'}",
+            *SHORT,
+            *flags,
+        ]
+        capsys.readouterr()
+        with flagsaver.flagsaver():
+            code = launch.__main__.run(["generate", *arguments])
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def assert_fails(generate):
+    def run(input_file, *flags, says):
+        code, lines = generate(input_file, *flags)
+        # What Beam logs goes to a handler of its own here, which the command line does not have.
+        lines = [line for line in lines if line.startswith("clozemill")]
+        assert code == 1
+        assert len(lines) == 1
+        for part in says:
+            assert str(part) in lines[0]
+        assert len(lines[0]) < 1000
+
+    return run
+
+
+@pytest.fixture
+def assert_works(generate, tmp_path):
+    def run(input_file, *flags):
+        code, lines = generate(input_file, *flags)
+        assert (code, lines) == (0, [])
+        assert list(verify(tmp_path / "data")) == []
+        assert not (tmp_path / "data" / "in_progress").exists()
+        return Manifest.read(tmp_path / "data").statistics
+
+    return run
+
+
+def command(output_dir, input_file, *flags):
+    return [
+        *(sys.executable, "-m", "launch", "generate"),
+        f"--input_file={input_file}",
+        f"--vocab_file={ENGLISH_VOCAB}",
+        f"--output_dir={output_dir}",
+        *SHORT,
+        *flags,
+    ]
+
+
+def start(output_dir, input_file, *flags, **kwargs):
+    return subprocess.Popen(
+        command(output_dir, input_file, *flags),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def parquet_bytes(**columns):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+# What looks wrong and is not.
+
+
+def test_invalid_utf8_and_nul_bytes_are_dropped(tmp_path, assert_works):
+    plain = ENGLISH.read_bytes()
+    dirty = plain.replace(b"e", b"\xff\0e\xc3\0").replace(b".\n", b"\xf0\x9f.\n\xed\xa0\x80")
+    (tmp_path / "dirty.txt").write_bytes(dirty)
+    statistics = assert_works(tmp_path / "dirty.txt")
+    assert statistics["corpus"]["documents_tokenized"] == 60
+    assert statistics["corpus"]["share_unknown"] == 0
+
+
+def test_a_file_of_random_bytes_is_text_of_sorts(tmp_path, assert_works):
+    rng = random.Random(1)
+    lines = (rng.randbytes(50) + b"\n\n"[: 1 + number % 2] for number in range(400))
+    (tmp_path / "random.txt").write_bytes(b"".join(lines))
+    assert assert_works(tmp_path / "random.txt")["corpus"]["tokens"] > 0
+
+
+def test_an_empty_file_beside_others_is_harmless(tmp_path, assert_works):
+    for name in ("a.txt", "b.txt.gz", "c.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.txt").write_bytes(ENGLISH.read_bytes())
+    assert assert_works(f"{tmp_path}/?.*")["corpus"]["input_files"] == 4
+
+
+def test_one_document_has_instances_without_a_random_next(tmp_path, assert_works):
+    (tmp_path / "one.txt").write_text("The mill turns.\nThe river runs.\n" * 20)
+    statistics = assert_works(tmp_path / "one.txt")
+    assert statistics["corpus"]["documents_read"] == 1
+    assert statistics["train"]["instances"] > 0
+    assert statistics["train"]["random_next"] == 0
+
+
+def test_documents_of_one_sentence_have_random_nexts_alone(tmp_path, assert_works):
+    (tmp_path / "short.txt").write_text("The mill turns.\n\n" * 20)
+    statistics = assert_works(tmp_path / "short.txt")
+    assert statistics["train"]["share_random_next"] == 1
+
+
+@pytest.mark.parametrize("name", ["nicht\udcff.txt", "with space.txt", "漢字.jsonl", "a'b\".txt"])
+def test_a_file_may_have_any_name(name, tmp_path, generate):
+    """Or one line says that it may not."""
+    content = ENGLISH.read_text("utf-8")
+    (tmp_path / name).write_text(json.dumps({"text": content}) if "json" in name else content)
+    code, lines = generate(f"{tmp_path}/*.{name.rpartition('.')[2]}")
+    assert (code, len(lines)) in ((0, 0), (1, 1))
+
+
+def test_a_vocabulary_with_a_token_twice_is_used_with_a_warning(tmp_path, assert_works, caplog):
+    tokens = ENGLISH_VOCAB.read_text("utf-8").split()
+    (tmp_path / "vocab.txt").write_text("\n".join([*tokens, tokens[70], tokens[60]]))
+    with caplog.at_level("WARNING"):
+        assert_works(ENGLISH, f"--vocab_file={tmp_path}/vocab.txt")
+    (warning,) = (text for text in caplog.messages if "vocabulary" in text)
+    assert f"{tmp_path}/vocab.txt" in warning
+    assert f"come again: 2, the first is {tokens[60]!r}" in warning
+
+
+# A long line.
+
+
+def peak_megabytes_and_seconds(process, tmp_path):
+    """Waits for the process and says what it took; it must have worked."""
+    began = time.monotonic()
+    stderr = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, stderr
+    assert Manifest.read(tmp_path / "data").statistics["corpus"]["tokens"] > 0
+    return usage.ru_maxrss / 1024, time.monotonic() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "jsonl", "text.gz", "one word"])
+def test_a_line_of_50_megabytes_is_a_long_sentence(kind, tmp_path):
+    sentence = "the mill turns and the river runs " if kind != "one word" else "abcdefghij"
+    line = sentence * (50_000_000 // len(sentence))
+    if kind == "jsonl":
+        line = json.dumps({"text": line + "\nThe end. It is."})
+    elif kind != "one word":
+        line += "\nThe end.\nIt is."
+    content = f"The mill turns.\nIt runs.\n\n{line}\n" if kind != "jsonl" else f"{line}\n"
+    path = tmp_path / ("corpus.jsonl" if kind == "jsonl" else "corpus.txt")
+    path.write_text(content)
+    if kind == "text.gz":
+        path = tmp_path / "corpus.txt.gz"
+        path.write_bytes(gzip.compress(content.encode(), 1))
+    megabytes, seconds = peak_megabytes_and_seconds(start(tmp_path / "data", path), tmp_path)
+    print(f"{kind}: {megabytes:.0f} MB, {seconds:.1f} s")
+    assert megabytes < 3000
+    assert seconds < 60
+
+
+# What cannot be used: one line says why, and a corrected command is not in its way.
+
+
+def truncated_gzip():
+    return gzip.compress(ENGLISH.read_bytes())[:-100]
+
+
+# File name, content, flags, and what the line says beside the name.
+BAD_CORPORA = [
+    pytest.param("empty.txt", b"", (), ["has no text"], id="empty"),
+    pytest.param(
+        "blank.txt", b"\n \n\t\r\n\n", (), ["no training instance", "0 documents"], id="blank"
+    ),
+    pytest.param("one.txt", b"The mill turns.\n", (), ["no training instance"], id="one sentence"),
+    pytest.param("a.txt.gz", truncated_gzip(), (), ["its end is missing"], id="truncated gzip"),
+    pytest.param("b.txt.gz", b"The mill turns.\n", (), ["cannot read"], id="no gzip"),
+    pytest.param("c.txt.zst", b"(\xb5/\xfd\0", (), ["its end is missing"], id="truncated zst"),
+    pytest.param(
+        "d.jsonl", b'{"text": "A."}\n{"text": \n', (), ["line 2: Expecting"], id="no JSON"
+    ),
+    pytest.param("e.jsonl", b'{"body": "A."}\n', (), ["line 1: ", "body"], id="no such field"),
+    pytest.param("f.json", b'[\n  {"text": "A."}\n]\n', (), ["line 1: "], id="a JSON document"),
+    pytest.param(
+        "g.parquet",
+        parquet_bytes(id=[1], body=["A."]),
+        (),
+        ["no column 'text'", "'id', 'body'"],
+        id="no such column",
+    ),
+    pytest.param("h.parquet", parquet_bytes(text=[1]), (), ["int64, not text"], id="numbers"),
+    pytest.param("i.parquet", b"PAR1" * 9, (), ["as Parquet"], id="no Parquet"),
+    pytest.param(
+        "j.parquet", parquet_bytes(text=["A.", "B."] * 99)[:-9], (), ["as Parquet"], id="cut off"
+    ),
+    pytest.param("k.parquet", parquet_bytes(text=[]), (), ["is of type null"], id="no rows"),
+    pytest.param(
+        "l.txt",
+        b"The mill turns.\n\n" * 9,
+        ("--min_document_characters=999",),
+        ["no training instance"],
+        id="all too short",
+    ),
+    pytest.param(
+        "m.txt",
+        b"The mill turns.\nIt runs.\n",
+        ("--eval_fraction=0.9999999",),
+        ["--eval_fraction"],
+        id="all for evaluation",
+    ),
+    pytest.param(
+        "n.jsonl", b"?\n", ("--on_bad_record=skip",), ["no training instance"], id="all bad"
+    ),
+    pytest.param(
+        "o.txt",
+        "我用电脑。\n".encode() * 9,
+        ("--word_segmenter=json:dumps",),
+        ["are not those of the text, from '我用电脑。' on"],
+        id="a segmenter of another kind",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "flags", "says"), BAD_CORPORA)
+def test_a_corpus_that_cannot_be_used_is_named_and_in_nobodys_way(
+    name, content, flags, says, tmp_path, assert_fails, assert_works
+):
+    (tmp_path / name).write_bytes(content)
+    # Which sentence of a large corpus a segmenter fails at would not help.
+    where = [] if "--word_segmenter" in str(flags) else [tmp_path / name]
+    assert_fails(tmp_path / name, *flags, says=[*where, *says])
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    assert_works(ENGLISH, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("empty.txt", b"", ENGLISH.read_bytes()),
+        ("blank.txt", b"\n\n", ENGLISH.read_bytes()),
+        ("corpus.txt.gz", truncated_gzip(), gzip.compress(ENGLISH.read_bytes())),
+        ("corpus.parquet", parquet_bytes(body=["A."]), parquet_bytes(text=["A. B."] * 9)),
+        ("corpus.jsonl", b"?", b'{"text": "A. B."}\n' * 9),
+    ],
+)
+def test_the_same_command_works_with_a_mended_corpus(
+    name, bad, good, tmp_path, generate, assert_works
+):
+    (tmp_path / name).write_bytes(bad)
+    assert generate(tmp_path / name)[0] == 1
+    (tmp_path / name).write_bytes(good)
+    assert_works(tmp_path / name)
+
+
+def test_the_advice_on_bad_records_can_be_followed(tmp_path, assert_fails, assert_works):
+    texts = ENGLISH.read_text("utf-8").split("\n\n")
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "corpus.jsonl").write_text("\n".join([*lines, "?"]))
+    assert_fails(tmp_path / "corpus.jsonl", says=["--on_bad_record=skip"])
+    statistics = assert_works(tmp_path / "corpus.jsonl", "--on_bad_record=skip")
+    assert statistics["corpus"]["records_skipped"] == 1
+
+
+# Places that cannot be used.
+
+
+@pytest.mark.parametrize("place", ["file", "file/data", "/proc/data"])
+@pytest.mark.parametrize("flag", ["output_dir", "tokenized_dir"])
+def test_a_place_that_cannot_be_written_is_named(flag, place, tmp_path, assert_fails, assert_works):
+    (tmp_path / "file").write_text("mine")
+    assert_fails(ENGLISH, f"--{flag}={tmp_path / place}", says=["cannot write", tmp_path / place])
+    assert (tmp_path / "file").read_text() == "mine"
+    assert_works(ENGLISH)
+
+
+@pytest.mark.parametrize("limit", [3_000, 50_000, 100_000])
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(limit, tmp_path):
+    """A limit on the size of files gives the error that a full disk gives, but for its number."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = start(tmp_path / "data", ENGLISH, preexec_fn=limited)
+    _, stderr = process.communicate(timeout=60)
+    lines = [line for line in stderr.splitlines() if not line[:2].isdigit()]
+    assert process.returncode == 1
+    assert len(lines) == 1, stderr
+    assert "File too large" in lines[0]
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    for output_dir in ("data", "fresh"):
+        process = start(tmp_path / output_dir, ENGLISH)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    names = sorted(path.name for path in (tmp_path / "fresh").iterdir())
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == names
+    for name in set(names) - {"flags.txt"}:
+        first, second = (tmp_path / output_dir / name for output_dir in ("data", "fresh"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+# Options that cannot be used.
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max_seq_length=7"], ["--max_seq_length=7", "8"]),
+        (["--max_seq_length=1000000"], ["--max_seq_length=1000000"]),
+        (["--max_predictions_per_seq=17"], ["--max_predictions_per_seq=17", "--max_seq_length=16"]),
+        (["--max_predictions_per_seq=0"], ["--max_predictions_per_seq=0"]),
+        (["--min_document_characters=-1"], ["--min_document_characters=-1"]),
+        (["--word_segmenter=jeiba"], ["--word_segmenter=jeiba"]),
+        (["--word_segmenter=no_module:cut"], ["no_module"]),
+        (["--num_shards=0"], ["--num_shards=0"]),
+        (["--eval_fraction=1"], ["--eval_fraction=1"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_an_option_out_of_range_is_named(flags, says, tmp_path, assert_fails):
+    assert_fails(ENGLISH, *flags, says=says)
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_command_line_says_no_more_than_its_line(tmp_path):
+    """In a process of its own, with all that Beam logs about a worker's failure."""
+    (tmp_path / "corpus.jsonl").write_text('{"text": "A."}\n{"text": "B."\n')
+    process = start(tmp_path / "data", tmp_path / "corpus.jsonl")
+    _, stderr = process.communicate(timeout=60)
+    lines = [line for line in stderr.splitlines() if not line[:2].isdigit()]
+    assert process.returncode == 1
+    assert len(lines) == 1, stderr
+    assert "corpus.jsonl, line 2: Expecting ',' delimiter" in lines[0]

@@ -1,0 +1,223 @@
+"""The steps of the graph one by one, without Beam; `test_generate.py` runs them all."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import pipeline.graph
+from pipeline.buckets import BucketPlan
+from pipeline.corpus import RowGroup, read_documents_of_bucket
+from pipeline.directories import Directories, read_receipt
+from pipeline.errors import UserError
+from pipeline.graph import BuildShard, FindDuplicates, TokenizeSplit
+from pipeline.inputs import match_files
+from pipeline.options import GenerateOptions, InstanceOptions
+from pipeline.shards import plan_shards
+from pipeline.splits import plan_splits
+
+NUM_DOCUMENTS = 20
+
+
+@pytest.fixture
+def options(tmp_path, write_vocabulary):
+    """A corpus whose documents are told by their word; document 3 is there twice."""
+    words = [*(f"w{number}" for number in range(NUM_DOCUMENTS)), "w3"]
+    lines = (json.dumps({"text": f"{word} {word}\n{word}\n{word}"}) + "\n" for word in words)
+    (tmp_path / "corpus.jsonl").write_text("".join(lines) + '{"text": "\\u200b"}\n')
+    return GenerateOptions(
+        [f"{tmp_path}/corpus.jsonl"],
+        write_vocabulary(*words[:-1]),
+        tmp_path / "data",
+        instances=InstanceOptions(max_seq_length=16, max_predictions_per_seq=2),
+    )
+
+
+@pytest.fixture
+def directories(options):
+    directories = Directories(options.output_dir)
+    directories.prepare(options.vocab_file, {}, {}, overwrite=False)
+    return directories
+
+
+@pytest.fixture
+def tokenize(options, directories):
+    """Tokenizes the corpus in so many buckets and gives what the step yields, in one split."""
+
+    def run(num_buckets=2, eval_fraction=0.0, split_bytes=1 << 30, **changes):
+        files = match_files(options.input_patterns)
+        plan = BucketPlan.for_corpus(1000, eval_fraction, num_buckets)
+        step = TokenizeSplit(replace(options, **changes), plan, directories)
+        step.setup()
+        splits = plan_splits(files, split_bytes)
+        return [found for split in enumerate(splits) for found in step.process(split)]
+
+    return run
+
+
+def documents_of_buckets(found):
+    """The words of the documents of each bucket, in order."""
+    row_groups = {}
+    for bucket, row_group in found:
+        row_groups.setdefault(bucket, []).append(row_group)
+    words = {}
+    for bucket, members in row_groups.items():
+        batch = read_documents_of_bucket(members, np.dtype(np.uint16))
+        first_tokens = [0, *batch.sentence_ends[batch.document_ends - 1][:-1].tolist()]
+        words[bucket] = (batch.ids[first_tokens] - 5).tolist()
+    return words
+
+
+def never(*_):
+    raise AssertionError("made again")
+
+
+def test_every_document_is_in_one_bucket(tokenize, directories):
+    found = tokenize(num_buckets=3, eval_fraction=0.3)
+    words = documents_of_buckets(found)
+    assert words.keys() == {("train", 0), ("train", 1), ("train", 2), ("eval", 0)}
+    assert sorted(chain(*words.values())) == sorted([*range(NUM_DOCUMENTS), 3])
+    statistics = read_receipt(directories.tokenized_file(0))["statistics"]
+    assert statistics["documents_read"] == NUM_DOCUMENTS + 2
+    assert statistics["documents_without_tokens"] == 1
+    assert statistics["tokens"] == 4 * (NUM_DOCUMENTS + 1)
+
+
+def test_the_receipt_says_what_was_made(tokenize, directories, options):
+    found = tokenize()
+    receipt = read_receipt(directories.tokenized_file(0))
+    path = directories.tokenized_file(0)
+    assert receipt["buckets"] == [list(bucket) for bucket, _ in found]
+    assert receipt["bytes"] == path.stat().st_size
+    (file,) = match_files(options.input_patterns)
+    assert receipt["text_bytes"] == file.text_bytes
+    assert [row_group for _, row_group in found] == [
+        RowGroup(path, number) for number in range(len(found))
+    ]
+
+
+@pytest.mark.parametrize("batch_characters", [0, 20, 1 << 20])
+def test_batches_of_a_split_do_not_matter(batch_characters, tokenize, directories, monkeypatch):
+    expected = documents_of_buckets(tokenize())
+    statistics = read_receipt(directories.tokenized_file(0))["statistics"]
+    directories.tokenized_file(0).unlink()
+    monkeypatch.setattr("pipeline.graph._BATCH_CHARACTERS", batch_characters)
+    found = tokenize()
+    assert documents_of_buckets(found) == expected
+    assert read_receipt(directories.tokenized_file(0))["statistics"] == statistics
+    num_row_groups = pq.ParquetFile(directories.tokenized_file(0)).num_row_groups
+    assert num_row_groups == len(found)
+    assert (len(found) > 2) == (batch_characters < 1 << 20)
+
+
+def test_no_batch_is_much_longer_than_it_may_be(tokenize, monkeypatch):
+    monkeypatch.setattr("pipeline.graph._BATCH_CHARACTERS", 30)
+    tokens = Counter()
+    for _, row_group in tokenize(num_buckets=1):
+        table = pq.ParquetFile(row_group.path).read_row_group(row_group.index)
+        tokens[row_group.index] += table.num_rows
+    # Every document has 8 to 12 characters.
+    assert set(tokens.values()) <= {1, 2, 3, 4}
+    assert max(tokens.values()) > 1
+
+
+def test_what_is_tokenized_is_not_tokenized_again(tokenize, monkeypatch):
+    found = tokenize(split_bytes=100)
+    monkeypatch.setattr(pipeline.graph, "read_documents", never)
+    assert tokenize(split_bytes=100) == found
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.with_name(path.name + ".json").unlink(),
+    ],
+    ids=["missing", "cut off", "no receipt"],
+)
+def test_what_is_damaged_is_tokenized_again(damage, tokenize, directories):
+    found = tokenize()
+    content = directories.tokenized_file(0).read_bytes()
+    damage(directories.tokenized_file(0))
+    assert tokenize() == found
+    assert directories.tokenized_file(0).read_bytes() == content
+
+
+def test_text_that_cannot_be_read_leaves_no_receipt(tokenize, options, directories):
+    with Path(options.input_patterns[0]).open("a") as file:
+        file.write("[")
+    with pytest.raises(UserError, match="line 23"):
+        tokenize()
+    assert read_receipt(directories.tokenized_file(0)) is None
+    assert not directories.tokenized_file(0).exists()
+
+
+@pytest.fixture
+def find(tokenize, directories):
+    """Finds the duplicates of the corpus, in splits of a few documents, and gives their files."""
+
+    def run(num_partitions):
+        tokenize(num_buckets=1, split_bytes=200)
+        num_splits = len(list(directories.tokenized.glob("split-*.parquet")))
+        assert num_splits == 3
+        step = FindDuplicates(num_splits, num_partitions, directories)
+        return [path for n in range(num_partitions) for path in step.process(n, 99)]
+
+    return run
+
+
+@pytest.mark.parametrize("num_partitions", [1, 3])
+def test_duplicates_are_found_once_in_all_partitions(num_partitions, find, directories):
+    paths = find(num_partitions)
+    assert paths == [directories.duplicates_file(number) for number in range(num_partitions)]
+    counts = [read_receipt(path)["documents"] for path in paths]
+    assert counts == [pq.read_metadata(path).num_rows for path in paths]
+    assert sum(counts) == 1
+
+
+def test_duplicates_that_are_known_are_not_looked_for_again(find, monkeypatch):
+    paths = find(2)
+    monkeypatch.setattr(pipeline.graph, "find_duplicates", never)
+    assert find(2) == paths
+
+
+@pytest.fixture
+def build(options, directories):
+    """Builds the only shard of what was tokenized."""
+
+    def run(found, duplicates=()):
+        step = BuildShard(options, directories)
+        step.setup()
+        (plan,) = plan_shards(BucketPlan.for_corpus(1000, 0.0, 1), dupe_factor=1)
+        step.process((plan, [row_group for _, row_group in found]), list(duplicates))
+        return read_receipt(directories.receipts / plan.name), directories.output / plan.name
+
+    return run
+
+
+def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(tokenize, find, build):
+    duplicates = find(1)
+    found = tokenize(num_buckets=1, split_bytes=200)
+    receipt, path = build(found, duplicates)
+    assert receipt["shard"]["documents"] == NUM_DOCUMENTS
+    assert receipt["shard"]["bytes"] == path.stat().st_size
+    path.unlink()
+    receipt, _ = build(found)
+    assert receipt["shard"]["documents"] == NUM_DOCUMENTS + 1
+
+
+def test_a_shard_that_is_whole_is_not_built_again(tokenize, build, monkeypatch):
+    found = tokenize(num_buckets=1)
+    receipt, path = build(found)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"?")
+    assert build(found) == (receipt, path)
+    assert path.read_bytes() == content
+    monkeypatch.setattr(pipeline.graph, "build_shard", never)
+    assert build(found) == (receipt, path)
