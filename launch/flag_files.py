@@ -6,7 +6,8 @@ from types import ModuleType
 
 from absl import flags
 
-from pipeline.manifest import FLAGS_NAME, write_whole
+from pipeline.files import write_whole
+from pipeline.manifest import FLAGS_NAME
 
 
 def describe_flags(verb: ModuleType) -> str:

@@ -10,8 +10,8 @@ from absl import flags, logging
 
 from launch import input_flags
 from pipeline.errors import UserError
+from pipeline.files import write_whole
 from pipeline.inputs import describe_formats, match_files
-from pipeline.manifest import write_whole
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
 SHARED_FLAGS = input_flags

@@ -10,7 +10,8 @@ from modeling.losses import losses_and_accuracies
 from modeling.pretraining import BertForPreTraining
 from modeling.run import check_length, check_same_vocabulary, read_run
 from modeling.tensorflow_step import eval_step
-from pipeline.manifest import Manifest, write_whole
+from pipeline.files import write_whole
+from pipeline.manifest import Manifest
 
 RESULTS_NAME = "eval_results.json"
 

@@ -12,7 +12,8 @@ from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.pretraining import BertForPreTraining
 from modeling.run import read_run
 from pipeline.errors import UserError
-from pipeline.manifest import VOCABULARY_NAME, temporary_name
+from pipeline.files import temporary_name
+from pipeline.manifest import VOCABULARY_NAME
 
 # The original's names, part by part, in the order in which they are replaced.
 _RENAMED_PARTS = (

@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from modeling.losses import losses_and_accuracies
-from pipeline.manifest import write_whole
+from pipeline.files import write_whole
 
 METRICS_NAME = "metrics.jsonl"
 

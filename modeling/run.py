@@ -4,7 +4,8 @@ from pathlib import Path
 
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest, write_whole
+from pipeline.files import write_whole
+from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 
 
 def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:

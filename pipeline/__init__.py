@@ -25,6 +25,7 @@ The modules in the order of the flow::
 
 Beside the flow::
 
+    files          files that are whole or not there
     directories    where unfinished and finished parts of a data set lie
     errors         what a user can put right
     inspection     instances as pieces and as text that a person can check

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.documents import Document
+from pipeline.errors import UserError
 from pipeline.inputs import InputFile
 from pipeline.splits import LARGEST_SPLIT_BYTES
 
 BUCKET_BYTES = 16 << 20
+LARGEST_BUCKET_BYTES = 512 << 20
 _SPLITS_PER_GROUP = 64
 _REGION_BYTES = LARGEST_SPLIT_BYTES
 
@@ -52,8 +54,18 @@ class BucketPlan:
     def for_corpus(
         cls, corpus_bytes: int, eval_fraction: float = 0.0, num_shards: int | None = None
     ) -> "BucketPlan":
-        """A plan with buckets of about 16 MiB of text, or with `num_shards` train buckets."""
+        """A plan with buckets of about 16 MiB of text, or with `num_shards` train buckets.
+
+        Raises:
+          UserError: a bucket would not fit in memory.
+        """
         train_bytes = corpus_bytes * (1 - eval_fraction)
+        fewest = _ceil_at_least_1(train_bytes / LARGEST_BUCKET_BYTES)
+        if num_shards is not None and num_shards < fewest:
+            raise UserError(
+                f"--num_shards={num_shards} is too few for {corpus_bytes / 1e9:,.1f} GB of text: "
+                f"give at least {fewest}"
+            )
         return cls(
             corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
         )

@@ -53,9 +53,13 @@ def decompress(name: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         for start in range(0, len(block), _FED_BYTES):
             rest = block[start : start + _FED_BYTES]
-            # Zeros may pad what stands between two streams and behind the last.
-            while rest := rest if decompressor else rest.lstrip(b"\0"):
-                decompressor = decompressor or new_decompressor()
+            while rest:
+                if decompressor is None:
+                    # Zeros may pad what stands between two streams and behind the last.
+                    rest = rest.lstrip(b"\0")
+                    if not rest:
+                        break
+                    decompressor = new_decompressor()
                 yield decompressor.decompress(rest)
                 rest = decompressor.unused_data
                 if decompressor.eof:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.buckets import Bucket
 from pipeline.documents import Document
-from pipeline.manifest import whole_file
+from pipeline.files import whole_file
 from pipeline.tokenization import FullTokenizer
 from pipeline.word_segmentation import Segmenter, pieces_inside_words
 

@@ -4,25 +4,27 @@ Every finished file of either stage has a *receipt*, a small JSON file which say
 it was made. Receipts outlive a worker or a run that is killed: what has one is not made again.
 """
 
+import fcntl
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.manifest import (
-    FLAGS_NAME,
-    MANIFEST_NAME,
-    REPORT_NAME,
-    VOCABULARY_NAME,
-    Manifest,
-    write_whole,
-)
+from pipeline.files import write_whole
+from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
 
-IN_PROGRESS_NAME = "in_progress"
+IN_PROGRESS_NAME = "clozemill_in_progress"
 _PLAN_NAME = "plan.json"
 _RECEIPT_SUFFIX = ".json"
+_OTHER_FILES = {
+    "input_stamps_sha256": "other input files, or before they were changed",
+    "vocab_sha256": "another vocabulary",
+}
 
 Plan = Mapping[str, Any]
 """All that decides what is in the files of a stage, as JSON values."""
@@ -73,22 +75,17 @@ class Directories:
             # The workers' copy: the output directory is where all of them can reach.
             self.vocabulary.write_bytes(vocabulary)
         except OSError as error:
-            raise UserError(
-                f"cannot write to {error.filename or self.output}: {error.strerror}; "
-                "give another directory"
-            ) from error
+            raise _cannot_write(error, self.output) from error
 
     def _make_room(self, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool) -> None:
-        is_finished = (self.output / MANIFEST_NAME).exists()
+        is_finished = _is_data_set(self.output)
         is_ours = is_finished or self.in_progress.exists()
         if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
             raise UserError(
                 f"{self.output} holds files that are no data set: give an empty --output_dir"
             )
         if not self.tokenized.is_relative_to(self.in_progress):
-            _check_plan(
-                self.tokenized, tokenization_plan, "a tokenized corpus", "another directory"
-            )
+            self._check_tokenized(tokenization_plan)
         is_partly_discarded = is_ours and not is_finished and not self._plan.exists()
         if overwrite or is_partly_discarded:
             self.discard()
@@ -98,28 +95,62 @@ class Directories:
                 f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
                 "to replace it"
             )
-        _check_plan(
-            self.receipts, shard_plan, "an unfinished data set", "--overwrite to start anew"
-        )
+        differences = _differences(self.receipts, shard_plan)
+        if differences and files_with_receipt(self.receipts, "*.tfrecord"):
+            raise UserError(
+                f"{self.output} holds an unfinished data set made with {'; '.join(differences)}: "
+                "give --overwrite to start anew"
+            )
+        if differences:
+            self.discard()  # nothing was made yet but what the same text would give again
+
+    def _check_tokenized(self, plan: Plan) -> None:
+        """Sees that the tokenized corpus kept apart, if there is one, is of the same plan."""
+        differences = _differences(self.tokenized, plan)
+        if differences:
+            raise UserError(
+                f"{self.tokenized} holds a tokenized corpus made with {'; '.join(differences)}: "
+                "give another directory, or remove it"
+            )
+        has_plan = (self.tokenized / _PLAN_NAME).exists()
+        if self.tokenized.is_dir() and any(self.tokenized.iterdir()) and not has_plan:
+            raise UserError(
+                f"{self.tokenized} holds files that are no tokenized corpus: give an empty "
+                "--tokenized_dir"
+            )
 
     def finish(self, manifest: Manifest) -> None:
         """Makes the directory a data set: the vocabulary in its place, the manifest last."""
         self.vocabulary.replace(self.output / VOCABULARY_NAME)
         manifest.write(self.output)
         shutil.rmtree(self.in_progress)
-        for abandoned in self.tokenized.glob("*.tmp"):
-            abandoned.unlink(missing_ok=True)
 
-    def discard_tokenized(self) -> None:
-        """Removes the tokenized corpus, and nothing else."""
-        (self.tokenized / _PLAN_NAME).unlink(missing_ok=True)
-        for pattern in ("split-*.parquet*", "duplicates-*.parquet*"):
-            for path in self.tokenized.glob(pattern):
-                path.unlink(missing_ok=True)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, no other run can work in the output directory, not even while this one is stopped.
+
+        Raises:
+          UserError: another run works there, or there can be no such directory.
+        """
+        is_new = not self.output.exists()
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.output, os.O_RDONLY)
+        except OSError as error:
+            raise _cannot_write(error, self.output) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise UserError(f"another run works in {self.output}: wait for it or end it") from error
+        finally:
+            os.close(handle)
+            if is_new and not any(self.output.iterdir()):
+                self.output.rmdir()
 
     def discard(self) -> None:
         """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
-        if (self.output / MANIFEST_NAME).exists() or self.in_progress.exists():
+        if _is_data_set(self.output) or self.in_progress.exists():
             # Killed on the way, this must leave what is known for an unfinished data set of no plan.
             self.in_progress.mkdir(exist_ok=True)
             self._plan.unlink(missing_ok=True)
@@ -137,10 +168,20 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
 
 
 def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
-    """The receipt of a file that is there and as large as it says; None when it has to be made."""
+    """The receipt of a file that has the SHA-256 it says; None when the file has to be made."""
     receipt = read_receipt(path)
-    is_whole = receipt and path.exists() and path.stat().st_size == receipt["bytes"]
-    return receipt if is_whole else None
+    return receipt if receipt and has_sha256(path, receipt["sha256"]) else None
+
+
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this SHA-256, in hexadecimal."""
+    return path.exists() and sha256_of(path) == sha256
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
@@ -157,21 +198,31 @@ def _receipt(path: Path) -> Path:
     return path.with_name(path.name + _RECEIPT_SUFFIX)
 
 
-def _check_plan(directory: Path, wanted: Plan, contents: str, remedy: str) -> None:
-    """Sees that the files in a directory, if there are any, are of the same plan."""
+def _cannot_write(error: OSError, directory: Path) -> UserError:
+    return UserError(
+        f"cannot write to {error.filename or directory}: {error.strerror}; give another directory"
+    )
+
+
+def _is_data_set(directory: Path) -> bool:
+    try:
+        Manifest.read(directory)
+    except UserError:
+        return False
+    return True
+
+
+def _differences(directory: Path, wanted: Plan) -> list[str]:
+    """In what the plan of the files in a directory differs from another; nothing without a plan."""
     found = _read_json(directory / _PLAN_NAME)
     if found is None:
-        return
+        return []
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
-    differences = [
-        f"{name} {found.get(name)!r}, not {wanted.get(name)!r}"
+    return [
+        _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
-    if differences:
-        raise UserError(
-            f"{directory} holds {contents} made with {'; '.join(differences)}: give {remedy}"
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """A range of a file to documents: each reader knows one layout."""
 
+import codecs
 import html
 import json
-import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterator
@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.sentences import split_sentences
-from pipeline.splits import FileRange, check_length_of_document, open_parquet, row_group_ends
+from pipeline.splits import (
+    DOC_LINE,
+    FileRange,
+    check_length_of_document,
+    open_parquet,
+    row_group_ends,
+    text_of,
+)
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_DOC_LINE = re.compile(rb"(?:\xef\xbb\xbf)?<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
-_ROWS_PER_BATCH = 1024
+_BYTE_ORDER_MARK = codecs.BOM_UTF8
+_ROWS_PER_BATCH = 64
 _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
@@ -73,7 +80,7 @@ class Document:
       offset: where it begins in that file: the byte, decompressed, or the row of a Parquet file. File
         and offset are the document's id: they depend neither on the order of arrival nor on where
         splits are cut.
-      position: bytes of the file before it; those before its row group in a Parquet file.
+      position: how much text of the file is before it, in bytes; an estimate in a Parquet file.
       sentences: its sentences, in order; none for a document without text.
     """
 
@@ -105,7 +112,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original.
 
-    Added to `statistics`: records_skipped, documents_read, documents_too_short.
+    Added to `statistics`: records_skipped, lines_outside_documents, documents_read,
+    documents_too_short.
 
     Raises:
       UserError: the file or a record of it cannot be read, or a document is too long.
@@ -115,7 +123,7 @@ def read_documents(
         options.sentences is None and input_format == InputFormat.TEXT
     )
     try:
-        for found in _read_records(file_range, options.text_field):
+        for found in _read_records(file_range, options.text_field, statistics):
             if isinstance(found, _Unreadable):
                 _skip_or_fail(found, file_range, options)
                 statistics["records_skipped"] += 1
@@ -141,11 +149,11 @@ def _skip_or_fail(record: _Unreadable, file_range: FileRange, options: ReadOptio
 
 
 def _read_records(
-    file_range: FileRange, text_field: str
+    file_range: FileRange, text_field: str, statistics: Counter[str]
 ) -> Iterator[_Lines] | Iterator[_Lines | _Unreadable]:
     match file_range.file.format:
         case InputFormat.WIKIEXTRACTOR:
-            return _read_wikiextractor(file_range)
+            return _read_wikiextractor(file_range, statistics)
         case InputFormat.JSONL:
             return _read_jsonl(file_range, text_field)
         case InputFormat.PARQUET:
@@ -158,8 +166,7 @@ def _read_text(file_range: FileRange) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     lines: list[str] = []
     for encoded in file_range.lines():
-        text = encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded
-        line = text.decode("utf-8", "ignore").strip()
+        line = text_of(encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded)
         if line:
             if not lines:
                 document_offset = offset
@@ -173,23 +180,23 @@ def _read_text(file_range: FileRange) -> Iterator[_Lines]:
         yield _Lines(document_offset, document_offset, lines)
 
 
-def _read_wikiextractor(file_range: FileRange) -> Iterator[_Lines]:
+def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     title = ""
     lines: list[str] | None = None  # None between documents
     for encoded in file_range.lines():
-        doc_line = (
-            _DOC_LINE.match(encoded) if encoded.startswith((b"<", _BYTE_ORDER_MARK)) else None
-        )
-        if lines is not None and (doc_line or encoded.startswith(b"</doc>")):
+        doc_line = DOC_LINE.match(encoded.removeprefix(_BYTE_ORDER_MARK))
+        is_end = encoded.startswith(b"</doc>")
+        if lines is not None and (doc_line or is_end):
             yield _Lines(document_offset, document_offset, _without_title(lines, title))
             lines = None
         if doc_line:
             document_offset, lines = offset, []
             title = html.unescape((doc_line["title"] or b"").decode("utf-8", "ignore"))
-        elif lines is not None:
-            line = encoded.decode("utf-8", "ignore").strip()
-            if line:
+        elif not is_end and (line := text_of(encoded)):
+            if lines is None:
+                statistics["lines_outside_documents"] += 1
+            else:
                 lines.append(line)
                 check_length_of_document(offset - document_offset, file_range.file)
         offset += len(encoded)
@@ -200,7 +207,7 @@ def _read_wikiextractor(file_range: FileRange) -> Iterator[_Lines]:
 def _read_jsonl(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Unreadable]:
     offset = file_range.start
     for encoded in file_range.lines():
-        line = encoded.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "ignore").strip()
+        line = text_of(encoded.removeprefix(_BYTE_ORDER_MARK))
         if line:
             try:
                 text, title = _text_and_title(line, text_field)
@@ -212,8 +219,13 @@ def _read_jsonl(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Un
 
 
 def _text_and_title(line: str, text_field: str) -> tuple[str, str]:
-    """The text of a JSON record, and its title, which WikiExtractor repeats in the text."""
-    record = json.loads(line)
+    """The text of a JSON record, and the title that WikiExtractor repeats in its first line."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        if line.startswith("["):
+            raise ValueError("a JSON array, not one object a line as in JSON Lines") from error
+        raise
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     text = record.get(text_field)
@@ -224,28 +236,32 @@ def _text_and_title(line: str, text_field: str) -> tuple[str, str]:
 
 
 def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Unreadable]:
-    with open_parquet(file_range.file) as parquet:
-        _check_column(file_range.file.path, parquet.schema_arrow, text_field)
-        row = position = 0
+    file = file_range.file
+    with open_parquet(file) as parquet:
+        _check_column(file.path, parquet.schema_arrow, text_field)
+        first_row = start = 0
         for group, end in enumerate(row_group_ends(parquet)):
-            is_inside = position >= file_range.start and end <= (file_range.end or end)
-            if is_inside:
-                for batch in parquet.iter_batches(_ROWS_PER_BATCH, [group], [text_field]):
-                    # As bytes, since invalid UTF-8 is to be dropped.
-                    texts = batch.column(0).cast(pa.large_string(), safe=False)
-                    texts = texts.view(pa.large_binary()).to_pylist()
-                    for number, text in enumerate(texts, row):
-                        if text is None:
-                            yield _Unreadable(number, f"no text in the column {text_field!r}")
-                        else:
-                            check_length_of_document(len(text), file_range.file)
-                            yield _Lines(
-                                number, position, _lines_of(text.decode("utf-8", "ignore"))
-                            )
-                    row += len(texts)
-            else:
-                row += parquet.metadata.row_group(group).num_rows
-            position = end
+            num_rows = parquet.metadata.row_group(group).num_rows
+            if start >= file_range.start and end <= (file_range.end or end):
+                for number, text in enumerate(_texts_of_row_group(parquet, group, text_field)):
+                    row = first_row + number
+                    if text is None:
+                        yield _Unreadable(row, f"no text in the column {text_field!r}")
+                    else:
+                        check_length_of_document(len(text), file)
+                        before = start + (end - start) * number // num_rows
+                        position = before * file.text_bytes_per_byte
+                        yield _Lines(row, position, _lines_of(text.decode("utf-8", "ignore")))
+            first_row, start = first_row + num_rows, end
+
+
+def _texts_of_row_group(
+    parquet: pq.ParquetFile, group: int, text_field: str
+) -> Iterator[bytes | None]:
+    for batch in parquet.iter_batches(_ROWS_PER_BATCH, [group], [text_field]):
+        # As bytes, since invalid UTF-8 is to be dropped.
+        texts = batch.column(0).cast(pa.large_string(), safe=False)
+        yield from texts.view(pa.large_binary()).to_pylist()
 
 
 def _check_column(path: str, schema: pa.Schema, text_field: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.buckets import Bucket
 from pipeline.corpus import DOCUMENT_ID
-from pipeline.manifest import whole_file
+from pipeline.files import whole_file
 
 _PARTITION_BYTES = 1 << 30
 _COLUMNS = ["digest", *DOCUMENT_ID, "bucket"]

@@ -65,38 +65,33 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     )
     directories = Directories(options.output_dir, options.tokenized_dir)
     tokenization_plan = _plan_of_tokenization(options, files, splits, buckets, vocabulary)
-    directories.prepare(
-        options.vocab_file,
-        tokenization_plan,
-        {
-            **tokenization_plan,
-            **asdict(options.instances),
-            "drop_duplicates": options.drop_duplicates,
-        },
-        options.overwrite,
-    )
-    try:
+    with directories.locked():
+        directories.prepare(
+            options.vocab_file,
+            tokenization_plan,
+            {
+                **tokenization_plan,
+                **asdict(options.instances),
+                "drop_duplicates": options.drop_duplicates,
+            },
+            options.overwrite,
+        )
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
             results = run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
-    except UserError:
-        # Text that has been put right makes another corpus.
-        directories.discard_tokenized()
-        directories.discard()
-        raise
-
-    results.corpus.update(
-        input_files=len(files),
-        input_bytes=sum(file.size for file in files),
-    )
-    try:
-        check_documents_agree(results)
-        _check_any_instance(results, files, options)
-    except (RuntimeError, UserError):
-        directories.discard()  # nothing that the same command could go on with
-        raise
-    manifest = _make_manifest(results, options, vocabulary, buckets)
-    write_report(directories.output, manifest, vocabulary)
-    directories.finish(manifest)
+        results.corpus.update(
+            input_files=len(files),
+            input_bytes=sum(file.size for file in files),
+        )
+        try:
+            check_documents_agree(results)
+            _check_any_instance(results, files, options)
+        except (RuntimeError, UserError):
+            directories.discard()  # nothing that the same command could go on with
+            raise
+        _warn_without_eval_instances(results, options)
+        manifest = _make_manifest(results, options, vocabulary, buckets)
+        write_report(directories.output, manifest, vocabulary)
+        directories.finish(manifest)
     return manifest
 
 
@@ -136,6 +131,15 @@ def _check_any_instance(
             f"{results.corpus['documents_read']} documents were read, "
             f"{results.corpus['documents_tokenized']} of them with any token; check "
             f"--input_format={options.input_format} and --eval_fraction, or give more text"
+        )
+
+
+def _warn_without_eval_instances(results: BuildResults, options: GenerateOptions) -> None:
+    built = [result.shard.instances for result in results.shards if result.shard.split == "eval"]
+    if built and not any(built):
+        logging.warning(
+            "--eval_fraction=%s kept no instance for evaluation: give a larger one, or more documents",
+            options.eval_fraction,
         )
 
 

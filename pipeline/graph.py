@@ -10,7 +10,6 @@ one split and one bucket on every runner, however large the corpus. What the wor
 receipts of the files they finish.
 """
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,14 @@ from pipeline.corpus import (
     tokenize_document,
     write_documents,
 )
-from pipeline.directories import Directories, read_receipt, read_receipt_of_whole, write_receipt
+from pipeline.directories import (
+    Directories,
+    has_sha256,
+    read_receipt,
+    read_receipt_of_whole,
+    sha256_of,
+    write_receipt,
+)
 from pipeline.documents import read_documents
 from pipeline.duplicates import (
     count_partitions,
@@ -154,7 +160,7 @@ class TokenizeSplit(beam.DoFn):
             buckets = write_documents(path, self._tokenize(split, statistics))
             receipt = {
                 "buckets": [_key(bucket) for bucket in buckets],
-                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
                 "text_bytes": sum(file_range.text_bytes for file_range in split),
                 "statistics": statistics,
             }
@@ -196,7 +202,7 @@ class FindDuplicates(beam.DoFn):
             tokenized_files = map(self._directories.tokenized_file, range(self._num_splits))
             duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
             write_duplicates(path, duplicates)
-            write_receipt(path, {"documents": len(duplicates), "bytes": path.stat().st_size})
+            write_receipt(path, {"documents": len(duplicates), "sha256": sha256_of(path)})
         yield path
 
 
@@ -218,9 +224,7 @@ class BuildShard(beam.DoFn):
         """Reads the bucket, without what the files `duplicates` name, and writes the shard."""
         plan, row_groups = plan_and_row_groups
         receipt = read_receipt(self._directories.receipts / plan.name)
-        if receipt and _has_sha256(
-            self._directories.output / plan.name, receipt["shard"]["sha256"]
-        ):
+        if receipt and has_sha256(self._directories.output / plan.name, receipt["shard"]["sha256"]):
             return
         documents = read_documents_of_bucket(
             row_groups, self._vocabulary.id_dtype, read_duplicates(duplicates, plan.bucket)
@@ -253,13 +257,6 @@ def _pair_plans_with_row_groups(
     row_groups = list(members["row_groups"])
     for plan in members["plans"]:
         yield plan, row_groups
-
-
-def _has_sha256(path: Path, sha256: str) -> bool:
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def _read_results(

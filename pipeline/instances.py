@@ -33,10 +33,11 @@ def generate_instances(
       options: how instances are made.
       rng: the source of all draws.
       statistics: counts are added to it: instances, tokens, random_next, chunks_without_next,
-        masked, masked_by_mask, masked_kept, masked_by_random, instances_without_mask.
+        tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random, instances_without_mask.
     """
     pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
     statistics["chunks_without_next"] += pairs.chunks_without_next
+    statistics["tokens_truncated"] += pairs.tokens_truncated
     ordinary_only = options.random_token == RandomToken.WORDS
     replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
     padded = _pad(documents, options.max_seq_length)

@@ -6,14 +6,12 @@ that nobody has to repeat them.
 
 import dataclasses
 import json
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import write_whole
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -108,31 +106,3 @@ class Manifest:
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
-
-
-@contextmanager
-def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` at the end and is removed after an error.
-
-    Args:
-      path: the file's name when it is whole.
-      temporary_dir: where it is written, in the same file system; None: beside `path`.
-    """
-    temporary = temporary_name((temporary_dir or path.parent) / path.name)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other writer has, not even one that outlives a killed run."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")

@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.files import write_whole
 from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
-from pipeline.manifest import REPORT_NAME, Manifest, Shard, write_whole
+from pipeline.manifest import REPORT_NAME, Manifest, Shard
 from pipeline.statistics import DROP_REASONS
 from pipeline.tokenization import Vocabulary
 
@@ -19,6 +20,7 @@ _NUM_EXAMPLES = 10
 _SPLIT_NAMES = {"train": "Training", "eval": "Evaluation"}
 _REASONS_OF_SPLITS = {
     "chunks_without_next": "runs of sentences without a next one, and without another document",
+    "tokens_truncated": "tokens of pairs that were too long",
     "instances_without_mask": "instances without any masked piece (they are kept)",
 }
 

@@ -25,6 +25,7 @@ class SegmentPairs:
       a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1.
       is_random_next: bool [N], whether B comes from another document instead of following A.
       chunks_without_next: chunks dropped because they had no next sentence and no other document.
+      tokens_truncated: tokens of the pairs that did not fit.
     """
 
     a_start: np.ndarray
@@ -33,6 +34,7 @@ class SegmentPairs:
     b_length: np.ndarray
     is_random_next: np.ndarray
     chunks_without_next: int
+    tokens_truncated: int
 
     def __len__(self) -> int:
         return len(self.a_start)
@@ -86,6 +88,7 @@ def plan_segment_pairs(
         b_length=(b_length - b_removed)[order],
         is_random_next=chunks.is_random_next[order],
         chunks_without_next=chunks.dropped,
+        tokens_truncated=int(a_removed.sum() + b_removed.sum()),
     )
 
 

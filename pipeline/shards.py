@@ -9,8 +9,9 @@ import numpy as np
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import DocumentBatch
+from pipeline.files import whole_file
 from pipeline.instances import generate_instances
-from pipeline.manifest import Shard, whole_file
+from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions
 from pipeline.records import encode_examples, frame_record
 from pipeline.statistics import InstanceHistograms, ShardResults

@@ -4,10 +4,12 @@ Only file names and byte offsets leave this module, never text. Where the cuts f
 on documents, their ids or the shards.
 """
 
+import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -22,8 +24,9 @@ LARGEST_SPLIT_BYTES = 64 << 20
 LONGEST_DOCUMENT_BYTES = 64 << 20
 _SPLITS_AT_LEAST = 16
 
-_BLANK = b" \t\r\n"
-_DOC_LINE = re.compile(rb"<doc [^\n]*>[ \t\r]*\n")
+# What begins a document of WikiExtractor.
+DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ class FileRange:
                 blocks = read_blocks(handle, None if self.end is None else self.end - self.start)
                 if self.file.is_compressed:
                     blocks = decompress(self.file.name, blocks)
-                yield from lines_of(blocks, self.file)
+                lines = lines_of(blocks, self.file)
+                first = next(lines, b"")
+                if self.start == 0 and first[:2] in _UTF16_MARKS:
+                    raise UserError(f"{self.file.path} is UTF-16: convert it to UTF-8")
+                yield from chain([first] if first else [], lines)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
 
@@ -74,6 +81,11 @@ def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
         check_length_of_document(sum(map(len, unfinished)), file)
     if rest := b"".join(unfinished):
         yield rest
+
+
+def text_of(line: bytes) -> str:
+    """A line's text, without white space around it; invalid UTF-8 is dropped, as in the original."""
+    return line.decode("utf-8", "ignore").strip()
 
 
 def check_length_of_document(num_bytes: int, file: InputFile) -> None:
@@ -185,9 +197,9 @@ def _next_cut(handle: BinaryIO, position: int, file: InputFile) -> int | None:
     if file.format == InputFormat.JSONL:
         return offset if offset < file.size else None
     for line in lines:
-        if file.format == InputFormat.TEXT and not line.strip(_BLANK):
+        if file.format == InputFormat.TEXT and not text_of(line):
             return offset + len(line)
-        if file.format == InputFormat.WIKIEXTRACTOR and _DOC_LINE.match(line):
+        if file.format == InputFormat.WIKIEXTRACTOR and DOC_LINE.match(line):
             return offset
         offset += len(line)
         check_length_of_document(offset - position, file)

@@ -200,20 +200,18 @@ class FullTokenizer:
             return [self._encode_words(sentence, str.split) for sentence in sentences]
         return [self._encode_words(sentence, _split_at_ideographs) for sentence in sentences]
 
-    def units(self, text: str) -> list[tuple[int, int]]:
+    def units(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each ideograph, and each run between ideographs and spaces, begins; and its pieces.
 
         Args:
           text: after `drop_control_whitespace`.
 
-        Returns:
+        Yields:
           Pairs of an offset in `text` and a number of pieces, in order.
         """
         item_bytes = self.vocabulary.id_dtype.itemsize
-        return [
-            (unit.start(), len(self._ids_of_word[unit[0]]) // item_bytes)
-            for unit in _IDEOGRAPH_OR_WORD.finditer(text)
-        ]
+        for unit in _IDEOGRAPH_OR_WORD.finditer(text):
+            yield unit.start(), len(self._ids_of_word[unit[0]]) // item_bytes
 
     def _encode_words(self, text: str, split: Callable[[str], list[str]]) -> bytes:
         if len(text) > _LONGEST_PART:
@@ -275,7 +273,7 @@ def _parts(text: str) -> Iterator[str]:
     start = 0
     while start < len(text):
         boundary = _WORD_BOUNDARY.search(text, start + _LONGEST_PART // 2)
-        end = min(boundary.start() if boundary else len(text), len(text))
+        end = boundary.start() if boundary else len(text)
         yield text[start:end]
         start = end
 

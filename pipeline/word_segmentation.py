@@ -4,10 +4,13 @@ The tokenizer makes a token of each ideograph. A segmenter says which ones belon
 masked together.
 """
 
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace, has_ideograph
@@ -47,7 +50,13 @@ def load_segmenter(name: str) -> Segmenter:
 
 def describe_segmenter(name: str | None) -> str | None:
     """The segmenter's name, with its version where that is known: another one finds other words."""
-    return f"jieba {importlib.metadata.version('jieba')}" if name == "jieba" else name
+    if name is None:
+        return None
+    if name == "jieba":
+        return f"jieba {importlib.metadata.version('jieba')}"
+    source = inspect.getsourcefile(inspect.unwrap(load_segmenter(name)))
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+    return f"{name} of a module with the SHA-256 {digest}"
 
 
 def pieces_inside_words(
@@ -79,7 +88,13 @@ def _word_starts(text: str, segment: Segmenter) -> list[int]:
     """Where the words of `text` begin."""
     starts = []
     end = 0
-    for word in segment(text):
+    try:
+        words = list(segment(text))
+    except Exception as error:
+        raise UserError(
+            f"--word_segmenter fails on {text[:_SHOWN_CHARACTERS]!r}: {error!r}"
+        ) from error
+    for word in words:
         start = text.find(word, end)
         if start < 0 or text[end:start].strip():
             raise _wrong_words(text, end)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What training needs to know of the data: how records look, what the manifest says, how to complain.
-RECORD_CONTRACT = {"pipeline.records", "pipeline.manifest", "pipeline.errors"}
+RECORD_CONTRACT = {f"pipeline.{name}" for name in ("records", "manifest", "files", "errors")}
 
 
 def imports_of(package):

@@ -69,7 +69,7 @@ def assert_works(generate, tmp_path):
         code, lines = generate(input_file, *flags)
         assert (code, lines) == (0, [])
         assert list(verify(tmp_path / "data")) == []
-        assert not (tmp_path / "data" / "in_progress").exists()
+        assert not (tmp_path / "data" / "clozemill_in_progress").exists()
         return Manifest.read(tmp_path / "data").statistics
 
     return run

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.documents import Document
+from pipeline.errors import UserError
 from pipeline.inputs import InputFile, InputFormat
 
 GIB = 1 << 30
@@ -123,7 +124,13 @@ def test_rows_are_in_the_region_of_their_bytes():
 @pytest.mark.parametrize("num_shards", [1, 3, 26])
 def test_few_buckets_of_a_large_corpus_are_all_used(num_shards):
     size = 100 * GIB
-    plan = BucketPlan.for_corpus(size, eval_fraction=0.001, num_shards=num_shards)
+    plan = BucketPlan(size, eval_fraction=0.001, num_train_buckets=num_shards)
     buckets = Counter(bucket_of(plan, file_of(size), size // 4000 * step) for step in range(4000))
     trained = {bucket for bucket in plan.buckets() if bucket.split == "train"}
     assert trained <= buckets.keys() <= set(plan.buckets())
+
+
+def test_buckets_that_would_not_fit_in_memory_are_refused():
+    assert BucketPlan.for_corpus(100 * GIB, num_shards=200).num_train_buckets == 200
+    with pytest.raises(UserError, match=r"--num_shards=199 .* at least 200"):
+        BucketPlan.for_corpus(100 * GIB, num_shards=199)

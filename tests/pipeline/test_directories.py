@@ -1,6 +1,11 @@
 import pytest
 
-from pipeline.directories import Directories
+from pipeline.directories import (
+    Directories,
+    read_receipt_of_whole,
+    sha256_of,
+    write_receipt,
+)
 from pipeline.errors import UserError
 
 
@@ -54,3 +59,40 @@ def test_a_file_is_no_output_directory(tmp_path, vocab_file, output):
     with pytest.raises(UserError, match="cannot write to"):
         Directories(tmp_path / output).prepare(vocab_file, {}, {}, overwrite=False)
     assert vocab_file.read_text() == "[PAD]\n"
+
+
+def test_a_foreign_folder_is_never_taken_for_a_data_set(tmp_path, vocab_file):
+    for name in ("in_progress/novel.txt", "manifest.json", "report.html"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no data set"):
+            Directories(tmp_path / "data").prepare(vocab_file, {}, {}, overwrite)
+    assert len(list((tmp_path / "data").rglob("*"))) == 4
+
+
+def test_foreign_files_are_no_tokenized_corpus(tmp_path, vocab_file):
+    (tmp_path / "tokenized").mkdir()
+    (tmp_path / "tokenized" / "split-00000.parquet").write_text("precious")
+    directories = Directories(tmp_path / "data", tmp_path / "tokenized")
+    with pytest.raises(UserError, match="--tokenized_dir"):
+        directories.prepare(vocab_file, {}, {}, overwrite=True)
+    assert (tmp_path / "tokenized" / "split-00000.parquet").read_text() == "precious"
+
+
+def test_two_runs_cannot_work_in_one_directory(tmp_path):
+    first, second = Directories(tmp_path / "data"), Directories(tmp_path / "data")
+    with first.locked(), pytest.raises(UserError, match="another run"), second.locked():
+        pass
+    assert not (tmp_path / "data").exists()
+    with second.locked():
+        assert (tmp_path / "data").is_dir()
+
+
+def test_a_file_that_was_damaged_behind_its_receipt_is_made_again(tmp_path):
+    path = tmp_path / "split-00000.parquet"
+    path.write_bytes(b"content")
+    write_receipt(path, {"sha256": sha256_of(path)})
+    assert read_receipt_of_whole(path)
+    path.write_bytes(b"c0ntent")
+    assert read_receipt_of_whole(path) is None

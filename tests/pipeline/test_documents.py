@@ -564,3 +564,22 @@ def test_documents_come_one_by_one(tmp_path):
         next(documents)
     with pytest.raises(UserError, match="line 1001"):
         next(documents)
+
+
+def test_text_outside_of_documents_is_counted(tmp_path):
+    path = tmp_path / "wiki_00"
+    path.write_text('before\n\n<doc id="1" title="T">\nT\nInside.\n</doc>\nbetween\nand\n')
+    statistics = Counter()
+    ((file_range,),) = plan_splits(match_files([str(path)], InputFormat.WIKIEXTRACTOR))
+    (document,) = read_documents(file_range, ReadOptions(), statistics)
+    assert document.sentences == ["Inside."]
+    assert statistics["lines_outside_documents"] == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_path):
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    (tmp_path / "a.txt").write_bytes((mark + "One.\n\nTwo.\n").encode(encoding))
+    ((file_range,),) = plan_splits(match_files([f"{tmp_path}/a.txt"]))
+    with pytest.raises(UserError, match=r"a\.txt is UTF-16"):
+        list(read_documents(file_range, ReadOptions(), Counter()))

@@ -289,7 +289,7 @@ def test_a_data_set_can_be_made_again_with_its_own_vocabulary(data_set, options)
 
 
 def test_what_a_killed_run_left_is_removed(data_set, options):
-    left = options.output_dir / "in_progress" / "tokenized"
+    left = options.output_dir / "clozemill_in_progress" / "tokenized"
     left.mkdir(parents=True)
     (left / "split-00000.tmp").write_text("half")
     (options.output_dir / "train-00007-of-00009.tfrecord").write_text("old")
@@ -342,7 +342,7 @@ def test_a_users_error_in_a_worker_comes_through(options, monkeypatch):
     with pytest.raises(UserError) as raised:
         generate(options, PipelineOptions([]))
     assert str(raised.value) == message
-    assert names_in(options.output_dir) == []
+    assert names_in(options.output_dir) == ["clozemill_in_progress"]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_a_damaged_input_file_is_named_and_leaves_no_data_set(flags, options, tm
         generate(replace(options, input_patterns=[str(damaged)]), PipelineOptions(flags))
     assert "while running" not in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert names_in(options.output_dir) == []
+    assert names_in(options.output_dir) == ["clozemill_in_progress"]
 
 
 def test_a_failed_overwrite_can_be_repeated(data_set, options, monkeypatch):
@@ -802,7 +802,7 @@ def tokenized_dir(corpus, tmp_path_factory):
         ),
         ({"word_segmenter": "jieba"}, "word_segmenter None, not 'jieba "),
         ({"strip_accents": False}, "strip_accents None, not False"),
-        ({"input_format": InputFormat.JSONL}, "input_stamps_sha256"),
+        ({"input_format": InputFormat.JSONL}, "other input files"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -13,7 +13,7 @@ import pytest
 import pipeline.graph
 from pipeline.buckets import BucketPlan
 from pipeline.corpus import RowGroup, read_documents_of_bucket
-from pipeline.directories import Directories, read_receipt
+from pipeline.directories import Directories, read_receipt, sha256_of
 from pipeline.errors import UserError
 from pipeline.graph import BuildShard, FindDuplicates, TokenizeSplit
 from pipeline.inputs import match_files
@@ -93,7 +93,7 @@ def test_the_receipt_says_what_was_made(tokenize, directories, options):
     receipt = read_receipt(directories.tokenized_file(0))
     path = directories.tokenized_file(0)
     assert receipt["buckets"] == [list(bucket) for bucket, _ in found]
-    assert receipt["bytes"] == path.stat().st_size
+    assert receipt["sha256"] == sha256_of(path)
     (file,) = match_files(options.input_patterns)
     assert receipt["text_bytes"] == file.text_bytes
     assert [row_group for _, row_group in found] == [

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,3 +67,12 @@ def test_nothing_but_white_space_is_lost_and_no_sentence_is_empty(paragraph):
     sentences = split_sentences(paragraph)
     assert "".join("".join(sentences).split()) == "".join(paragraph.split())
     assert all(sentence and sentence == sentence.strip() for sentence in sentences)
+
+
+@pytest.mark.parametrize("run", ["?", ".", "…", "。", "!?", "...” "])
+def test_long_runs_of_stops_take_no_time(run):
+    paragraph = "Really" + run * 300_000 + " Yes."
+    start = time.process_time()
+    sentences = split_sentences(paragraph)
+    assert time.process_time() - start < 20
+    assert "".join(sentences).replace(" ", "") == paragraph.replace(" ", "")

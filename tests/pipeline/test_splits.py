@@ -483,12 +483,16 @@ def test_ranges_of_parquet_have_the_text_of_their_file(split_bytes, compression,
     assert sum(part.text_bytes for part in ranges) == files[0].text_bytes
 
 
-def test_documents_of_parquet_stand_at_the_bytes_before_their_row_group(tmp_path, documents_of):
+def test_documents_of_parquet_stand_at_the_text_that_is_about_before_them(tmp_path, documents_of):
     files = write_parquet(tmp_path / "corpus.parquet", ["One."] * 5, rows_per_group=2)
     with open_parquet(files[0]) as parquet:
         first, second, _ = row_group_ends(parquet)
-    documents = documents_of(plan_splits(files, 1))
-    assert [document.position for document in documents] == [0, 0, first, first, second]
+    for split_bytes in (1, 1 << 30):
+        documents = documents_of(plan_splits(files, split_bytes))
+        assert [document.position for document in documents] == [
+            before * files[0].text_bytes_per_byte
+            for before in (0, first // 2, first, first + (second - first) // 2, second)
+        ]
 
 
 def test_a_parquet_file_without_row_groups_is_one_split(tmp_path, documents_of):

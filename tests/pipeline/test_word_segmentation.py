@@ -144,7 +144,7 @@ def test_units_without_pieces_are_stepped_over(tokenizer):
 @given(TEXTS)
 def test_pieces_of_units_are_those_of_the_text(tokenizer, text):
     text = drop_control_whitespace(text)
-    units = tokenizer.units(text)
+    units = list(tokenizer.units(text))
     offsets = [offset for offset, _ in units]
     assert offsets == sorted(set(offsets))
     assert all(not text[offset].isspace() for offset in offsets)
@@ -157,7 +157,7 @@ def test_pieces_of_units_are_those_of_the_text(tokenizer, text):
 
 
 def test_units_are_ideographs_and_what_stands_between_them(tokenizer):
-    assert tokenizer.units(" ab，我用 c\u3000很\u200b ") == [
+    assert list(tokenizer.units(" ab，我用 c\u3000很\u200b ")) == [
         *((1, 3), (4, 1), (5, 1), (7, 1), (9, 1), (10, 0))
     ]
 
