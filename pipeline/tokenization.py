@@ -196,9 +196,14 @@ class FullTokenizer:
         text = "\n".join(sentences)
         if any(character in text for character in _CONTROL_WHITESPACE):
             sentences = list(map(drop_control_whitespace, sentences))
-        if text.isascii():
-            return [self._encode_words(sentence, str.split) for sentence in sentences]
-        return [self._encode_words(sentence, _split_at_ideographs) for sentence in sentences]
+        split = str.split if text.isascii() else _split_at_ideographs
+        ids_of_word = self._ids_of_word.__getitem__
+        if len(text) <= _LONGEST_PART:
+            return [b"".join(map(ids_of_word, split(sentence))) for sentence in sentences]
+        return [
+            b"".join([b"".join(map(ids_of_word, split(part))) for part in _parts(sentence)])
+            for sentence in sentences
+        ]
 
     def units(self, text: str) -> Iterator[tuple[int, int]]:
         """Where each ideograph, and each run between ideographs and spaces, begins; and its pieces.
@@ -212,14 +217,6 @@ class FullTokenizer:
         item_bytes = self.vocabulary.id_dtype.itemsize
         for unit in _IDEOGRAPH_OR_WORD.finditer(text):
             yield unit.start(), len(self._ids_of_word[unit[0]]) // item_bytes
-
-    def _encode_words(self, text: str, split: Callable[[str], list[str]]) -> bytes:
-        if len(text) > _LONGEST_PART:
-            return b"".join([self._encode_part(part, split) for part in _parts(text)])
-        return self._encode_part(text, split)
-
-    def _encode_part(self, text: str, split: Callable[[str], list[str]]) -> bytes:
-        return b"".join(map(self._ids_of_word.__getitem__, split(text)))
 
     def _encode_word(self, word: str) -> bytes:
         if not (word.isascii() and word.isprintable()):

@@ -40,14 +40,14 @@ def tokenize(path, tokenizer):
     sentences, document_ends, characters = [], [], 0
     for document in itertools.cycle(read_documents(path)):
         encoded = map(tokenizer.encode, document.split("\n"))
-        sentences.extend(ids for ids in encoded if ids)
+        sentences.extend(ids for ids in encoded if len(ids))
         document_ends.append(len(sentences))
         characters += len(document)
         if characters >= CHARACTERS:
             break
-    ids = np.array([number for sentence in sentences for number in sentence])
+    ids = np.concatenate(sentences)
     return DocumentBatch(
-        ids=ids.astype(tokenizer.vocabulary.id_dtype),
+        ids=ids,
         word_starts=tokenizer.vocabulary.begins_word[ids],
         sentence_ends=np.cumsum(list(map(len, sentences))),
         document_ends=np.array(document_ends),
