@@ -188,7 +188,7 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
         raise flags.UnrecognizedFlagError(unknown[0])
     workers = known.view_as(WorkerOptions)
     if workers.default_sdk_harness_log_level is None:
-        workers.default_sdk_harness_log_level = "WARNING"
+        workers.default_sdk_harness_log_level = "ERROR"
     if workers.sdk_harness_log_level_overrides is None:
         workers.sdk_harness_log_level_overrides = dict.fromkeys(_LOGGERS_OF_EXCEPTIONS, "CRITICAL")
     return known

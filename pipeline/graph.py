@@ -45,7 +45,7 @@ from pipeline.duplicates import (
 )
 from pipeline.errors import UserError
 from pipeline.options import GenerateOptions
-from pipeline.runner import dead_worker_ends_process
+from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.splits import Split
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
@@ -76,7 +76,11 @@ def run_pipeline(
     """
     num_partitions = count_partitions(buckets.corpus_bytes) if options.drop_duplicates else 0
     try:
-        with dead_worker_ends_process(), beam.Pipeline(options=beam_options) as root:
+        with (
+            dead_worker_ends_process(),
+            log_levels_reach_worker_processes(beam_options),
+            beam.Pipeline(options=beam_options) as root,
+        ):
             row_groups = (
                 root
                 | "Splits" >> beam.Create(list(enumerate(splits)))

@@ -1,6 +1,8 @@
 """Beam's runner: which one, which ones not, and what the embedded one needs watching for."""
 
+import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
     StandardOptions,
+    WorkerOptions,
 )
 
 from pipeline.errors import UserError
@@ -20,6 +23,7 @@ EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 # What Beam raises, in a thread of its own, about a worker of `multi_processing`.
 _BEAMS_MESSAGE = "Worker subprocess exited"
+_OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
@@ -44,6 +48,27 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
+
+
+@contextmanager
+def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator[None]:
+    """Within, the worker processes of `multi_processing` log as the options say.
+
+    Beam starts them without any options, at the level INFO; a file of options it would obey.
+    """
+    workers = beam_options.view_as(WorkerOptions)
+    levels = {
+        "default_sdk_harness_log_level": workers.default_sdk_harness_log_level or "ERROR",
+        "sdk_harness_log_level_overrides": workers.sdk_harness_log_level_overrides or {},
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(levels, file)
+        file.flush()
+        os.environ[_OPTIONS_FILE_VARIABLE] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[_OPTIONS_FILE_VARIABLE]
 
 
 @contextmanager

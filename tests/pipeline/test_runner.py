@@ -1,11 +1,18 @@
+import json
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from pipeline.runner import choose_runner, dead_worker_ends_process
+from pipeline.runner import (
+    choose_runner,
+    dead_worker_ends_process,
+    log_levels_reach_worker_processes,
+)
 
 
 @pytest.mark.parametrize("flags", [[], ["--runner=DirectRunner"], ["--runner=directrunner"]])
@@ -25,6 +32,7 @@ def test_other_runners_are_left_to_beam():
 def test_the_death_of_a_worker_ends_the_process_with_a_message():
     code = """
 import threading
+from pathlib import Path
 from pipeline.runner import dead_worker_ends_process
 
 def worker():
@@ -53,3 +61,11 @@ def test_other_errors_of_threads_are_shown_as_ever(monkeypatch):
         thread.join()
     assert isinstance(seen[0], KeyError)
     assert threading.excepthook is hook
+
+
+def test_worker_processes_find_the_log_levels_while_the_pipeline_runs():
+    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR"])
+    with log_levels_reach_worker_processes(options):
+        found = json.loads(Path(os.environ["PIPELINE_OPTIONS_FILE"]).read_text())
+    assert found["default_sdk_harness_log_level"] == "ERROR"
+    assert "PIPELINE_OPTIONS_FILE" not in os.environ
