@@ -32,7 +32,8 @@ _LIMIT_ALPHABET = flags.DEFINE_integer(
 _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes",
     1_000_000_000,
-    "Train on about so much text at most: pieces from all over a larger corpus.",
+    "Train on about so much text at most: pieces from all over a larger corpus. A compressed file is "
+    "read from its beginning.",
 )
 _RANDOM_SEED = flags.DEFINE_integer(
     "random_seed", 12345, "Decides which pieces.", lower_bound=0, upper_bound=(1 << 63) - 1

@@ -21,7 +21,7 @@ from absl import logging
 from pipeline.documents import ReadOptions, Sentences, read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile
-from pipeline.splits import plan_splits
+from pipeline.splits import Split, plan_splits
 from pipeline.tokenization import MAX_CHARACTERS_PER_WORD
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _SUFFICIENT_COVERAGE = 0.9998
 _USUAL_ALPHABET = 1000
 # Small pieces from all over the corpus make a better sample than few large ones.
 _SAMPLED_BYTES = 1 << 20
+_MOST_PIECES = 4096
 # The tokenizer makes [UNK] of longer words, and the trainer's time grows with their length squared.
 # Ideographs, which are words of their own, may stand in longer runs.
 _OVERLONG_WORD = re.compile(rf"[^\W\u3400-\u9fff]{{{MAX_CHARACTERS_PER_WORD + 1},}}")
@@ -109,20 +110,33 @@ def read_sample(
     """
     if max_bytes < 1:
         raise UserError(f"--max_bytes={max_bytes} must be at least 1")
-    pieces = plan_splits(files, split_bytes=_SAMPLED_BYTES)
-    order: Iterable[int] = range(len(pieces))
-    if sum(file.text_bytes for file in files) > max_bytes:
+    total_bytes = sum(file.text_bytes for file in files)
+    if total_bytes <= max_bytes:
+        pieces, bytes_of_each = plan_splits(files), total_bytes
+        order: Iterable[int] = range(len(pieces))
+    else:
+        pieces = plan_splits(files, max(_SAMPLED_BYTES, total_bytes // _MOST_PIECES))
+        bytes_of_each = max(_SAMPLED_BYTES, max_bytes // len(pieces))
         # A generator's `permutation` may change between versions of NumPy; its raw bits do not.
         order = np.argsort(np.random.PCG64(random_seed).random_raw(len(pieces)), kind="stable")
-    lines_only = replace(options, sentences=Sentences.LINES)
-    num_bytes = 0
+    bytes_left = max_bytes
     for number in order:
-        for file_range in pieces[number]:
-            for document in read_documents(file_range, lines_only, Counter()):
-                yield from document.sentences
-                num_bytes += sum(len(line.encode("utf-8", "ignore")) for line in document.sentences)
-                if num_bytes >= max_bytes:
-                    return
+        for line in _read_beginning(pieces[number], options, min(bytes_of_each, bytes_left)):
+            bytes_left -= len(line.encode("utf-8", "ignore"))
+            yield line
+        if bytes_left <= 0:
+            return
+
+
+def _read_beginning(split: Split, options: ReadOptions, num_bytes: int) -> Iterator[str]:
+    """The lines of whole documents, until there are that many bytes."""
+    lines_only = replace(options, sentences=Sentences.LINES)
+    for file_range in split:
+        for document in read_documents(file_range, lines_only, Counter()):
+            yield from document.sentences
+            num_bytes -= sum(len(line.encode("utf-8", "ignore")) for line in document.sentences)
+            if num_bytes <= 0:
+                return
 
 
 def reserved_tokens(num_unused: int) -> list[str]:

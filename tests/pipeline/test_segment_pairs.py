@@ -247,3 +247,10 @@ def test_pairs_are_shuffled(batch_of):
     position = np.arange(len(pairs))
     assert abs(np.corrcoef(position, pairs.a_start)[0, 1]) < 0.25
     assert abs(np.corrcoef(position, pairs.is_random_next)[0, 1]) < 0.25
+
+
+def test_tokens_that_do_not_fit_are_counted(batch_of):
+    pairs = plan_segment_pairs(batch_of([[50], [50]]), 16, 0.0, np.random.default_rng(1))
+    assert len(pairs) == 2
+    assert (pairs.a_length + pairs.b_length).tolist() == [13, 13]
+    assert pairs.tokens_truncated == 2 * (100 - 13)
