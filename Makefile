@@ -16,7 +16,7 @@ demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into d
 	$(RUN)clozemill export --run_dir=$(DEMO)/run --output_dir=$(DEMO)/huggingface
 	@echo
 	@echo "Made from data_samples/english.txt:"
-	@echo "  $(DEMO)/data         the data set: TFRecord shards, manifest.json"
+	@echo "  $(DEMO)/data         the data set: TFRecord shards, manifest.json, report.html"
 	@echo "  $(DEMO)/run          the run: checkpoints, metrics.jsonl, eval_results.json"
 	@echo "  $(DEMO)/huggingface  the checkpoint: transformers.AutoModel.from_pretrained opens it"
 
