@@ -112,8 +112,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original.
 
-    Added to `statistics`: records_skipped, lines_outside_documents, documents_read,
-    documents_too_short.
+    Added to `statistics`: records_skipped, lines_outside_documents, lines_with_invalid_utf8,
+    documents_read, documents_too_short.
 
     Raises:
       UserError: the file or a record of it cannot be read, or a document is too long.
@@ -155,18 +155,19 @@ def _read_records(
         case InputFormat.WIKIEXTRACTOR:
             return _read_wikiextractor(file_range, statistics)
         case InputFormat.JSONL:
-            return _read_jsonl(file_range, text_field)
+            return _read_jsonl(file_range, text_field, statistics)
         case InputFormat.PARQUET:
             return _read_parquet(file_range, text_field)
         case _:
-            return _read_text(file_range)
+            return _read_text(file_range, statistics)
 
 
-def _read_text(file_range: FileRange) -> Iterator[_Lines]:
+def _read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     lines: list[str] = []
     for encoded in file_range.lines():
-        line = text_of(encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded)
+        content = encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded
+        line = _text_of(content, statistics)
         if line:
             if not lines:
                 document_offset = offset
@@ -193,7 +194,7 @@ def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iter
         if doc_line:
             document_offset, lines = offset, []
             title = html.unescape((doc_line["title"] or b"").decode("utf-8", "ignore"))
-        elif not is_end and (line := text_of(encoded)):
+        elif not is_end and (line := _text_of(encoded, statistics)):
             if lines is None:
                 statistics["lines_outside_documents"] += 1
             else:
@@ -204,10 +205,12 @@ def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iter
         yield _Lines(document_offset, document_offset, _without_title(lines, title))
 
 
-def _read_jsonl(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Unreadable]:
+def _read_jsonl(
+    file_range: FileRange, text_field: str, statistics: Counter[str]
+) -> Iterator[_Lines | _Unreadable]:
     offset = file_range.start
     for encoded in file_range.lines():
-        line = text_of(encoded.removeprefix(_BYTE_ORDER_MARK))
+        line = _text_of(encoded.removeprefix(_BYTE_ORDER_MARK), statistics)
         if line:
             try:
                 text, title = _text_and_title(line, text_field)
@@ -216,6 +219,15 @@ def _read_jsonl(file_range: FileRange, text_field: str) -> Iterator[_Lines | _Un
             else:
                 yield _Lines(offset, offset, _without_title(_lines_of(text), title))
         offset += len(encoded)
+
+
+def _text_of(line: bytes, statistics: Counter[str]) -> str:
+    """What `splits.text_of` gives; it is counted when that is not all."""
+    try:
+        return line.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        statistics["lines_with_invalid_utf8"] += 1
+        return text_of(line)
 
 
 def _text_and_title(line: str, text_field: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from pipeline.tokenization import Vocabulary
 DROP_REASONS = {
     "records_skipped": "records that could not be read or had no text",
     "lines_outside_documents": "lines outside of <doc …> and </doc>",
+    "lines_with_invalid_utf8": "lines of which only the valid UTF-8 was kept",
     "documents_too_short": "documents shorter than --min_document_characters",
     "documents_without_tokens": "documents without any token",
     "documents_duplicate": "documents with the same text as one before",

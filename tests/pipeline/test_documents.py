@@ -583,3 +583,20 @@ def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_
     ((file_range,),) = plan_splits(match_files([f"{tmp_path}/a.txt"]))
     with pytest.raises(UserError, match=r"a\.txt is UTF-16"):
         list(read_documents(file_range, ReadOptions(), Counter()))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"B\xe4r.\nOne.\n"),
+        ("wiki_00", b"<doc id='1'>\nB\xe4r.\nOne.\n</doc>\n"),
+        ("a.jsonl", b'{"text": "B\xe4r.\\nOne."}\n'),
+    ],
+)
+def test_lines_with_invalid_utf8_are_counted(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    statistics = Counter()
+    ((file_range,),) = plan_splits(match_files([str(tmp_path / name)]))
+    (document,) = read_documents(file_range, ReadOptions(), statistics)
+    assert document.sentences == ["Br.", "One."]
+    assert statistics["lines_with_invalid_utf8"] == 1

@@ -147,6 +147,7 @@ def test_a_summary_says_how_much_was_dropped_also_when_it_is_nothing():
     assert {reason: corpus[reason] for reason in DROP_REASONS} == {
         "records_skipped": 0,
         "lines_outside_documents": 0,
+        "lines_with_invalid_utf8": 0,
         "documents_too_short": 1,
         "documents_without_tokens": 0,
         "documents_duplicate": 0,
