@@ -25,7 +25,7 @@ The modules in the order of the flow::
 
 Beside the flow::
 
-    files          files that are whole or not there
+    files          files that are whole or not there, and their SHA-256
     directories    where unfinished and finished parts of a data set lie
     errors         what a user can put right
     inspection     instances as pieces and as text that a person can check

@@ -71,7 +71,7 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The documents of one bucket that came from one split, in that split's Parquet file."""
+    """Documents of one bucket, in the Parquet file of the split that they came from."""
 
     path: Path
     index: int

@@ -5,7 +5,6 @@ it was made. Receipts outlive a worker or a run that is killed: what has one is 
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import write_whole
+from pipeline.files import has_sha256, write_whole
 from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
 
 IN_PROGRESS_NAME = "clozemill_in_progress"
@@ -171,17 +170,6 @@ def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
     """The receipt of a file that has the SHA-256 it says; None when the file has to be made."""
     receipt = read_receipt(path)
     return receipt if receipt and has_sha256(path, receipt["sha256"]) else None
-
-
-def has_sha256(path: Path, sha256: str) -> bool:
-    """Whether a file is there and has this SHA-256, in hexadecimal."""
-    return path.exists() and sha256_of(path) == sha256
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_receipt(path: Path, content: Mapping[str, Any]) -> None:

@@ -167,7 +167,7 @@ def _read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lin
     lines: list[str] = []
     for encoded in file_range.lines():
         content = encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded
-        line = _text_of(content, statistics)
+        line = _text_and_count(content, statistics)
         if line:
             if not lines:
                 document_offset = offset
@@ -194,7 +194,7 @@ def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iter
         if doc_line:
             document_offset, lines = offset, []
             title = html.unescape((doc_line["title"] or b"").decode("utf-8", "ignore"))
-        elif not is_end and (line := _text_of(encoded, statistics)):
+        elif not is_end and (line := _text_and_count(encoded, statistics)):
             if lines is None:
                 statistics["lines_outside_documents"] += 1
             else:
@@ -210,19 +210,19 @@ def _read_jsonl(
 ) -> Iterator[_Lines | _Unreadable]:
     offset = file_range.start
     for encoded in file_range.lines():
-        line = _text_of(encoded.removeprefix(_BYTE_ORDER_MARK), statistics)
+        line = _text_and_count(encoded.removeprefix(_BYTE_ORDER_MARK), statistics)
         if line:
             try:
                 text, title = _text_and_title(line, text_field)
             except (ValueError, RecursionError) as error:
                 yield _Unreadable(offset, str(error))
             else:
-                yield _Lines(offset, offset, _without_title(_lines_of(text), title))
+                yield _Lines(offset, offset, _without_title(_lines_of_record(text), title))
         offset += len(encoded)
 
 
-def _text_of(line: bytes, statistics: Counter[str]) -> str:
-    """What `splits.text_of` gives; it is counted when that is not all."""
+def _text_and_count(line: bytes, statistics: Counter[str]) -> str:
+    """What `text_of` gives; a line of which it drops something is counted."""
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError:
@@ -263,7 +263,9 @@ def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _
                         check_length_of_document(len(text), file)
                         before = start + (end - start) * number // num_rows
                         position = before * file.text_bytes_per_byte
-                        yield _Lines(row, position, _lines_of(text.decode("utf-8", "ignore")))
+                        yield _Lines(
+                            row, position, _lines_of_record(text.decode("utf-8", "ignore"))
+                        )
             first_row, start = first_row + num_rows, end
 
 
@@ -292,7 +294,7 @@ def _check_column(path: str, schema: pa.Schema, text_field: str) -> None:
         )
 
 
-def _lines_of(text: str) -> list[str]:
+def _lines_of_record(text: str) -> list[str]:
     return [line for line in map(str.strip, text.split("\n")) if line]
 
 

@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and whether they are still the same."""
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,3 +33,14 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other writer has, not even one that outlives a killed run."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this SHA-256, in hexadecimal."""
+    return path.exists() and sha256_of(path) == sha256
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

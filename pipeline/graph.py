@@ -30,10 +30,8 @@ from pipeline.corpus import (
 )
 from pipeline.directories import (
     Directories,
-    has_sha256,
     read_receipt,
     read_receipt_of_whole,
-    sha256_of,
     write_receipt,
 )
 from pipeline.documents import read_documents
@@ -44,6 +42,7 @@ from pipeline.duplicates import (
     write_duplicates,
 )
 from pipeline.errors import UserError
+from pipeline.files import has_sha256, sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
 from pipeline.shards import ShardPlan, build_shard

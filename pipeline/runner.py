@@ -57,10 +57,8 @@ def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator
     Beam starts them without any options, at the level INFO; a file of options it would obey.
     """
     workers = beam_options.view_as(WorkerOptions)
-    levels = {
-        "default_sdk_harness_log_level": workers.default_sdk_harness_log_level or "ERROR",
-        "sdk_harness_log_level_overrides": workers.sdk_harness_log_level_overrides or {},
-    }
+    names = ("default_sdk_harness_log_level", "sdk_harness_log_level_overrides")
+    levels = {name: getattr(workers, name) for name in names if getattr(workers, name)}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(levels, file)
         file.flush()

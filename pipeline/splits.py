@@ -54,9 +54,7 @@ class FileRange:
             with self.file.open() as handle:
                 handle.seek(self.start)
                 blocks = read_blocks(handle, None if self.end is None else self.end - self.start)
-                if self.file.is_compressed:
-                    blocks = decompress(self.file.name, blocks)
-                lines = lines_of(blocks, self.file)
+                lines = lines_of(decompress(self.file.name, blocks), self.file)
                 first = next(lines, b"")
                 if self.start == 0 and first[:2] in _UTF16_MARKS:
                     raise UserError(f"{self.file.path} is UTF-16: convert it to UTF-8")

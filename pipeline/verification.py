@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.files import has_sha256
 from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
 from pipeline.records import read_frames
 
@@ -24,7 +25,7 @@ def verify(data_dir: Path) -> Iterator[str]:
     vocabulary = data_dir / VOCABULARY_NAME
     if not vocabulary.exists():
         yield f"{vocabulary} is missing"
-    elif hashlib.sha256(vocabulary.read_bytes()).hexdigest() != manifest.vocab_sha256:
+    elif not has_sha256(vocabulary, manifest.vocab_sha256):
         yield f"{vocabulary} is not the vocabulary the data set was made with"
 
 

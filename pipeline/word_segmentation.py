@@ -4,7 +4,6 @@ The tokenizer makes a token of each ideograph. A segmenter says which ones belon
 masked together.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace, has_ideograph
 
 Segmenter = Callable[[str], Iterable[str]]
@@ -55,7 +55,7 @@ def describe_segmenter(name: str | None) -> str | None:
     if name == "jieba":
         return f"jieba {importlib.metadata.version('jieba')}"
     source = inspect.getsourcefile(inspect.unwrap(load_segmenter(name)))
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+    digest = sha256_of(Path(source)) if source else "unknown"
     return f"{name} of a module with the SHA-256 {digest}"
 
 

@@ -3,10 +3,10 @@ import pytest
 from pipeline.directories import (
     Directories,
     read_receipt_of_whole,
-    sha256_of,
     write_receipt,
 )
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 
 
 @pytest.fixture

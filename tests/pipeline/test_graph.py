@@ -13,8 +13,9 @@ import pytest
 import pipeline.graph
 from pipeline.buckets import BucketPlan
 from pipeline.corpus import RowGroup, read_documents_of_bucket
-from pipeline.directories import Directories, read_receipt, sha256_of
+from pipeline.directories import Directories, read_receipt
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.graph import BuildShard, FindDuplicates, TokenizeSplit
 from pipeline.inputs import match_files
 from pipeline.options import GenerateOptions, InstanceOptions
