@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from pipeline.errors import UserError
 from pipeline.files import has_sha256, write_whole
 from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
@@ -138,10 +140,8 @@ class Directories:
         except OSError as error:
             raise _cannot_write(error, self.output) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle, self.output)
             yield
-        except BlockingIOError as error:
-            raise UserError(f"another run works in {self.output}: wait for it or end it") from error
         finally:
             os.close(handle)
             if is_new and not any(self.output.iterdir()):
@@ -184,6 +184,20 @@ def files_with_receipt(folder: Path, pattern: str) -> list[str]:
 
 def _receipt(path: Path) -> Path:
     return path.with_name(path.name + _RECEIPT_SUFFIX)
+
+
+def _lock(handle: int, directory: Path) -> None:
+    """Locks an open directory until it is closed; some network file systems cannot, which is said."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run works in {directory}: wait for it or end it") from error
+    except OSError as error:
+        logging.warning(
+            "cannot lock %s (%s): see to it yourself that no other run works there",
+            directory,
+            error.strerror,
+        )
 
 
 def _cannot_write(error: OSError, directory: Path) -> UserError:

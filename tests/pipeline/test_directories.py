@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from pipeline.directories import (
@@ -96,3 +98,19 @@ def test_a_file_that_was_damaged_behind_its_receipt_is_made_again(tmp_path):
     assert read_receipt_of_whole(path)
     path.write_bytes(b"c0ntent")
     assert read_receipt_of_whole(path) is None
+
+
+def test_a_file_system_without_locks_is_told_of_and_can_be_used(tmp_path, monkeypatch):
+    def without_locks(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")  # NFS, for a folder
+
+    warnings = []
+    monkeypatch.setattr("pipeline.directories.fcntl.flock", without_locks)
+    monkeypatch.setattr(
+        "pipeline.directories.logging.warning",
+        lambda message, *arguments: warnings.append(message % arguments),
+    )
+    with Directories(tmp_path / "data").locked():
+        assert (tmp_path / "data").is_dir()
+    (warning,) = warnings
+    assert f"cannot lock {tmp_path / 'data'} (Bad file descriptor)" in warning
