@@ -11,7 +11,7 @@ setup: .venv/.installed  ## Make .venv and install Clozemill in it
 demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into demo/
 	rm -rf $(DEMO)
 	$(RUN)clozemill generate --flagfile=launch/recipes/demo_generate.flags --output_dir=$(DEMO)/data
-	$(RUN)clozemill pretrain --flagfile=launch/recipes/demo_pretrain.flags --data_dir=$(DEMO)/data --output_dir=$(DEMO)/run
+	$(RUN)clozemill pretrain --flagfile=launch/recipes/demo.flags --data_dir=$(DEMO)/data --output_dir=$(DEMO)/run
 	$(RUN)clozemill evaluate --run_dir=$(DEMO)/run --data_dir=$(DEMO)/data
 	$(RUN)clozemill export --run_dir=$(DEMO)/run --output_dir=$(DEMO)/huggingface
 	@echo
@@ -25,22 +25,24 @@ lint: .venv/.tested  ## Lint, check the format, check the types
 	$(RUN)ruff format --check
 	$(RUN)mypy
 
-test: .venv/.tested  ## The tests, but for the slow ones
+test: .venv/.tested  ## The tests, but for the slow ones; those of the model on both backends
 	$(RUN)pytest
+	KERAS_BACKEND=jax $(RUN)pytest tests/modeling tests/parity
 
 test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pytest -m slow
 
-bench: .venv/.benched  ## How fast text becomes records and in how much memory, next to peers in the same run
+bench: .venv/.benched  ## How fast text becomes records and a model learns, next to peers in the same run
 	$(RUN)python tests/benchmarks/tokenizer_speed.py
 	$(RUN)python tests/benchmarks/instance_speed.py
 	$(RUN)python tests/benchmarks/generate_speed.py
 	$(RUN)python tests/benchmarks/generate_memory.py
+	$(RUN)python tests/benchmarks/train_speed.py
 
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(RUN)pip install --quiet --editable '.[export,vocab,chinese]'
+	$(RUN)pip install --quiet --editable '.[chinese,export,plot,vocab]'
 	touch $@
 
 .venv/.tested: .venv/.installed
@@ -50,7 +52,7 @@ bench: .venv/.benched  ## How fast text becomes records and in how much memory, 
 # Peers of the benchmarks, apart: they must not meet what Clozemill itself imports.
 .venv/.benched: .venv/.tested Makefile
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/peers \
-		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0
+		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0 keras-hub==0.32.0
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

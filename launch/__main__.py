@@ -5,16 +5,13 @@ Exit codes: 0 done, 1 failed with one line that says why, 2 wrong flags.
 
 import importlib
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from logging import Formatter
 from types import ModuleType
 
 from absl import flags, logging
 
+from launch.banners import native_banners_hidden
 from launch.flag_files import describe_flags
 from pipeline.errors import UserError
 
@@ -51,12 +48,12 @@ def run(arguments: list[str]) -> int:
         print(f"clozemill: {problem}\n\n{usage()}", file=sys.stderr)
         return 2
     _configure()
-    with _native_banners_hidden():
+    with native_banners_hidden():
         module = importlib.import_module(f"launch.{verb}")
-    if {"--help", "-help", "-h"} & set(arguments[1:]):
-        print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}")
-        return 0
     try:
+        if {"--help", "-help", "-h"} & set(arguments[1:]):
+            print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}", flush=True)
+            return 0
         module.main(*_parse_flags(verb, arguments[1:], module))
     except flags.Error as error:
         message = f"clozemill {verb}: {error}\n`clozemill {verb} --help` lists the flags."
@@ -96,35 +93,13 @@ def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[li
 
 
 def _configure() -> None:
-    # The one backend with a training step; Keras reads it when it is imported.
+    # Unless a verb's --backend says otherwise, whatever the user's own settings for Keras are.
     os.environ["KERAS_BACKEND"] = "tensorflow"
     # What TensorFlow's libraries print at lower levels is of no use to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-
-
-@contextmanager
-def _native_banners_hidden() -> Iterator[None]:
-    """Hides what libraries write to stderr while they are imported, which no setting silences.
-
-    When the import fails, it is shown.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile("w+b") as hidden:
-        os.dup2(hidden.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            os.dup2(stderr, 2)
-            hidden.seek(0)
-            shutil.copyfileobj(hidden, sys.stderr.buffer)
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from modeling.evaluation import evaluate
+from launch import backend
+
+SHARED_FLAGS = (backend,)
 
 _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
@@ -22,6 +24,9 @@ _EVAL_BATCH_SIZE = flags.DEFINE_integer(
 
 def main() -> None:
     """Evaluates and prints the results."""
+    with backend.backend():
+        from modeling.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
+
     results = evaluate(Path(_RUN_DIR.value), Path(_DATA_DIR.value), _EVAL_BATCH_SIZE.value)
     for name, value in results.items():
         print(f"{name:<24} {value:.6g}")

@@ -33,10 +33,8 @@ def save_flags(verb: ModuleType, directory: Path) -> None:
 
 def _flags_of(verb: ModuleType) -> list[flags.Flag]:
     """The flags that the verb's module defines, behind those that it shares with other verbs."""
-    shared = getattr(verb, "SHARED_FLAGS", None)
     return [
         flag
-        for module in (shared, verb)
-        if module
+        for module in (*getattr(verb, "SHARED_FLAGS", ()), verb)
         for flag in flags.FLAGS.get_flags_for_module(module)
     ]

@@ -21,7 +21,7 @@ from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 
 PASSES_ON_UNKNOWN_FLAGS = True
-SHARED_FLAGS = input_flags
+SHARED_FLAGS = (input_flags,)
 _DEFAULTS = InstanceOptions()
 _LOGGERS_OF_EXCEPTIONS = (
     "apache_beam.runners.common",

@@ -14,7 +14,7 @@ from pipeline.files import write_whole
 from pipeline.inputs import describe_formats, match_files
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
-SHARED_FLAGS = input_flags
+SHARED_FLAGS = (input_flags,)
 _OUTPUT_FILE = flags.DEFINE_string("output_file", None, "Where the vocabulary goes.", required=True)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output_file when it is there.")
 _VOCAB_SIZE = flags.DEFINE_integer(

@@ -2,19 +2,32 @@
 
 The modules in the order of the flow::
 
-    config           BertConfig and its presets
-    input            shards -> batches, a dict with the names of `pipeline.records`
-    bert             BertModel: tokens -> sequence and pooled output
-    pretraining      BertForPreTraining: its heads for masked words and next sentences
-    losses           outputs -> sums that add up over batches -> losses and accuracies
-    optimization     AdamW, clipping, warm-up and decay
-    tensorflow_step  one update of the weights, one evaluation of a batch
-    run              the run's directory: config, vocabulary, manifest
-    checkpoints      all that is needed to go on, in one directory
-    metrics          what is told of a run while it goes
-    training         the loop
-    evaluation       losses and accuracies on the eval shards
-    huggingface      the checkpoint that `transformers` opens
+    config            BertConfig and its presets
+    training_options  how to train
+    input             shards -> batches, a dict with the names of `pipeline.records`
+    dropout           dropout whose masks follow from a key
+    bert              BertModel: tokens -> sequence and pooled output
+    pretraining       BertForPreTraining: its heads for masked words and next sentences
+    losses            outputs -> sums that add up over batches -> losses and accuracies
+    optimization      AdamW and LAMB, clipping, loss scale, warm-up and decay
+    update            one update of the weights, but for what a backend does its own way:
+    tensorflow_step   its gradients and its compilation by TensorFlow
+    jax_step          and by JAX
+    step              the one in use
+    devices           what it computes on
 
-Of `pipeline`, only the record contract is imported: `records`, `manifest` and `errors`.
+    run               the run's directory: config, vocabulary, manifest
+    checkpoints       all that is needed to go on, in one directory
+    metrics           what is told of a run while it goes, with `summaries` for TensorBoard
+    loss_plot         a picture of it
+    termination       SIGTERM
+    training          the loop
+    dry_run           what a run would be
+    evaluation        losses and accuracies on the eval shards
+
+    original          reading the checkpoints of the original BERT
+    huggingface       the directory that `transformers` opens: writing and reading
+    pretrained        a trained BERT from any of these, and a model that starts with it
+
+Of `pipeline`, only the record contract is imported: `records`, `manifest`, `files` and `errors`.
 """

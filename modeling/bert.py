@@ -17,9 +17,10 @@ import numpy as np
 from keras import ops
 
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
+from modeling.dropout import dropout, fold_in
 
 Initializer = Callable[..., np.ndarray]
-# Added to the scores of padding keys: exp of it is 0 in float32.
+# The score of padding: exp of it is 0 in float32.
 _MASKED_SCORE = -1e9
 
 
@@ -50,32 +51,15 @@ def layer_norm() -> keras.layers.LayerNormalization:
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="LayerNorm")
 
 
-class Dropout(keras.layers.Layer):
-    """Dropout from a generator that all layers share: its state is the model's only random state."""
-
-    def __init__(self, rate: float, seeds: keras.random.SeedGenerator):
-        super().__init__(name="dropout")
-        self.rate = rate
-        self.seeds = seeds
-
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Drops and rescales while training."""
-        if not training or not self.rate:
-            return inputs
-        return keras.random.dropout(inputs, self.rate, seed=self.seeds)
-
-
 class Embeddings(keras.layers.Layer):
     """Word + position + segment-type embeddings, normalized."""
 
-    def __init__(
-        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
-    ):
+    def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="embeddings")
         self.config = config
         self.initializer = initializer
         self.normalize = layer_norm()
-        self.dropout = Dropout(config.hidden_dropout_prob, seeds)
+        self.dropout_rate = config.hidden_dropout_prob
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the three tables."""
@@ -87,26 +71,38 @@ class Embeddings(keras.layers.Layer):
         )
         self.normalize.build((None, None, config.hidden_size))
 
-    def call(self, input_ids_BS: Any, segment_ids_BS: Any, training: bool = False) -> Any:
+    def call(self, input_ids_BS: Any, segment_ids_BS: Any, key: Any = None) -> Any:
         """Embeds [B, S] tokens as [B, S, H]."""
-        seq_length = ops.shape(input_ids_BS)[1]
+        seq_length = input_ids_BS.shape[1]
         x_BSH = (
             ops.take(self.word_embeddings, input_ids_BS, axis=0)
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
             + self.position_embeddings[:seq_length]
         )
-        return self.dropout(self.normalize(x_BSH), training=training)
+        return dropout(self.normalize(x_BSH), self.dropout_rate, key)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
-        return self.add_weight((rows, self.config.hidden_size), self.initializer, name=name)
+        # In float32 in any precision, so that the gradients of the rows are added up in it.
+        return self.add_weight(
+            (rows, self.config.hidden_size), self.initializer, autocast=False, name=name
+        )
+
+
+def attention_with_dropout(
+    q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, key: Any
+) -> Any:
+    """`keras.ops.dot_product_attention` with dropout of the probabilities, which that lacks."""
+    scores_BNSS = ops.cast(ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND), "float32")
+    scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
+    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
+    probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, key), v_BSND.dtype)
+    return ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
 
 
 class SelfAttention(keras.layers.Layer):
     """Scaled dot-product attention of N heads, before its output projection."""
 
-    def __init__(
-        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
-    ):
+    def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="self")
         self.hidden_size = config.hidden_size
         self.num_heads = config.num_attention_heads
@@ -116,24 +112,24 @@ class SelfAttention(keras.layers.Layer):
             dense(name="key"),
             dense(name="value"),
         )
-        self.dropout = Dropout(config.attention_probs_dropout_prob, seeds)
+        self.dropout_rate = config.attention_probs_dropout_prob
 
     def build(self, input_shape: Any) -> None:
         """Creates the three projections."""
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
 
-    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
-        """Attends from every position to all that `key_bias_B11S` does not mask."""
+    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
+        """Attends from every position to all that `mask_B1SS` lets it see."""
         q_BSND, k_BSND, v_BSND = (
             self._split_heads(projection(x_BSH))
             for projection in (self.query, self.key, self.value)
         )
-        scores_BNSS = ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND)
-        scores_BNSS = scores_BNSS / math.sqrt(self.hidden_size // self.num_heads) + key_bias_B11S
-        probabilities_BNSS = self.dropout(ops.softmax(scores_BNSS), training=training)
-        context_BSND = ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
-        return ops.reshape(context_BSND, ops.shape(x_BSH))
+        if key is not None and self.dropout_rate:
+            attend = partial(attention_with_dropout, rate=self.dropout_rate, key=key)
+        else:
+            attend = ops.dot_product_attention
+        return ops.reshape(attend(q_BSND, k_BSND, v_BSND, mask=mask_B1SS), ops.shape(x_BSH))
 
     def _split_heads(self, x_BSH: Any) -> Any:
         batch, seq_length, _ = ops.shape(x_BSH)
@@ -144,15 +140,13 @@ class SelfAttention(keras.layers.Layer):
 class Output(keras.layers.Layer):
     """Dense, dropout, residual, normalize: the end of both halves of a block."""
 
-    def __init__(
-        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
-    ):
+    def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="output")
         self.hidden_size = config.hidden_size
         self.dense = keras.layers.Dense(
             config.hidden_size, kernel_initializer=initializer, name="dense"
         )
-        self.dropout = Dropout(config.hidden_dropout_prob, seeds)
+        self.dropout_rate = config.hidden_dropout_prob
         self.normalize = layer_norm()
 
     def build(self, input_shape: Any) -> None:
@@ -160,30 +154,28 @@ class Output(keras.layers.Layer):
         self.dense.build(input_shape)
         self.normalize.build((None, None, self.hidden_size))
 
-    def call(self, x: Any, residual_BSH: Any, training: bool = False) -> Any:
+    def call(self, x: Any, residual_BSH: Any, key: Any = None) -> Any:
         """Adds the projection of `x` to the residual."""
-        return self.normalize(self.dropout(self.dense(x), training=training) + residual_BSH)
+        return self.normalize(dropout(self.dense(x), self.dropout_rate, key) + residual_BSH)
 
 
 class Attention(keras.layers.Layer):
     """The first half of a block: self-attention and its output."""
 
-    def __init__(
-        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
-    ):
+    def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="attention")
-        self.self_attention = SelfAttention(config, initializer, seeds)
-        self.output_layer = Output(config, initializer, seeds)
+        self.self_attention = SelfAttention(config, initializer)
+        self.output_layer = Output(config, initializer)
 
     def build(self, input_shape: Any) -> None:
         """Builds both layers."""
         self.self_attention.build(input_shape)
         self.output_layer.build(input_shape)
 
-    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
         """Attends and adds the result to `x_BSH`."""
-        context_BSH = self.self_attention(x_BSH, key_bias_B11S, training=training)
-        return self.output_layer(context_BSH, x_BSH, training=training)
+        context_BSH = self.self_attention(x_BSH, mask_B1SS, fold_in(key, 0))
+        return self.output_layer(context_BSH, x_BSH, fold_in(key, 1))
 
 
 class Intermediate(keras.layers.Layer):
@@ -210,18 +202,12 @@ class Intermediate(keras.layers.Layer):
 class TransformerBlock(keras.layers.Layer):
     """Post-LN block: attention, then the feed-forward layer, each normalized after its residual."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        initializer: Initializer,
-        seeds: keras.random.SeedGenerator,
-        name: str,
-    ):
+    def __init__(self, config: BertConfig, initializer: Initializer, name: str):
         super().__init__(name=name)
         self.intermediate_size = config.intermediate_size
-        self.attention = Attention(config, initializer, seeds)
+        self.attention = Attention(config, initializer)
         self.intermediate = Intermediate(config, initializer)
-        self.output_layer = Output(config, initializer, seeds)
+        self.output_layer = Output(config, initializer)
 
     def build(self, input_shape: Any) -> None:
         """Builds all three layers."""
@@ -229,21 +215,27 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate.build(input_shape)
         self.output_layer.build((None, None, self.intermediate_size))
 
-    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        x_BSH = self.attention(x_BSH, key_bias_B11S, training=training)
-        return self.output_layer(self.intermediate(x_BSH), x_BSH, training=training)
+        x_BSH = self.attention(x_BSH, mask_B1SS, fold_in(key, 0))
+        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(key, 1))
 
 
 class Encoder(keras.layers.Layer):
-    """L transformer blocks."""
+    """L transformer blocks.
 
-    def __init__(
-        self, config: BertConfig, initializer: Initializer, seeds: keras.random.SeedGenerator
-    ):
+    Args:
+      config: their size.
+      initializer: of their kernels.
+      recompute_activations: whether the backward pass computes a block's activations again, so that only one
+        block's have to be kept.
+    """
+
+    def __init__(self, config: BertConfig, initializer: Initializer, recompute_activations: bool):
         super().__init__(name="encoder")
-        self.blocks = [
-            TransformerBlock(config, initializer, seeds, name=f"layer_{i}")
+        self.recompute_activations = recompute_activations
+        self.blocks: list[Any] = [
+            TransformerBlock(config, initializer, name=f"layer_{i}")
             for i in range(config.num_hidden_layers)
         ]
 
@@ -252,10 +244,11 @@ class Encoder(keras.layers.Layer):
         for block in self.blocks:
             block.build(input_shape)
 
-    def call(self, x_BSH: Any, key_bias_B11S: Any, training: bool = False) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        for block in self.blocks:
-            x_BSH = block(x_BSH, key_bias_B11S, training=training)
+        for i, block in enumerate(self.blocks):
+            run: Any = partial(block, mask_B1SS=mask_B1SS, key=fold_in(key, i))
+            x_BSH = keras.remat(run)(x_BSH) if self.recompute_activations else run(x_BSH)
         return x_BSH
 
 
@@ -282,16 +275,16 @@ class BertModel(keras.layers.Layer):
 
     Args:
       config: its size.
-      seed: of the initial weights and of dropout.
+      seed: of the initial weights.
+      recompute_activations: as of `Encoder`.
     """
 
-    def __init__(self, config: BertConfig, seed: int):
+    def __init__(self, config: BertConfig, seed: int, recompute_activations: bool = False):
         super().__init__(name="bert")
         self.config = config
-        self.seeds = keras.random.SeedGenerator(seed)
         self.initializer = truncated_normal(np.random.default_rng(seed), config.initializer_range)
-        self.embeddings = Embeddings(config, self.initializer, self.seeds)
-        self.encoder = Encoder(config, self.initializer, self.seeds)
+        self.embeddings = Embeddings(config, self.initializer)
+        self.encoder = Encoder(config, self.initializer, recompute_activations)
         self.pooler = Pooler(config, self.initializer)
 
     def build(self, input_shape: Any = None) -> None:
@@ -302,7 +295,7 @@ class BertModel(keras.layers.Layer):
         self.pooler.build((None, self.config.hidden_size))
 
     def call(
-        self, input_ids: Any, input_mask: Any, segment_ids: Any, training: bool = False
+        self, input_ids: Any, input_mask: Any, segment_ids: Any, key: Any = None
     ) -> tuple[Any, Any]:
         """Encodes a batch.
 
@@ -310,12 +303,16 @@ class BertModel(keras.layers.Layer):
           input_ids: [B, S], S at most `max_position_embeddings`.
           input_mask: [B, S], 1 for tokens and 0 for padding, to which nothing attends.
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
-          training: whether dropout is on.
+          key: of `modeling.dropout`; None for no dropout.
 
         Returns:
           The sequence output [B, S, H] and the pooled output [B, H].
         """
-        x_BSH = self.embeddings(input_ids, segment_ids, training=training)
-        key_bias_B11S = (1.0 - ops.cast(input_mask, x_BSH.dtype)[:, None, None, :]) * _MASKED_SCORE
-        sequence_output_BSH = self.encoder(x_BSH, key_bias_B11S, training=training)
+        x_BSH = self.embeddings(input_ids, segment_ids, fold_in(key, 0))
+        batch, seq_length = input_mask.shape
+        # With all queries, for fused kernels do not broadcast.
+        mask_B1SS = ops.broadcast_to(
+            ops.cast(input_mask, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
+        )
+        sequence_output_BSH = self.encoder(x_BSH, mask_B1SS, fold_in(key, 1))
         return sequence_output_BSH, self.pooler(sequence_output_BSH)

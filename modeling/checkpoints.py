@@ -2,13 +2,15 @@
 
 `RUN/checkpoints/step-00000600/` holds `weights.npz` (the variables under the original's names),
 `optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written beside and
-renamed when whole. Nothing in it depends on the backend.
+renamed when whole. Nothing in it depends on the backend or the precision. The random state is the seed
+and the step: all random draws follow from them.
 """
 
 import dataclasses
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -16,14 +18,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from absl import logging
 
-from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
+from modeling.update import Update
 from pipeline.errors import UserError
 
 CHECKPOINTS_NAME = "checkpoints"
+WEIGHTS_NAME = "weights.npz"
 _PREFIX = "step-"
-_WEIGHTS, _OPTIMIZER, _STATE = "weights.npz", "optimizer.npz", "state.json"
+_OPTIMIZER, _STATE = "optimizer.npz", "state.json"
 
 
 @dataclass(frozen=True)
@@ -34,33 +38,45 @@ class TrainingState:
       step: updates made.
       instances_seen: instances read, which is the data's position.
       random_seed: that training was begun with.
-      dropout_state: of the model's seed generator.
+      optimizer: its name.
       sums: what has been summed up for the next line of metrics.
+      loss_scale: of float16, and the good updates since it was last doubled.
     """
 
     step: int = 0
     instances_seen: int = 0
     random_seed: int = 0
-    dropout_state: list[int] = dataclasses.field(default_factory=list)
+    optimizer: str = "adamw"
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    loss_scale: list[float] | None = None
 
 
-def save_checkpoint(
-    run_dir: Path, model: BertForPreTraining, optimizer: AdamW, state: TrainingState, keep: int
-) -> Path:
-    """Writes a checkpoint and removes all but the newest `keep`."""
+def save_checkpoint(run_dir: Path, update: Update, state: TrainingState, keep: int) -> Path:
+    """Writes a checkpoint and removes all but the newest `keep`.
+
+    Raises:
+      UserError: it cannot be written; those before it are as they were.
+    """
     directory = run_dir / CHECKPOINTS_NAME / f"{_PREFIX}{state.step:08d}"
     temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _write_arrays(temporary / _WEIGHTS, _as_arrays(model.named_weights()))
-    _write_arrays(temporary / _OPTIMIZER, _as_arrays(_named_moments(model, optimizer)))
-    state = dataclasses.replace(
-        state, dropout_state=np.asarray(model.bert.seeds.state.numpy()).tolist()
-    )
-    (temporary / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n", "utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    if update.loss_scale:
+        loss_scale = [float(variable) for variable in update.loss_scale.variables]
+        state = dataclasses.replace(state, loss_scale=loss_scale)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_arrays(temporary / WEIGHTS_NAME, _as_arrays(update.model.named_weights()))
+        _write_arrays(temporary / _OPTIMIZER, _as_arrays(_named_moments(update)))
+        content = json.dumps(dataclasses.asdict(state), indent=2) + "\n"
+        (temporary / _STATE).write_text(content, "utf-8")
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"cannot save the checkpoint {directory} ({error.strerror or error}): make room and give "
+            "the same command again, it goes on from the checkpoint before"
+        ) from error
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return directory
@@ -89,30 +105,78 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
+def read_weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    """The model's variables in a checkpoint.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    with _damage_named(checkpoint / WEIGHTS_NAME) as path:
+        return _read_arrays(path)
+
+
 def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
-    """Sets the model's weights and returns the step they were saved at."""
-    with _damage_named(checkpoint / _WEIGHTS) as path:
-        model.set_named_weights(_read_arrays(path))
+    """Sets the model's weights and returns the step they were saved at.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    weights = read_weights(checkpoint)
+    with _damage_named(checkpoint / WEIGHTS_NAME):
+        model.set_named_weights(weights)
     return _read_state(checkpoint).step
 
 
-def load_checkpoint(checkpoint: Path, model: BertForPreTraining, optimizer: AdamW) -> TrainingState:
-    """Sets weights, moments, update count and random state, and returns where training stood."""
-    load_weights(checkpoint, model)
+def load_checkpoint(checkpoint: Path, update: Update) -> TrainingState:
+    """Sets weights, moments, update count and loss scale, and returns where training stood.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    load_weights(checkpoint, update.model)
     with _damage_named(checkpoint / _OPTIMIZER) as path:
         moments = _read_arrays(path)
-        for name, variable in _named_moments(model, optimizer).items():
+        for name, variable in _named_moments(update).items():
             variable.assign(moments[name])
     state = _read_state(checkpoint)
-    optimizer.iterations.assign(state.step)
-    model.bert.seeds.state.assign(state.dropout_state)
+    update.optimizer.iterations.assign(state.step)
+    if update.loss_scale and state.loss_scale:
+        for variable, value in zip(update.loss_scale.variables, state.loss_scale, strict=True):
+            variable.assign(value)
     return state
 
 
-def _named_moments(model: BertForPreTraining, optimizer: AdamW) -> dict[str, keras.Variable]:
+def load_newest_checkpoint(run_dir: Path, update: Update) -> tuple[Path, TrainingState] | None:
+    """Loads the newest checkpoint that is not damaged; None when the run has no checkpoint.
+
+    Damaged ones are logged and kept aside under the name NAME.damaged-….
+
+    Raises:
+      UserError: all checkpoints are damaged.
+    """
+    damaged: list[tuple[Path, UserError]] = []
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        try:
+            state = load_checkpoint(checkpoint, update)
+        except UserError as error:
+            damaged.append((checkpoint, error))
+            continue
+        for path, damage in damaged:
+            logging.error("%s; going on from the one before it", damage)
+            path.rename(path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+        return checkpoint, state
+    if damaged:
+        raise damaged[0][1]
+    return None
+
+
+def _named_moments(update: Update) -> dict[str, keras.Variable]:
     moments = {}
     for name, first, second in zip(
-        model.named_weights(), optimizer.first_moments, optimizer.second_moments, strict=True
+        update.model.named_weights(),
+        update.optimizer.first_moments,
+        update.optimizer.second_moments,
+        strict=True,
     ):
         moments[f"{name}/adam_m"] = first
         moments[f"{name}/adam_v"] = second
@@ -120,7 +184,7 @@ def _named_moments(model: BertForPreTraining, optimizer: AdamW) -> dict[str, ker
 
 
 def _as_arrays(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -151,6 +215,5 @@ def _damage_named(path: Path) -> Iterator[Path]:
     except Exception as error:  # zip, zlib, JSON, NumPy, Keras: each has its own
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason}); remove "
-            "that directory to go on from the one before it"
+            f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason})"
         ) from error

@@ -2,14 +2,16 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from modeling.checkpoints import latest_checkpoint, load_weights
 from modeling.input import evaluation_batches, readable
 from modeling.losses import losses_and_accuracies
 from modeling.pretraining import BertForPreTraining
 from modeling.run import check_length, check_same_vocabulary, read_run
-from modeling.tensorflow_step import eval_step
+from modeling.step import eval_step
 from pipeline.files import write_whole
 from pipeline.manifest import Manifest
 
@@ -32,11 +34,23 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
     batches = evaluation_batches(data_dir, manifest, batch_size)
     model = BertForPreTraining(config)
     step = load_weights(latest_checkpoint(run_dir), model)
-    step_function = eval_step(model)
-    sums: dict[str, float] = defaultdict(float)
-    for batch in readable(batches):
-        for name, value in step_function(batch).items():
-            sums[name] += float(value)
+    sums = evaluation_sums(eval_step(model), readable(batches, data_dir, manifest))
     results = {"step": step, **losses_and_accuracies(sums)}
     write_whole(run_dir / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     return results
+
+
+def evaluation_sums(
+    step: Callable[[Any], Mapping[str, Any]], batches: Iterable[Any]
+) -> dict[str, float]:
+    """The totals and sums of batches, added up.
+
+    Args:
+      step: `eval_step` of a model.
+      batches: of the model's data set.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for batch in batches:
+        for name, value in step(batch).items():
+            sums[name] += float(value)
+    return sums

@@ -1,10 +1,13 @@
-"""Export to the directory that Hugging Face's `from_pretrained` opens."""
+"""The directory that Hugging Face's `from_pretrained` opens: writing it, and reading such directories."""
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - without it, NumPy does not know bfloat16
 import numpy as np
 
 from modeling.checkpoints import latest_checkpoint, load_weights
@@ -14,6 +17,9 @@ from modeling.run import read_run
 from pipeline.errors import UserError
 from pipeline.files import temporary_name
 from pipeline.manifest import VOCABULARY_NAME
+
+WEIGHTS_NAME = "model.safetensors"
+HUGGINGFACE_CONFIG_NAME = "config.json"
 
 # The original's names, part by part, in the order in which they are replaced.
 _RENAMED_PARTS = (
@@ -26,6 +32,13 @@ _RENAMED_PARTS = (
     ("gamma", "weight"),
     ("beta", "bias"),
     ("/", "."),
+)
+# Other names that tensors have there: of older versions, and of copies of tied ones.
+_OTHER_NAMES = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+    ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
 )
 
 
@@ -40,12 +53,7 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
     Raises:
       UserError: the run has no checkpoint, `output_dir` is not empty, or safetensors is missing.
     """
-    try:
-        from safetensors.numpy import save_file  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise UserError(
-            "--format=huggingface needs the package safetensors: pip install 'clozemill[export]'"
-        ) from error
+    safetensors = _safetensors("--format=huggingface")
     config, manifest = read_run(run_dir)
     checkpoint = latest_checkpoint(run_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -69,9 +77,9 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
     try:
         temporary.mkdir(parents=True)
         shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")
-        _write_json(temporary / "config.json", huggingface_config(config))
+        _write_json(temporary / HUGGINGFACE_CONFIG_NAME, huggingface_config(config))
         _write_json(temporary / "tokenizer_config.json", tokenizer_config)
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        safetensors.save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         if output_dir.exists():
             output_dir.rmdir()
         temporary.rename(output_dir)
@@ -80,6 +88,40 @@ def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return checkpoint
+
+
+def read_huggingface(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The tensors of a directory's `model.safetensors`, whichever BERT of `transformers` wrote it.
+
+    Args:
+      directory: what `save_pretrained` wrote.
+      names: of the variables that are looked for, as in the original's checkpoints.
+
+    Returns:
+      Those of `names` that are there, in the original's layout, and all other tensors under their
+      own names.
+
+    Raises:
+      UserError: the file cannot be read, two tensors for one variable differ, or safetensors is
+        missing.
+    """
+    safetensors = _safetensors(f"reading {directory / WEIGHTS_NAME}")
+    try:
+        tensors = safetensors.load_file(directory / WEIGHTS_NAME)
+    except Exception as error:  # SafetensorError, OSError, TypeError for a type that NumPy lacks
+        raise UserError(f"cannot read {directory / WEIGHTS_NAME}: {error}") from error
+    originals = {huggingface_name(name): name for name in names}
+    arrays: dict[str, np.ndarray] = {}
+    for found, tensor in tensors.items():
+        name = originals.get(_current_name(found), found)
+        values = from_huggingface(name, tensor)
+        if name in arrays and not np.array_equal(arrays[name], values):
+            raise UserError(
+                f"{found} in {directory / WEIGHTS_NAME} is no copy of {huggingface_name(name)}, but in "
+                "this BERT they are one: save the encoder alone, as transformers' BertModel"
+            )
+        arrays[name] = values
+    return arrays
 
 
 def huggingface_name(name: str) -> str:
@@ -92,6 +134,11 @@ def huggingface_name(name: str) -> str:
 def to_huggingface(name: str, values: np.ndarray) -> np.ndarray:
     """A variable's values there: kernels are transposed, [out, in]."""
     return np.ascontiguousarray(values.T if name.endswith("/kernel") else values)
+
+
+def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
+    """The inverse of `to_huggingface`."""
+    return to_huggingface(name, values)  # to transpose again
 
 
 def huggingface_config(config: BertConfig) -> dict[str, Any]:
@@ -115,6 +162,23 @@ def huggingface_config(config: BertConfig) -> dict[str, Any]:
         "pad_token_id": 0,
         "torch_dtype": "float32",
     }
+
+
+def _current_name(name: str) -> str:
+    """The name that today's BertForPreTraining gives a tensor which another class or version named."""
+    for other, current in _OTHER_NAMES:
+        name = name.replace(other, current)
+    return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+
+
+def _safetensors(purpose: str) -> ModuleType:
+    try:
+        import safetensors.numpy  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs the package safetensors: pip install 'clozemill[export]'"
+        ) from error
+    return safetensors.numpy
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

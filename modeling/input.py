@@ -10,15 +10,20 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Shard
-from pipeline.records import instance_features
+from pipeline.records import instance_features, read_frames
 
 _SHARDS_PER_GROUP = 8
 _SHUFFLE_BUFFER_RECORDS = 10_000
+
+if keras.config.backend() != "tensorflow":
+    # TensorFlow only reads; it would take the memory of GPUs from the backend that computes.
+    tf.config.set_visible_devices([], "GPU")
 
 ShardGroup = tuple[list[str], int, int]
 """Paths of shards that are shuffled together, the seed for it, and how many records to skip."""
@@ -79,19 +84,39 @@ def batches_in_order(
     return _parsed_batches(records, manifest, batch_size, drop_remainder=False)
 
 
-def readable(batches: tf.data.Dataset) -> Iterator[dict[str, tf.Tensor]]:
-    """The batches of a data set.
+def readable(
+    batches: tf.data.Dataset, data_dir: Path, manifest: Manifest
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of a data set as NumPy arrays.
 
     Raises:
-      UserError: a shard cannot be read.
+      UserError: a shard cannot be read; its file and record are named.
     """
     try:
-        yield from batches
+        yield from batches.as_numpy_iterator()
     except tf.errors.OpError as error:
-        reason = error.message.partition("\n")[0]
+        reason = _damage_in(data_dir, manifest) or error.message.partition("\n")[0]
         raise UserError(
-            f"cannot read the data set ({reason}): `clozemill verify` tells which shards are damaged"
+            f"cannot read the data set {data_dir}: {reason}; generate it again"
         ) from error
+
+
+def shards_of_instances(
+    manifest: Manifest, seed: int, first_instance: int, count: int
+) -> list[str]:
+    """The names of the shards that `count` instances from `first_instance` on may come from.
+
+    The shards of a group are shuffled together, so they are all those of a group, or of several.
+    """
+    names: list[str] = []
+    shards = manifest.shards_of("train")
+    for group, _, skip in shard_groups(Path(), shards, seed, first_instance):
+        names += group
+        instances = {shard.name: shard.instances for shard in shards}
+        count -= sum(instances[name] for name in group) - skip
+        if count <= 0:
+            break
+    return sorted(set(names))
 
 
 def shard_groups(
@@ -112,6 +137,19 @@ def shard_groups(
                 paths = [str(data_dir / shard.name) for shard in group]
                 yield paths, shuffle_seed, max(0, first_instance - position)
             position = end
+
+
+def _damage_in(data_dir: Path, manifest: Manifest) -> str | None:
+    """What is wrong with the first record that cannot be read."""
+    for shard in manifest.shards:
+        whole_records = 0
+        try:
+            with (data_dir / shard.name).open("rb") as file:
+                for _ in read_frames(file):
+                    whole_records += 1
+        except (OSError, ValueError) as error:
+            return f"record {whole_records + 1} of {data_dir / shard.name} is damaged ({error})"
+    return None
 
 
 def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:

@@ -1,7 +1,8 @@
 """Outputs of a batch to losses and accuracies, by way of sums that add up.
 
-The sums of two batches (or replicas, or accumulation steps) add up to those of the batch of both, so
-that every mean is taken over the whole.
+The sums and totals of two batches (or replicas, or accumulation steps) add up to those of the batch of
+both, so that every mean is taken over the whole: the losses below take both in one dict. With the sums
+of a part and the totals of the whole, they give the part's share of the whole's loss.
 
 Shape suffixes of tensors: B batch, P predictions, V vocabulary.
 """
@@ -11,16 +12,32 @@ from typing import Any
 
 from keras import ops
 
+SUMS = ("masked_lm_nll", "masked_lm_correct", "next_sentence_nll", "next_sentence_correct")
+"""The names of `pretraining_sums`."""
 # In the denominator of the masked-LM mean, as in the original.
 _EPSILON = 1e-5
 
 
+def batch_totals(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a batch holds, as float32 scalars: the denominators of its means, and its tokens.
+
+    Args:
+      batch: with labels, and `masked_lm_weights` which are 0 for padding.
+    """
+    ones_B = ops.ones(batch["next_sentence_labels"].shape[:1])
+    return {
+        "masked_lm_weights": ops.sum(ops.cast(batch["masked_lm_weights"], "float32")),
+        "sequences": ops.sum(ones_B),
+        "tokens": ops.sum(ops.cast(batch["input_mask"], "float32")),
+    }
+
+
 def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Sums over a batch, all float32 scalars; losses in nats.
+    """Sums over a batch of what the model got right and wrong, as float32 scalars; losses in nats.
 
     Args:
       outputs: of `BertForPreTraining`.
-      batch: with labels, and `masked_lm_weights` which are 0 for padding.
+      batch: as for `batch_totals`.
     """
     masked_lm_weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
     masked_lm_nll_BP, masked_lm_hit_BP = _nll_and_hit(
@@ -29,15 +46,13 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> di
     next_sentence_nll_B, next_sentence_hit_B = _nll_and_hit(
         outputs["next_sentence_logits"], batch["next_sentence_labels"][:, 0]
     )
-    return {
-        "masked_lm_nll": ops.sum(masked_lm_weights_BP * masked_lm_nll_BP),
-        "masked_lm_correct": ops.sum(masked_lm_weights_BP * masked_lm_hit_BP),
-        "masked_lm_weights": ops.sum(masked_lm_weights_BP),
-        "next_sentence_nll": ops.sum(next_sentence_nll_B),
-        "next_sentence_correct": ops.sum(next_sentence_hit_B),
-        "sequences": ops.sum(ops.ones_like(next_sentence_nll_B)),
-        "tokens": ops.sum(ops.cast(batch["input_mask"], "float32")),
-    }
+    sums = (
+        ops.sum(masked_lm_weights_BP * masked_lm_nll_BP),
+        ops.sum(masked_lm_weights_BP * masked_lm_hit_BP),
+        ops.sum(next_sentence_nll_B),
+        ops.sum(next_sentence_hit_B),
+    )
+    return dict(zip(SUMS, sums, strict=True))
 
 
 def masked_lm_loss(sums: Mapping[str, Any]) -> Any:

@@ -3,7 +3,8 @@
 Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from keras import ops
 
 from modeling.bert import BertModel, Initializer, activation, layer_norm
 from modeling.config import BertConfig
+from modeling.training_options import Precision
 
 _ROOT = "bert_for_pretraining"
 
@@ -56,6 +58,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         """Logits [B, P, V]; the positions are gathered first, for few of them are masked."""
         x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
         x_BPH = self.transform(x_BPH)
+        word_embeddings_VH = ops.cast(word_embeddings_VH, x_BPH.dtype)
         return ops.matmul(x_BPH, ops.transpose(word_embeddings_VH)) + self.output_bias
 
 
@@ -112,34 +115,45 @@ class BertForPreTraining(keras.Model):
 
     Args:
       config: its size.
-      seed: of the initial weights and of dropout.
+      seed: of the initial weights.
+      precision: of the computation; variables are float32 in any case, and so are softmax, layer
+        normalization and losses.
+      recompute_activations: whether the backward pass computes the blocks' activations again instead of keeping
+        them: less memory, about a third more work.
     """
 
-    def __init__(self, config: BertConfig, seed: int = 0):
-        super().__init__(name=_ROOT)
-        self.config = config
-        self.bert = BertModel(config, seed)
-        self.cls = PretrainingHeads(config, self.bert.initializer)
-        self.build()
+    def __init__(
+        self,
+        config: BertConfig,
+        seed: int = 0,
+        precision: Precision = Precision.FLOAT32,
+        recompute_activations: bool = False,
+    ):
+        with _dtype_policy(precision):
+            super().__init__(name=_ROOT)
+            self.config = config
+            self.bert = BertModel(config, seed, recompute_activations)
+            self.cls = PretrainingHeads(config, self.bert.initializer)
+            self.build()
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables; their shapes depend on the config alone."""
         self.bert.build()
         self.cls.build()
 
-    def call(self, batch: Mapping[str, Any], training: bool = False) -> dict[str, Any]:
+    def call(self, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
         """Runs a batch.
 
         Args:
           batch: `input_ids`, `input_mask`, `segment_ids` [B, S] and `masked_lm_positions` [B, P].
-          training: whether dropout is on.
+          key: of `modeling.dropout`; None for no dropout.
 
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
           `next_sentence_logits` [B, 2].
         """
         sequence_output, pooled_output = self.bert(
-            batch["input_ids"], batch["input_mask"], batch["segment_ids"], training=training
+            batch["input_ids"], batch["input_mask"], batch["segment_ids"], key
         )
         masked_lm_logits, next_sentence_logits = self.cls(
             sequence_output,
@@ -167,3 +181,16 @@ class BertForPreTraining(keras.Model):
 def weight_name(variable: keras.Variable) -> str:
     """A variable's name in the original's checkpoints."""
     return variable.path.removeprefix(f"{_ROOT}/")
+
+
+@contextmanager
+def _dtype_policy(precision: Precision) -> Iterator[None]:
+    """Layers made here compute in that precision and keep float32 variables."""
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(
+        "float32" if precision == Precision.FLOAT32 else f"mixed_{precision}"
+    )
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(previous)

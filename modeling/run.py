@@ -1,42 +1,81 @@
 """The run directory: the model's config, what the data set said, checkpoints and metrics."""
 
+import json
+import os
+import platform
+from importlib import metadata
 from pathlib import Path
+
+import keras
 
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
-from pipeline.files import write_whole
+from pipeline.files import sha256_of, write_whole
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+
+ENVIRONMENT_NAME = "environment.json"
+_PACKAGES = ("clozemill", "keras", "tensorflow", "jax", "jaxlib", "numpy")
+
+
+def check_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
+    """Sees that the model can be trained on the data there, without writing anything.
+
+    Raises:
+      UserError: the model does not go with the data, or the directory holds something else than a
+        run of this model on these data.
+    """
+    if config.vocab_size < manifest.vocab_size:
+        raise UserError(
+            f"the model's vocab_size {config.vocab_size} is smaller than the {manifest.vocab_size} "
+            f"entries of {data_dir / VOCABULARY_NAME}: give another vocab_size"
+        )
+    check_length(config, data_dir, manifest)
+    if (run_dir / CONFIG_NAME).exists():
+        _check_same_model(run_dir, config)
+        if (run_dir / MANIFEST_NAME).exists():
+            _check_same_data(run_dir, data_dir, manifest)
+    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(
+            f"{run_dir} is a file or holds files that are no run: give an empty --output_dir"
+        )
 
 
 def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
     """Makes the directory, or sees that the run in it is of the same model and data set.
 
     Raises:
-      UserError: the model cannot be trained on the data, or the directory holds something else.
+      UserError: as `check_run`, or the directory cannot be written.
     """
-    if config.vocab_size < manifest.vocab_size:
-        raise UserError(
-            f"the model's vocab_size {config.vocab_size} is smaller than the {manifest.vocab_size} "
-            f"entries of {data_dir / VOCABULARY_NAME}: set vocab_size in --bert_config_file"
-        )
-    check_length(config, data_dir, manifest)
-    is_run = (run_dir / CONFIG_NAME).exists()
-    if not is_run and run_dir.is_dir() and any(run_dir.iterdir()):
-        raise UserError(f"{run_dir} holds files that are no run: give an empty --output_dir")
+    check_run(run_dir, config, data_dir, manifest)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if is_run:
-            _check_same_model(run_dir, config)
-        else:
+        if not (run_dir / CONFIG_NAME).exists():
             write_whole(run_dir / CONFIG_NAME, config.to_json())
-        if (run_dir / MANIFEST_NAME).exists():
-            _check_same_data(run_dir, data_dir, manifest)
-        else:
+        if not (run_dir / MANIFEST_NAME).exists():
             vocabulary = (data_dir / VOCABULARY_NAME).read_text("utf-8")
             write_whole(run_dir / VOCABULARY_NAME, vocabulary)
             manifest.write(run_dir)
     except OSError as error:
         raise UserError(f"cannot write the run {run_dir}: {error}") from error
+
+
+def write_environment(run_dir: Path, devices: list[str]) -> None:
+    """Writes what this start of the run computes with, so that its figures can be understood later.
+
+    Args:
+      run_dir: the run.
+      devices: names of its GPUs.
+    """
+    environment = {
+        "backend": keras.config.backend(),
+        "devices": devices,
+        "processor": platform.machine(),
+        "processor_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "manifest_sha256": sha256_of(run_dir / MANIFEST_NAME),
+    }
+    write_whole(run_dir / ENVIRONMENT_NAME, json.dumps(environment, indent=2) + "\n")
 
 
 def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
@@ -98,5 +137,26 @@ def _check_same_data(run_dir: Path, data_dir: Path, manifest: Manifest) -> None:
     check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
     if trained_on != manifest:
         raise UserError(
-            f"{run_dir} holds a run on another data set than {data_dir}: give another --output_dir"
+            f"{run_dir} holds a run on another data set than {data_dir} "
+            f"({_difference(trained_on, manifest)}): give another --output_dir"
         )
+
+
+def _difference(trained_on: Manifest, manifest: Manifest) -> str:
+    old, new = (
+        {**vars(each), **each.options, "options": None, "shards": None, "statistics": None}
+        for each in (trained_on, manifest)
+    )
+    changed = [
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(changed) or "made with the same options from other text"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

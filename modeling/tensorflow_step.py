@@ -5,46 +5,75 @@ from typing import Any
 
 import tensorflow as tf
 
-from modeling.losses import pretraining_sums, total_loss
-from modeling.optimization import AdamW, clip_by_global_norm
+from modeling.losses import SUMS, batch_totals, pretraining_sums
 from modeling.pretraining import BertForPreTraining
+from modeling.update import Update
 
 Batch = Mapping[str, Any]
-Step = Callable[[Batch], dict[str, Any]]
 
 
-def describe_devices() -> str:
-    """What TensorFlow computes on."""
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    return f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the processor; no GPU was found"
+def device_names() -> list[str]:
+    """The names of the GPUs."""
+    devices = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(device) for device in devices]
+    return [detail.get("device_name", "GPU") for detail in details]
 
 
-def train_step(model: BertForPreTraining, optimizer: AdamW, clip_norm: float) -> Step:
-    """A function that updates the model by one batch.
+def peak_memory() -> int | None:
+    """The most memory that was in use on the GPU, in bytes; None without one."""
+    if not device_names():
+        return None
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
-    It returns the batch's `pretraining_sums`, and `gradient_norm`, the global norm before clipping.
+
+class TrainStep:
+    """Updates the weights by one batch at each call; the first call compiles.
+
+    Attributes:
+      attention_kernel: what computes attention where its dropout is 0.
     """
 
-    @tf.function(jit_compile=True)
-    def step(batch: Batch) -> dict[str, Any]:
+    attention_kernel = "compiled by XLA"
+
+    def __init__(self, update: Update):
+        self._update = update
+        self._weights = [variable.value for variable in update.weights]
+        self._compiled = tf.function(self._step, jit_compile=True, autograph=False)
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """Gives the totals and sums of a batch of NumPy arrays, and what `Update.apply` tells."""
+        return self._compiled(batch)
+
+    def _step(self, batch: Batch) -> dict[str, Any]:
+        totals = batch_totals(batch)
+        if self._update.accumulation_steps == 1:
+            sums, gradients = self._sums_and_gradients(batch, 0, totals)
+        else:
+            sums, gradients = self._accumulated(self._update.parts(batch), totals)
+        return {**totals, **sums, **self._update.apply(gradients)}
+
+    def _sums_and_gradients(self, part: Batch, number: Any, totals: Batch) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
-            sums = pretraining_sums(model(batch, training=True), batch)
-            loss = total_loss(sums)
-        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
-        clipped, norm = clip_by_global_norm(
-            [tf.convert_to_tensor(gradient) for gradient in gradients], clip_norm
-        )
-        optimizer.apply(clipped, model.trainable_variables)
-        return {**sums, "gradient_norm": norm}
+            loss, sums = self._update.loss(part, number, totals)
+        gradients = tape.gradient(loss, self._weights)
+        return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    return step
+    def _accumulated(self, parts: Batch, totals: Batch) -> tuple[Any, list[Any]]:
+        def add_part(number: Any, so_far: Any) -> tuple[Any, Any]:
+            part = {name: values[number] for name, values in parts.items()}
+            new = self._sums_and_gradients(part, number, totals)
+            return number + 1, tf.nest.map_structure(tf.add, so_far, new)
+
+        zeros = dict.fromkeys(SUMS, tf.zeros(())), [tf.zeros(w.shape) for w in self._weights]
+        steps = self._update.accumulation_steps
+        return tf.while_loop(lambda number, _: number < steps, add_part, (0, zeros))[1]
 
 
-def eval_step(model: BertForPreTraining) -> Step:
-    """A function that returns a batch's `pretraining_sums` without dropout."""
+def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
+    """A function that returns a batch's totals and sums without dropout."""
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def step(batch: Batch) -> dict[str, Any]:
-        return pretraining_sums(model(batch, training=False), batch)
+        return {**batch_totals(batch), **pretraining_sums(model(batch), batch)}
 
     return step

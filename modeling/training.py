@@ -3,76 +3,32 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from modeling.checkpoints import TrainingState, list_checkpoints, load_checkpoint, save_checkpoint
+from modeling.checkpoints import (
+    TrainingState,
+    list_checkpoints,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from modeling.config import BertConfig
-from modeling.input import readable, training_batches
+from modeling.devices import describe_devices, peak_flops
+from modeling.evaluation import evaluation_sums
+from modeling.input import evaluation_batches, readable, shards_of_instances, training_batches
+from modeling.loss_plot import draw_losses
 from modeling.metrics import MetricsWriter
-from modeling.optimization import AdamW, LinearWarmupAndDecay
-from modeling.pretraining import BertForPreTraining
-from modeling.tensorflow_step import Batch, describe_devices, train_step
+from modeling.pretrained import Pretrained, initialize
+from modeling.run import write_environment
+from modeling.step import TrainStep, check_precision, device_names, eval_step
+from modeling.termination import EXIT_CODE, noticing_termination
+from modeling.training_options import TrainingOptions
+from modeling.update import Update, learning_rate_schedule, new_update
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-
-CLIP_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train, under the names of the original's run_pretraining.py.
-
-    Attributes:
-      train_batch_size: B, sequences of an update.
-      learning_rate: the peak.
-      num_train_steps: updates in all.
-      num_warmup_steps: updates until the peak.
-      weight_decay_rate: of all variables but biases and layer normalizations.
-      save_checkpoints_steps: updates between checkpoints.
-      keep_checkpoints: how many of the newest checkpoints are kept.
-      log_every_steps: updates between lines of metrics.
-      adam_bias_correction: whether Adam's moments are corrected for starting at 0; the original does
-        not.
-      random_seed: of the initial weights, of dropout and of the order of the data.
-
-    Raises:
-      UserError: an option is out of range.
-    """
-
-    train_batch_size: int = 32
-    learning_rate: float = 1e-4
-    num_train_steps: int = 100_000
-    num_warmup_steps: int = 10_000
-    weight_decay_rate: float = 0.01
-    save_checkpoints_steps: int = 1_000
-    keep_checkpoints: int = 5
-    log_every_steps: int = 50
-    adam_bias_correction: bool = True
-    random_seed: int = 12345
-
-    def __post_init__(self) -> None:
-        for name in (
-            "train_batch_size",
-            "num_train_steps",
-            "save_checkpoints_steps",
-            "keep_checkpoints",
-            "log_every_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "weight_decay_rate", "random_seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.num_warmup_steps <= self.num_train_steps:
-            raise UserError(
-                f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
-                f"--num_train_steps={self.num_train_steps}"
-            )
 
 
 def train(
@@ -81,8 +37,11 @@ def train(
     run_dir: Path,
     config: BertConfig,
     options: TrainingOptions,
+    pretrained: Pretrained | None = None,
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
+
+    After SIGTERM it saves a checkpoint and exits with code 143.
 
     Args:
       data_dir: the data set.
@@ -90,97 +49,205 @@ def train(
       run_dir: the run, made by `run.prepare_run`.
       config: of the model.
       options: how to train.
+      pretrained: the weights that a new run starts from, in place of random ones.
 
     Raises:
-      UserError: the data set has no training instance, or the newest checkpoint is damaged.
+      UserError: the data set cannot be read, the loss is no longer finite, a checkpoint cannot be
+        written, or all checkpoints are damaged.
     """
-    model = BertForPreTraining(config, options.random_seed)
-    schedule = LinearWarmupAndDecay(
-        options.learning_rate, options.num_train_steps, options.num_warmup_steps
+    check_precision(options.precision)
+    update = new_update(config, options)
+    devices = device_names()
+    logging.info(
+        "%s parameters, on %s", f"{update.model.count_params():,}", describe_devices(devices)
     )
-    optimizer = AdamW(
-        schedule, options.weight_decay_rate, bias_correction=options.adam_bias_correction
+    state = _start(run_dir, update, options, pretrained)
+    if state.step >= options.num_train_steps:
+        logging.info("nothing to do: the run has reached step %d", state.step)
+        return
+    write_environment(run_dir, devices)
+    metrics = MetricsWriter(
+        run_dir,
+        state.step,
+        options.num_train_steps,
+        options.train_batch_size,
+        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+        peak_flops(devices[0]) if devices else None,
     )
-    optimizer.build(model.trainable_variables)
-    logging.info("%s parameters, on %s", f"{model.count_params():,}", describe_devices())
+    with metrics:
+        _Loop(data_dir, manifest, run_dir, options, update, state, metrics).run()
+    if plot := draw_losses(run_dir):
+        logging.info("drew %s", plot)
+    else:
+        logging.info("no loss.png, which needs matplotlib: pip install 'clozemill[plot]'")
 
-    state = TrainingState(random_seed=options.random_seed)
-    if checkpoints := list_checkpoints(run_dir):
-        state = load_checkpoint(checkpoints[-1], model, optimizer)
-        logging.info("going on from %s", checkpoints[-1])
+
+def _start(
+    run_dir: Path, update: Update, options: TrainingOptions, pretrained: Pretrained | None
+) -> TrainingState:
+    """Sets all variables as they are where training goes on, or begins."""
+    if found := load_newest_checkpoint(run_dir, update):
+        checkpoint, state = found
+        logging.info("going on from %s", checkpoint)
         if state.random_seed != options.random_seed:
             raise UserError(
                 f"{run_dir} was begun with --random_seed={state.random_seed}, which decides the order "
                 "of the data: go on with that, or give another --output_dir"
             )
-    if state.step >= options.num_train_steps:
-        logging.info("nothing to do: the run has reached step %d", state.step)
-        return
-
-    metrics = MetricsWriter(
-        run_dir,
-        state.step,
-        options.num_train_steps,
-        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
-    )
-    batches = training_batches(
-        data_dir, manifest, options.train_batch_size, options.random_seed, state.instances_seen
-    )
-    _run_steps(state, model, optimizer, schedule, readable(batches), metrics, run_dir, options)
-
-
-def _run_steps(
-    state: TrainingState,
-    model: BertForPreTraining,
-    optimizer: AdamW,
-    schedule: LinearWarmupAndDecay,
-    batches: Iterable[Batch],
-    metrics: MetricsWriter,
-    run_dir: Path,
-    options: TrainingOptions,
-) -> None:
-    step_function = train_step(model, optimizer, CLIP_NORM)
-    sums = dict(state.sums)
-    started = time.perf_counter()
-    logging.info("compiling the first step")
-    steps = range(state.step + 1, options.num_train_steps + 1)
-    for step, batch in zip(steps, batches, strict=False):
-        # Summed where they are computed: reading them would wait for the step to end.
-        for name, value in step_function(batch).items():
-            sums[name] = sums.get(name, 0.0) + value
-        if step == steps[0]:
-            float(sums["sequences"])
-            logging.info("first step done after %.1f s", time.perf_counter() - started)
-            metrics.start_timing(step)
-        is_last = step == steps[-1]
-        writes_metrics = step % options.log_every_steps == 0 or is_last
-        saves_checkpoint = step % options.save_checkpoints_steps == 0 or is_last
-        if writes_metrics or saves_checkpoint:
-            _check_finite(step, sums, run_dir)
-        if writes_metrics:
-            metrics.write(
-                step, _as_floats(sums), float(schedule(step - 1)), options.train_batch_size
+        if state.optimizer != options.optimizer:
+            raise UserError(
+                f"{run_dir} was begun with --optimizer={state.optimizer}: go on with that, or give "
+                "another --output_dir and this run as --init_checkpoint"
             )
-            sums = {}
-        if saves_checkpoint:
-            instances_seen = state.instances_seen + (step - state.step) * options.train_batch_size
-            reached = dataclasses.replace(
-                state, step=step, instances_seen=instances_seen, sums=_as_floats(sums)
+        return state
+    if pretrained:
+        left = initialize(update.model, pretrained)
+        loaded = len(update.model.named_weights()) - len(left)
+        logging.info("%d variables start as those of %s", loaded, pretrained.source)
+        if left:
+            logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
+        if pretrained.ignored:
+            logging.info("of no use here: %s", ", ".join(pretrained.ignored))
+    return TrainingState(random_seed=options.random_seed, optimizer=options.optimizer)
+
+
+class _Loop:
+    """The steps from `start` to the last one."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        manifest: Manifest,
+        run_dir: Path,
+        options: TrainingOptions,
+        update: Update,
+        start: TrainingState,
+        metrics: MetricsWriter,
+    ):
+        self._manifest = manifest
+        self._run_dir = run_dir
+        self._options = options
+        self._update = update
+        self._start = start
+        self._metrics = metrics
+        self._schedule = learning_rate_schedule(options)
+        self._batches = readable(
+            training_batches(
+                data_dir,
+                manifest,
+                options.train_batch_size,
+                options.random_seed,
+                start.instances_seen,
+            ),
+            data_dir,
+            manifest,
+        )
+        self._eval_batches = (
+            evaluation_batches(data_dir, manifest, options.eval_batch_size).take(
+                options.max_eval_steps
             )
-            path = save_checkpoint(run_dir, model, optimizer, reached, options.keep_checkpoints)
-            metrics.log(f"saved {path}")
+            if options.eval_every_steps
+            else None
+        )
+        self._eval_step = eval_step(update.model)
+        self._data_dir = data_dir
+        # Summed up since the last line of metrics, and told by steps but not read yet: reading
+        # waits for the step to end.
+        self._sums = dict(start.sums)
+        self._unread: list[tuple[int, Mapping[str, Any]]] = []
 
+    def run(self) -> None:
+        """Trains to the end, or until SIGTERM."""
+        train_step = TrainStep(self._update)
+        first, last = self._start.step + 1, self._options.num_train_steps
+        self._metrics.log("compiling the first step")
+        started = time.perf_counter()
+        with noticing_termination() as termination:
+            for step in range(first, last + 1):
+                with self._metrics.waiting_for_input():
+                    batch = next(self._batches)
+                self._unread.append((step, train_step(batch)))
+                if step == first:
+                    self._read()
+                    self._metrics.log(
+                        f"first step done after {time.perf_counter() - started:.1f} s; attention: "
+                        + self._describe_attention(train_step)
+                    )
+                    self._metrics.start_timing(step)
+                self._tell(step, step == last)
+                if termination.is_requested and step < last:
+                    if step % self._options.save_checkpoints_steps:
+                        self._save(step)
+                    self._metrics.log(
+                        f"stopped by SIGTERM at step {step}: the same command goes on from there"
+                    )
+                    raise SystemExit(EXIT_CODE)
 
-def _check_finite(step: int, sums: Mapping[str, Any], run_dir: Path) -> None:
-    """Sees that training has not gone astray before it is told of or saved."""
-    if not all(math.isfinite(value) for value in _as_floats(sums).values()):
-        kept = [path.name for path in list_checkpoints(run_dir)]
-        raise UserError(
-            f"the loss or the gradient is no longer a finite number at step {step}; the last good "
-            f"checkpoint of {run_dir} is {kept[-1] if kept else 'none'}: lower --learning_rate or "
-            "raise --num_warmup_steps"
+    def _tell(self, step: int, is_last: bool) -> None:
+        """Writes metrics, evaluates and saves, where it is time."""
+        options = self._options
+        if step % options.log_every_steps == 0 or is_last:
+            self._read()
+            scale = self._update.loss_scale
+            self._metrics.write(
+                step,
+                self._sums,
+                float(self._schedule(step - 1)),
+                float(scale.scale) if scale else None,
+            )
+            self._sums = {}
+        if self._eval_batches and (step % options.eval_every_steps == 0 or is_last):
+            self._read()
+            with self._metrics.not_timed():
+                batches = readable(self._eval_batches, self._data_dir, self._manifest)
+                self._metrics.write_evaluation(step, evaluation_sums(self._eval_step, batches))
+        if step % options.save_checkpoints_steps == 0 or is_last:
+            self._save(step)
+
+    def _read(self) -> None:
+        """Adds up what the steps told, and sees that training has not gone astray."""
+        for step, told in self._unread:
+            for name, value in told.items():
+                number = float(value)
+                if not math.isfinite(number):
+                    raise self._gone_astray(step)
+                self._sums[name] = self._sums.get(name, 0.0) + number
+        self._unread = []
+
+    def _gone_astray(self, step: int) -> UserError:
+        checkpoints = list_checkpoints(self._run_dir)
+        kept = f"is {checkpoints[-1].name}" if checkpoints else "does not exist yet"
+        shards = shards_of_instances(
+            self._manifest,
+            self._options.random_seed,
+            self._instances_seen(step - 1),
+            self._options.train_batch_size,
+        )
+        return UserError(
+            f"the loss or the gradient is no longer a finite number at step {step}, whose batch is of "
+            f"{', '.join(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
+            "--learning_rate or raise --num_warmup_steps"
         )
 
+    def _save(self, step: int) -> None:
+        self._read()
+        with self._metrics.not_timed():
+            reached = dataclasses.replace(
+                self._start,
+                step=step,
+                instances_seen=self._instances_seen(step),
+                sums=self._sums,
+            )
+            path = save_checkpoint(
+                self._run_dir, self._update, reached, self._options.keep_checkpoints
+            )
+            self._metrics.log(f"saved {path}")
 
-def _as_floats(sums: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in sums.items()}
+    def _instances_seen(self, step: int) -> int:
+        steps = step - self._start.step
+        return self._start.instances_seen + steps * self._options.train_batch_size
+
+    def _describe_attention(self, train_step: TrainStep) -> str:
+        if self._update.model.config.attention_probs_dropout_prob:
+            return "with dropout of its probabilities, compiled by XLA"
+        return train_step.attention_kernel

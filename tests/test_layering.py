@@ -1,6 +1,7 @@
 """The rules that keep the three packages apart."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,15 @@ def top_level(package):
     return {(file, module.partition(".")[0]) for file, module in imports_of(package)}
 
 
-def loaded_by(statement):
+def loaded_by(statement, backend="tensorflow"):
     code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return set(result.stdout.split())
 
@@ -71,8 +77,9 @@ def test_importing_all_of_modeling_loads_no_beam():
     [
         ("generate", "apache_beam", {"keras", "tensorflow", "modeling"}),
         ("verify", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
-        ("pretrain", "keras", {"apache_beam"}),
-        ("evaluate", "keras", {"apache_beam"}),
+        # Before the backend is chosen, and at once for --help.
+        ("pretrain", "modeling", {"keras", "tensorflow", "jax", "apache_beam"}),
+        ("evaluate", "absl", {"keras", "tensorflow", "jax", "apache_beam"}),
         ("export", "keras", {"apache_beam"}),
     ],
 )
@@ -80,3 +87,17 @@ def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):
     loaded = loaded_by(f"import launch.{verb}")
     assert needed in loaded
     assert not loaded & unwanted
+
+
+def test_options_and_config_load_neither_keras_nor_a_backend():
+    loaded = loaded_by("import modeling.config, modeling.training_options, modeling.devices")
+    assert "modeling" in loaded
+    assert not loaded & {"keras", "tensorflow", "jax", "numpy"}
+
+
+def test_updates_by_jax_need_no_tensorflow():
+    """From the model to the compiled step and its checkpoints."""
+    pytest.importorskip("jax")
+    loaded = loaded_by("import modeling.step, modeling.checkpoints, modeling.run", backend="jax")
+    assert "jax" in loaded
+    assert "tensorflow" not in loaded

@@ -138,6 +138,20 @@ def test_saved_flags_repeat_the_run(data_dir, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_recipe_makes_a_data_set(tmp_path):
+    recipe = ROOT / "launch" / "recipes" / "demo_generate.flags"
+    result = clozemill(
+        "generate",
+        f"--flagfile={recipe}",
+        f"--output_dir={tmp_path / 'data'}",
+        "--dupe_factor=1",
+    )
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert (manifest["max_seq_length"], manifest["max_predictions_per_seq"]) == (128, 20)
+    assert manifest["statistics"]["eval"]["instances"] > 0
+
+
 def test_missing_input_file(tmp_path):
     missing = tmp_path / "missing.txt"
     assert_fails_with_one_line(generate(tmp_path, input_file=missing), missing)
@@ -173,28 +187,6 @@ def test_data_set_without_manifest(tmp_path):
         "pretrain", f"--data_dir={tmp_path / 'data'}", f"--output_dir={tmp_path}", "--model=tiny"
     )
     assert_fails_with_one_line(result, tmp_path / "data", "manifest.json")
-
-
-def test_config_with_a_vocabulary_smaller_than_that_of_the_data(tmp_path, data_dir):
-    config = tmp_path / "bert_config.json"
-    config.write_text(json.dumps({"vocab_size": 100, "hidden_size": 24}))
-    result = clozemill(
-        "pretrain",
-        f"--data_dir={data_dir}",
-        f"--output_dir={tmp_path / 'run'}",
-        f"--bert_config_file={config}",
-    )
-    assert_fails_with_one_line(result, "vocab_size 100", data_dir)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("flags", [[], ["--model=tiny", "--bert_config_file=config.json"]])
-def test_pretrain_wants_a_model_or_a_config(tmp_path, data_dir, flags):
-    result = clozemill(
-        "pretrain", f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}", *flags
-    )
-    assert result.returncode == 2
-    assert "either --model or --bert_config_file" in result.stderr
 
 
 @pytest.mark.parametrize("flag", ["--output_dir=gs://bucket/data", "--tokenized_dir=gs://bucket/x"])

@@ -4,16 +4,18 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Small models are compiled longer than they run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from modeling.checkpoints import TrainingState, save_checkpoint
 from modeling.config import BertConfig
 from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
 from modeling.run import prepare_run
+from modeling.update import Update
 from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
 from pipeline.records import encode_examples
 
@@ -95,6 +97,9 @@ def make_batch():
 def write_data_set():
     """A function that writes a data set of shards (split, pass, instances), numbered through."""
 
+    # Here, so that tests of the model run where there is JAX alone.
+    import tensorflow as tf
+
     def write(data_dir, shards, max_seq_length=MAX_SEQ_LENGTH):
         data_dir.mkdir(parents=True, exist_ok=True)
         ordinary = [f"word{i}" for i in range(FIRST_ORDINARY_ID, VOCAB_SIZE)]
@@ -173,7 +178,7 @@ def write_run(data_set, randomize):
         model = randomize(BertForPreTraining(config))
         optimizer = AdamW(1e-3)
         optimizer.build(model.trainable_variables)
-        save_checkpoint(run_dir, model, optimizer, TrainingState(step=step), keep=1)
+        save_checkpoint(run_dir, Update(model, optimizer), TrainingState(step=step), keep=1)
         return model
 
     return write

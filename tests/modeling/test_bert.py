@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modeling.bert import BertModel, Dropout, activation, truncated_normal
+from modeling import bert
+from modeling.bert import BertModel, activation, attention_with_dropout, truncated_normal
 from modeling.config import GeluForm
+from modeling.dropout import dropout, dropout_key, fold_in
 from modeling.pretraining import BertForPreTraining
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+KEY = dropout_key(5)
 
 
 def built(config, seed=0):
@@ -17,11 +22,9 @@ def built(config, seed=0):
     return model
 
 
-def encode(model, batch, training=False):
-    outputs = model(
-        batch["input_ids"], batch["input_mask"], batch["segment_ids"], training=training
-    )
-    return tuple(output.numpy() for output in outputs)
+def encode(model, batch, key=None):
+    outputs = model(batch["input_ids"], batch["input_mask"], batch["segment_ids"], key)
+    return tuple(np.asarray(output) for output in outputs)
 
 
 def weights(model):
@@ -102,7 +105,8 @@ def test_pooled_output_is_the_first_token_through_a_dense_layer_with_tanh(model,
     np.testing.assert_allclose(pooled_output, expected, atol=1e-6)
 
 
-def test_content_of_padding_does_not_matter(model, batch):
+@pytest.mark.parametrize("key", [None, KEY], ids=["evaluation", "training"])
+def test_content_of_padding_does_not_matter(model, batch, key):
     padding = batch["input_mask"] == 0
     assert padding.any()
     other = {
@@ -110,7 +114,7 @@ def test_content_of_padding_does_not_matter(model, batch):
         "input_mask": batch["input_mask"],
         "segment_ids": np.where(padding, 1, batch["segment_ids"]),
     }
-    for output, expected in zip(encode(model, other), encode(model, batch), strict=True):
+    for output, expected in zip(encode(model, other, key), encode(model, batch, key), strict=True):
         rows = ~padding if output.ndim == 3 else slice(None)
         np.testing.assert_allclose(output[rows], expected[rows], atol=1e-6)
 
@@ -148,62 +152,127 @@ def test_instances_of_a_batch_do_not_influence_each_other(model, batch):
     np.testing.assert_allclose(encode(model, alone)[0], encode(model, batch)[0][1:2], atol=1e-6)
 
 
-def test_dropout_is_on_in_training_only(config, batch):
-    model = built(config)
-    np.testing.assert_array_equal(encode(model, batch)[0], encode(model, batch)[0])
+def test_dropout_follows_from_the_key(model, batch):
     without = encode(model, batch)[0]
-    first, second = encode(model, batch, training=True)[0], encode(model, batch, training=True)[0]
+    np.testing.assert_array_equal(encode(model, batch)[0], without)
+    first, same, other = (encode(model, batch, dropout_key(seed))[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
     assert np.abs(first - without).max() > 0.01
-    assert np.abs(first - second).max() > 0.01
+    assert np.abs(first - other).max() > 0.01
 
 
-@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+@pytest.mark.parametrize("field", NO_DROPOUT)
 def test_each_kind_of_dropout_has_its_own_rate(config, batch, randomize, field):
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    for rates, differs in ((no_dropout, False), (no_dropout | {field: 0.5}, True)):
+    for rates, differs in ((NO_DROPOUT, False), (NO_DROPOUT | {field: 0.5}, True)):
         model = randomize(BertForPreTraining(dataclasses.replace(config, **rates))).bert
-        difference = encode(model, batch, training=True)[0] - encode(model, batch)[0]
+        difference = encode(model, batch, KEY)[0] - encode(model, batch)[0]
         assert (np.abs(difference).max() > 1e-3) == differs
 
 
 def test_each_dropout_of_the_original_is_in_its_place(config, batch, randomize):
     model = randomize(BertForPreTraining(config)).bert
     without = encode(model, batch)[0]
-    dropouts = {"embeddings": model.embeddings.dropout}
+    places = {"embeddings": model.embeddings}
     for block in model.encoder.blocks:
-        dropouts |= {
-            f"{block.name}/attention/self": block.attention.self_attention.dropout,
-            f"{block.name}/attention/output": block.attention.output_layer.dropout,
-            f"{block.name}/output": block.output_layer.dropout,
+        places |= {
+            f"{block.name}/attention/self": block.attention.self_attention,
+            f"{block.name}/attention/output": block.attention.output_layer,
+            f"{block.name}/output": block.output_layer,
         }
-    for dropout in dropouts.values():
-        dropout.rate = 0.0
-    np.testing.assert_array_equal(encode(model, batch, training=True)[0], without)
-    for place, dropout in dropouts.items():
-        dropout.rate = 0.5
-        difference = encode(model, batch, training=True)[0] - without
+    for layer in places.values():
+        layer.dropout_rate = 0.0
+    np.testing.assert_allclose(encode(model, batch, KEY)[0], without, atol=1e-6)
+    for place, layer in places.items():
+        layer.dropout_rate = 0.5
+        difference = encode(model, batch, KEY)[0] - without
         assert np.abs(difference).max() > 1e-3, place
-        dropout.rate = 0.0
+        layer.dropout_rate = 0.0
 
 
-def test_dropout_follows_the_state_of_the_seed_generator(config, batch):
-    model = built(config)
-    state = model.seeds.state.numpy()
-    first = encode(model, batch, training=True)[0]
-    moved_on = model.seeds.state.numpy()
-    assert not np.array_equal(moved_on, state)
-    encode(model, batch, training=False)
-    np.testing.assert_array_equal(model.seeds.state.numpy(), moved_on)
-    model.seeds.state.assign(state)
-    np.testing.assert_array_equal(encode(model, batch, training=True)[0], first)
+def test_each_dropout_has_a_key_of_its_own(config, batch, monkeypatch):
+    keys = []
+
+    def spy(x, rate, key):
+        keys.append(int(key))
+        return dropout(x, rate, key)
+
+    monkeypatch.setattr(bert, "dropout", spy)
+    model, num_steps = built(config), 10
+    for step in range(num_steps):
+        encode(model, batch, fold_in(KEY, step))
+    num_places = 1 + 3 * config.num_hidden_layers
+    assert len(keys) == len(set(keys)) == num_steps * num_places
 
 
-def test_dropout_drops_at_its_rate_and_rescales_the_rest():
-    dropout = Dropout(0.25, keras.random.SeedGenerator(3))
-    outputs = np.asarray(dropout(ops.ones((200, 500)), training=True))
-    dropped = outputs == 0
-    assert dropped.mean() == pytest.approx(0.25, abs=0.01)
-    np.testing.assert_allclose(outputs[~dropped], 1 / 0.75, rtol=1e-6)
+def queries_keys_values_and_mask(seq_length=24):
+    """Of 3 examples and 2 heads; the second half of the last example is padding."""
+    rng = np.random.default_rng(4)
+    q, k, v = rng.standard_normal((3, 3, seq_length, 2, 8)).astype(np.float32)
+    mask = np.ones((3, 1, seq_length, seq_length), bool)
+    mask[2, ..., seq_length // 2 :] = False
+    return q, k, v, mask
+
+
+def attention_by_hand(q, k, v, mask, kept_and_scaled):
+    q, k, v = (np.moveaxis(np.float64(x), 2, 1) for x in (q, k, v))
+    weights = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])) * mask
+    weights /= weights.sum(-1, keepdims=True)
+    return np.moveaxis(weights * kept_and_scaled @ v, 1, 2)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
+def test_both_forms_of_attention_are_the_formula(key):
+    inputs = queries_keys_values_and_mask()
+    expected = attention_by_hand(*inputs, 1.0)
+    *q_k_v, mask = (ops.convert_to_tensor(x) for x in inputs)
+    np.testing.assert_allclose(ops.dot_product_attention(*q_k_v, mask=mask), expected, atol=1e-6)
+    with_rate_0 = attention_with_dropout(*q_k_v, mask, 0.0, key)
+    np.testing.assert_allclose(with_rate_0, expected, atol=1e-6)
+
+
+def test_dropout_of_attention_is_of_the_probabilities():
+    inputs = queries_keys_values_and_mask()
+    kept_and_scaled = np.asarray(dropout(ops.ones((3, 2, 24, 24)), 0.25, KEY))
+    expected = attention_by_hand(*inputs, kept_and_scaled)
+    actual = attention_with_dropout(*map(ops.convert_to_tensor, inputs), 0.25, KEY)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "key", "is_fused"), [(0.1, None, True), (0.0, KEY, True), (0.1, KEY, False)]
+)
+def test_attention_without_dropout_is_that_of_keras(
+    config, batch, monkeypatch, rate, key, is_fused
+):
+    masks, attend = [], ops.dot_product_attention
+
+    def spy(*q_k_v, mask):
+        masks.append(np.asarray(mask))
+        return attend(*q_k_v, mask=mask)
+
+    monkeypatch.setattr(ops, "dot_product_attention", spy)
+    encode(built(dataclasses.replace(config, attention_probs_dropout_prob=rate)), batch, key)
+    assert len(masks) == is_fused * config.num_hidden_layers
+    for mask in masks:
+        # All queries are there, as fused kernels want it.
+        expected = np.repeat(batch["input_mask"][:, None, None, :] == 1, 16, axis=2)
+        np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_blocks_are_recomputed_where_it_is_said(config, batch, randomize, monkeypatch, recomputes):
+    wrapped, remat = [], keras.remat
+
+    def spy(run):
+        wrapped.append(run)
+        return remat(run)
+
+    monkeypatch.setattr(keras, "remat", spy)
+    expected = encode(randomize(BertForPreTraining(config)).bert, batch, KEY)
+    model = randomize(BertForPreTraining(config, recompute_activations=recomputes)).bert
+    for output, expected_output in zip(encode(model, batch, KEY), expected, strict=True):
+        np.testing.assert_allclose(output, expected_output, atol=1e-6)
+    assert len(wrapped) == recomputes * config.num_hidden_layers
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+from keras import ops
 
 from modeling.checkpoints import TrainingState, save_checkpoint
-from modeling.evaluation import RESULTS_NAME, evaluate
-from modeling.input import evaluation_batches
+from modeling.evaluation import RESULTS_NAME, evaluate, evaluation_sums
+from modeling.input import evaluation_batches, readable
 from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
+from modeling.update import Update
 from pipeline.errors import UserError
 
 
@@ -21,7 +23,7 @@ def run(tmp_path_factory, shallow_config, write_run, randomize):
     newer = randomize(BertForPreTraining(shallow_config), seed=5)
     optimizer = AdamW(1e-3)
     optimizer.build(newer.trainable_variables)
-    save_checkpoint(run_dir, newer, optimizer, TrainingState(step=12), keep=2)
+    save_checkpoint(run_dir, Update(newer, optimizer), TrainingState(step=12), keep=2)
     return run_dir, newer
 
 
@@ -32,9 +34,9 @@ def nll_and_hit(logits, label):
 
 def results_by_hand(model, data_dir, manifest):
     masked_lm, next_sentence = [], []
-    for batch in evaluation_batches(data_dir, manifest, batch_size=2):
-        outputs = {name: value.numpy() for name, value in model(batch).items()}
-        labels = {name: value.numpy() for name, value in batch.items()}
+    batches = evaluation_batches(data_dir, manifest, batch_size=7)
+    for labels in readable(batches, data_dir, manifest):
+        outputs = {name: ops.convert_to_numpy(value) for name, value in model(labels).items()}
         for i, label in enumerate(labels["next_sentence_labels"][:, 0]):
             next_sentence.append(nll_and_hit(outputs["next_sentence_logits"][i], label))
             for p in np.flatnonzero(labels["masked_lm_weights"][i]):
@@ -59,6 +61,34 @@ def test_figures_of_the_newest_checkpoint_are_those_over_all_eval_instances(
     results = evaluate(run_dir, data_set[0], batch_size)
     assert results == pytest.approx({"step": 12, **results_by_hand(model, *data_set)}, rel=1e-4)
     assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
+
+
+def test_damaged_checkpoint_is_told(tmp_path, run, data_set):
+    run_dir = tmp_path / "run"
+    shutil.copytree(run[0], run_dir)
+    newest = run_dir / "checkpoints" / "step-00000012"
+    (newest / "weights.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="damaged") as raised:
+        evaluate(run_dir, data_set[0], batch_size=4)
+    assert str(newest) in str(raised.value)
+
+
+def test_damaged_shard_is_told(tmp_path, run, data_set):
+    data_dir = tmp_path / "data"
+    shutil.copytree(data_set[0], data_dir)
+    shard = data_dir / data_set[1].shards_of("eval")[0].name
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="record 1 of") as raised:
+        evaluate(run[0], data_dir, batch_size=4)
+    assert str(shard) in str(raised.value)
+
+
+def test_sums_of_batches_are_added_up():
+    batches = [np.array([1, 2]), np.array([4])]
+    sums = evaluation_sums(lambda batch: {"tokens": batch.sum(), "sequences": len(batch)}, batches)
+    assert sums == {"tokens": 7, "sequences": 3}
 
 
 def test_directory_without_a_run_is_told(tmp_path, data_set):

@@ -1,16 +1,20 @@
 import dataclasses
 import json
 import shutil
+import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from modeling.config import GeluForm
+from modeling.config import BertConfig, GeluForm
 from modeling.huggingface import (
     export_huggingface,
+    from_huggingface,
     huggingface_config,
     huggingface_name,
+    read_huggingface,
     to_huggingface,
 )
 from pipeline.errors import UserError
@@ -87,6 +91,7 @@ def test_kernels_alone_are_transposed(name, is_transposed):
     converted = to_huggingface(name, values)
     np.testing.assert_array_equal(converted, values.T if is_transposed else values)
     assert converted.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(from_huggingface(name, converted), values)
 
 
 def test_weights_on_disk_are_those_of_the_model(run, exported, config):
@@ -128,6 +133,7 @@ def test_config_on_disk_is_that_of_the_model(exported, config):
         assert written[name] == getattr(config, name)
     assert written["model_type"] == "bert"
     assert written["layer_norm_eps"] == 1e-12
+    assert BertConfig.read(exported / "config.json") == config
 
 
 @pytest.mark.parametrize(
@@ -196,3 +202,113 @@ def test_run_without_a_checkpoint_is_told(tmp_path, run):
     with pytest.raises(UserError, match="no checkpoint"):
         export_huggingface(run_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def tensors(exported):
+    """The exported tensors, not to be changed."""
+    return load_file(exported / "model.safetensors")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function that reads tensors back from a file."""
+
+    def read_tensors(tensors):
+        save_file(tensors, tmp_path / "model.safetensors")
+        return read_huggingface(tmp_path, NAMES)
+
+    return read_tensors
+
+
+def assert_same(arrays, model):
+    variables = model.named_weights()
+    assert arrays.keys() == variables.keys()
+    for name, variable in variables.items():
+        np.testing.assert_array_equal(arrays[name], variable.numpy(), name)
+
+
+def test_exported_weights_are_read_back(run, exported):
+    assert_same(read_huggingface(exported, NAMES), run[1])
+
+
+def test_names_of_older_versions_are_understood(run, read, tensors):
+    older = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): values
+        for name, values in tensors.items()
+    }
+    assert "bert.encoder.layer.1.output.LayerNorm.gamma" in older
+    assert_same(read(older), run[1])
+
+
+def test_an_encoder_saved_alone_is_understood(read, tensors):
+    arrays = read(
+        {
+            name.removeprefix("bert."): values
+            for name, values in tensors.items()
+            if name.startswith("bert.")
+        }
+    )
+    assert set(arrays) == {name for name in NAMES if name.startswith("bert/")} & set(arrays)
+    embeddings = tensors["bert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], embeddings)
+
+
+def test_copies_of_tied_tensors_are_understood(run, read, tensors):
+    copies = {
+        "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].copy(),
+        "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].copy(),
+    }
+    assert_same(read(tensors | copies), run[1])
+
+
+def test_a_copy_may_stand_for_the_tensor(run, read, tensors):
+    renamed = dict(tensors)
+    renamed["cls.predictions.decoder.bias"] = renamed.pop("cls.predictions.bias")
+    assert_same(read(renamed), run[1])
+
+
+def test_a_decoder_that_is_not_tied_is_refused(tmp_path, read, tensors):
+    decoder = tensors["bert.embeddings.word_embeddings.weight"] + 1
+    with pytest.raises(UserError, match=r"decoder\.weight in .* is no copy") as raised:
+        read(tensors | {"cls.predictions.decoder.weight": decoder})
+    assert str(tmp_path / "model.safetensors") in str(raised.value)
+
+
+def test_other_tensors_keep_their_names(run, read, tensors):
+    others = {
+        "bert.embeddings.position_ids": np.arange(16)[np.newaxis],
+        "classifier.weight": np.ones((3, 16), np.float32),
+    }
+    arrays = read(tensors | others)
+    for name, values in others.items():
+        np.testing.assert_array_equal(arrays.pop(name), values)
+    assert_same(arrays, run[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read(read, tensors, dtype):
+    arrays = read({name: values.astype(dtype) for name, values in tensors.items()})
+    for name, values in arrays.items():
+        expected = from_huggingface(name, tensors[NAMES[name]].astype(dtype))
+        np.testing.assert_array_equal(values, expected, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", None])
+def test_unreadable_weights_are_named(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot read") as raised:
+        read_huggingface(tmp_path, NAMES)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_package_is_told(tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match=r"clozemill\[export\]"):
+        read_huggingface(tmp_path, NAMES)
+    with pytest.raises(UserError, match=r"clozemill\[export\]"):
+        export_huggingface(run[0], tmp_path / "out")

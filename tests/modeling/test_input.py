@@ -1,13 +1,21 @@
+import dataclasses
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from modeling import input as modeling_input
-from modeling.input import evaluation_batches, training_batches
+from modeling.input import (
+    batches_in_order,
+    evaluation_batches,
+    readable,
+    shards_of_instances,
+    training_batches,
+)
 from pipeline.errors import UserError
-from pipeline.records import instance_features
+from pipeline.records import instance_features, read_frames
 
 # Two passes of 17 and 15 instances; with groups of two shards, two groups and three groups.
 SHARDS = [
@@ -33,7 +41,10 @@ def passes_data_set(tmp_path_factory, write_data_set):
 
 @pytest.fixture
 def read_numbers(passes_data_set, instance_numbers, monkeypatch):
-    """A function that reads the numbers of the first instances that training gets."""
+    """A function that reads the numbers of the first instances that training gets.
+
+    Groups are of two shards, shuffled four records at a time.
+    """
     monkeypatch.setattr(modeling_input, "_SHARDS_PER_GROUP", 2)
     monkeypatch.setattr(modeling_input, "_SHUFFLE_BUFFER_RECORDS", 4)
 
@@ -132,6 +143,121 @@ def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
 ):
     batches = [instance_numbers(batch) for batch in evaluation_batches(*data_set, batch_size=3)]
     assert batches == [[26, 27, 28], [29, 30, 31], [32]]
+
+
+def shards_with(numbers):
+    """The names of the shards of `SHARDS` that hold these instances."""
+    ends = np.cumsum([count for _, _, count in SHARDS])
+    indices = np.searchsorted(ends, numbers, side="right")
+    return {f"train-{index:05d}-of-{len(SHARDS):05d}.tfrecord" for index in indices}
+
+
+def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes_data_set):
+    _, manifest = passes_data_set
+    numbers = read_numbers(200)
+    rng = np.random.default_rng(0)
+    positions = [*range(34), *rng.integers(34, 180, 40).tolist()]
+    counts = [1, *rng.integers(1, 20, len(positions) - 1).tolist()]
+    for first, count in zip(positions, counts, strict=True):
+        names = shards_of_instances(manifest, 1, first, count)
+        assert names == sorted(set(names))
+        assert shards_with(numbers[first : first + count]) <= set(names), (first, count)
+        # Groups of two, of which the first and the last may have been read in part.
+        assert len(names) <= count + 3, (first, count)
+
+
+def test_shards_of_one_instance_are_those_of_its_group(read_numbers, passes_data_set):
+    _, manifest = passes_data_set
+    numbers = read_numbers(64)
+    groups = {tuple(shards_of_instances(manifest, 1, first, 1)) for first in range(32)}
+    assert sorted(len(group) for group in groups) == [1, 2, 2, 2, 2]
+    for first, number in enumerate(numbers):
+        names = shards_of_instances(manifest, 1, first, 1)
+        assert shards_with([number]) <= set(names)
+        assert len(names) <= 2
+
+
+@pytest.mark.usefixtures("read_numbers")
+def test_named_shards_depend_on_the_seed(passes_data_set):
+    _, manifest = passes_data_set
+    assert len({tuple(shards_of_instances(manifest, seed, 0, 1)) for seed in range(9)}) > 1
+
+
+def test_all_shards_of_both_passes_are_named_for_a_batch_of_them_all(passes_data_set):
+    _, manifest = passes_data_set
+    names = [shard.name for shard in manifest.shards if shard.instances]
+    assert shards_of_instances(manifest, 1, 0, 32) == names
+    assert shards_of_instances(manifest, 1, 0, 17) == names[:4]
+    assert shards_of_instances(manifest, 1, 16, 2) == names
+    assert shards_of_instances(manifest, 1, 17, 15) == names[4:]
+
+
+def test_readable_batches_are_numpy_arrays_in_the_same_order(data_set, instance_numbers):
+    read = list(readable(evaluation_batches(*data_set, batch_size=3), *data_set))
+    assert all(type(values) is np.ndarray for batch in read for values in batch.values())
+    assert [instance_numbers(batch) for batch in read] == [[26, 27, 28], [29, 30, 31], [32]]
+    assert {values.dtype.name for values in read[0].values()} == {"int32", "float32"}
+
+
+def test_some_shards_are_read_in_the_order_of_the_files(passes_data_set, instance_numbers):
+    data_dir, manifest = passes_data_set
+    shards = [manifest.shards[3], manifest.shards[0]]
+    batches = batches_in_order(data_dir, shards, manifest, batch_size=4)
+    assert [instance_numbers(batch) for batch in batches] == [[15, 16, 0, 1], [2, 3, 4]]
+
+
+READ = {"train": partial(training_batches, seed=0), "eval": evaluation_batches}
+LENGTH, CONTENT, CONTENT_CRC = 0, 20, -1
+
+
+@pytest.mark.parametrize("damaged_byte", [LENGTH, CONTENT, CONTENT_CRC])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_damaged_record_is_told_with_its_number_and_file(
+    tmp_path, write_data_set, split, damaged_byte
+):
+    manifest = write_data_set(
+        tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
+    )
+    shard = tmp_path / manifest.shards_of(split)[1].name
+    with shard.open("rb") as file:
+        frames = list(read_frames(file))
+    content = bytearray(frames[3])
+    content[damaged_byte] ^= 4
+    shard.write_bytes(b"".join([*frames[:3], bytes(content), *frames[4:]]))
+    batches = READ[split](tmp_path, manifest, batch_size=1)
+    with pytest.raises(UserError, match="generate it again") as raised:
+        list(itertools.islice(readable(batches, tmp_path, manifest), 11))
+    assert f"record 4 of {shard} is damaged" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_record_of_another_kind_is_told(tmp_path, write_data_set):
+    """Whole, but with a feature of another length than the manifest says."""
+    manifest = write_data_set(tmp_path, [("train", 0, 5)], max_seq_length=17)
+    manifest = dataclasses.replace(manifest, max_seq_length=16)
+    batches = training_batches(tmp_path, manifest, batch_size=1, seed=0)
+    with pytest.raises(UserError, match=r"Values size: 17.*\[16\]") as raised:
+        next(readable(batches, tmp_path, manifest))
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_shard_of_another_size_is_told_before_anything_is_read(
+    tmp_path, write_data_set, split, damage
+):
+    manifest = write_data_set(
+        tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
+    )
+    shard = tmp_path / manifest.shards_of(split)[1].name
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(UserError, match="clozemill verify") as raised:
+        READ[split](tmp_path, manifest, batch_size=1)
+    assert str(shard) in str(raised.value)
 
 
 @pytest.mark.parametrize("shards", [[], [("eval", 0, 3)], [("train", 0, 0), ("eval", 0, 3)]])

@@ -1,7 +1,11 @@
+import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
 from modeling.losses import (
+    SUMS,
+    batch_totals,
     losses_and_accuracies,
     masked_lm_loss,
     next_sentence_loss,
@@ -9,15 +13,7 @@ from modeling.losses import (
     total_loss,
 )
 
-SUMS = {
-    "masked_lm_nll",
-    "masked_lm_correct",
-    "masked_lm_weights",
-    "next_sentence_nll",
-    "next_sentence_correct",
-    "sequences",
-    "tokens",
-}
+TOTALS = ("masked_lm_weights", "sequences", "tokens")
 
 
 def random_outputs(batch, seed=0, scale=3.0):
@@ -33,13 +29,17 @@ def as_floats(sums):
     return {name: float(value) for name, value in sums.items()}
 
 
+def totals_and_sums(outputs, batch):
+    return as_floats(batch_totals(batch)) | as_floats(pretraining_sums(outputs, batch))
+
+
 def nll_by_hand(logits, label):
     logits = np.asarray(logits, np.float64)
     return float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
 
 
-def sums_by_hand(outputs, batch):
-    sums = dict.fromkeys(SUMS, 0.0)
+def by_hand(outputs, batch):
+    sums = dict.fromkeys((*TOTALS, *SUMS), 0.0)
     for i, next_sentence_label in enumerate(batch["next_sentence_labels"][:, 0]):
         logits = outputs["next_sentence_logits"][i]
         sums["next_sentence_nll"] += nll_by_hand(logits, next_sentence_label)
@@ -69,28 +69,34 @@ def outputs(batch):
     return outputs
 
 
-def test_sums_equal_those_by_hand(outputs, batch):
+def test_totals_and_sums_equal_those_by_hand(outputs, batch):
     assert (batch["masked_lm_weights"] == 0).any()
-    sums = as_floats(pretraining_sums(outputs, batch))
-    expected = sums_by_hand(outputs, batch)
+    expected = by_hand(outputs, batch)
     assert 0 < expected["masked_lm_correct"] < expected["masked_lm_weights"]
     assert 0 < expected["next_sentence_correct"] < expected["sequences"]
-    assert sums == pytest.approx(expected, rel=1e-5)
+    assert as_floats(batch_totals(batch)) == {name: expected.pop(name) for name in TOTALS}
+    assert as_floats(pretraining_sums(outputs, batch)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_sums_of_parts_add_up_to_those_of_the_whole(outputs, batch):
-    whole = as_floats(pretraining_sums(outputs, batch))
-    parts = [
-        as_floats(
-            pretraining_sums(
-                {name: values[part] for name, values in outputs.items()},
-                {name: values[part] for name, values in batch.items()},
-            )
-        )
-        for part in (slice(0, 5), slice(5, 16))
+def split(outputs, batch):
+    """Two parts of unequal size."""
+    for part in (slice(0, 5), slice(5, 16)):
+        yield tuple({name: x[part] for name, x in arrays.items()} for arrays in (outputs, batch))
+
+
+def test_totals_and_sums_of_parts_add_up_to_those_of_the_whole(outputs, batch):
+    whole = totals_and_sums(outputs, batch)
+    first, second = (totals_and_sums(*part) for part in split(outputs, batch))
+    assert {name: first[name] + second[name] for name in whole} == pytest.approx(whole, rel=1e-5)
+
+
+def test_sums_of_parts_with_totals_of_the_whole_give_shares_of_the_loss(outputs, batch):
+    whole = totals_and_sums(outputs, batch)
+    totals = as_floats(batch_totals(batch))
+    shares = [
+        total_loss(as_floats(pretraining_sums(*part)) | totals) for part in split(outputs, batch)
     ]
-    added = {name: parts[0][name] + parts[1][name] for name in whole}
-    assert added == pytest.approx(whole, rel=1e-5)
+    assert sum(shares) == pytest.approx(total_loss(whole), rel=1e-5)
 
 
 def test_padding_predictions_have_no_influence(outputs, batch):
@@ -98,13 +104,13 @@ def test_padding_predictions_have_no_influence(outputs, batch):
     other_outputs = {name: values.copy() for name, values in outputs.items()}
     other_outputs["masked_lm_logits"][padding, 7] = 50.0
     other_batch = batch | {"masked_lm_ids": np.where(padding, 7, batch["masked_lm_ids"])}
-    expected = as_floats(pretraining_sums(outputs, batch))
-    assert as_floats(pretraining_sums(other_outputs, other_batch)) == expected
-    assert as_floats(pretraining_sums(outputs, other_batch)) == expected
+    expected = totals_and_sums(outputs, batch)
+    assert totals_and_sums(other_outputs, other_batch) == expected
+    assert totals_and_sums(outputs, other_batch) == expected
 
 
 def test_losses_and_accuracies_are_means_of_the_sums(outputs, batch):
-    sums = sums_by_hand(outputs, batch)
+    sums = by_hand(outputs, batch)
     expected = {
         "masked_lm_loss": sums["masked_lm_nll"] / (sums["masked_lm_weights"] + 1e-5),
         "next_sentence_loss": sums["next_sentence_nll"] / 16,
@@ -121,7 +127,7 @@ def test_losses_and_accuracies_are_means_of_the_sums(outputs, batch):
 
 def test_a_batch_of_padding_alone_has_no_masked_lm_loss(outputs, batch):
     unmasked = batch | {"masked_lm_weights": np.zeros_like(batch["masked_lm_weights"])}
-    assert float(masked_lm_loss(pretraining_sums(outputs, unmasked))) == 0.0
+    assert masked_lm_loss(totals_and_sums(outputs, unmasked)) == 0.0
 
 
 def test_large_logits_give_finite_losses(batch):
@@ -129,9 +135,15 @@ def test_large_logits_give_finite_losses(batch):
     assert np.isfinite(list(sums.values())).all()
 
 
-def test_half_precision_logits_are_summed_in_float32(outputs, batch):
-    halves = {name: values.astype(np.float16) for name, values in outputs.items()}
-    widened = {name: values.astype(np.float32) for name, values in halves.items()}
-    sums = pretraining_sums(halves, batch)
-    assert {str(value.dtype.name) for value in sums.values()} == {"float32"}
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_logits_are_summed_in_float32(outputs, batch, dtype):
+    narrowed = {name: values.astype(dtype) for name, values in outputs.items()}
+    widened = {name: values.astype(np.float32) for name, values in narrowed.items()}
+    sums = pretraining_sums(narrowed, batch)
+    assert {keras.backend.standardize_dtype(value.dtype) for value in sums.values()} == {"float32"}
     assert as_floats(sums) == as_floats(pretraining_sums(widened, batch))
+
+
+def test_totals_are_float32(batch):
+    totals = batch_totals(batch)
+    assert {keras.backend.standardize_dtype(x.dtype) for x in totals.values()} == {"float32"}

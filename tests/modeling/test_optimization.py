@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modeling.optimization import AdamW, LinearWarmupAndDecay, clip_by_global_norm, is_decayed
+from modeling.optimization import (
+    AdamW,
+    Lamb,
+    LinearWarmupAndDecay,
+    LossScale,
+    clip_by_global_norm,
+    is_decayed,
+)
 
 
 def variable(name, values):
@@ -107,3 +114,69 @@ def test_gradients_within_the_norm_are_left_alone(values):
     clipped, norm = clip_by_global_norm([ops.convert_to_tensor([v]) for v in values], 1.0)
     assert float(norm) == pytest.approx(np.hypot(*values))
     np.testing.assert_allclose(np.concatenate(clipped), np.float32(values), rtol=1e-6)
+
+
+def update_of(rule, name, start, gradient, **settings):
+    """By how much an optimizer changes a variable at once, with learning rate 1."""
+    weight = variable(name, start)
+    rule(1.0, **settings).apply([ops.convert_to_tensor(gradient)], [weight])
+    return np.float32(start) - weight.numpy()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_update_of_lamb_is_as_large_as_its_variable(size):
+    start = size * np.float32([[1.0, -2.0], [3.0, 4.0]])
+    update = update_of(Lamb, "dense/kernel", start, [[0.1, 0.3], [-0.2, 0.0]])
+    assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(start), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "gradient"),
+    [
+        ("dense/bias", [3.0, 4.0], [0.1, -0.3]),
+        ("LayerNorm/gamma", [1.0, 1.0], [0.1, -0.3]),
+        ("dense/kernel", [0.0, 0.0], [0.1, -0.3]),
+    ],
+    ids=["bias", "normalization", "variable of norm 0"],
+)
+def test_update_of_lamb_that_is_not_scaled_is_that_of_adamw(name, start, gradient):
+    update = update_of(Lamb, name, start, gradient)
+    np.testing.assert_array_equal(update, update_of(AdamW, name, start, gradient))
+    assert np.abs(update).min() > 0.9
+
+
+def test_update_of_lamb_of_norm_0_is_none():
+    update = update_of(Lamb, "dense/kernel", [3.0, 4.0], [0.0, 0.0], weight_decay_rate=0.0)
+    np.testing.assert_array_equal(update, [0.0, 0.0])
+
+
+def scale_after(start, good_updates, outcomes):
+    """The loss scale and its good updates after gradients that were finite or not."""
+    scale = LossScale()
+    for state, value in zip(scale.variables, (start, good_updates), strict=True):
+        state.assign(value)
+    for is_finite in outcomes:
+        scale.update(ops.convert_to_tensor(is_finite))
+    return tuple(float(state) for state in scale.variables)
+
+
+def test_loss_scale_starts_at_two_to_the_15():
+    assert [float(state) for state in LossScale().variables] == [2**15, 0]
+
+
+@pytest.mark.parametrize(
+    ("good_updates", "outcomes", "expected"),
+    [
+        (0, [True], (1024, 1)),
+        (1997, [True, True], (1024, 1999)),
+        (1998, [True, True], (2048, 0)),
+        (1999, [True, True, True], (2048, 2)),
+        (1999, [False], (512, 0)),
+        (1998, [False, True, True], (512, 2)),
+        (0, [False, False, False], (128, 0)),
+    ],
+)
+def test_loss_scale_is_doubled_after_2000_good_updates_and_halved_at_once(
+    good_updates, outcomes, expected
+):
+    assert scale_after(1024, good_updates, outcomes) == expected

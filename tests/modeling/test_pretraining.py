@@ -1,9 +1,15 @@
+import keras
 import numpy as np
 import pytest
 
+from modeling.dropout import dropout_key
+from modeling.losses import pretraining_sums
 from modeling.pretraining import BertForPreTraining
+from modeling.training_options import Precision
 
 V, H, F, S = 50, 16, 32, 16
+# On a processor, JAX computes float16 attention with dropout only.
+KEY = dropout_key(5)
 
 
 def original_variables(num_layers):
@@ -42,8 +48,12 @@ def values(model):
     return {name: variable.numpy() for name, variable in model.named_weights().items()}
 
 
-def outputs(model, batch, training=False):
-    return {name: output.numpy() for name, output in model(batch, training=training).items()}
+def outputs(model, batch, key=None):
+    return {name: np.asarray(output) for name, output in model(batch, key).items()}
+
+
+def dtypes(tensors):
+    return {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +142,60 @@ def test_weight_without_a_value_is_an_error(model, config):
     del incomplete["bert/pooler/dense/bias"]
     with pytest.raises(KeyError, match="bert/pooler/dense/bias"):
         BertForPreTraining(config).set_named_weights(incomplete)
+
+
+def test_dropout_is_on_with_a_key_only(model, batch):
+    without, first, same, other = (
+        outputs(model, batch, key) for key in (None, KEY, KEY, dropout_key(6))
+    )
+    for name, output in first.items():
+        np.testing.assert_array_equal(output, same[name])
+        assert np.abs(output - without[name]).max() > 0.01
+        assert np.abs(output - other[name]).max() > 0.01
+
+
+@pytest.fixture(scope="module", params=Precision)
+def in_precision(request, config, randomize):
+    """A precision, and a model that computes in it."""
+    return request.param, randomize(BertForPreTraining(config, precision=request.param))
+
+
+def test_variables_are_float32_in_any_precision(in_precision):
+    assert dtypes(in_precision[1].variables) == {"float32"}
+
+
+def test_the_seed_gives_the_same_weights_in_any_precision(in_precision, config):
+    expected = values(BertForPreTraining(config, seed=3))
+    for name, weights in values(BertForPreTraining(config, 3, in_precision[0])).items():
+        np.testing.assert_array_equal(weights, expected[name])
+
+
+def test_outputs_are_of_the_precision_and_near_those_of_float32(in_precision, model, batch):
+    precision, narrow = in_precision
+    assert dtypes(narrow(batch, KEY).values()) == {precision}
+    # About twenty times the distance of neighbouring numbers above 1.
+    tolerance = {Precision.FLOAT32: 0, Precision.BFLOAT16: 0.15, Precision.FLOAT16: 0.02}[precision]
+    expected = outputs(model, batch, KEY)
+    for name, output in outputs(narrow, batch, KEY).items():
+        difference = np.abs(output.astype(np.float32) - expected[name]).max()
+        assert difference <= tolerance * expected[name].std()
+        assert difference > 0 or precision == Precision.FLOAT32
+
+
+def test_losses_are_float32_in_any_precision(in_precision, batch):
+    sums = pretraining_sums(in_precision[1](batch, KEY), batch)
+    assert dtypes(sums.values()) == {"float32"}
+    for name, value in sums.items():
+        assert np.isfinite(float(value)), name
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = BertForPreTraining(config, precision=Precision.FLOAT16)
+        assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(previous)
+    assert dtypes(model(batch, KEY).values()) == {"float16"}

@@ -1,11 +1,21 @@
 import dataclasses
+import hashlib
 import json
+import platform
 import shutil
+from importlib import metadata
 
+import keras
 import pytest
 
 from modeling.config import BertConfig
-from modeling.run import check_same_vocabulary, prepare_run, read_run
+from modeling.run import (
+    check_run,
+    check_same_vocabulary,
+    prepare_run,
+    read_run,
+    write_environment,
+)
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 
@@ -100,6 +110,33 @@ def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocab
     assert str(other_vocabulary[0]) in str(raised.value)
 
 
+def test_check_of_a_new_run_writes_nothing(tmp_path, config, data_set):
+    check_run(tmp_path / "runs" / "new", config, *data_set)
+    (tmp_path / "empty").mkdir()
+    check_run(tmp_path / "empty", config, *data_set)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_check_of_a_run_writes_nothing(run_dir, config, data_set):
+    (run_dir / "vocab.txt").unlink()
+    before = contents(run_dir)
+    check_run(run_dir, config, *data_set)
+    assert contents(run_dir) == before
+
+
+def test_check_refuses_what_prepare_refuses(run_dir, tmp_path, config, data_set, other_vocabulary):
+    other_model = dataclasses.replace(config, hidden_size=32)
+    with pytest.raises(UserError, match="hidden_size was 16, is 32"):
+        check_run(run_dir, other_model, *data_set)
+    with pytest.raises(UserError, match="vocabular"):
+        check_run(run_dir, config, *other_vocabulary)
+    with pytest.raises(UserError, match="no run"):
+        check_run(data_set[0], config, *data_set)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        check_run(tmp_path / "file", config, *data_set)
+
+
 def test_run_that_cannot_be_written_is_named(tmp_path, config, data_set):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as raised:
@@ -128,6 +165,52 @@ def test_run_on_another_data_set_is_refused(run_dir, tmp_path, config, write_dat
         prepare_run(run_dir, config, other, manifest)
     assert str(other) in str(raised.value)
     assert contents(run_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"options": {"dupe_factor": 3, "random_seed": 1}}, ["dupe_factor was 10, is 3"]),
+        (
+            {"options": {"dupe_factor": 10, "word_segmenter": "jieba"}},
+            ["random_seed was 1, is None", "word_segmenter was None, is 'jieba'"],
+        ),
+        ({"max_predictions_per_seq": 2}, ["max_predictions_per_seq was 3, is 2"]),
+        ({"strip_accents": False}, ["strip_accents was None, is False"]),
+        ({"shards": []}, ["the same options from other text"]),
+    ],
+)
+def test_options_in_which_the_data_sets_differ_are_told(
+    run_dir, tmp_path, config, data_set, changes, told
+):
+    options = {"dupe_factor": 10, "random_seed": 1}
+    first = dataclasses.replace(data_set[1], options=options)
+    first.write(run_dir)
+    with pytest.raises(UserError) as raised:
+        prepare_run(run_dir, config, tmp_path, dataclasses.replace(first, **changes))
+    assert f"({'; '.join(told)})" in str(raised.value).replace("made with ", "")
+
+
+def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
+    installed = metadata.version
+
+    def version(name):
+        if name == "jax":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    write_environment(run_dir, ["NVIDIA H100", "NVIDIA H100"])
+    content = json.loads((run_dir / "environment.json").read_text())
+    assert content["backend"] == keras.config.backend()
+    assert content["devices"] == ["NVIDIA H100", "NVIDIA H100"]
+    assert content["python"] == platform.python_version()
+    assert content["processor_cores"] >= 1
+    versions = {name: installed(name) for name in ("keras", "tensorflow", "numpy", "clozemill")}
+    assert content["packages"].items() >= versions.items()
+    assert content["packages"]["jax"] is None
+    manifest = (run_dir / "manifest.json").read_bytes()
+    assert content["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
 
 
 def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_set):

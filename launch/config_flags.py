@@ -1,0 +1,71 @@
+"""The flags that make a BertConfig: a size, a file, and each field of it alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from modeling.config import PRESETS, BertConfig, GeluForm
+
+_MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "The model's size.")
+_BERT_CONFIG_FILE = flags.DEFINE_string(
+    "bert_config_file",
+    None,
+    "A bert_config.json, or a config.json of Hugging Face, in place of --model.",
+)
+_FIELDS = [
+    flags.DEFINE_integer(
+        "vocab_size", None, "Rows of the word embeddings; by default those of the data."
+    ),
+    flags.DEFINE_integer("hidden_size", None, "Width of the model."),
+    flags.DEFINE_integer("num_hidden_layers", None, "Transformer blocks."),
+    flags.DEFINE_integer(
+        "num_attention_heads", None, "Attention heads, which divide --hidden_size."
+    ),
+    flags.DEFINE_integer("intermediate_size", None, "Width of the feed-forward layers."),
+    flags.DEFINE_enum("hidden_act", None, ["gelu", "relu"], "The activation function."),
+    flags.DEFINE_enum(
+        "gelu_form",
+        None,
+        list(GeluForm),
+        "The formula of gelu: the original's tanh approximation, or the exact one, which Hugging Face "
+        "calls gelu.",
+    ),
+    flags.DEFINE_float("hidden_dropout_prob", None, "Dropout behind embeddings and dense layers."),
+    flags.DEFINE_float(
+        "attention_probs_dropout_prob",
+        None,
+        "Dropout of the attention probabilities; with 0, fused attention kernels can be used.",
+    ),
+    flags.DEFINE_integer(
+        "max_position_embeddings", None, "The longest sequence that the model can read."
+    ),
+    flags.DEFINE_integer("type_vocab_size", None, "Segment types."),
+    flags.DEFINE_float("initializer_range", None, "Standard deviation of the initial weights."),
+]
+
+
+def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
+    """The config that the flags describe.
+
+    Args:
+      vocab_size: of the data.
+      default: in place of --model and --bert_config_file.
+
+    Raises:
+      flags.Error: no size is given, or two are.
+      UserError: the config is impossible.
+    """
+    if _MODEL.value and _BERT_CONFIG_FILE.value:
+        raise flags.Error("give --model or --bert_config_file, not both")
+    if _MODEL.value:
+        config = BertConfig.preset(_MODEL.value, vocab_size)
+    elif _BERT_CONFIG_FILE.value:
+        config = BertConfig.read(Path(_BERT_CONFIG_FILE.value))
+    elif default:
+        config = default
+    else:
+        raise flags.Error("give --model, --bert_config_file or --init_checkpoint")
+    given: dict[str, Any] = {flag.name: flag.value for flag in _FIELDS if flag.value is not None}
+    return dataclasses.replace(config, **given)

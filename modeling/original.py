@@ -1,0 +1,74 @@
+"""Reading the checkpoints of the original BERT, written by TensorFlow 1."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline.errors import UserError
+
+_INDEX_SUFFIX = ".index"
+_FILE_SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
+
+
+def find_original(path: Path) -> Path | None:
+    """The prefix of the checkpoint that a path means, such as DIR/bert_model.ckpt; None: there is none.
+
+    Args:
+      path: the prefix, or one of the checkpoint's files, or its directory. A directory's checkpoint is
+        the one that its file `checkpoint` names as the latest, or else the only one.
+
+    Raises:
+      UserError: the directory holds several checkpoints, and which is the latest is not said.
+    """
+    if path.is_dir():
+        return _find_in_directory(path)
+    prefix = Path(_FILE_SUFFIX.sub("", str(path)))
+    return prefix if _index(prefix).exists() else None
+
+
+def read_original(prefix: Path) -> dict[str, np.ndarray]:
+    """A checkpoint's variables under their names, without the optimizer's moments and counters.
+
+    Raises:
+      UserError: the checkpoint is not whole.
+    """
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes = reader.get_variable_to_shape_map()
+        return {
+            name: reader.get_tensor(name)
+            for name, shape in shapes.items()
+            # A counter is a scalar, and the moments of NAME are NAME/adam_m and the like.
+            if shape and name.rpartition("/")[0] not in shapes
+        }
+    except Exception as error:  # OpError, IndexError, RuntimeError: TensorFlow has many
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the original checkpoint {prefix} is damaged ({reason}): fetch its .index and .data files "
+            "again"
+        ) from error
+
+
+def _find_in_directory(directory: Path) -> Path | None:
+    try:
+        state = tf.train.get_checkpoint_state(str(directory))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{directory / 'checkpoint'} is damaged ({error}): remove it") from error
+    if state:
+        # The name alone, for the directory may have been moved since.
+        latest = directory / Path(state.model_checkpoint_path).name
+        if _index(latest).exists():
+            return latest
+    found = sorted(directory.glob(f"*{_INDEX_SUFFIX}"))
+    if len(found) > 1:
+        names = ", ".join(index.stem for index in found)
+        raise UserError(
+            f"{directory} holds several checkpoints ({names}): give {directory}/NAME of one"
+        )
+    return found[0].with_suffix("") if found else None
+
+
+def _index(prefix: Path) -> Path:
+    return Path(f"{prefix}{_INDEX_SUFFIX}")

@@ -1,0 +1,73 @@
+"""The run's metrics as TensorBoard shows them: `tensorboard --logdir=RUN`.
+
+An event file is a TFRecord file of `Event` messages. It is written as such, without operations of
+TensorFlow, so neither the package tensorboard nor a device is needed, whatever Keras runs on.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline.records import frame_record
+
+SUMMARIES_NAME = "tensorboard"
+
+_FILE_PREFIX = "events.out.tfevents."
+_FILE_VERSION = "brain.Event:2"
+_EVAL_PREFIX = "eval_"
+
+
+class SummaryWriter:
+    """Writes lines of metrics to an event file as well, under the tags `train/…` and `eval/…`.
+
+    The file says the same as `metrics.jsonl`: it is written anew when a run goes on, and a line is
+    on disk when it has been written.
+
+    Args:
+      run_dir: its folder `tensorboard` holds the event file; that of an earlier start is removed.
+      kept_lines: the lines of metrics up to the step where training goes on.
+    """
+
+    def __init__(self, run_dir: Path, kept_lines: Iterable[Mapping[str, float]]):
+        directory = run_dir / SUMMARIES_NAME
+        directory.mkdir(exist_ok=True)
+        for path in directory.glob(f"{_FILE_PREFIX}*"):
+            path.unlink()
+        # A TensorBoard that is open looks for a name which comes after the one it has read.
+        self._path = directory / f"{_FILE_PREFIX}{time.time_ns()}"
+        self._append([*_opening_events(), *map(_event, kept_lines)])
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Adds the figures of a line at its `step`; names with `eval_` become `eval/…`."""
+        self._append([_event(line)])
+
+    def _append(self, events: Iterable[Any]) -> None:
+        with self._path.open("ab") as file:
+            file.writelines(frame_record(event.SerializeToString()) for event in events)
+
+
+def _opening_events() -> list[Any]:
+    """What a reader needs to know first."""
+    v1, now = tf.compat.v1, time.time()
+    return [
+        v1.Event(wall_time=now, file_version=_FILE_VERSION),
+        # A TensorBoard that is open then forgets what it has read of the removed file.
+        v1.Event(wall_time=now, session_log=v1.SessionLog(status=v1.SessionLog.START)),
+    ]
+
+
+def _event(line: Mapping[str, float]) -> Any:
+    values = [
+        {"tag": _tag(name), "simple_value": value} for name, value in line.items() if name != "step"
+    ]
+    return tf.compat.v1.Event(
+        wall_time=time.time(), step=line["step"], summary=tf.compat.v1.Summary(value=values)
+    )
+
+
+def _tag(name: str) -> str:
+    of_evaluation = name.startswith(_EVAL_PREFIX)
+    return f"eval/{name.removeprefix(_EVAL_PREFIX)}" if of_evaluation else f"train/{name}"

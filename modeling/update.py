@@ -1,0 +1,145 @@
+"""One update of the weights, but for what a backend does its own way.
+
+`tensorflow_step` and `jax_step` take the gradients of `Update.loss` and compile the whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from modeling.config import BertConfig
+from modeling.dropout import dropout_key, fold_in
+from modeling.losses import pretraining_sums, total_loss
+from modeling.optimization import (
+    AdamW,
+    Lamb,
+    LinearWarmupAndDecay,
+    LossScale,
+    clip_by_global_norm,
+)
+from modeling.pretraining import BertForPreTraining
+from modeling.training_options import OptimizerName, Precision, TrainingOptions
+
+CLIP_NORM = 1.0
+
+
+class Update:
+    """The parts of an update, and all variables that it changes.
+
+    Args:
+      model: whose weights are updated.
+      optimizer: built with the model's trainable variables.
+      seed: of dropout.
+      accumulation_steps: in how many parts, one after the other, a batch is computed.
+      loss_scale: for float16.
+      clip_norm: the largest global norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        model: BertForPreTraining,
+        optimizer: AdamW,
+        seed: int = 0,
+        accumulation_steps: int = 1,
+        loss_scale: LossScale | None = None,
+        clip_norm: float = CLIP_NORM,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.seed = seed
+        self.accumulation_steps = accumulation_steps
+        self.loss_scale = loss_scale
+        self.clip_norm = clip_norm
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The variables that gradients are taken of."""
+        return self.model.trainable_variables
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables that an update changes, the weights first."""
+        scale = self.loss_scale.variables if self.loss_scale else []
+        return [*self.weights, *self.optimizer.variables, *scale]
+
+    def parts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch in parts, [accumulation steps, sequences of a part, …]."""
+        return {
+            name: ops.reshape(values, (self.accumulation_steps, -1, *values.shape[1:]))
+            for name, values in batch.items()
+        }
+
+    def loss(
+        self, part: Mapping[str, Any], number: Any, totals: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """What to take the gradients of, and the `pretraining_sums` of a part.
+
+        Args:
+          part: of a batch.
+          number: of the part, from 0.
+          totals: `batch_totals` of the whole batch, so that the parts' gradients add up to its own.
+        """
+        key = fold_in(fold_in(dropout_key(self.seed), self.optimizer.iterations), number)
+        sums = pretraining_sums(self.model(part, key), part)
+        loss = total_loss({**sums, **totals})
+        return (loss * self.loss_scale.scale if self.loss_scale else loss), sums
+
+    def apply(self, gradients: list[Any]) -> dict[str, Any]:
+        """Updates all variables, given the gradients of the whole batch.
+
+        Returns:
+          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a loss
+          scale both are 0.0 where the gradients are not finite: then the weights stay as they are.
+        """
+        if not self.loss_scale:
+            clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
+            self.optimizer.apply(clipped, self.weights)
+            return {"gradient_norm": norm, "updates": ops.ones(())}
+
+        gradients = [gradient / self.loss_scale.scale for gradient in gradients]
+        clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
+        is_finite = ops.isfinite(norm)
+        # All but the count of updates, which the learning rate and dropout follow.
+        kept = [
+            v for v in self.variables[: -len(self.loss_scale.variables)] if v.dtype == "float32"
+        ]
+        # Copied, for TensorFlow takes a variable as it is and reads it later.
+        before = [ops.copy(variable) for variable in kept]
+        self.optimizer.apply(clipped, self.weights)
+        for variable, value in zip(kept, before, strict=True):
+            variable.assign(ops.where(is_finite, ops.convert_to_tensor(variable), value))
+        self.loss_scale.update(is_finite)
+        return {
+            "gradient_norm": ops.where(is_finite, norm, 0.0),
+            "updates": ops.cast(is_finite, "float32"),
+        }
+
+
+def new_update(config: BertConfig, options: TrainingOptions) -> Update:
+    """The model with its initial weights, and what updates it."""
+    model = BertForPreTraining(
+        config, options.random_seed, options.precision, options.recompute_activations
+    )
+    rule = Lamb if options.optimizer == OptimizerName.LAMB else AdamW
+    optimizer = rule(
+        learning_rate_schedule(options),
+        options.weight_decay_rate,
+        bias_correction=options.adam_bias_correction,
+    )
+    optimizer.build(model.trainable_variables)
+    return Update(
+        model,
+        optimizer,
+        options.random_seed,
+        options.gradient_accumulation_steps,
+        LossScale() if options.precision == Precision.FLOAT16 else None,
+    )
+
+
+def learning_rate_schedule(options: TrainingOptions) -> LinearWarmupAndDecay:
+    """The learning rate of each update."""
+    return LinearWarmupAndDecay(
+        options.learning_rate, options.num_train_steps, options.num_warmup_steps
+    )

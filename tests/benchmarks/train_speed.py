@@ -1,0 +1,187 @@
+"""How fast BERT-mini trains next to Hugging Face on PyTorch and keras_hub, all in one run and in turns.
+
+Each trains from the same random batches in a process of its own: the whole step, with dropout, clipping
+and AdamW, in float32. Hugging Face computes logits for every position, as its model does; keras_hub
+knows no next-sentence loss. Compiling and the first steps are not timed.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from harness import PEERS
+from train_step import BERT_VOCABULARY, synthetic_batch
+
+BATCH_SIZE, SEQ_LENGTH, NUM_PREDICTIONS = 32, 128, 20
+LEARNING_RATE, CLIP_NORM = 1e-4, 1.0
+LAYERS, HEADS, HIDDEN, INNER = 4, 4, 256, 1024
+STEPS_OF_A_ROUND = 4
+
+
+def clozemill():
+    """The step of `clozemill pretrain`, on the backend that KERAS_BACKEND names."""
+    from modeling.config import BertConfig
+    from modeling.step import TrainStep
+    from modeling.training_options import TrainingOptions
+    from modeling.update import new_update
+
+    step = TrainStep(new_update(BertConfig.preset("mini", BERT_VOCABULARY), TrainingOptions()))
+    batches = make_batches()
+
+    def train():
+        for batch in batches:
+            told = step(batch)
+        float(told["sequences"])
+
+    return train
+
+
+def huggingface():
+    """`transformers.BertForPreTraining` with PyTorch's AdamW, eager."""
+    import numpy as np
+    import torch
+    from transformers import BertConfig, BertForPreTraining
+
+    config = BertConfig(
+        vocab_size=BERT_VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=INNER,
+    )
+    model = BertForPreTraining(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
+
+    def as_huggingface(batch):
+        labels = np.full_like(batch["input_ids"], -100)
+        np.put_along_axis(labels, batch["masked_lm_positions"], batch["masked_lm_ids"], axis=1)
+        named = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["input_mask"],
+            "token_type_ids": batch["segment_ids"],
+            "labels": labels,
+            "next_sentence_label": batch["next_sentence_labels"][:, 0],
+        }
+        return {name: torch.tensor(values).long() for name, values in named.items()}
+
+    batches = [as_huggingface(batch) for batch in make_batches()]
+
+    def train():
+        for batch in batches:
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+
+    return train
+
+
+def keras_hub():
+    """`keras_hub.models.BertMaskedLM`, trained with `fit`."""
+    sys.path.append(str(PEERS))
+    import keras
+    import keras_hub
+    import numpy as np
+    import tensorflow as tf
+
+    backbone = keras_hub.models.BertBackbone(
+        BERT_VOCABULARY, LAYERS, HEADS, HIDDEN, INNER, dropout=0.1
+    )
+    model = keras_hub.models.BertMaskedLM(backbone, preprocessor=None)
+    model.compile(
+        keras.optimizers.AdamW(LEARNING_RATE, global_clipnorm=CLIP_NORM),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    batches = make_batches()
+    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    inputs = {
+        "token_ids": whole["input_ids"],
+        "padding_mask": whole["input_mask"],
+        "segment_ids": whole["segment_ids"],
+        "mask_positions": whole["masked_lm_positions"],
+    }
+    labels, weights = whole["masked_lm_ids"], whole["masked_lm_weights"]
+    data = tf.data.Dataset.from_tensor_slices((inputs, labels, weights)).batch(BATCH_SIZE).cache()
+    return lambda: model.fit(data, verbose=0)
+
+
+PEER_FUNCTIONS = {
+    "huggingface": (huggingface, {}),
+    "keras_hub": (keras_hub, {"KERAS_BACKEND": "tensorflow"}),
+    "clozemill": (clozemill, {"KERAS_BACKEND": "tensorflow"}),
+    "clozemill on jax": (clozemill, {"KERAS_BACKEND": "jax"}),
+}
+
+
+def make_batches():
+    return [
+        synthetic_batch(BATCH_SIZE, SEQ_LENGTH, NUM_PREDICTIONS, BERT_VOCABULARY, seed)
+        for seed in range(STEPS_OF_A_ROUND)
+    ]
+
+
+def serve(name):
+    """Trains for a round whenever a line is read, and prints the seconds that it took."""
+    train = PEER_FUNCTIONS[name][0]()
+    train()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        train()
+        print(time.perf_counter() - started, flush=True)
+
+
+def start(name):
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | PEER_FUNCTIONS[name][1]
+    process = subprocess.Popen(
+        [sys.executable, __file__, f"--peer={name}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    if process.stdout.readline() != "ready\n":
+        sys.exit(f"{name} failed:\n{process.communicate()[1]}")
+    return process
+
+
+def seconds_of_a_round(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=8, help="how often each trains 4 steps")
+    parser.add_argument("--peer", choices=PEER_FUNCTIONS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer:
+        serve(arguments.peer)
+        return
+    processes = {name: start(name) for name in PEER_FUNCTIONS}
+    seconds = {name: [] for name in processes}
+    for _ in range(arguments.rounds):
+        for name, process in processes.items():
+            seconds[name].append(seconds_of_a_round(process))
+    for process in processes.values():
+        process.communicate()
+
+    sequences = STEPS_OF_A_ROUND * BATCH_SIZE
+    medians = {name: sequences / statistics.median(values) for name, values in seconds.items()}
+    print(f"BERT-mini, S {SEQ_LENGTH}, batch {BATCH_SIZE}, V {BERT_VOCABULARY:,}, float32")
+    for name, speed in medians.items():
+        low, high = sequences / max(seconds[name]), sequences / min(seconds[name])
+        ratio = speed / medians["huggingface"]
+        print(
+            f"  {name:<17} {speed:6.1f} sequences/s ({low:.1f} to {high:.1f})"
+            f"  {ratio:4.1f}x huggingface"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.records import encode_examples, frame_record
+
+ROOT = Path(__file__).parents[2]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(35))]
+FIRST_ORDINARY_ID, NUM_PREDICTIONS = 5, 2
+
+
+class Result(NamedTuple):
+    """What a verb has come to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+# Verbs run one after the other in a process that has imported all it needs.
+SERVER = """
+import dataclasses, json, os, sys, tempfile
+os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+from absl.testing import flagsaver
+import launch.__main__, launch.pretrain, modeling.training
+
+def run(arguments, missing, is_captured):
+    before = {name: sys.modules.get(name) for name in missing}
+    sys.modules.update(dict.fromkeys(missing))
+    train = modeling.training.train
+    if is_captured:
+        modeling.training.train = capture
+    try:
+        with flagsaver.flagsaver():
+            return launch.__main__.run(arguments)
+    finally:
+        modeling.training.train = train
+        for name, module in before.items():
+            del sys.modules[name]
+            if module:
+                sys.modules[name] = module
+
+def capture(data_dir, manifest, run_dir, config, options, pretrained):
+    print(json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)]), flush=True)
+
+replies = os.fdopen(os.dup(1), "w")
+for request in sys.stdin:
+    outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+    for number, output in enumerate(outputs, 1):
+        os.dup2(output.fileno(), number)
+    code = run(**json.loads(request))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for output in outputs:
+        output.seek(0)
+    print(json.dumps([code, *(output.read() for output in outputs)]), file=replies, flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def pretrain():
+    """A function that runs `clozemill pretrain`, many times in one process.
+
+    `missing` are modules that cannot be imported then. With `is_captured`, nothing is trained: stdout
+    is the config and the options with which training would begin, as JSON.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def run(*flags, missing=(), is_captured=False):
+        request = {
+            "arguments": ["pretrain", *map(str, flags)],
+            "missing": list(missing),
+            "is_captured": is_captured,
+        }
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return Result(*json.loads(process.stdout.readline()))
+
+    yield run
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def write_data_set():
+    """A function that writes a small data set of random instances."""
+
+    def write(data_dir, max_seq_length=16, tokens=TOKENS, num_eval=6):
+        data_dir.mkdir(parents=True)
+        vocabulary = "".join(f"{token}\n" for token in tokens)
+        (data_dir / VOCABULARY_NAME).write_text(vocabulary, "utf-8")
+        shards = []
+        for split, count in (("train", 20), ("eval", num_eval)):
+            path = data_dir / f"{split}-00000-of-00001.tfrecord"
+            records = encode_examples(_instances(count, max_seq_length)) if count else []
+            path.write_bytes(b"".join(map(frame_record, records)))
+            shards.append(
+                Shard(
+                    name=path.name,
+                    split=split,
+                    pass_index=0,
+                    documents=count,
+                    instances=count,
+                    tokens=0,
+                    bytes=path.stat().st_size,
+                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                )
+            )
+        Manifest(
+            max_seq_length=max_seq_length,
+            max_predictions_per_seq=NUM_PREDICTIONS,
+            do_lower_case=True,
+            vocab_size=len(tokens),
+            vocab_sha256=hashlib.sha256(vocabulary.encode()).hexdigest(),
+            options={},
+            statistics={},
+            shards=shards,
+        ).write(data_dir)
+        return data_dir
+
+    return write
+
+
+def _instances(count, max_seq_length):
+    rng = np.random.default_rng(0)
+    shape, predictions = (count, max_seq_length), (count, NUM_PREDICTIONS)
+    return {
+        "input_ids": rng.integers(FIRST_ORDINARY_ID, len(TOKENS), shape),
+        "input_mask": np.ones(shape, np.int64),
+        "segment_ids": np.zeros(shape, np.int64),
+        "masked_lm_positions": np.tile(np.array([3, 7]), (count, 1)),
+        "masked_lm_ids": rng.integers(FIRST_ORDINARY_ID, len(TOKENS), predictions),
+        "masked_lm_weights": np.ones(predictions, np.float32),
+        "next_sentence_labels": rng.integers(0, 2, (count, 1)),
+    }

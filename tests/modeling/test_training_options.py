@@ -1,0 +1,82 @@
+import dataclasses
+
+import pytest
+
+from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from pipeline.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_steps",
+        "save_checkpoints_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "eval_batch_size",
+        "max_eval_steps",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_are_at_least_1(name, value):
+    with pytest.raises(UserError, match=f"--{name}={value} must be at least 1"):
+        TrainingOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1e-4),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("weight_decay_rate", -0.01),
+        ("eval_every_steps", -1),
+        ("random_seed", -1),
+    ],
+)
+def test_what_may_be_0_is_not_negative(name, value):
+    with pytest.raises(UserError, match=f"--{name}={value} must be at least 0 and finite"):
+        TrainingOptions(**{name: value})
+    assert getattr(TrainingOptions(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("num_warmup_steps", [-1, 11])
+def test_the_warm_up_lies_within_training(num_warmup_steps):
+    with pytest.raises(
+        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10$"
+    ):
+        TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
+
+
+@pytest.mark.parametrize("num_warmup_steps", [0, 10])
+def test_the_warm_up_may_be_none_or_all_of_training(num_warmup_steps):
+    options = TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
+    assert options.num_warmup_steps == num_warmup_steps
+
+
+def test_a_batch_is_in_parts_of_one_size():
+    assert TrainingOptions(train_batch_size=12, gradient_accumulation_steps=4)
+    with pytest.raises(
+        UserError,
+        match="--train_batch_size=12 must be a multiple of --gradient_accumulation_steps=5",
+    ):
+        TrainingOptions(train_batch_size=12, gradient_accumulation_steps=5)
+
+
+def test_defaults_are_those_of_the_original_but_for_bias_correction():
+    # run_pretraining.py, which has neither the other optimizer nor the other precisions.
+    options = dataclasses.asdict(TrainingOptions())
+    original = {
+        "train_batch_size": 32,
+        "num_train_steps": 100_000,
+        "num_warmup_steps": 10_000,
+        "save_checkpoints_steps": 1_000,
+        "max_eval_steps": 100,
+        "weight_decay_rate": 0.01,
+        "optimizer": OptimizerName.ADAMW,
+        "precision": Precision.FLOAT32,
+    }
+    assert {name: options[name] for name in original} == original
+    assert options["adam_bias_correction"]
