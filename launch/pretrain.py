@@ -11,6 +11,7 @@ from absl import flags
 from launch import backend, config_flags
 from launch.flag_files import save_flags
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from pipeline.files import locked_directory
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 
 SHARED_FLAGS = (backend, config_flags)
@@ -155,6 +156,7 @@ def main() -> None:
         for line in dry_run(data_dir, manifest, config, options):
             print(line, flush=True)
         return
-    prepare_run(run_dir, config, data_dir, manifest)
-    save_flags(sys.modules[__name__], run_dir)
-    train(data_dir, manifest, run_dir, config, options, pretrained)
+    with locked_directory(run_dir):
+        prepare_run(run_dir, config, data_dir, manifest)
+        save_flags(sys.modules[__name__], run_dir)
+        train(data_dir, manifest, run_dir, config, options, pretrained)

@@ -4,16 +4,11 @@ Every finished file of either stage has a *receipt*, a small JSON file which say
 it was made. Receipts outlive a worker or a run that is killed: what has one is not made again.
 """
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from pipeline.errors import UserError
 from pipeline.files import has_sha256, write_whole
@@ -126,27 +121,6 @@ class Directories:
         manifest.write(self.output)
         shutil.rmtree(self.in_progress)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within, no other run can work in the output directory, not even while this one is stopped.
-
-        Raises:
-          UserError: another run works there, or there can be no such directory.
-        """
-        is_new = not self.output.exists()
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.output, os.O_RDONLY)
-        except OSError as error:
-            raise _cannot_write(error, self.output) from error
-        try:
-            _lock(handle, self.output)
-            yield
-        finally:
-            os.close(handle)
-            if is_new and not any(self.output.iterdir()):
-                self.output.rmdir()
-
     def discard(self) -> None:
         """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
         if _is_data_set(self.output) or self.in_progress.exists():
@@ -184,20 +158,6 @@ def files_with_receipt(folder: Path, pattern: str) -> list[str]:
 
 def _receipt(path: Path) -> Path:
     return path.with_name(path.name + _RECEIPT_SUFFIX)
-
-
-def _lock(handle: int, directory: Path) -> None:
-    """Locks an open directory until it is closed; some network file systems cannot, which is said."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another run works in {directory}: wait for it or end it") from error
-    except OSError as error:
-        logging.warning(
-            "cannot lock %s (%s): see to it yourself that no other run works there",
-            directory,
-            error.strerror,
-        )
 
 
 def _cannot_write(error: OSError, directory: Path) -> UserError:

@@ -1,10 +1,16 @@
-"""Files that are whole or not there, and whether they are still the same."""
+"""Files that are whole or not there, whether they are still the same, and directories of one writer."""
 
+import fcntl
 import hashlib
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from absl import logging
+
+from pipeline.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -44,3 +50,43 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Within, no other run can work in the directory, not even while this one is stopped.
+
+    It is made where it is missing, and removed again if nothing has come into it.
+
+    Raises:
+      UserError: another run works there, or there can be no such directory.
+    """
+    is_new = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename or directory}: {error.strerror}; give another directory"
+        ) from error
+    try:
+        _lock(handle, directory)
+        yield
+    finally:
+        os.close(handle)
+        if is_new and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _lock(handle: int, directory: Path) -> None:
+    """Locks an open directory until it is closed; some network file systems cannot, which is said."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run works in {directory}: wait for it or end it") from error
+    except OSError as error:
+        logging.warning(
+            "cannot lock %s (%s): see to it yourself that no other run works there",
+            directory,
+            error.strerror,
+        )

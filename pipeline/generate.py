@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.buckets import BucketPlan
 from pipeline.directories import Directories, Plan
 from pipeline.errors import UserError
+from pipeline.files import locked_directory
 from pipeline.graph import run_pipeline
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files
 from pipeline.manifest import Manifest
@@ -65,7 +66,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     )
     directories = Directories(options.output_dir, options.tokenized_dir)
     tokenization_plan = _plan_of_tokenization(options, files, splits, buckets, vocabulary)
-    with directories.locked():
+    with locked_directory(directories.output):
         directories.prepare(
             options.vocab_file,
             tokenization_plan,

@@ -1,5 +1,3 @@
-import errno
-
 import pytest
 
 from pipeline.directories import (
@@ -82,15 +80,6 @@ def test_foreign_files_are_no_tokenized_corpus(tmp_path, vocab_file):
     assert (tmp_path / "tokenized" / "split-00000.parquet").read_text() == "precious"
 
 
-def test_two_runs_cannot_work_in_one_directory(tmp_path):
-    first, second = Directories(tmp_path / "data"), Directories(tmp_path / "data")
-    with first.locked(), pytest.raises(UserError, match="another run"), second.locked():
-        pass
-    assert not (tmp_path / "data").exists()
-    with second.locked():
-        assert (tmp_path / "data").is_dir()
-
-
 def test_a_file_that_was_damaged_behind_its_receipt_is_made_again(tmp_path):
     path = tmp_path / "split-00000.parquet"
     path.write_bytes(b"content")
@@ -98,19 +87,3 @@ def test_a_file_that_was_damaged_behind_its_receipt_is_made_again(tmp_path):
     assert read_receipt_of_whole(path)
     path.write_bytes(b"c0ntent")
     assert read_receipt_of_whole(path) is None
-
-
-def test_a_file_system_without_locks_is_told_of_and_can_be_used(tmp_path, monkeypatch):
-    def without_locks(*_):
-        raise OSError(errno.EBADF, "Bad file descriptor")  # NFS, for a folder
-
-    warnings = []
-    monkeypatch.setattr("pipeline.directories.fcntl.flock", without_locks)
-    monkeypatch.setattr(
-        "pipeline.directories.logging.warning",
-        lambda message, *arguments: warnings.append(message % arguments),
-    )
-    with Directories(tmp_path / "data").locked():
-        assert (tmp_path / "data").is_dir()
-    (warning,) = warnings
-    assert f"cannot lock {tmp_path / 'data'} (Bad file descriptor)" in warning
