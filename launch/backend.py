@@ -29,8 +29,8 @@ def backend() -> Iterator[None]:
     """
     if importlib.util.find_spec(_BACKEND.value) is None:
         raise UserError(
-            f"--backend={_BACKEND.value} needs a package that is not there: "
-            f"pip install 'clozemill[{_BACKEND.value}]'"
+            f"--backend={_BACKEND.value} needs a package that is missing: pip install {_BACKEND.value}, "
+            "or 'clozemill[jax]' for the version that is tested"
         )
     os.environ["KERAS_BACKEND"] = _BACKEND.value
     # JAX tells of each kind of device that it does not find.

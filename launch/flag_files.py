@@ -26,9 +26,14 @@ def describe_flags(verb: ModuleType) -> str:
 
 
 def save_flags(verb: ModuleType, directory: Path) -> None:
-    """Writes a verb's flags as given or by default, so that `--flagfile` repeats the run."""
+    """Writes `flags_as_text` to a data set's flags.txt."""
+    write_whole(directory / FLAGS_NAME, flags_as_text(verb))
+
+
+def flags_as_text(verb: ModuleType) -> str:
+    """A verb's flags as given or by default, with which `--flagfile` repeats the command."""
     lines = [flag.serialize() for flag in _flags_of(verb)]
-    write_whole(directory / FLAGS_NAME, "".join(f"{line}\n" for line in lines if line))
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def _flags_of(verb: ModuleType) -> list[flags.Flag]:

@@ -71,7 +71,7 @@ class Embeddings(keras.layers.Layer):
         )
         self.normalize.build((None, None, config.hidden_size))
 
-    def call(self, input_ids_BS: Any, segment_ids_BS: Any, key: Any = None) -> Any:
+    def call(self, input_ids_BS: Any, segment_ids_BS: Any, keys: Any = None) -> Any:
         """Embeds [B, S] tokens as [B, S, H]."""
         seq_length = input_ids_BS.shape[1]
         x_BSH = (
@@ -79,7 +79,7 @@ class Embeddings(keras.layers.Layer):
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
             + self.position_embeddings[:seq_length]
         )
-        return dropout(self.normalize(x_BSH), self.dropout_rate, key)
+        return dropout(self.normalize(x_BSH), self.dropout_rate, keys)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
         # In float32 in any precision, so that the gradients of the rows are added up in it.
@@ -89,13 +89,13 @@ class Embeddings(keras.layers.Layer):
 
 
 def attention_with_dropout(
-    q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, key: Any
+    q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, keys: Any
 ) -> Any:
     """`keras.ops.dot_product_attention` with dropout of the probabilities, which that lacks."""
     scores_BNSS = ops.cast(ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND), "float32")
     scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
     probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
-    probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, key), v_BSND.dtype)
+    probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, keys), v_BSND.dtype)
     return ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
 
 
@@ -119,14 +119,14 @@ class SelfAttention(keras.layers.Layer):
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
         """Attends from every position to all that `mask_B1SS` lets it see."""
         q_BSND, k_BSND, v_BSND = (
             self._split_heads(projection(x_BSH))
             for projection in (self.query, self.key, self.value)
         )
-        if key is not None and self.dropout_rate:
-            attend = partial(attention_with_dropout, rate=self.dropout_rate, key=key)
+        if keys is not None and self.dropout_rate:
+            attend = partial(attention_with_dropout, rate=self.dropout_rate, keys=keys)
         else:
             attend = ops.dot_product_attention
         return ops.reshape(attend(q_BSND, k_BSND, v_BSND, mask=mask_B1SS), ops.shape(x_BSH))
@@ -154,9 +154,9 @@ class Output(keras.layers.Layer):
         self.dense.build(input_shape)
         self.normalize.build((None, None, self.hidden_size))
 
-    def call(self, x: Any, residual_BSH: Any, key: Any = None) -> Any:
+    def call(self, x: Any, residual_BSH: Any, keys: Any = None) -> Any:
         """Adds the projection of `x` to the residual."""
-        return self.normalize(dropout(self.dense(x), self.dropout_rate, key) + residual_BSH)
+        return self.normalize(dropout(self.dense(x), self.dropout_rate, keys) + residual_BSH)
 
 
 class Attention(keras.layers.Layer):
@@ -172,10 +172,10 @@ class Attention(keras.layers.Layer):
         self.self_attention.build(input_shape)
         self.output_layer.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
         """Attends and adds the result to `x_BSH`."""
-        context_BSH = self.self_attention(x_BSH, mask_B1SS, fold_in(key, 0))
-        return self.output_layer(context_BSH, x_BSH, fold_in(key, 1))
+        context_BSH = self.self_attention(x_BSH, mask_B1SS, fold_in(keys, 0))
+        return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1))
 
 
 class Intermediate(keras.layers.Layer):
@@ -215,10 +215,10 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate.build(input_shape)
         self.output_layer.build((None, None, self.intermediate_size))
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        x_BSH = self.attention(x_BSH, mask_B1SS, fold_in(key, 0))
-        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(key, 1))
+        x_BSH = self.attention(x_BSH, mask_B1SS, fold_in(keys, 0))
+        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1))
 
 
 class Encoder(keras.layers.Layer):
@@ -244,10 +244,10 @@ class Encoder(keras.layers.Layer):
         for block in self.blocks:
             block.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, key: Any = None) -> Any:
+    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
         for i, block in enumerate(self.blocks):
-            run: Any = partial(block, mask_B1SS=mask_B1SS, key=fold_in(key, i))
+            run: Any = partial(block, mask_B1SS=mask_B1SS, keys=fold_in(keys, i))
             x_BSH = keras.remat(run)(x_BSH) if self.recompute_activations else run(x_BSH)
         return x_BSH
 
@@ -295,7 +295,7 @@ class BertModel(keras.layers.Layer):
         self.pooler.build((None, self.config.hidden_size))
 
     def call(
-        self, input_ids: Any, input_mask: Any, segment_ids: Any, key: Any = None
+        self, input_ids: Any, input_mask: Any, segment_ids: Any, keys: Any = None
     ) -> tuple[Any, Any]:
         """Encodes a batch.
 
@@ -303,16 +303,16 @@ class BertModel(keras.layers.Layer):
           input_ids: [B, S], S at most `max_position_embeddings`.
           input_mask: [B, S], 1 for tokens and 0 for padding, to which nothing attends.
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
-          key: of `modeling.dropout`; None for no dropout.
+          keys: of `modeling.dropout`, one an example; None for no dropout.
 
         Returns:
           The sequence output [B, S, H] and the pooled output [B, H].
         """
-        x_BSH = self.embeddings(input_ids, segment_ids, fold_in(key, 0))
+        x_BSH = self.embeddings(input_ids, segment_ids, fold_in(keys, 0))
         batch, seq_length = input_mask.shape
         # With all queries, for fused kernels do not broadcast.
         mask_B1SS = ops.broadcast_to(
             ops.cast(input_mask, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
         )
-        sequence_output_BSH = self.encoder(x_BSH, mask_B1SS, fold_in(key, 1))
+        sequence_output_BSH = self.encoder(x_BSH, mask_B1SS, fold_in(keys, 1))
         return sequence_output_BSH, self.pooler(sequence_output_BSH)

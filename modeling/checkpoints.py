@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,18 +38,20 @@ class TrainingState:
     Attributes:
       step: updates made.
       instances_seen: instances read, which is the data's position.
-      random_seed: that training was begun with.
-      optimizer: its name.
+      options: the training options, by name.
       sums: what has been summed up for the next line of metrics.
       loss_scale: of float16, and the good updates since it was last doubled.
     """
 
     step: int = 0
     instances_seen: int = 0
-    random_seed: int = 0
-    optimizer: str = "adamw"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     loss_scale: list[float] | None = None
+
+
+class DamagedCheckpointError(UserError):
+    """What a checkpoint holds is not what was written."""
 
 
 def save_checkpoint(run_dir: Path, update: Update, state: TrainingState, keep: int) -> Path:
@@ -63,19 +66,23 @@ def save_checkpoint(run_dir: Path, update: Update, state: TrainingState, keep: i
         loss_scale = [float(variable) for variable in update.loss_scale.variables]
         state = dataclasses.replace(state, loss_scale=loss_scale)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Of runs that were killed while they saved, too.
+        for unfinished in directory.parent.glob(f"{_PREFIX}*.tmp"):
+            shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
         _write_arrays(temporary / WEIGHTS_NAME, _as_arrays(update.model.named_weights()))
         _write_arrays(temporary / _OPTIMIZER, _as_arrays(_named_moments(update)))
-        content = json.dumps(dataclasses.asdict(state), indent=2) + "\n"
-        (temporary / _STATE).write_text(content, "utf-8")
+        with (temporary / _STATE).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         shutil.rmtree(directory, ignore_errors=True)
         temporary.rename(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot save the checkpoint {directory} ({error.strerror or error}): make room and give "
-            "the same command again, it goes on from the checkpoint before"
+            f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is mended, "
+            "the same command goes on from the checkpoint before"
         ) from error
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
@@ -83,8 +90,13 @@ def save_checkpoint(run_dir: Path, update: Update, state: TrainingState, keep: i
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The run's whole checkpoints, oldest first."""
-    found = (run_dir / CHECKPOINTS_NAME).glob(f"{_PREFIX}*")
+    """The run's whole checkpoints, oldest first.
+
+    Raises:
+      OSError: they cannot be listed.
+    """
+    directory = run_dir / CHECKPOINTS_NAME
+    found = directory.iterdir() if directory.exists() else ()
     steps = {path: path.name.removeprefix(_PREFIX) for path in found}
     whole = [path for path, step in steps.items() if step.isdecimal()]
     return sorted(whole, key=lambda path: int(steps[path]))
@@ -154,11 +166,11 @@ def load_newest_checkpoint(run_dir: Path, update: Update) -> tuple[Path, Trainin
     Raises:
       UserError: all checkpoints are damaged.
     """
-    damaged: list[tuple[Path, UserError]] = []
+    damaged: list[tuple[Path, DamagedCheckpointError]] = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
             state = load_checkpoint(checkpoint, update)
-        except UserError as error:
+        except DamagedCheckpointError as error:
             damaged.append((checkpoint, error))
             continue
         for path, damage in damaged:
@@ -210,10 +222,16 @@ def _damage_named(path: Path) -> Iterator[Path]:
     """Whatever fails while a file is read means that its checkpoint is damaged."""
     try:
         yield path
+    except MemoryError:
+        raise
     except OSError as error:
-        raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
+        if not isinstance(error, FileNotFoundError):
+            raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
+        raise DamagedCheckpointError(
+            f"the checkpoint {path.parent} is damaged: it has no {path.name}"
+        ) from error
     except Exception as error:  # zip, zlib, JSON, NumPy, Keras: each has its own
         reason = str(error).partition("\n")[0]
-        raise UserError(
+        raise DamagedCheckpointError(
             f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason})"
         ) from error

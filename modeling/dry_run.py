@@ -32,7 +32,7 @@ def dry_run(
     flops = config.flops_per_sequence(seq_length, predictions)
     yield f"device               {describe_devices(device_names())}"
     yield f"parameters           {parameters:,}"
-    yield f"work of a sequence   {flops / 1e9:,.1f} GFLOP, S {seq_length}, forward and backward"
+    yield f"work of a sequence   {flops / 1e9:,.3g} GFLOP, S {seq_length}, forward and backward"
     memory = memory_estimate(config, options, parameters, seq_length, predictions)
     yield f"memory               about {memory / _GIB:,.1f} GiB"
     shards = manifest.shards_of("train")
@@ -41,7 +41,7 @@ def dry_run(
     trained = options.num_train_steps * options.train_batch_size
     yield (
         f"data                 {instances:,} instances in {passes} passes, "
-        f"{instances / passes / options.train_batch_size:,.1f} steps a pass"
+        f"{instances / passes / options.train_batch_size:,.3g} steps a pass"
     )
     if instances:
         yield f"the whole run        {trained:,} sequences, {trained * passes / instances:,.1f} passes"
@@ -65,7 +65,7 @@ def memory_estimate(
     seq_length: int,
     num_predictions: int,
 ) -> int:
-    """Bytes that a step needs on its device, roughly: within a third of what XLA takes.
+    """Bytes that a step needs on its device, roughly.
 
     Weights, gradients and two moments in float32; what the backward pass needs of each block, or of
     one block where activations are computed again; the logits.

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Shard
-from pipeline.records import instance_features, read_frames
+from pipeline.records import decode_example, instance_features, read_frames, record_of
 
 _SHARDS_PER_GROUP = 8
 _SHUFFLE_BUFFER_RECORDS = 10_000
@@ -94,8 +94,9 @@ def readable(
     """
     try:
         yield from batches.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        reason = _damage_in(data_dir, manifest) or error.message.partition("\n")[0]
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        # The second, where TensorFlow's message quotes a record.
+        reason = _damage_in(data_dir, manifest) or str(error).partition("\n")[0]
         raise UserError(
             f"cannot read the data set {data_dir}: {reason}; generate it again"
         ) from error
@@ -141,15 +142,24 @@ def shard_groups(
 
 def _damage_in(data_dir: Path, manifest: Manifest) -> str | None:
     """What is wrong with the first record that cannot be read."""
+    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
+    lengths = {name: feature.length for name, feature in features.items()}
     for shard in manifest.shards:
         whole_records = 0
         try:
             with (data_dir / shard.name).open("rb") as file:
-                for _ in read_frames(file):
+                for frame in read_frames(file):
+                    _check_record(record_of(frame), lengths)
                     whole_records += 1
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, IndexError) as error:
             return f"record {whole_records + 1} of {data_dir / shard.name} is damaged ({error})"
     return None
+
+
+def _check_record(record: bytes, lengths: dict[str, int]) -> None:
+    found = {name: len(values) for name, values in decode_example(record).items()}
+    if found != lengths:
+        raise ValueError("it is no instance of this data set")
 
 
 def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:

@@ -31,6 +31,7 @@ class TrainStep:
         self._update = update
         self._variables = update.variables
         self._compiled: Any = None
+        self._told: dict[str, Any] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Gives the totals and sums of a batch of NumPy arrays, and what `Update.apply` tells."""
@@ -41,7 +42,12 @@ class TrainStep:
         values, told = self._compiled(values, batch)
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
+        self._told = told
         return told
+
+    def is_idle(self) -> bool:
+        """Whether the last step has ended."""
+        return all(value.is_ready() for value in self._told.values())
 
     @property
     def attention_kernel(self) -> str:
@@ -51,8 +57,10 @@ class TrainStep:
 
     def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
         totals = batch_totals(batch)
+        with keras.StatelessScope(zip(self._variables, values, strict=True)):
+            batch = self._update.with_keys(batch)
         if self._update.accumulation_steps == 1:
-            gradients, sums = self._gradients_and_sums(values, batch, 0, totals)
+            gradients, sums = self._gradients_and_sums(values, batch, totals)
         else:
             gradients, sums = self._accumulated(values, self._update.parts(batch), totals)
         with keras.StatelessScope(zip(self._variables, values, strict=True)) as scope:
@@ -61,26 +69,24 @@ class TrainStep:
         return new_values, {**totals, **sums, **told}
 
     def _gradients_and_sums(
-        self, values: list[Any], part: Batch, number: Any, totals: Batch
+        self, values: list[Any], part: Batch, totals: Batch
     ) -> tuple[list[Any], Any]:
         num_weights = len(self._update.weights)
 
         def loss(weights: list[Any]) -> tuple[Any, Any]:
             current = [*weights, *values[num_weights:]]
             with keras.StatelessScope(zip(self._variables, current, strict=True)):
-                return self._update.loss(part, number, totals)
+                return self._update.loss(part, totals)
 
         return jax.grad(loss, has_aux=True)(values[:num_weights])
 
     def _accumulated(self, values: list[Any], parts: Batch, totals: Batch) -> tuple[list[Any], Any]:
-        def add_part(so_far: list[Any], numbered_part: Any) -> tuple[Any, Any]:
-            number, part = numbered_part
-            gradients, sums = self._gradients_and_sums(values, part, number, totals)
+        def add_part(so_far: list[Any], part: Batch) -> tuple[Any, Any]:
+            gradients, sums = self._gradients_and_sums(values, part, totals)
             return [a + b for a, b in zip(so_far, gradients, strict=True)], sums
 
         zeros = [jax.numpy.zeros_like(value) for value in values[: len(self._update.weights)]]
-        numbers = jax.numpy.arange(self._update.accumulation_steps)
-        gradients, sums = jax.lax.scan(add_part, zeros, (numbers, parts))
+        gradients, sums = jax.lax.scan(add_part, zeros, parts)
         return gradients, jax.tree.map(jax.numpy.sum, sums)
 
 

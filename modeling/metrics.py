@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,8 @@ from pipeline.files import whole_file
 
 METRICS_NAME = "metrics.jsonl"
 _EVAL_PREFIX = "eval_"
+# A share of the time that is worth a word.
+_NOTABLE_WAIT = 0.05
 
 
 def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
@@ -80,11 +82,12 @@ class MetricsWriter:
         self._waited = 0.0
 
     @contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
-        """Around what gets the next batch."""
+    def waiting_for_input(self, is_idle: Callable[[], bool]) -> Iterator[None]:
+        """Around what gets the next batch: counts where the device has nothing to do at its end."""
         started = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - started
+        if is_idle():
+            self._waited += time.perf_counter() - started
 
     @contextmanager
     def not_timed(self) -> Iterator[None]:
@@ -108,28 +111,19 @@ class MetricsWriter:
           learning_rate: of the last step.
           loss_scale: of float16.
         """
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        steps_per_second = (step - self._timed_from) / seconds
-        sequences_per_second = steps_per_second * self._batch_size
-        flops_per_second = sequences_per_second * self._flops_per_sequence
         line = {
             "step": step,
             **losses_and_accuracies(sums),
             "learning_rate": learning_rate,
             "gradient_norm": sums["gradient_norm"] / max(sums["updates"], 1),
-            "sequences_per_second": sequences_per_second,
-            "tokens_per_second": sequences_per_second * sums["tokens"] / sums["sequences"],
-            "model_flops_per_second": flops_per_second,
-            "input_wait": self._waited / seconds,
         }
-        if self._peak_flops:
-            line["model_flops_utilization"] = flops_per_second / self._peak_flops
         if loss_scale:
             line["loss_scale"] = loss_scale
-            line["updates_left_out"] = sums["sequences"] / self._batch_size - sums["updates"]
+            line["updates_left_out"] = sums["updates_left_out"]
+        if step > self._timed_from:
+            line |= self._speeds(step, sums["tokens"] / sums["sequences"])
         self._append(line)
-        steps_left = self._num_train_steps - step
-        self._show(line, steps_left / steps_per_second if steps_per_second else 0.0)
+        self._show(line)
         self.start_timing(step)
 
     def write_evaluation(self, step: int, sums: Mapping[str, float]) -> None:
@@ -150,20 +144,41 @@ class MetricsWriter:
             file.write(_as_json(line))
         self._summaries.write(line)
 
-    def _show(self, line: Mapping[str, float], seconds_left: float) -> None:
-        utilization = line.get("model_flops_utilization")
-        told = (
-            f"step {line['step']}/{self._num_train_steps},"
-            f" {timedelta(seconds=round(seconds_left))} left | {_describe(line)}"
-            f" | lr {line['learning_rate']:.2e} | gradient {line['gradient_norm']:.2f}"
-            f" | {line['sequences_per_second']:,.1f} seq/s,"
-            f" {line['tokens_per_second']:,.0f} tokens/s,"
-            f" {line['model_flops_per_second'] / 1e12:.3g} TFLOP/s"
-            + (f", {utilization:.1%} MFU" if utilization else "")
-            + (f" | {line['input_wait']:.0%} input wait" if line["input_wait"] > 0.05 else "")
-        )
+    def _speeds(self, step: int, tokens_per_sequence: float) -> dict[str, float]:
+        seconds = time.perf_counter() - self._started
+        sequences_per_second = (step - self._timed_from) * self._batch_size / seconds
+        flops_per_second = sequences_per_second * self._flops_per_sequence
+        speeds = {
+            "sequences_per_second": sequences_per_second,
+            "tokens_per_second": sequences_per_second * tokens_per_sequence,
+            "model_flops_per_second": flops_per_second,
+            "input_wait": self._waited / seconds,
+        }
+        if self._peak_flops:
+            speeds["model_flops_utilization"] = flops_per_second / self._peak_flops
+        return speeds
+
+    def _show(self, line: Mapping[str, float]) -> None:
+        parts = [
+            f"step {line['step']}/{self._num_train_steps}",
+            _describe(line),
+            f"lr {line['learning_rate']:.2e}",
+            f"gradient {line['gradient_norm']:.2f}",
+        ]
+        if speed := line.get("sequences_per_second"):
+            seconds_left = (self._num_train_steps - line["step"]) * self._batch_size / speed
+            utilization = line.get("model_flops_utilization")
+            parts[0] += f", {timedelta(seconds=round(seconds_left))} left"
+            parts.append(
+                f"{speed:,.1f} seq/s, {line['tokens_per_second']:,.0f} tokens/s,"
+                f" {line['model_flops_per_second'] / 1e12:.3g} TFLOP/s"
+                + (f", {utilization:.1%} MFU" if utilization else "")
+            )
+            if line["input_wait"] > _NOTABLE_WAIT:
+                parts.append(f"{line['input_wait']:.0%} waiting for input")
+        told = " | ".join(parts)
         if self._live:
-            self._live.update(Text(told, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text(told), refresh=True)
         else:
             logging.info("%s", told)
 

@@ -119,11 +119,14 @@ class Lamb(AdamW):
 class LossScale:
     """The factor that keeps float16 gradients above 0: doubled after 2000 good updates, halved at once.
 
+    It stays between 1 and 2^24.
+
     An update whose gradients are not finite is left out (Micikevicius et al., 2018, "Mixed Precision
     Training").
     """
 
-    _START, _UPDATES_TO_DOUBLE = 2.0**15, 2000
+    _START, _LOWEST, _HIGHEST = 2.0**15, 1.0, 2.0**24
+    _UPDATES_TO_DOUBLE = 2000
 
     def __init__(self) -> None:
         self.scale = keras.Variable(self._START, trainable=False, name="loss_scale")
@@ -136,11 +139,16 @@ class LossScale:
         """The state, for checkpoints."""
         return [self.scale, self.good_updates]
 
+    def is_lowest(self) -> Any:
+        """Whether it cannot be halved any more."""
+        return ops.convert_to_tensor(self.scale) <= self._LOWEST
+
     def update(self, is_finite: Any) -> None:
         """Follows what the last gradients were."""
         good_updates = ops.where(is_finite, self.good_updates + 1, 0)
         doubles = good_updates >= self._UPDATES_TO_DOUBLE
-        self.scale.assign(self.scale * ops.where(is_finite, ops.where(doubles, 2.0, 1.0), 0.5))
+        scale = self.scale * ops.where(is_finite, ops.where(doubles, 2.0, 1.0), 0.5)
+        self.scale.assign(ops.clip(scale, self._LOWEST, self._HIGHEST))
         self.good_updates.assign(ops.where(doubles, 0, good_updates))
 
 

@@ -141,19 +141,19 @@ class BertForPreTraining(keras.Model):
         self.bert.build()
         self.cls.build()
 
-    def call(self, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+    def call(self, batch: Mapping[str, Any], keys: Any = None) -> dict[str, Any]:
         """Runs a batch.
 
         Args:
           batch: `input_ids`, `input_mask`, `segment_ids` [B, S] and `masked_lm_positions` [B, P].
-          key: of `modeling.dropout`; None for no dropout.
+          keys: of `modeling.dropout`, one an example; None for no dropout.
 
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
           `next_sentence_logits` [B, 2].
         """
         sequence_output, pooled_output = self.bert(
-            batch["input_ids"], batch["input_mask"], batch["segment_ids"], key
+            batch["input_ids"], batch["input_mask"], batch["segment_ids"], keys
         )
         masked_lm_logits, next_sentence_logits = self.cls(
             sequence_output,

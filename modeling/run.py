@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from modeling.checkpoints import list_checkpoints
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
 from pipeline.files import sha256_of, write_whole
@@ -30,11 +31,10 @@ def check_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manif
             f"entries of {data_dir / VOCABULARY_NAME}: give another vocab_size"
         )
     check_length(config, data_dir, manifest)
-    if (run_dir / CONFIG_NAME).exists():
+    if list_checkpoints(run_dir):
         _check_same_model(run_dir, config)
-        if (run_dir / MANIFEST_NAME).exists():
-            _check_same_data(run_dir, data_dir, manifest)
-    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        _check_same_data(run_dir, data_dir, manifest)
+    elif run_dir.exists() and not _is_run_or_empty(run_dir):
         raise UserError(
             f"{run_dir} is a file or holds files that are no run: give an empty --output_dir"
         )
@@ -49,9 +49,9 @@ def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Man
     check_run(run_dir, config, data_dir, manifest)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / CONFIG_NAME).exists():
+        # What was begun with another model or data set but never saved anything is begun anew.
+        if not list_checkpoints(run_dir):
             write_whole(run_dir / CONFIG_NAME, config.to_json())
-        if not (run_dir / MANIFEST_NAME).exists():
             vocabulary = (data_dir / VOCABULARY_NAME).read_text("utf-8")
             write_whole(run_dir / VOCABULARY_NAME, vocabulary)
             manifest.write(run_dir)
@@ -116,6 +116,14 @@ def check_same_vocabulary(run_dir: Path, run: Manifest, data_dir: Path, data: Ma
             f"the run {run_dir} and the data set {data_dir} were made with different vocabularies; "
             "generate the data with the run's vocab.txt"
         )
+
+
+def _is_run_or_empty(run_dir: Path) -> bool:
+    if not run_dir.is_dir():
+        return False
+    # A run that was killed may have left the beginnings of a file.
+    files = [path for path in run_dir.iterdir() if path.suffix != ".tmp"]
+    return not files or (run_dir / CONFIG_NAME).exists()
 
 
 def _check_same_model(run_dir: Path, config: BertConfig) -> None:

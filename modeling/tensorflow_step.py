@@ -44,24 +44,29 @@ class TrainStep:
         """Gives the totals and sums of a batch of NumPy arrays, and what `Update.apply` tells."""
         return self._compiled(batch)
 
+    def is_idle(self) -> bool:
+        """Whether the last step has ended, as far as is known: TensorFlow does not tell."""
+        return True
+
     def _step(self, batch: Batch) -> dict[str, Any]:
         totals = batch_totals(batch)
+        batch = self._update.with_keys(batch)
         if self._update.accumulation_steps == 1:
-            sums, gradients = self._sums_and_gradients(batch, 0, totals)
+            sums, gradients = self._sums_and_gradients(batch, totals)
         else:
             sums, gradients = self._accumulated(self._update.parts(batch), totals)
         return {**totals, **sums, **self._update.apply(gradients)}
 
-    def _sums_and_gradients(self, part: Batch, number: Any, totals: Batch) -> tuple[Any, list[Any]]:
+    def _sums_and_gradients(self, part: Batch, totals: Batch) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
-            loss, sums = self._update.loss(part, number, totals)
+            loss, sums = self._update.loss(part, totals)
         gradients = tape.gradient(loss, self._weights)
         return sums, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
     def _accumulated(self, parts: Batch, totals: Batch) -> tuple[Any, list[Any]]:
         def add_part(number: Any, so_far: Any) -> tuple[Any, Any]:
             part = {name: values[number] for name, values in parts.items()}
-            new = self._sums_and_gradients(part, number, totals)
+            new = self._sums_and_gradients(part, totals)
             return number + 1, tf.nest.map_structure(tf.add, so_far, new)
 
         zeros = dict.fromkeys(SUMS, tf.zeros(())), [tf.zeros(w.shape) for w in self._weights]

@@ -1,32 +1,36 @@
-"""SIGTERM, with which clusters announce that they take the machine away."""
+"""SIGTERM, with which clusters announce that they take the machine away, and Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODE = 128 + signal.SIGTERM
-
 
 class Termination:
-    """Whether SIGTERM has been received.
+    """Whether the process has been asked to end.
 
     Attributes:
-      is_requested: so far.
+      received: the signal that has asked for it last, if one has.
     """
 
-    is_requested = False
+    received: signal.Signals | None = None
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
+        if self.received == number == signal.SIGINT:
+            # Who presses Ctrl-C again does not want to wait.
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
 
 
 @contextmanager
 def noticing_termination() -> Iterator[Termination]:
-    """SIGTERM ends nothing inside this block but is noticed. Only for the main thread."""
+    """SIGTERM and SIGINT end nothing inside this block but are noticed. Only for the main thread."""
     termination = Termination()
-    previous = signal.signal(signal.SIGTERM, termination._request)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = [signal.signal(number, termination.request) for number in signals]
     try:
         yield termination
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

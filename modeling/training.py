@@ -19,16 +19,17 @@ from modeling.config import BertConfig
 from modeling.devices import describe_devices, peak_flops
 from modeling.evaluation import evaluation_sums
 from modeling.input import evaluation_batches, readable, shards_of_instances, training_batches
-from modeling.loss_plot import draw_losses
+from modeling.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.metrics import MetricsWriter
 from modeling.pretrained import Pretrained, initialize
-from modeling.run import write_environment
-from modeling.step import TrainStep, check_precision, device_names, eval_step
-from modeling.termination import EXIT_CODE, noticing_termination
+from modeling.run import check_run, prepare_run, write_environment
+from modeling.step import Batch, TrainStep, check_precision, device_names, eval_step
+from modeling.termination import noticing_termination
 from modeling.training_options import TrainingOptions
 from modeling.update import Update, learning_rate_schedule, new_update
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest
+from pipeline.files import write_whole
+from pipeline.manifest import FLAGS_NAME, Manifest
 
 
 def train(
@@ -38,23 +39,26 @@ def train(
     config: BertConfig,
     options: TrainingOptions,
     pretrained: Pretrained | None = None,
+    flags: str = "",
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
 
-    After SIGTERM it saves a checkpoint and exits with code 143.
+    After SIGTERM or SIGINT it saves a checkpoint and exits with code 143 or 130.
 
     Args:
       data_dir: the data set.
       manifest: that of the data set.
-      run_dir: the run, made by `run.prepare_run`.
+      run_dir: the run.
       config: of the model.
       options: how to train.
       pretrained: the weights that a new run starts from, in place of random ones.
+      flags: the content of the run's flags.txt.
 
     Raises:
-      UserError: the data set cannot be read, the loss is no longer finite, a checkpoint cannot be
+      UserError: the model does not go with the data or the run, the data set cannot be read, the loss is no longer finite, a checkpoint cannot be
         written, or all checkpoints are damaged.
     """
+    check_run(run_dir, config, data_dir, manifest)
     check_precision(options.precision)
     update = new_update(config, options)
     devices = device_names()
@@ -64,8 +68,12 @@ def train(
     state = _start(run_dir, update, options, pretrained)
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
+        if not (run_dir / LOSS_PLOT_NAME).exists():
+            _draw(run_dir)
         return
+    prepare_run(run_dir, config, data_dir, manifest)
     write_environment(run_dir, devices)
+    write_whole(run_dir / FLAGS_NAME, flags)
     metrics = MetricsWriter(
         run_dir,
         state.step,
@@ -76,6 +84,10 @@ def train(
     )
     with metrics:
         _Loop(data_dir, manifest, run_dir, options, update, state, metrics).run()
+    _draw(run_dir)
+
+
+def _draw(run_dir: Path) -> None:
     if plot := draw_losses(run_dir):
         logging.info("drew %s", plot)
     else:
@@ -89,17 +101,8 @@ def _start(
     if found := load_newest_checkpoint(run_dir, update):
         checkpoint, state = found
         logging.info("going on from %s", checkpoint)
-        if state.random_seed != options.random_seed:
-            raise UserError(
-                f"{run_dir} was begun with --random_seed={state.random_seed}, which decides the order "
-                "of the data: go on with that, or give another --output_dir"
-            )
-        if state.optimizer != options.optimizer:
-            raise UserError(
-                f"{run_dir} was begun with --optimizer={state.optimizer}: go on with that, or give "
-                "another --output_dir and this run as --init_checkpoint"
-            )
-        return state
+        _check_options(run_dir, state.options, dataclasses.asdict(options))
+        return dataclasses.replace(state, options=dataclasses.asdict(options))
     if pretrained:
         left = initialize(update.model, pretrained)
         loaded = len(update.model.named_weights()) - len(left)
@@ -108,7 +111,32 @@ def _start(
             logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
         if pretrained.ignored:
             logging.info("of no use here: %s", ", ".join(pretrained.ignored))
-    return TrainingState(random_seed=options.random_seed, optimizer=options.optimizer)
+    return TrainingState(options=dataclasses.asdict(options))
+
+
+def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses what a run cannot go on with, and tells of all else that has changed."""
+    for name in ("random_seed", "optimizer"):
+        if old[name] != new[name]:
+            raise UserError(
+                f"{run_dir} was begun with --{name}={old[name]}: go on with that, or give another "
+                "--output_dir, with this run as --init_checkpoint if it is to start from its weights"
+            )
+    for name, value in new.items():
+        if old.get(name) != value:
+            logging.warning("changed: --%s was %s, is %s", name, old.get(name), value)
+
+
+def _run_step(step: TrainStep, batch: Batch) -> dict[str, Any]:
+    try:
+        return step(batch)
+    except Exception as error:  # each backend has its own
+        if "out of memory" not in str(error).lower():
+            raise
+        raise UserError(
+            "the device has too little memory for this batch: raise --gradient_accumulation_steps, or "
+            "give --precision=bfloat16 or --recompute_activations"
+        ) from error
 
 
 class _Loop:
@@ -164,9 +192,9 @@ class _Loop:
         started = time.perf_counter()
         with noticing_termination() as termination:
             for step in range(first, last + 1):
-                with self._metrics.waiting_for_input():
+                with self._metrics.waiting_for_input(train_step.is_idle):
                     batch = next(self._batches)
-                self._unread.append((step, train_step(batch)))
+                self._unread.append((step, _run_step(train_step, batch)))
                 if step == first:
                     self._read()
                     self._metrics.log(
@@ -175,13 +203,14 @@ class _Loop:
                     )
                     self._metrics.start_timing(step)
                 self._tell(step, step == last)
-                if termination.is_requested and step < last:
+                if termination.received and step < last:
                     if step % self._options.save_checkpoints_steps:
                         self._save(step)
                     self._metrics.log(
-                        f"stopped by SIGTERM at step {step}: the same command goes on from there"
+                        f"stopped by {termination.received.name} at step {step}: the same command goes "
+                        "on from there"
                     )
-                    raise SystemExit(EXIT_CODE)
+                    raise SystemExit(128 + termination.received)
 
     def _tell(self, step: int, is_last: bool) -> None:
         """Writes metrics, evaluates and saves, where it is time."""

@@ -88,7 +88,8 @@ class TrainingOptions:
         if not 0 <= self.num_warmup_steps <= self.num_train_steps:
             raise UserError(
                 f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
-                f"--num_train_steps={self.num_train_steps}"
+                f"--num_train_steps={self.num_train_steps}; by default it is "
+                f"{TrainingOptions.num_warmup_steps}"
             )
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(

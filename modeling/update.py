@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from modeling.config import BertConfig
-from modeling.dropout import dropout_key, fold_in
+from modeling.dropout import dropout_key, example_keys, fold_in
 from modeling.losses import pretraining_sums, total_loss
 from modeling.optimization import (
     AdamW,
@@ -23,6 +23,7 @@ from modeling.pretraining import BertForPreTraining
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 
 CLIP_NORM = 1.0
+_KEYS = "dropout_keys"
 
 
 class Update:
@@ -71,18 +72,21 @@ class Update:
             for name, values in batch.items()
         }
 
+    def with_keys(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with keys for this update's dropout, `dropout_keys` [B]."""
+        key = fold_in(dropout_key(self.seed), self.optimizer.iterations)
+        return {**batch, _KEYS: example_keys(key, batch["input_ids"].shape[0])}
+
     def loss(
-        self, part: Mapping[str, Any], number: Any, totals: Mapping[str, Any]
+        self, part: Mapping[str, Any], totals: Mapping[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """What to take the gradients of, and the `pretraining_sums` of a part.
 
         Args:
-          part: of a batch.
-          number: of the part, from 0.
+          part: of a batch with keys.
           totals: `batch_totals` of the whole batch, so that the parts' gradients add up to its own.
         """
-        key = fold_in(fold_in(dropout_key(self.seed), self.optimizer.iterations), number)
-        sums = pretraining_sums(self.model(part, key), part)
+        sums = pretraining_sums(self.model(part, part[_KEYS]), part)
         loss = total_loss({**sums, **totals})
         return (loss * self.loss_scale.scale if self.loss_scale else loss), sums
 
@@ -91,7 +95,8 @@ class Update:
 
         Returns:
           `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a loss
-          scale both are 0.0 where the gradients are not finite: then the weights stay as they are.
+          scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not finite: then
+          the weights stay as they are. A norm that is not finite even at the lowest scale is told.
         """
         if not self.loss_scale:
             clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
@@ -101,19 +106,20 @@ class Update:
         gradients = [gradient / self.loss_scale.scale for gradient in gradients]
         clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
         is_finite = ops.isfinite(norm)
-        # All but the count of updates, which the learning rate and dropout follow.
-        kept = [
-            v for v in self.variables[: -len(self.loss_scale.variables)] if v.dtype == "float32"
-        ]
+        # Not the count of updates, which the learning rate and dropout follow.
+        kept = [*self.weights, *self.optimizer.first_moments, *self.optimizer.second_moments]
         # Copied, for TensorFlow takes a variable as it is and reads it later.
         before = [ops.copy(variable) for variable in kept]
         self.optimizer.apply(clipped, self.weights)
         for variable, value in zip(kept, before, strict=True):
             variable.assign(ops.where(is_finite, ops.convert_to_tensor(variable), value))
+        is_told = ops.logical_or(is_finite, self.loss_scale.is_lowest())
         self.loss_scale.update(is_finite)
+        updates = ops.cast(is_finite, "float32")
         return {
-            "gradient_norm": ops.where(is_finite, norm, 0.0),
-            "updates": ops.cast(is_finite, "float32"),
+            "gradient_norm": ops.where(is_told, norm, 0.0),
+            "updates": updates,
+            "updates_left_out": 1.0 - updates,
         }
 
 

@@ -48,7 +48,9 @@ def run(arguments, missing, is_captured):
             if module:
                 sys.modules[name] = module
 
-def capture(data_dir, manifest, run_dir, config, options, pretrained):
+def capture(data_dir, manifest, run_dir, config, options, pretrained, flags):
+    modeling.training.prepare_run(run_dir, config, data_dir, manifest)
+    (run_dir / "flags.txt").write_text(flags)
     print(json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)]), flush=True)
 
 replies = os.fdopen(os.dup(1), "w")

@@ -9,7 +9,7 @@ from keras import ops
 from modeling import bert
 from modeling.bert import BertModel, activation, attention_with_dropout, truncated_normal
 from modeling.config import GeluForm
-from modeling.dropout import dropout, dropout_key, fold_in
+from modeling.dropout import dropout, dropout_key, example_keys, fold_in
 from modeling.pretraining import BertForPreTraining
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -23,7 +23,8 @@ def built(config, seed=0):
 
 
 def encode(model, batch, key=None):
-    outputs = model(batch["input_ids"], batch["input_mask"], batch["segment_ids"], key)
+    keys = None if key is None else example_keys(key, len(batch["input_ids"]))
+    outputs = model(batch["input_ids"], batch["input_mask"], batch["segment_ids"], keys)
     return tuple(np.asarray(output) for output in outputs)
 
 
@@ -190,18 +191,18 @@ def test_each_dropout_of_the_original_is_in_its_place(config, batch, randomize):
 
 
 def test_each_dropout_has_a_key_of_its_own(config, batch, monkeypatch):
-    keys = []
+    first_keys = []
 
-    def spy(x, rate, key):
-        keys.append(int(key))
-        return dropout(x, rate, key)
+    def spy(x, rate, keys):
+        first_keys.append(int(keys[0]))
+        return dropout(x, rate, keys)
 
     monkeypatch.setattr(bert, "dropout", spy)
     model, num_steps = built(config), 10
     for step in range(num_steps):
         encode(model, batch, fold_in(KEY, step))
     num_places = 1 + 3 * config.num_hidden_layers
-    assert len(keys) == len(set(keys)) == num_steps * num_places
+    assert len(first_keys) == len(set(first_keys)) == num_steps * num_places
 
 
 def queries_keys_values_and_mask(seq_length=24):
@@ -220,21 +221,21 @@ def attention_by_hand(q, k, v, mask, kept_and_scaled):
     return np.moveaxis(weights * kept_and_scaled @ v, 1, 2)
 
 
-@pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
-def test_both_forms_of_attention_are_the_formula(key):
+@pytest.mark.parametrize("keys", [None, example_keys(KEY, 3)], ids=["no keys", "keys"])
+def test_both_forms_of_attention_are_the_formula(keys):
     inputs = queries_keys_values_and_mask()
     expected = attention_by_hand(*inputs, 1.0)
     *q_k_v, mask = (ops.convert_to_tensor(x) for x in inputs)
     np.testing.assert_allclose(ops.dot_product_attention(*q_k_v, mask=mask), expected, atol=1e-6)
-    with_rate_0 = attention_with_dropout(*q_k_v, mask, 0.0, key)
+    with_rate_0 = attention_with_dropout(*q_k_v, mask, 0.0, keys)
     np.testing.assert_allclose(with_rate_0, expected, atol=1e-6)
 
 
 def test_dropout_of_attention_is_of_the_probabilities():
     inputs = queries_keys_values_and_mask()
-    kept_and_scaled = np.asarray(dropout(ops.ones((3, 2, 24, 24)), 0.25, KEY))
+    kept_and_scaled = np.asarray(dropout(ops.ones((3, 2, 24, 24)), 0.25, example_keys(KEY, 3)))
     expected = attention_by_hand(*inputs, kept_and_scaled)
-    actual = attention_with_dropout(*map(ops.convert_to_tensor, inputs), 0.25, KEY)
+    actual = attention_with_dropout(*map(ops.convert_to_tensor, inputs), 0.25, example_keys(KEY, 3))
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 

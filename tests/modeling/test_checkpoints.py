@@ -63,8 +63,7 @@ def test_load_restores_all_that_was_saved(trained, shallow_config, tmp_path):
     saved = TrainingState(
         step=2,
         instances_seen=8,
-        random_seed=7,
-        optimizer="lamb",
+        options={"random_seed": 7, "optimizer": "lamb"},
         sums={"masked_lm_nll": 1 / 3, "sequences": 4.0},
     )
     path = save_checkpoint(tmp_path, trained, saved, keep=1)
@@ -145,14 +144,15 @@ def test_checkpoints_are_ordered_by_step(trained, tmp_path):
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_listed(trained, checkpoint, tmp_path):
-    unfinished = tmp_path / CHECKPOINTS_NAME / "step-00000003.tmp"
-    unfinished.mkdir()
-    (unfinished / "weights.npz").write_bytes(b"PK")
+    for step in (3, 4):
+        unfinished = tmp_path / CHECKPOINTS_NAME / f"step-0000000{step}.tmp"
+        unfinished.mkdir()
+        (unfinished / "weights.npz").write_bytes(b"PK")
     assert list_checkpoints(tmp_path) == [checkpoint]
     assert latest_checkpoint(tmp_path) == checkpoint
     third = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
     assert list_checkpoints(tmp_path) == [checkpoint, third]
-    assert not unfinished.exists()
+    assert len(list((tmp_path / CHECKPOINTS_NAME).iterdir())) == 2
 
 
 @pytest.mark.parametrize("failing", ["savez", "fsync", "rename"])
@@ -267,6 +267,18 @@ def test_damaged_checkpoint_is_kept_aside_and_the_one_before_it_is_taken(
     assert list_checkpoints(tmp_path) == [checkpoint]
     (aside,) = (tmp_path / CHECKPOINTS_NAME).glob("step-00000003.damaged-*")
     assert {path.name for path in aside.iterdir()} == files
+
+
+def test_checkpoint_that_cannot_be_read_is_no_damaged_one(
+    trained, shallow_config, checkpoint, tmp_path
+):
+    newest = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
+    (newest / "weights.npz").unlink()
+    (newest / "weights.npz").mkdir()
+    with pytest.raises(UserError, match="cannot read") as raised:
+        load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2))
+    assert str(newest) in str(raised.value)
+    assert list_checkpoints(tmp_path) == [checkpoint, newest]
 
 
 def test_several_damaged_checkpoints_are_passed_over(trained, shallow_config, checkpoint, tmp_path):

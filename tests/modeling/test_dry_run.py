@@ -25,11 +25,11 @@ def lines(data_set, shallow_config):
 def test_parameters_and_work_are_those_of_the_model(lines, shallow_config):
     assert lines["parameters"] == f"{BertForPreTraining(shallow_config).count_params():,}"
     flops = shallow_config.flops_per_sequence(16, 3)
-    assert lines["work of a sequence"].startswith(f"{flops / 1e9:.1f} GFLOP, S 16")
+    assert lines["work of a sequence"].startswith(f"{flops / 1e9:.3g} GFLOP, S 16")
 
 
 def test_passes_over_the_data_are_told(lines):
-    assert lines["data"] == "26 instances in 2 passes, 3.2 steps a pass"
+    assert lines["data"] == "26 instances in 2 passes, 3.25 steps a pass"
     assert lines["the whole run"] == "160 sequences, 12.3 passes"
 
 

@@ -130,18 +130,29 @@ def test_line_holds_the_means_over_its_steps(tmp_path, make_writer):
 
 def test_gradient_norm_is_that_of_an_update_that_was_made(tmp_path, make_writer):
     writer = make_writer()
-    writer.write(2, SUMS | {"updates": 1.0}, 1e-3, loss_scale=1024.0)
-    writer.write(4, SUMS | {"updates": 0.0, "gradient_norm": 0.0}, 1e-3, loss_scale=256.0)
+    left_out = SUMS | {"updates_left_out": 1.0}
+    writer.write(2, left_out | {"updates": 1.0}, 1e-3, loss_scale=1024.0)
+    writer.write(4, left_out | {"updates": 0.0, "gradient_norm": 0.0}, 1e-3, loss_scale=256.0)
     assert [line["gradient_norm"] for line in read_lines(tmp_path)] == [3.0, 0.0]
 
 
 def test_loss_scale_comes_with_the_updates_that_were_left_out(tmp_path, make_writer):
     writer = make_writer()
-    for updates in (2.0, 1.0, 0.0):
-        writer.write(2, SUMS | {"updates": updates}, 1e-3, loss_scale=1024.0)
+    for left_out in (0.0, 1.0, 2.0):
+        writer.write(2, SUMS | {"updates_left_out": left_out}, 1e-3, loss_scale=1024.0)
     lines = read_lines(tmp_path)
     assert [line["updates_left_out"] for line in lines] == [0, 1, 2]
     assert {line["loss_scale"] for line in lines} == {1024}
+
+
+def test_line_of_a_step_that_was_not_timed_has_no_speed(tmp_path, make_writer, caplog):
+    writer = make_writer()
+    writer.start_timing(1)
+    with caplog.at_level("INFO", logger="absl"):
+        writer.write(1, SUMS, 1e-3)
+    (line,) = read_lines(tmp_path)
+    assert not SPEED_FIELDS & line.keys()
+    assert caplog.messages[0].startswith("step 1/10 | masked LM")
 
 
 def test_speed_is_that_since_the_last_line(tmp_path, make_writer):
@@ -186,20 +197,22 @@ def test_what_is_no_training_does_not_count_as_speed(tmp_path, make_writer):
 
 def test_input_wait_is_the_share_of_the_time_since_the_last_line(tmp_path, make_writer):
     writer = make_writer()
-    for _ in range(2):
+    for step in (2, 4):
         for _ in range(2):
-            with writer.waiting_for_input():
+            with writer.waiting_for_input(lambda: True):
                 time.sleep(0.03)
+            with writer.waiting_for_input(lambda: False):
+                pass
         with writer.not_timed():
             time.sleep(0.1)
         before = time.perf_counter()
         time.sleep(0.02)
-        writer.write(2, SUMS, 1e-3)
+        writer.write(step, SUMS, 1e-3)
         worked = time.perf_counter() - before
         wait = read_lines(tmp_path)[-1]["input_wait"]
         assert 0.06 / (0.07 + worked) < wait < 1
         assert wait * 0.02 < (1 - wait) * 0.2
-    writer.write(4, SUMS, 1e-3)
+    writer.write(6, SUMS, 1e-3)
     assert read_lines(tmp_path)[-1]["input_wait"] == 0
 
 
@@ -274,22 +287,22 @@ def test_terminal_shows_one_line_that_is_written_over(make_terminal, make_writer
     with make_writer() as writer:
         for step in (2, 4):
             writer.write(step, SUMS, 1e-3)
-            (row,) = screen(terminal.getvalue())
-            assert row.startswith(f"step {step}/10, 0:00:00 left | masked LM")
-            assert len(row) == WIDTH
-            assert row.endswith("…")
-    assert screen(terminal.getvalue()) == [row]
+            rows = screen(terminal.getvalue())
+            assert rows[0].startswith(f"step {step}/10, 0:00:00 left | masked LM")
+            assert "TFLOP/s" in " ".join(rows)
+            assert sum(row.startswith("step") for row in rows) == 1
+    assert screen(terminal.getvalue()) == rows
 
 
 def test_terminal_that_is_wide_shows_the_whole_line(make_terminal, make_writer):
     terminal = make_terminal(width=400)
     with make_writer(peak_flops=1e6) as writer:
-        with writer.waiting_for_input():
+        with writer.waiting_for_input(lambda: True):
             time.sleep(0.01)
         writer.write(4, SUMS, 1e-3)
     for part in (
         *("step 4/10", "masked LM", "3.000", "25.0%", "next sentence", "0.500", "75.0%"),
-        *("1.00e-03", "gradient", "1.50", "tokens/s", "TFLOP/s", "% MFU", "% input wait"),
+        *("1.00e-03", "gradient", "1.50", "tokens/s", "TFLOP/s", "% MFU", "% waiting for input"),
     ):
         assert part in terminal.getvalue()
 
@@ -302,10 +315,11 @@ def test_messages_stand_above_the_line_on_a_terminal(make_terminal, make_writer)
         writer.write(2, SUMS, 1e-3)
         writer.log(f"saved {path}")
         writer.write(4, SUMS, 1e-3)
-    first, *message, last = screen(terminal.getvalue())
+    first, *rows = screen(terminal.getvalue())
     assert first == "compiling the first step"
-    assert "".join(message) == f"saved {path}"
-    assert last.startswith("step 4/10")
+    message, _, line = "".join(rows).partition("step 4/10")
+    assert message == f"saved {path}"
+    assert "TFLOP/s" in line
 
 
 def test_what_is_printed_after_an_error_stands_below_the_line(make_terminal, make_writer):
@@ -319,7 +333,7 @@ def test_what_is_printed_after_an_error_stands_below_the_line(make_terminal, mak
     with pytest.raises(KeyError):
         fail()
     terminal.write("clozemill pretrain: bad batch")
-    line, error = screen(terminal.getvalue())
+    line, *_, error = screen(terminal.getvalue())
     assert line.startswith("step 2/10")
     assert error == "clozemill pretrain: bad batch"
 

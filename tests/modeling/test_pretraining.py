@@ -2,14 +2,15 @@ import keras
 import numpy as np
 import pytest
 
-from modeling.dropout import dropout_key
+from modeling.dropout import dropout_key, example_keys
 from modeling.losses import pretraining_sums
 from modeling.pretraining import BertForPreTraining
 from modeling.training_options import Precision
 
 V, H, F, S = 50, 16, 32, 16
 # On a processor, JAX computes float16 attention with dropout only.
-KEY = dropout_key(5)
+SIZE = 4
+KEYS = example_keys(dropout_key(5), SIZE)
 
 
 def original_variables(num_layers):
@@ -48,8 +49,8 @@ def values(model):
     return {name: variable.numpy() for name, variable in model.named_weights().items()}
 
 
-def outputs(model, batch, key=None):
-    return {name: np.asarray(output) for name, output in model(batch, key).items()}
+def outputs(model, batch, keys=None):
+    return {name: np.asarray(output) for name, output in model(batch, keys).items()}
 
 
 def dtypes(tensors):
@@ -146,7 +147,8 @@ def test_weight_without_a_value_is_an_error(model, config):
 
 def test_dropout_is_on_with_a_key_only(model, batch):
     without, first, same, other = (
-        outputs(model, batch, key) for key in (None, KEY, KEY, dropout_key(6))
+        outputs(model, batch, keys)
+        for keys in (None, KEYS, KEYS, example_keys(dropout_key(6), SIZE))
     )
     for name, output in first.items():
         np.testing.assert_array_equal(output, same[name])
@@ -172,18 +174,18 @@ def test_the_seed_gives_the_same_weights_in_any_precision(in_precision, config):
 
 def test_outputs_are_of_the_precision_and_near_those_of_float32(in_precision, model, batch):
     precision, narrow = in_precision
-    assert dtypes(narrow(batch, KEY).values()) == {precision}
+    assert dtypes(narrow(batch, KEYS).values()) == {precision}
     # About twenty times the distance of neighbouring numbers above 1.
     tolerance = {Precision.FLOAT32: 0, Precision.BFLOAT16: 0.15, Precision.FLOAT16: 0.02}[precision]
-    expected = outputs(model, batch, KEY)
-    for name, output in outputs(narrow, batch, KEY).items():
+    expected = outputs(model, batch, KEYS)
+    for name, output in outputs(narrow, batch, KEYS).items():
         difference = np.abs(output.astype(np.float32) - expected[name]).max()
         assert difference <= tolerance * expected[name].std()
         assert difference > 0 or precision == Precision.FLOAT32
 
 
 def test_losses_are_float32_in_any_precision(in_precision, batch):
-    sums = pretraining_sums(in_precision[1](batch, KEY), batch)
+    sums = pretraining_sums(in_precision[1](batch, KEYS), batch)
     assert dtypes(sums.values()) == {"float32"}
     for name, value in sums.items():
         assert np.isfinite(float(value)), name
@@ -198,4 +200,4 @@ def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
         assert keras.config.dtype_policy().name == policy
     finally:
         keras.config.set_dtype_policy(previous)
-    assert dtypes(model(batch, KEY).values()) == {"float16"}
+    assert dtypes(model(batch, KEYS).values()) == {"float16"}

@@ -38,8 +38,15 @@ def other_vocabulary(tmp_path, data_set):
     return data_dir, manifest
 
 
+@pytest.fixture
+def saved_run(run_dir):
+    """A run with a checkpoint."""
+    (run_dir / "checkpoints" / "step-00000005").mkdir(parents=True)
+    return run_dir
+
+
 def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 def test_run_holds_config_manifest_and_vocabulary(run_dir, config, data_set):
@@ -80,26 +87,26 @@ def test_model_that_is_too_small_for_the_data_is_refused(
     assert not run_dir.exists()
 
 
-def test_run_of_another_model_is_refused_with_the_differences(run_dir, config, data_set):
-    before = contents(run_dir)
+def test_run_of_another_model_is_refused_with_the_differences(saved_run, config, data_set):
+    before = contents(saved_run)
     other = dataclasses.replace(config, hidden_size=32, hidden_dropout_prob=0.2)
     with pytest.raises(UserError) as raised:
-        prepare_run(run_dir, other, *data_set)
+        prepare_run(saved_run, other, *data_set)
     message = str(raised.value)
-    assert str(run_dir) in message
+    assert str(saved_run) in message
     assert "hidden_size was 16, is 32" in message
     assert "hidden_dropout_prob was 0.1, is 0.2" in message
     assert "num_hidden_layers" not in message
-    assert contents(run_dir) == before
+    assert contents(saved_run) == before
 
 
-def test_run_of_another_vocabulary_is_refused(run_dir, config, other_vocabulary):
-    before = contents(run_dir)
+def test_run_of_another_vocabulary_is_refused(saved_run, config, other_vocabulary):
+    before = contents(saved_run)
     with pytest.raises(UserError, match="vocabular") as raised:
-        prepare_run(run_dir, config, *other_vocabulary)
-    assert str(run_dir) in str(raised.value)
+        prepare_run(saved_run, config, *other_vocabulary)
+    assert str(saved_run) in str(raised.value)
     assert str(other_vocabulary[0]) in str(raised.value)
-    assert contents(run_dir) == before
+    assert contents(saved_run) == before
 
 
 def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocabulary):
@@ -124,12 +131,14 @@ def test_check_of_a_run_writes_nothing(run_dir, config, data_set):
     assert contents(run_dir) == before
 
 
-def test_check_refuses_what_prepare_refuses(run_dir, tmp_path, config, data_set, other_vocabulary):
+def test_check_refuses_what_prepare_refuses(
+    saved_run, tmp_path, config, data_set, other_vocabulary
+):
     other_model = dataclasses.replace(config, hidden_size=32)
     with pytest.raises(UserError, match="hidden_size was 16, is 32"):
-        check_run(run_dir, other_model, *data_set)
+        check_run(saved_run, other_model, *data_set)
     with pytest.raises(UserError, match="vocabular"):
-        check_run(run_dir, config, *other_vocabulary)
+        check_run(saved_run, config, *other_vocabulary)
     with pytest.raises(UserError, match="no run"):
         check_run(data_set[0], config, *data_set)
     (tmp_path / "file").write_text("")
@@ -157,14 +166,14 @@ def test_run_without_a_readable_manifest_is_told(run_dir):
     assert str(run_dir) in str(raised.value)
 
 
-def test_run_on_another_data_set_is_refused(run_dir, tmp_path, config, write_data_set):
+def test_run_on_another_data_set_is_refused(saved_run, tmp_path, config, write_data_set):
     other = tmp_path / "other"
     manifest = write_data_set(other, [("train", 0, 5)])
-    before = contents(run_dir)
+    before = contents(saved_run)
     with pytest.raises(UserError, match="another data set") as raised:
-        prepare_run(run_dir, config, other, manifest)
+        prepare_run(saved_run, config, other, manifest)
     assert str(other) in str(raised.value)
-    assert contents(run_dir) == before
+    assert contents(saved_run) == before
 
 
 @pytest.mark.parametrize(
@@ -181,13 +190,13 @@ def test_run_on_another_data_set_is_refused(run_dir, tmp_path, config, write_dat
     ],
 )
 def test_options_in_which_the_data_sets_differ_are_told(
-    run_dir, tmp_path, config, data_set, changes, told
+    saved_run, tmp_path, config, data_set, changes, told
 ):
     options = {"dupe_factor": 10, "random_seed": 1}
     first = dataclasses.replace(data_set[1], options=options)
-    first.write(run_dir)
+    first.write(saved_run)
     with pytest.raises(UserError) as raised:
-        prepare_run(run_dir, config, tmp_path, dataclasses.replace(first, **changes))
+        prepare_run(saved_run, config, tmp_path, dataclasses.replace(first, **changes))
     assert f"({'; '.join(told)})" in str(raised.value).replace("made with ", "")
 
 
@@ -220,6 +229,20 @@ def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_s
     with pytest.raises(UserError, match="no run"):
         prepare_run(other, config, *data_set)
     assert contents(other) == before
+
+
+def test_run_that_has_saved_nothing_is_begun_anew(run_dir, config, other_vocabulary):
+    other_model = dataclasses.replace(config, hidden_size=32)
+    prepare_run(run_dir, other_model, *other_vocabulary)
+    assert read_run(run_dir) == (other_model, other_vocabulary[1])
+
+
+def test_run_killed_before_its_first_file_was_whole_is_no_foreign_directory(
+    tmp_path, config, data_set
+):
+    (tmp_path / "bert_config.json.0123.tmp").write_text("{")
+    prepare_run(tmp_path, config, *data_set)
+    assert read_run(tmp_path) == (config, data_set[1])
 
 
 def test_run_killed_while_it_was_made_is_completed(run_dir, config, data_set):

@@ -3,52 +3,66 @@ import signal
 
 import pytest
 
-from modeling.termination import EXIT_CODE, noticing_termination
+from modeling.termination import noticing_termination
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT])
+def number(request):
+    return request.param
 
 
 @pytest.fixture
-def received():
+def received(number):
     """The signals that the handler from before the block gets."""
     received = []
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+    before = signal.signal(number, lambda number, _frame: received.append(number))
     yield received
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(number, before)
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(number):
+    os.kill(os.getpid(), number)
 
 
-def test_exit_code_is_that_of_a_process_ended_by_sigterm():
-    assert EXIT_CODE == 143
-
-
-def test_sigterm_ends_nothing_but_is_noticed(received):
+def test_a_signal_ends_nothing_but_is_noticed(received, number):
     with noticing_termination() as termination:
-        assert not termination.is_requested
-        for _ in range(2):
-            terminate()
-            assert termination.is_requested
+        assert termination.received is None
+        send(number)
+        assert termination.received == number
     assert received == []
 
 
-def test_the_handler_from_before_is_back_afterwards(received):
+def test_sigterm_may_come_again():
+    with noticing_termination() as termination:
+        for _ in range(3):
+            send(signal.SIGTERM)
+        assert termination.received == signal.SIGTERM
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with noticing_termination():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_the_handler_from_before_is_back_afterwards(received, number):
     with noticing_termination() as termination:
         pass
-    terminate()
-    assert received == [signal.SIGTERM]
-    assert not termination.is_requested
+    send(number)
+    assert received == [number]
+    assert termination.received is None
 
 
-def test_the_handler_from_before_is_back_after_an_error(received):
+def test_the_handler_from_before_is_back_after_an_error(received, number):
     with pytest.raises(ValueError, match="bad batch"), noticing_termination():
         raise ValueError("bad batch")
-    terminate()
-    assert received == [signal.SIGTERM]
+    send(number)
+    assert received == [number]
 
 
 def test_what_was_noticed_once_does_not_count_the_next_time():
     with noticing_termination():
-        terminate()
+        send(signal.SIGTERM)
     with noticing_termination() as termination:
-        assert not termination.is_requested
+        assert termination.received is None

@@ -30,7 +30,6 @@ from modeling.losses import SUMS
 from modeling.metrics import METRICS_NAME
 from modeling.optimization import AdamW, Lamb
 from modeling.pretrained import read_pretrained
-from modeling.run import prepare_run
 from modeling.training import train
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from modeling.update import new_update
@@ -254,7 +253,6 @@ def straight_run(tmp_path_factory, data_set, shallow_config):
     """A run without an interruption, through many epochs of few instances."""
     run_dir = tmp_path_factory.mktemp("straight")
     data_dir, manifest = data_set
-    prepare_run(run_dir, shallow_config, data_dir, manifest)
     train(data_dir, manifest, run_dir, shallow_config, OPTIONS)
     return run_dir
 
@@ -345,6 +343,15 @@ def test_finished_run_is_left_alone(straight_run, data_set, shallow_config):
     assert files() == before
 
 
+def test_missing_picture_of_a_finished_run_is_drawn(copy_of_run, data_set, shallow_config):
+    pytest.importorskip("matplotlib")
+    picture = (copy_of_run / "loss.png").read_bytes()
+    (copy_of_run / "loss.png").unlink()
+    data_dir, manifest = data_set
+    train(data_dir, manifest, copy_of_run, shallow_config, OPTIONS)
+    assert (copy_of_run / "loss.png").read_bytes() == picture
+
+
 def test_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     straight_run, copy_of_run, data_set, shallow_config, caplog
 ):
@@ -395,7 +402,6 @@ def test_training_that_goes_astray_stops_and_keeps_what_was_good(
     tmp_path, data_set, shallow_config
 ):
     data_dir, manifest = data_set
-    prepare_run(tmp_path, shallow_config, data_dir, manifest)
     # The first update has the rate 0, the second one ruins the weights.
     options = dataclasses.replace(
         FEW_STEPS, learning_rate=1e30, num_warmup_steps=2, save_checkpoints_steps=2
@@ -420,6 +426,9 @@ class FakeStep:
         self._at_step = at_step or (lambda _step: None)
         self.batches = []
 
+    def is_idle(self):
+        return True
+
     def __call__(self, batch):
         self.batches.append(batch)
         self._iterations.assign(int(self._iterations) + 1)
@@ -428,6 +437,7 @@ class FakeStep:
         names = (*SUMS, "masked_lm_weights", "tokens", "gradient_norm", "updates")
         return {
             **dict.fromkeys(names, 1.0),
+            "updates_left_out": 0.0,
             "sequences": len(batch["input_ids"]),
             **self._told_at.get(step, {}),
         }
@@ -438,14 +448,13 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
     """A function that trains with steps which compute nothing; gives the run and the steps."""
     opened, steps = [], []
 
-    def run(options=FEW_STEPS, data_set=data_set, pretrained=None, **kwargs):
+    def run(options=FEW_STEPS, data_set=data_set, pretrained=None, flags="", **kwargs):
         def make_step(update):
             steps.append(FakeStep(update, **kwargs))
             return steps[-1]
 
         monkeypatch.setattr(training, "TrainStep", make_step)
-        prepare_run(tmp_path / "run", shallow_config, *data_set)
-        train(*data_set, tmp_path / "run", shallow_config, options, pretrained)
+        train(*data_set, tmp_path / "run", shallow_config, options, pretrained, flags)
         return tmp_path / "run", steps[-1]
 
     def open_batches(*arguments):
@@ -480,15 +489,14 @@ def passes(tmp_path, write_data_set, monkeypatch):
 def test_first_bad_step_is_named_with_its_shards_and_the_last_good_checkpoint(
     fake_run, tmp_path, passes, instance_numbers, bad_step, told, last_checkpoint, log_every_steps
 ):
-    data_dir, manifest = passes
+    _, manifest = passes
     options = dataclasses.replace(FEW_STEPS, log_every_steps=log_every_steps)
     told_at = {bad_step: told, bad_step + 2: {"masked_lm_nll": np.nan}}
     with pytest.raises(UserError, match=f"at step {bad_step},") as raised:
         fake_run(options, passes, told_at=told_at)
     message = str(raised.value)
 
-    batches = readable(training_batches(data_dir, manifest, 4, options.random_seed), *passes)
-    batch = next(itertools.islice(batches, bad_step - 1, None))
+    batch = read_batches(passes, bad_step)[-1]
     shards = {manifest.shards[number // 5].name for number in instance_numbers(batch)}
     named = {shard.name for shard in manifest.shards if shard.name in message}
     assert shards <= named
@@ -518,6 +526,13 @@ def test_sums_are_those_of_the_whole_interval_where_the_run_goes_on(fake_run):
     assert losses == pytest.approx([4, 11, 18, 23], rel=1e-4)
 
 
+def read_batches(data_set, count):
+    """The first batches of a run with `FEW_STEPS`."""
+    batches = training_batches(*data_set, FEW_STEPS.train_batch_size, FEW_STEPS.random_seed)
+    with contextlib.closing(readable(batches, *data_set)) as batches:
+        return list(itertools.islice(batches, count))
+
+
 def interrupt_at(step, last):
     if step == last:
         raise KeyboardInterrupt
@@ -527,8 +542,7 @@ def test_batches_go_on_where_the_run_was_interrupted(fake_run, passes, instance_
     with pytest.raises(KeyboardInterrupt):
         fake_run(data_set=passes, at_step=lambda step: interrupt_at(step, 12))
     _, steps = fake_run(data_set=passes)
-    batches = readable(training_batches(*passes, 4, FEW_STEPS.random_seed), *passes)
-    expected = [instance_numbers(batch) for batch in itertools.islice(batches, 10, 24)]
+    expected = [instance_numbers(batch) for batch in read_batches(passes, 24)[10:]]
     assert [instance_numbers(batch) for batch in steps.batches] == expected
 
 
@@ -555,18 +569,50 @@ def fake_sums():
     return dict.fromkeys((*SUMS, "masked_lm_weights", "sequences"), 1.0)
 
 
-def test_checkpoints_and_evaluations_are_not_counted_as_training(fake_run, monkeypatch):
-    def evaluate_slowly(_step, _batches):
+def slowly(function):
+    def wait_and_call(*arguments):
         time.sleep(0.2)
-        return fake_sums()
+        return function(*arguments)
 
-    monkeypatch.setattr(training, "evaluation_sums", evaluate_slowly)
+    return wait_and_call
+
+
+def test_checkpoints_and_evaluations_do_not_count_as_training(fake_run, monkeypatch):
+    monkeypatch.setattr(training, "evaluation_sums", slowly(lambda _step, _batches: fake_sums()))
+    monkeypatch.setattr(training, "save_checkpoint", slowly(training.save_checkpoint))
     options = dataclasses.replace(
-        FEW_STEPS, num_train_steps=3, eval_every_steps=1, log_every_steps=1
+        FEW_STEPS,
+        num_train_steps=4,
+        log_every_steps=2,
+        eval_every_steps=3,
+        save_checkpoints_steps=3,
     )
     run_dir, _ = fake_run(options)
-    for line in training_lines(run_dir)[1:]:
-        assert line["sequences_per_second"] > 4 / 0.2
+    assert training_lines(run_dir)[1]["sequences_per_second"] > 2 * 4 / 0.2
+
+
+def test_compiling_does_not_count_as_training(fake_run):
+    options = dataclasses.replace(FEW_STEPS, num_train_steps=3, log_every_steps=3)
+    run_dir, _ = fake_run(options, at_step=lambda step: time.sleep(0.5 * (step == 1)))
+    (line,) = training_lines(run_dir)
+    assert line["sequences_per_second"] > 3 * 4 / 0.5
+
+
+def test_waiting_for_batches_is_told(fake_run, monkeypatch):
+    options = dataclasses.replace(FEW_STEPS, num_train_steps=6, log_every_steps=3)
+    run_dir, _ = fake_run(options, at_step=lambda _step: time.sleep(0.05))
+    assert all(line["input_wait"] < 0.5 for line in training_lines(run_dir))
+    shutil.rmtree(run_dir)
+    read = training.readable
+
+    def read_slowly(*arguments):
+        for batch in read(*arguments):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(training, "readable", read_slowly)
+    run_dir, _ = fake_run(options, at_step=lambda _step: time.sleep(0.05))
+    assert all(line["input_wait"] > 0.5 for line in training_lines(run_dir))
 
 
 def test_evaluations_read_the_same_few_batches_each_time(fake_run, monkeypatch, instance_numbers):
@@ -651,20 +697,23 @@ def test_full_disk_leaves_the_checkpoint_before(fake_run, tmp_path, monkeypatch)
     assert len(steps.batches) == 24 - 5
 
 
-def terminate_at(step, last):
+def send_at(step, last, number):
     if step == last:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize("last", [1, 10, 13])
-def test_sigterm_saves_the_step_that_was_reached(fake_run, tmp_path, caplog, last):
-    handler = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_run_that_is_asked_to_end_saves_the_step_that_was_reached(
+    fake_run, tmp_path, caplog, number, code, last
+):
+    handler = signal.getsignal(number)
     with pytest.raises(SystemExit) as raised, caplog.at_level(logging.INFO, logger="absl"):
-        fake_run(at_step=lambda step: terminate_at(step, last))
-    assert raised.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is handler
+        fake_run(at_step=lambda step: send_at(step, last, number))
+    assert raised.value.code == code
+    assert signal.getsignal(number) is handler
     assert names_of_checkpoints(tmp_path / "run")[-1] == f"step-{last:08d}"
-    assert f"stopped by SIGTERM at step {last}: the same command" in caplog.messages[-1]
+    assert f"stopped by {number.name} at step {last}: the same command" in caplog.messages[-1]
     saved = [message for message in caplog.messages if f"step-{last:08d}" in message]
     assert len(saved) == 1, "saved twice"
     _, steps = fake_run()
@@ -672,14 +721,55 @@ def test_sigterm_saves_the_step_that_was_reached(fake_run, tmp_path, caplog, las
 
 
 def test_sigterm_at_the_last_step_comes_too_late(fake_run):
-    run_dir, _ = fake_run(at_step=lambda step: terminate_at(step, 24))
+    run_dir, _ = fake_run(at_step=lambda step: send_at(step, 24, signal.SIGTERM))
     assert names_of_checkpoints(run_dir)[-1] == "step-00000024"
+
+
+def test_changed_options_are_told_and_followed(fake_run, caplog):
+    fake_run()
+    options = dataclasses.replace(FEW_STEPS, num_train_steps=25, learning_rate=1e-3)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        run_dir, _ = fake_run(options)
+    assert sorted(caplog.messages) == [
+        "changed: --learning_rate was 0.02, is 0.001",
+        "changed: --num_train_steps was 24, is 25",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        fake_run(dataclasses.replace(options, num_train_steps=26))
+    assert caplog.messages == ["changed: --num_train_steps was 25, is 26"]
+    assert training_lines(run_dir)[-1]["learning_rate"] == pytest.approx(1e-3 / 26)
+
+
+def test_flags_are_written_where_training_begins(fake_run):
+    run_dir, _ = fake_run(flags="--learning_rate=0.02\n")
+    assert (run_dir / "flags.txt").read_text() == "--learning_rate=0.02\n"
+    with pytest.raises(UserError):
+        fake_run(dataclasses.replace(FEW_STEPS, random_seed=7), flags="--random_seed=7\n")
+    assert (run_dir / "flags.txt").read_text() == "--learning_rate=0.02\n"
+
+
+def fail_with(message):
+    raise RuntimeError(message)
+
+
+def test_too_little_memory_is_told_with_what_helps(fake_run):
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1234 bytes."
+    with pytest.raises(UserError, match="--gradient_accumulation_steps") as raised:
+        fake_run(at_step=lambda _step: fail_with(message))
+    for flag in ("--precision=bfloat16", "--recompute_activations"):
+        assert flag in str(raised.value)
+
+
+def test_other_failures_of_a_step_are_none_of_the_users(fake_run):
+    with pytest.raises(RuntimeError, match="bad instruction"):
+        fake_run(at_step=lambda _step: fail_with("bad instruction"))
 
 
 def test_loss_scale_is_told_for_float16(fake_run, monkeypatch):
     monkeypatch.setattr(training, "check_precision", lambda _precision: None)
     options = dataclasses.replace(FEW_STEPS, precision=Precision.FLOAT16)
-    run_dir, _ = fake_run(options, told_at={9: {"updates": 0.0}, 10: {"updates": 0.0}})
+    run_dir, _ = fake_run(options, told_at={step: {"updates_left_out": 1.0} for step in (9, 10)})
     lines = training_lines(run_dir)
     assert [line["updates_left_out"] for line in lines] == [0, 2, 0, 0]
     assert {line["loss_scale"] for line in lines} == {2.0**15}

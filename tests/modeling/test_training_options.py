@@ -45,7 +45,7 @@ def test_what_may_be_0_is_not_negative(name, value):
 @pytest.mark.parametrize("num_warmup_steps", [-1, 11])
 def test_the_warm_up_lies_within_training(num_warmup_steps):
     with pytest.raises(
-        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10$"
+        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10;"
     ):
         TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
 

@@ -81,7 +81,7 @@ def test_loss_scale_is_taken_out_of_the_gradients(make_update):
     gradients = gradients_of(update)
     scale = np.float32(update.loss_scale.scale.numpy())
     told = apply(update, [gradient * scale for gradient in gradients])
-    assert told == apply(twin, gradients)
+    assert told == apply(twin, gradients) | {"updates_left_out": 0.0}
     assert int(update.loss_scale.good_updates) == 1
     for actual, expected in zip(arrays(update.variables), arrays(twin.variables), strict=False):
         np.testing.assert_array_equal(actual, expected)
@@ -96,13 +96,26 @@ def test_update_with_gradients_that_are_not_finite_is_left_out(make_update, rule
     changed = [*update.weights, *update.optimizer.first_moments, *update.optimizer.second_moments]
     before, scale = arrays(changed), float(update.loss_scale.scale)
     gradients[3].flat[0] = value
-    assert apply(update, gradients) == {"gradient_norm": 0.0, "updates": 0.0}
+    told = {"gradient_norm": 0.0, "updates": 0.0, "updates_left_out": 1.0}
+    assert apply(update, gradients) == told
     for first, second in zip(before, arrays(changed), strict=True):
         np.testing.assert_array_equal(first, second)
     # The learning rate and dropout go on.
     assert int(update.optimizer.iterations) == 2
     assert float(update.loss_scale.scale) == scale / 2
     assert int(update.loss_scale.good_updates) == 0
+
+
+def test_gradients_that_are_not_finite_at_the_lowest_scale_are_told(make_update):
+    update = make_update(loss_scale=LossScale())
+    update.loss_scale.scale.assign(1.0)
+    gradients = gradients_of(update)
+    gradients[3].flat[0] = np.inf
+    before = arrays(update.weights)
+    assert not np.isfinite(apply(update, gradients)["gradient_norm"])
+    assert float(update.loss_scale.scale) == 1.0
+    for first, second in zip(before, arrays(update.weights), strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_without_a_loss_scale_gradients_that_are_not_finite_are_told(make_update):
@@ -119,24 +132,25 @@ def test_parts_keep_the_order_of_the_batch(make_update, batch):
         np.testing.assert_array_equal(np.asarray(parts[name]), expected)
 
 
-def loss_of(update, batch, number=0):
-    return float(update.loss(batch, number, batch_totals(batch))[0])
+def loss_of(update, batch):
+    return float(update.loss(update.with_keys(batch), batch_totals(batch))[0])
 
 
-def test_each_update_part_and_seed_draws_its_own_dropout(make_update, batch):
+def test_each_update_and_seed_draws_its_own_dropout(make_update, batch):
     update, other_seed = make_update(), make_update(seed=1)
-    losses = [loss_of(update, batch), loss_of(update, batch, 1), loss_of(other_seed, batch)]
+    losses = [loss_of(update, batch), loss_of(other_seed, batch)]
     assert loss_of(update, batch) == losses[0]
     for _ in range(2):
         update.optimizer.iterations.assign(update.optimizer.iterations + 1)
         losses.append(loss_of(update, batch))
-    assert len(set(losses)) == 5
+    assert len(set(losses)) == 4
     update.optimizer.iterations.assign(0)
     assert loss_of(update, batch) == losses[0]
 
 
 def test_loss_is_of_the_sums(make_update, batch):
-    loss, sums = make_update().loss(batch, 0, batch_totals(batch))
+    update = make_update()
+    loss, sums = update.loss(update.with_keys(batch), batch_totals(batch))
     assert float(loss) == pytest.approx(float(total_loss({**sums, **batch_totals(batch)})))
     without_dropout = pretraining_sums(make_update().model(batch), batch)
     assert sums.keys() == without_dropout.keys()
@@ -145,8 +159,9 @@ def test_loss_is_of_the_sums(make_update, batch):
 
 def test_loss_is_multiplied_by_the_loss_scale(make_update, batch):
     update = make_update(loss_scale=LossScale())
-    scaled, sums = update.loss(batch, 0, batch_totals(batch))
-    loss, expected_sums = make_update().loss(batch, 0, batch_totals(batch))
+    keyed = update.with_keys(batch)
+    scaled, sums = update.loss(keyed, batch_totals(batch))
+    loss, expected_sums = make_update().loss(keyed, batch_totals(batch))
     assert float(scaled) == pytest.approx(float(loss) * 2**15)
     assert {name: float(x) for name, x in sums.items()} == pytest.approx(
         {name: float(x) for name, x in expected_sums.items()}
