@@ -17,7 +17,7 @@ demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into d
 	@echo
 	@echo "Made from data_samples/english.txt:"
 	@echo "  $(DEMO)/data         the data set: TFRecord shards, manifest.json, report.html"
-	@echo "  $(DEMO)/run          the run: checkpoints, metrics.jsonl, eval_results.json"
+	@echo "  $(DEMO)/run          the run: checkpoints, metrics.jsonl, loss.png, eval_results.json"
 	@echo "  $(DEMO)/huggingface  the checkpoint: transformers.AutoModel.from_pretrained opens it"
 
 lint: .venv/.tested  ## Lint, check the format, check the types

@@ -55,8 +55,8 @@ def train(
       flags: the content of the run's flags.txt.
 
     Raises:
-      UserError: the model does not go with the data or the run, the data set cannot be read, the loss is no longer finite, a checkpoint cannot be
-        written, or all checkpoints are damaged.
+      UserError: the model does not go with the data or the run, the data set cannot be read, the
+        loss is no longer finite, a checkpoint cannot be written, or all of them are damaged.
     """
     check_run(run_dir, config, data_dir, manifest)
     check_precision(options.precision)
