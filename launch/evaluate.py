@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import backend
+from modeling.training_options import TrainingOptions
 
 SHARED_FLAGS = (backend,)
 
@@ -18,7 +19,10 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set, made with --eval_fraction above 0.", required=True
 )
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(
-    "eval_batch_size", 32, "Sequences of a batch; no influence on the results.", lower_bound=1
+    "eval_batch_size",
+    TrainingOptions.eval_batch_size,
+    "Sequences of a batch; no influence on the results.",
+    lower_bound=1,
 )
 
 

@@ -1,6 +1,6 @@
 """Shards to losses to checkpoints: BERT in Keras 3.
 
-The modules in the order of the flow::
+The modules in the order of the flow, from a shard to an update of the weights::
 
     config            BertConfig and its presets
     training_options  how to train
@@ -16,6 +16,8 @@ The modules in the order of the flow::
     step              the one in use
     devices           what it computes on
 
+A run, made of many updates::
+
     run               the run's directory: config, vocabulary, manifest
     checkpoints       all that is needed to go on, in one directory
     metrics           what is told of a run while it goes, with `summaries` for TensorBoard
@@ -24,6 +26,8 @@ The modules in the order of the flow::
     training          the loop
     dry_run           what a run would be
     evaluation        losses and accuracies on the eval shards
+
+Weights that come from elsewhere or go there::
 
     original          reading the checkpoints of the original BERT
     huggingface       the directory that `transformers` opens: writing and reading

@@ -227,8 +227,8 @@ class Encoder(keras.layers.Layer):
     Args:
       config: their size.
       initializer: of their kernels.
-      recompute_activations: whether the backward pass computes a block's activations again, so that only one
-        block's have to be kept.
+      recompute_activations: whether the backward pass computes a block's activations again, so that
+        only one block's have to be kept.
     """
 
     def __init__(self, config: BertConfig, initializer: Initializer, recompute_activations: bool):

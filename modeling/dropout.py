@@ -4,7 +4,7 @@ A key is one uint32, and each example of a batch has its own. The same key gives
 backend and device and whenever it is computed: there is no random state besides the seed and the number
 of the update, a batch that is computed in parts and an activation that is computed again meet the same
 masks, and a run goes on under another backend as it would have gone on under its own. It is also cheap: a few integer operations, which XLA fuses into what uses the mask,
-where the generators of TensorFlow and JAX take a hundred times as long on a processor.
+where the generators of TensorFlow and JAX take some forty times as long on a processor.
 
 The hash is Chris Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31/).
 """

@@ -1,6 +1,6 @@
 """One update of the weights and one evaluation of a batch, compiled by JAX."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,9 +8,7 @@ import keras
 
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.pretraining import BertForPreTraining
-from modeling.update import Update
-
-Batch = Mapping[str, Any]
+from modeling.update import Batch, Update
 
 
 def device_names() -> list[str]:

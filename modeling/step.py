@@ -6,17 +6,16 @@ from modeling.training_options import Precision
 from pipeline.errors import UserError
 
 if keras.config.backend() == "jax":
-    from modeling.jax_step import Batch, TrainStep, device_names, eval_step, peak_memory
+    from modeling.jax_step import TrainStep, device_names, eval_step, peak_memory
 else:
     from modeling.tensorflow_step import (  # type: ignore[assignment] # of the same form
-        Batch,
         TrainStep,
         device_names,
         eval_step,
         peak_memory,
     )
 
-__all__ = ["Batch", "TrainStep", "check_precision", "device_names", "eval_step", "peak_memory"]
+__all__ = ["TrainStep", "check_precision", "device_names", "eval_step", "peak_memory"]
 
 
 def check_precision(precision: Precision) -> None:

@@ -1,15 +1,13 @@
 """One update of the weights and one evaluation of a batch, compiled by TensorFlow with XLA."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from modeling.losses import SUMS, batch_totals, pretraining_sums
 from modeling.pretraining import BertForPreTraining
-from modeling.update import Update
-
-Batch = Mapping[str, Any]
+from modeling.update import Batch, Update
 
 
 def device_names() -> list[str]:

@@ -23,10 +23,10 @@ from modeling.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.metrics import MetricsWriter
 from modeling.pretrained import Pretrained, initialize
 from modeling.run import check_run, prepare_run, write_environment
-from modeling.step import Batch, TrainStep, check_precision, device_names, eval_step
+from modeling.step import TrainStep, check_precision, device_names, eval_step
 from modeling.termination import noticing_termination
 from modeling.training_options import TrainingOptions
-from modeling.update import Update, learning_rate_schedule, new_update
+from modeling.update import Batch, Update, learning_rate_schedule, new_update
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, Manifest
@@ -185,7 +185,7 @@ class _Loop:
         self._unread: list[tuple[int, Mapping[str, Any]]] = []
 
     def run(self) -> None:
-        """Trains to the end, or until SIGTERM."""
+        """Trains to the end, or until a signal asks to stop."""
         train_step = TrainStep(self._update)
         first, last = self._start.step + 1, self._options.num_train_steps
         self._metrics.log("compiling the first step")

@@ -22,6 +22,9 @@ from modeling.optimization import (
 from modeling.pretraining import BertForPreTraining
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 
+Batch = Mapping[str, Any]
+"""Arrays of B examples, by the names of `pipeline.records`."""
+
 CLIP_NORM = 1.0
 _KEYS = "dropout_keys"
 
@@ -65,21 +68,19 @@ class Update:
         scale = self.loss_scale.variables if self.loss_scale else []
         return [*self.weights, *self.optimizer.variables, *scale]
 
-    def parts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def parts(self, batch: Batch) -> dict[str, Any]:
         """The batch in parts, [accumulation steps, sequences of a part, …]."""
         return {
             name: ops.reshape(values, (self.accumulation_steps, -1, *values.shape[1:]))
             for name, values in batch.items()
         }
 
-    def with_keys(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def with_keys(self, batch: Batch) -> dict[str, Any]:
         """The batch with keys for this update's dropout, `dropout_keys` [B]."""
         key = fold_in(dropout_key(self.seed), self.optimizer.iterations)
         return {**batch, _KEYS: example_keys(key, batch["input_ids"].shape[0])}
 
-    def loss(
-        self, part: Mapping[str, Any], totals: Mapping[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def loss(self, part: Batch, totals: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """What to take the gradients of, and the `pretraining_sums` of a part.
 
         Args:
