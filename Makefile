@@ -52,7 +52,7 @@ bench: .venv/.benched  ## How fast text becomes records and a model learns, next
 # Peers of the benchmarks, apart: they must not meet what Clozemill itself imports.
 .venv/.benched: .venv/.tested Makefile
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/peers \
-		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0 keras-hub==0.32.0
+		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

@@ -22,7 +22,7 @@ VERBS = {
     "verify": "whether a data set's files are still what its manifest says",
     "pretrain": "a data set to a trained BERT; goes on where it stopped",
     "evaluate": "losses and accuracies of a run on the eval shards",
-    "export": "a run to a checkpoint for fine-tuning",
+    "export": "a trained BERT to a directory that another framework opens",
 }
 USAGE = """usage: clozemill VERB --flag=value …
 

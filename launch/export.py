@@ -1,23 +1,60 @@
-"""A run's newest checkpoint to a directory that fine-tuning stacks open."""
+"""A trained BERT to a directory that another framework opens.
+
+It comes from a run, or, to be converted, from an original TensorFlow checkpoint or a Hugging Face
+directory.
+"""
 
 from pathlib import Path
 
 from absl import flags
 
-from modeling.huggingface import export_huggingface
+from launch.banners import native_banners_hidden
 
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "A run or one of its checkpoints, an original TensorFlow checkpoint (DIR/bert_model.ckpt or DIR, "
+    "with bert_config.json) or a directory of Hugging Face.",
+)
 _RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
+    "run_dir", None, "Instead of --checkpoint: the run whose newest checkpoint is taken."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Where the checkpoint goes; must not hold anything.", required=True
+    "output_dir", None, "Where the export goes; a new or empty directory.", required=True
 )
 _FORMAT = flags.DEFINE_enum(
-    "format", "huggingface", ["huggingface"], "huggingface: what `from_pretrained` opens."
+    "format",
+    "huggingface",
+    ["huggingface", "original", "onnx", "saved_model", "keras"],
+    "huggingface: what transformers' from_pretrained opens, and keras_hub's from_preset. original: a "
+    "TensorFlow checkpoint bert_model.ckpt under the original's names. onnx: the encoder as "
+    "model.onnx. saved_model: the encoder for TensorFlow Serving. keras: model.keras.",
 )
+_HEADS = flags.DEFINE_boolean(
+    "heads", False, "For onnx and saved_model: the heads of pretraining too, for masked words."
+)
+_AVERAGE_LAST = flags.DEFINE_integer(
+    "average_last",
+    1,
+    "Of a run, the mean of the weights of so many of its newest checkpoints.",
+    lower_bound=1,
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an earlier export in --output_dir.")
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "run_dir"], required=True)
 
 
 def main() -> None:
     """Exports and says where it went."""
-    checkpoint = export_huggingface(Path(_RUN_DIR.value), Path(_OUTPUT_DIR.value))
-    print(f"{_OUTPUT_DIR.value}: {checkpoint.name} of {_RUN_DIR.value}, for {_FORMAT.value}")
+    with native_banners_hidden():
+        from modeling.export import Format, check_output, export  # noqa: PLC0415 - takes seconds
+        from modeling.pretrained import read_average, read_pretrained  # noqa: PLC0415
+
+    output_dir, export_format = Path(_OUTPUT_DIR.value), Format(_FORMAT.value)
+    check_output(output_dir, export_format, _OVERWRITE.value)
+    path = Path(_RUN_DIR.value or _CHECKPOINT.value or "")  # one of them is given
+    if _RUN_DIR.value or _AVERAGE_LAST.value > 1:
+        pretrained = read_average(path, _AVERAGE_LAST.value)
+    else:
+        pretrained = read_pretrained(path)
+    export(pretrained, output_dir, export_format, _HEADS.value, _OVERWRITE.value)
+    print(f"{output_dir}: {pretrained.source}, for {export_format}")

@@ -27,11 +27,16 @@ A run, made of many updates::
     dry_run           what a run would be
     evaluation        losses and accuracies on the eval shards
 
-Weights that come from elsewhere or go there::
+A trained BERT, wherever it comes from and wherever it goes::
 
-    original          reading the checkpoints of the original BERT
-    huggingface       the directory that `transformers` opens: writing and reading
-    pretrained        a trained BERT from any of these, and a model that starts with it
+    original            checkpoints of the original BERT: reading and writing
+    huggingface         the directory that `transformers` opens: reading and writing
+    tokenizer_settings  its vocabulary and lower-casing: reading, and writing for `transformers`
+    pretrained          a trained BERT from a run or any of these, and a model that starts with it
+    model_card          what is told of it
+    onnx_graph          it as an ONNX model
+    saved_model         and as a SavedModel
+    export              to a directory in one of these formats
 
 Of `pipeline`, only the record contract is imported: `records`, `manifest`, `files` and `errors`.
 """

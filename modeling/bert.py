@@ -73,7 +73,7 @@ class Embeddings(keras.layers.Layer):
 
     def call(self, input_ids_BS: Any, segment_ids_BS: Any, keys: Any = None) -> Any:
         """Embeds [B, S] tokens as [B, S, H]."""
-        seq_length = input_ids_BS.shape[1]
+        seq_length = ops.shape(input_ids_BS)[1]
         x_BSH = (
             ops.take(self.word_embeddings, input_ids_BS, axis=0)
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
@@ -309,7 +309,7 @@ class BertModel(keras.layers.Layer):
           The sequence output [B, S, H] and the pooled output [B, H].
         """
         x_BSH = self.embeddings(input_ids, segment_ids, fold_in(keys, 0))
-        batch, seq_length = input_mask.shape
+        batch, seq_length = ops.shape(input_mask)
         # With all queries, for fused kernels do not broadcast.
         mask_B1SS = ops.broadcast_to(
             ops.cast(input_mask, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -127,6 +127,19 @@ def read_weights(checkpoint: Path) -> dict[str, np.ndarray]:
         return _read_arrays(path)
 
 
+def read_mean_weights(checkpoints: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The mean of the model's variables over some checkpoints of a run, summed up in float64.
+
+    Raises:
+      UserError: a checkpoint is damaged.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for checkpoint in checkpoints:
+        for name, values in read_weights(checkpoint).items():
+            sums[name] = sums.get(name, 0) + values.astype(np.float64)
+    return {name: (values / len(checkpoints)).astype(np.float32) for name, values in sums.items()}
+
+
 def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     """Sets the model's weights and returns the step they were saved at.
 
@@ -136,7 +149,18 @@ def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     weights = read_weights(checkpoint)
     with _damage_named(checkpoint / WEIGHTS_NAME):
         model.set_named_weights(weights)
-    return _read_state(checkpoint).step
+    return read_state(checkpoint).step
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """Where training stood.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    with _damage_named(checkpoint / _STATE) as path:
+        content = json.loads(path.read_text("utf-8"))
+        return TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
 
 
 def load_checkpoint(checkpoint: Path, update: Update) -> TrainingState:
@@ -150,7 +174,7 @@ def load_checkpoint(checkpoint: Path, update: Update) -> TrainingState:
         moments = _read_arrays(path)
         for name, variable in _named_moments(update).items():
             variable.assign(moments[name])
-    state = _read_state(checkpoint)
+    state = read_state(checkpoint)
     update.optimizer.iterations.assign(state.step)
     if update.loss_scale and state.loss_scale:
         for variable, value in zip(update.loss_scale.variables, state.loss_scale, strict=True):
@@ -209,12 +233,6 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as arrays:
         return dict(arrays)
-
-
-def _read_state(checkpoint: Path) -> TrainingState:
-    with _damage_named(checkpoint / _STATE) as path:
-        content = json.loads(path.read_text("utf-8"))
-        return TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from typing import Any
 from modeling.checkpoints import latest_checkpoint, load_weights
 from modeling.input import evaluation_batches, readable
 from modeling.losses import losses_and_accuracies
+from modeling.metrics import EVAL_PREFIX, read_metrics
 from modeling.pretraining import BertForPreTraining
 from modeling.run import check_length, check_same_vocabulary, read_run
 from modeling.step import eval_step
+from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.manifest import Manifest
 
@@ -38,6 +40,29 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
     results = {"step": step, **losses_and_accuracies(sums)}
     write_whole(run_dir / RESULTS_NAME, json.dumps(results, indent=2) + "\n")
     return results
+
+
+def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
+    """The losses and accuracies of a run's checkpoint: of `evaluate`, or else of the training's evaluation.
+
+    Returns:
+      None: that checkpoint was not evaluated.
+
+    Raises:
+      UserError: the results of `evaluate` are damaged.
+    """
+    path = run_dir / RESULTS_NAME
+    if path.exists():
+        try:
+            results = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): evaluate again") from error
+        if results["step"] == step:
+            return results
+    for line in read_metrics(run_dir):
+        if line["step"] == step and f"{EVAL_PREFIX}masked_lm_loss" in line:
+            return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
+    return None
 
 
 def evaluation_sums(

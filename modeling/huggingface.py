@@ -1,8 +1,7 @@
 """The directory that Hugging Face's `from_pretrained` opens: writing it, and reading such directories."""
 
 import json
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,13 +9,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - without it, NumPy does not know bfloat16
 import numpy as np
 
-from modeling.checkpoints import latest_checkpoint, load_weights
-from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
-from modeling.pretraining import BertForPreTraining
-from modeling.run import read_run
+from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm, weight_shapes
 from pipeline.errors import UserError
-from pipeline.files import temporary_name
-from pipeline.manifest import VOCABULARY_NAME
 
 WEIGHTS_NAME = "model.safetensors"
 HUGGINGFACE_CONFIG_NAME = "config.json"
@@ -42,52 +36,29 @@ _OTHER_NAMES = (
 )
 
 
-def export_huggingface(run_dir: Path, output_dir: Path) -> Path:
-    """Writes the run's newest checkpoint for `transformers`.
+def write_huggingface(
+    directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray]
+) -> None:
+    """Writes `config.json` and `model.safetensors`.
 
-    The directory holds `config.json`, `model.safetensors`, `vocab.txt` and `tokenizer_config.json`.
-
-    Returns:
-      The checkpoint that was exported.
+    Args:
+      directory: where they go.
+      config: the model's.
+      weights: its variables under the names of the original's checkpoints. Where heads are missing, the
+        files say so and `transformers` begins with new ones.
 
     Raises:
-      UserError: the run has no checkpoint, `output_dir` is not empty, or safetensors is missing.
+      UserError: safetensors is missing.
     """
     safetensors = _safetensors("--format=huggingface")
-    config, manifest = read_run(run_dir)
-    checkpoint = latest_checkpoint(run_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"{output_dir} is a file or not empty: give another --output_dir")
-    model = BertForPreTraining(config)
-    load_weights(checkpoint, model)
-    weights = {
-        huggingface_name(name): to_huggingface(name, variable.numpy())
-        for name, variable in model.named_weights().items()
+    tensors = {
+        huggingface_name(name): to_huggingface(name, values) for name, values in weights.items()
     }
-    tokenizer_config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": manifest.do_lower_case,
-        "strip_accents": manifest.strip_accents,
-        "model_max_length": config.max_position_embeddings,
-    }
-
-    # Beside, and renamed when whole.
-    output_dir = output_dir.absolute()
-    temporary = temporary_name(output_dir)
-    try:
-        temporary.mkdir(parents=True)
-        shutil.copyfile(run_dir / VOCABULARY_NAME, temporary / "vocab.txt")
-        _write_json(temporary / HUGGINGFACE_CONFIG_NAME, huggingface_config(config))
-        _write_json(temporary / "tokenizer_config.json", tokenizer_config)
-        safetensors.save_file(weights, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        if output_dir.exists():
-            output_dir.rmdir()
-        temporary.rename(output_dir)
-    except OSError as error:
-        raise UserError(f"cannot export {run_dir} to {output_dir}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return checkpoint
+    described = {"architectures": [_architecture(config, weights)], **huggingface_config(config)}
+    text = json.dumps(described, indent=2) + "\n"
+    (directory / HUGGINGFACE_CONFIG_NAME).write_text(text, "utf-8")
+    content = safetensors.save(tensors, metadata={"format": "pt"})
+    (directory / WEIGHTS_NAME).write_bytes(content)
 
 
 def read_huggingface(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -142,10 +113,9 @@ def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def huggingface_config(config: BertConfig) -> dict[str, Any]:
-    """The content of config.json; "gelu" there is the exact form, "gelu_new" the tanh form."""
+    """What config.json says of the model; "gelu" there is the exact form, "gelu_new" the tanh form."""
     is_tanh_gelu = config.hidden_act == "gelu" and config.gelu_form == GeluForm.TANH
     return {
-        "architectures": ["BertForPreTraining"],
         "model_type": "bert",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -164,6 +134,16 @@ def huggingface_config(config: BertConfig) -> dict[str, Any]:
     }
 
 
+def _architecture(config: BertConfig, weights: Mapping[str, np.ndarray]) -> str:
+    """The class of `transformers` whose variables are all there."""
+    missing = weight_shapes(config).keys() - weights.keys()
+    if not missing:
+        return "BertForPreTraining"
+    if not any(name.startswith("cls/predictions/") for name in missing):
+        return "BertForMaskedLM"
+    return "BertModel"
+
+
 def _current_name(name: str) -> str:
     """The name that today's BertForPreTraining gives a tensor which another class or version named."""
     for other, current in _OTHER_NAMES:
@@ -179,7 +159,3 @@ def _safetensors(purpose: str) -> ModuleType:
             f"{purpose} needs the package safetensors: pip install 'clozemill[export]'"
         ) from error
     return safetensors.numpy
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -17,7 +17,7 @@ from modeling.summaries import SummaryWriter
 from pipeline.files import whole_file
 
 METRICS_NAME = "metrics.jsonl"
-_EVAL_PREFIX = "eval_"
+EVAL_PREFIX = "eval_"
 # A share of the time that is worth a word.
 _NOTABLE_WAIT = 0.05
 
@@ -129,7 +129,7 @@ class MetricsWriter:
     def write_evaluation(self, step: int, sums: Mapping[str, float]) -> None:
         """Appends a line about an evaluation, and logs it."""
         results = losses_and_accuracies(sums)
-        self._append({"step": step, **{_EVAL_PREFIX + name: x for name, x in results.items()}})
+        self._append({"step": step, **{EVAL_PREFIX + name: x for name, x in results.items()}})
         self.log(f"evaluation at step {step}: {_describe(results)}")
 
     def log(self, message: str) -> None:

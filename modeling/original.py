@@ -1,6 +1,7 @@
-"""Reading the checkpoints of the original BERT, written by TensorFlow 1."""
+"""The checkpoints of the original BERT, in the format of TensorFlow 1: reading and writing."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,25 @@ def read_original(prefix: Path) -> dict[str, np.ndarray]:
             f"the original checkpoint {prefix} is damaged ({reason}): fetch its .index and .data files "
             "again"
         ) from error
+
+
+def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | None) -> None:
+    """Writes a checkpoint that `tf.train.load_checkpoint` opens.
+
+    Args:
+      prefix: DIR/bert_model.ckpt, say, for the files DIR/bert_model.ckpt.index and ….data-….
+      weights: the variables under their names.
+      step: of training, stored as `global_step`; None: not stored.
+    """
+    tensors = dict(weights)
+    if step is not None:
+        tensors["global_step"] = np.array(step, np.int64)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(values) for values in tensors.values()],
+    )
 
 
 def _find_in_directory(directory: Path) -> Path | None:

@@ -3,8 +3,8 @@
 `read_pretrained` finds out what a path holds, `initialize` gives it to a model.
 """
 
-import json
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,15 +13,26 @@ import numpy as np
 from absl import logging
 
 from modeling import checkpoints, huggingface
-from modeling.checkpoints import CHECKPOINTS_NAME, latest_checkpoint, read_weights
+from modeling.checkpoints import (
+    CHECKPOINTS_NAME,
+    TrainingState,
+    latest_checkpoint,
+    list_checkpoints,
+    read_mean_weights,
+    read_state,
+)
 from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
 from modeling.huggingface import HUGGINGFACE_CONFIG_NAME, read_huggingface
 from modeling.original import find_original, read_original
 from modeling.pretraining import BertForPreTraining
+from modeling.tokenizer_settings import (
+    TokenizerSettings,
+    read_tokenizer_settings,
+    read_tokens,
+)
 from pipeline.errors import UserError
 from pipeline.manifest import VOCABULARY_NAME
 
-_TOKENIZER_NAME = "tokenizer.json"
 _PICKLED_NAME = "pytorch_model.bin"
 _HINTS_FOR_ROWS = {
     "bert/embeddings/word_embeddings": ": vocab_size must be that of the weights; they are of another vocabulary",
@@ -30,23 +41,40 @@ _HINTS_FOR_ROWS = {
 
 
 @dataclass(frozen=True)
+class Run:
+    """The run that a BERT was trained in.
+
+    Attributes:
+      state: where training stood at its newest checkpoint.
+      averaged: of how many checkpoints the weights are the mean.
+    """
+
+    state: TrainingState
+    averaged: int
+
+
+@dataclass(frozen=True)
 class Pretrained:
     """A trained BERT.
 
     Attributes:
       source: where it comes from, in words for people.
+      directory: of the run, or of the files that were read.
       config: its size.
       weights: its variables as float32, under the names of the original's checkpoints. The embeddings
         and the encoder are whole; pooler and heads may be missing.
       ignored: names found there of what is no part of a `BertForPreTraining`.
-      vocabulary: its vocab.txt or tokenizer.json, if it has one.
+      tokenizer: its vocabulary and what is done to a text, if a vocabulary is there.
+      run: how it was trained, if by `clozemill pretrain`.
     """
 
     source: str
+    directory: Path
     config: BertConfig
     weights: dict[str, np.ndarray]
     ignored: list[str]
-    vocabulary: Path | None
+    tokenizer: TokenizerSettings | None
+    run: Run | None = None
 
 
 def read_pretrained(path: Path) -> Pretrained:
@@ -60,11 +88,11 @@ def read_pretrained(path: Path) -> Pretrained:
     Raises:
       UserError: there is none of these, or it cannot be read, or weights and config disagree.
     """
-    if (path / CONFIG_NAME).exists() and (path / CHECKPOINTS_NAME).is_dir():
-        return _read_run(path, latest_checkpoint(path))
+    if is_run(path):
+        return _read_run(path, [latest_checkpoint(path)])
     if (path / checkpoints.WEIGHTS_NAME).exists():
         checkpoint = path.resolve()
-        return _read_run(checkpoint.parent.parent, checkpoint)
+        return _read_run(checkpoint.parent.parent, [checkpoint])
     if (path / huggingface.WEIGHTS_NAME).exists():
         return _read_huggingface(path)
     if prefix := find_original(path):
@@ -80,6 +108,29 @@ def read_pretrained(path: Path) -> Pretrained:
         f"checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside it), or a "
         f"Hugging Face directory ({HUGGINGFACE_CONFIG_NAME} and {huggingface.WEIGHTS_NAME})"
     )
+
+
+def read_average(run_dir: Path, number: int) -> Pretrained:
+    """The mean of so many of the newest checkpoints of a run.
+
+    Raises:
+      UserError: the directory is no run, or has not so many checkpoints, or one is damaged.
+    """
+    if not is_run(run_dir):
+        raise UserError(f"{run_dir} is no run, which is the --output_dir of `clozemill pretrain`")
+    latest_checkpoint(run_dir)  # that there is none has a message of its own
+    found = list_checkpoints(run_dir)
+    if len(found) < number:
+        raise UserError(
+            f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints decides how many "
+            "of those saved are kept"
+        )
+    return _read_run(run_dir, found[-number:])
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the directory of a run."""
+    return (path / CONFIG_NAME).exists() and (path / CHECKPOINTS_NAME).is_dir()
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
@@ -126,26 +177,28 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
     Raises:
       UserError: the vocabularies differ, or one cannot be read.
     """
-    if pretrained.vocabulary is None:
+    if pretrained.tokenizer is None:
         logging.warning(
             "%s has no vocabulary: see to it yourself that it was trained with the tokens of %s",
             pretrained.source,
             vocabulary,
         )
         return
-    pairs = zip_longest(_read_tokens(vocabulary), _read_tokens(pretrained.vocabulary))
+    pairs = zip_longest(read_tokens(vocabulary), pretrained.tokenizer.tokens)
     for number, (token, trained) in enumerate(pairs):
         if token != trained:
             raise UserError(
                 f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained)} in "
-                f"{pretrained.vocabulary}: ids would mean other tokens; generate the data with the latter"
+                f"{pretrained.tokenizer.vocabulary}: ids would mean other tokens; generate the data with the latter"
             )
 
 
-def _read_run(run_dir: Path, checkpoint: Path) -> Pretrained:
+def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
+    """One checkpoint of a run, or the mean of several."""
     config = BertConfig.read(run_dir / CONFIG_NAME)
-    weights = read_weights(checkpoint)
-    return _pretrained(f"{checkpoint.name} of {run_dir}", config, weights, run_dir)
+    names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
+    pretrained = _pretrained(f"{names} of {run_dir}", config, read_mean_weights(used), run_dir)
+    return dataclasses.replace(pretrained, run=Run(read_state(used[-1]), len(used)))
 
 
 def _read_original(prefix: Path) -> Pretrained:
@@ -165,13 +218,13 @@ def _pretrained(
 ) -> Pretrained:
     """Of what was read, that which is a BERT of this config."""
     known = weight_shapes(config)
-    vocabularies = (directory / VOCABULARY_NAME, directory / _TOKENIZER_NAME)
     pretrained = Pretrained(
         source=source,
+        directory=directory,
         config=config,
         weights={name: np.asarray(arrays[name], np.float32) for name in known if name in arrays},
         ignored=sorted(arrays.keys() - known.keys()),
-        vocabulary=next((path for path in vocabularies if path.exists()), None),
+        tokenizer=read_tokenizer_settings(directory),
     )
     check_config(pretrained, config)
     return pretrained
@@ -200,20 +253,6 @@ def _check_shape(pretrained: Pretrained, name: str, wanted: tuple[int, ...]) -> 
     raise UserError(
         f"{name} has the shape {found} in {pretrained.source}, but the config asks for {wanted}{hint}"
     )
-
-
-def _read_tokens(vocabulary: Path) -> list[str]:
-    try:
-        content = vocabulary.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {vocabulary}: {error}") from error
-    if vocabulary.name != _TOKENIZER_NAME:
-        return [line.strip() for line in content.removesuffix("\n").split("\n")]
-    try:
-        ids: dict[str, int] = json.loads(content)["model"]["vocab"]
-        return [token for token, _ in sorted(ids.items(), key=lambda item: item[1])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{vocabulary} has no WordPiece vocabulary: {error!r}") from error
 
 
 def _quoted(token: str | None) -> str:

@@ -3,6 +3,7 @@
 Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -110,6 +111,7 @@ class PretrainingHeads(keras.layers.Layer):
         )
 
 
+@keras.saving.register_keras_serializable("clozemill")
 class BertForPreTraining(keras.Model):
     """BERT with its two pretraining heads; built on construction.
 
@@ -167,6 +169,15 @@ class BertForPreTraining(keras.Model):
             "masked_lm_logits": masked_lm_logits,
             "next_sentence_logits": next_sentence_logits,
         }
+
+    def get_config(self) -> dict[str, Any]:
+        """What a `.keras` file needs to make the model again, but for its weights."""
+        return {"bert_config": dataclasses.asdict(self.config)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BertForPreTraining":
+        """The model that `get_config` describes."""
+        return cls(BertConfig(**config["bert_config"]))
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """The trainable variables under the names of the original's checkpoints."""

@@ -80,7 +80,7 @@ def test_importing_all_of_modeling_loads_no_beam():
         # Before the backend is chosen, and at once for --help.
         ("pretrain", "modeling", {"keras", "tensorflow", "jax", "apache_beam"}),
         ("evaluate", "absl", {"keras", "tensorflow", "jax", "apache_beam"}),
-        ("export", "keras", {"apache_beam"}),
+        ("export", "absl", {"keras", "tensorflow", "jax", "apache_beam"}),
     ],
 )
 def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 
-from harness import PEERS
 from train_step import BERT_VOCABULARY, synthetic_batch
 
 BATCH_SIZE, SEQ_LENGTH, NUM_PREDICTIONS = 32, 128, 20
@@ -81,7 +80,6 @@ def huggingface():
 
 def keras_hub():
     """`keras_hub.models.BertMaskedLM`, trained with `fit`."""
-    sys.path.append(str(PEERS))
     import keras
     import keras_hub
     import numpy as np

@@ -88,6 +88,30 @@ def test_training_learns_and_evaluation_reports_it(outputs):
     assert 0 <= results["next_sentence_accuracy"] <= 1
 
 
+def test_the_model_card_tells_of_data_training_and_evaluation(outputs):
+    data, run, exported = outputs
+    card = (exported / "README.md").read_text("utf-8")
+    corpus = json.loads((data / "manifest.json").read_text())["statistics"]["corpus"]
+    results = json.loads((run / "eval_results.json").read_text())
+    assert f"{corpus['tokens']:,}" in card
+    assert "60 of 60" in card
+    assert f"{results['masked_lm_loss']:.4f}" in card
+
+
+def test_the_run_is_written_as_a_checkpoint_of_the_original(outputs, tmp_path):
+    import tensorflow as tf
+
+    from modeling.export import Format, export
+    from modeling.pretrained import read_pretrained
+
+    pretrained = read_pretrained(outputs[1])
+    export(pretrained, tmp_path / "original", Format.ORIGINAL)
+    reader = tf.train.load_checkpoint(str(tmp_path / "original" / "bert_model.ckpt"))
+    assert reader.get_tensor("global_step") == 60
+    for name, values in pretrained.weights.items():
+        np.testing.assert_array_equal(reader.get_tensor(name), values, name)
+
+
 def test_transformers_opens_the_export_and_computes_the_same(outputs):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -15,12 +15,27 @@ from modeling.config import BertConfig
 from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
 from modeling.run import prepare_run
+from modeling.training_options import TrainingOptions
 from modeling.update import Update
 from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
 from pipeline.records import encode_examples
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
+# Of a manifest, what a model card tells.
+GENERATE_OPTIONS = {
+    "dupe_factor": 2,
+    "masked_lm_prob": 0.15,
+    "do_whole_word_mask": True,
+    "word_segmenter": None,
+}
+CORPUS = {
+    "documents_tokenized": 60,
+    "sentences_read": 928,
+    "tokens": 20012,
+    "share_unknown": 0.00125,
+    "input_bytes": 79055,
+}
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -34,6 +49,40 @@ def config():
         intermediate_size=32,
         max_position_embeddings=MAX_SEQ_LENGTH,
     )
+
+
+@pytest.fixture(scope="session")
+def original_shapes(config):
+    """The shapes in a checkpoint of the original by name, spelt out."""
+    v, s, h, f = VOCAB_SIZE, MAX_SEQ_LENGTH, config.hidden_size, config.intermediate_size
+    dense = {"kernel": (h, h), "bias": (h,)}
+    norm = {"gamma": (h,), "beta": (h,)}
+    groups = {
+        "bert/embeddings": {
+            "word_embeddings": (v, h),
+            "token_type_embeddings": (2, h),
+            "position_embeddings": (s, h),
+        },
+        "bert/embeddings/LayerNorm": norm,
+        "bert/pooler/dense": dense,
+        "cls/predictions": {"output_bias": (v,)},
+        "cls/predictions/transform/dense": dense,
+        "cls/predictions/transform/LayerNorm": norm,
+        "cls/seq_relationship": {"output_weights": (2, h), "output_bias": (2,)},
+    }
+    for i in range(config.num_hidden_layers):
+        layer = f"bert/encoder/layer_{i}"
+        groups |= {
+            f"{layer}/attention/self/query": dense,
+            f"{layer}/attention/self/key": dense,
+            f"{layer}/attention/self/value": dense,
+            f"{layer}/attention/output/dense": dense,
+            f"{layer}/attention/output/LayerNorm": norm,
+            f"{layer}/intermediate/dense": {"kernel": (h, f), "bias": (f,)},
+            f"{layer}/output/dense": {"kernel": (f, h), "bias": (h,)},
+            f"{layer}/output/LayerNorm": norm,
+        }
+    return {f"{group}/{name}": shape for group in groups for name, shape in groups[group].items()}
 
 
 @pytest.fixture(scope="session")
@@ -131,8 +180,8 @@ def write_data_set():
             do_lower_case=True,
             vocab_size=VOCAB_SIZE,
             vocab_sha256=hashlib.sha256(vocabulary.read_bytes()).hexdigest(),
-            options={},
-            statistics={},
+            options=GENERATE_OPTIONS,
+            statistics={"corpus": CORPUS},
             shards=described,
         )
         manifest.write(data_dir)
@@ -170,15 +219,23 @@ def randomize():
 
 @pytest.fixture(scope="session")
 def write_run(data_set, randomize):
-    """A function that writes a run on `data_set` with a checkpoint of random weights."""
-    data_dir, manifest = data_set
+    """A function that writes a run on `data_set` with checkpoints of random weights, others in each.
 
-    def write(run_dir, config, step=3):
+    It gives the model with the weights of the newest.
+    """
+    data_dir, manifest = data_set
+    options = dataclasses.asdict(TrainingOptions())
+
+    def write(run_dir, config, step=3, earlier_steps=()):
         prepare_run(run_dir, config, data_dir, manifest)
-        model = randomize(BertForPreTraining(config))
+        model = BertForPreTraining(config)
         optimizer = AdamW(1e-3)
         optimizer.build(model.trainable_variables)
-        save_checkpoint(run_dir, Update(model, optimizer), TrainingState(step=step), keep=1)
+        update = Update(model, optimizer)
+        for seed, saved in enumerate([*earlier_steps, step]):
+            randomize(model, seed)
+            state = TrainingState(step=saved, instances_seen=32 * saved, options=options)
+            save_checkpoint(run_dir, update, state, keep=5)
         return model
 
     return write

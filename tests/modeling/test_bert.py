@@ -134,6 +134,20 @@ def test_length_of_padding_does_not_matter(model, make_batch):
     np.testing.assert_allclose(pooled_output, padded_pooled_output, atol=1e-6)
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's graphs")
+def test_a_graph_of_unknown_batch_and_length_computes_the_same(model, make_batch):
+    import tensorflow as tf
+
+    names = "input_ids", "input_mask", "segment_ids"
+    graph = tf.function(model, [tf.TensorSpec((None, None), tf.int32)] * 3)
+    for size, length in ((1, 16), (5, 9)):
+        batch = {name: make_batch(size)[name][:, :length] for name in names}
+        outputs = graph(*batch.values())
+        for output, expected in zip(outputs, encode(model, batch), strict=True):
+            np.testing.assert_allclose(output, expected, atol=1e-6)
+    assert graph.experimental_get_tracing_count() == 1
+
+
 @pytest.mark.parametrize("feature", ["input_ids", "segment_ids"])
 def test_every_token_attends_to_every_real_token(model, batch, feature):
     changed = {name: values.copy() for name, values in batch.items()}

@@ -14,6 +14,8 @@ from modeling.checkpoints import (
     load_checkpoint,
     load_newest_checkpoint,
     load_weights,
+    read_mean_weights,
+    read_state,
     save_checkpoint,
 )
 from modeling.optimization import AdamW, LossScale
@@ -94,6 +96,28 @@ def test_precision_may_be_another_where_it_goes_on(trained, shallow_config, tmp_
     without_scale = fresh(shallow_config, seed=3)
     load_checkpoint(path, without_scale)
     assert_same(without_scale.variables, trained.variables)
+
+
+def test_state_is_read_without_a_model(trained, tmp_path):
+    state = TrainingState(step=2, instances_seen=8, options={"random_seed": 7}, sums={"loss": 0.5})
+    assert read_state(save_checkpoint(tmp_path, trained, state, keep=5)) == state
+
+
+def test_mean_of_weights_is_exact_and_float32(tmp_path):
+    # The second is what float32 does not add 1 to.
+    for number, values in enumerate(([3.0, 2.0**24], [5.0, 1.0], [-2.0, 1.0])):
+        (tmp_path / str(number)).mkdir()
+        arrays = {"kernel": np.array([values], np.float32), "bias": np.float32([number])}
+        np.savez(tmp_path / str(number) / "weights.npz", **arrays)
+    mean = read_mean_weights([tmp_path / str(number) for number in range(3)])
+    np.testing.assert_array_equal(mean["kernel"], np.float32([[2, 5592406]]), strict=True)
+    np.testing.assert_array_equal(mean["bias"], np.float32([1]), strict=True)
+
+
+def test_mean_of_one_checkpoint_is_that_checkpoint(trained, checkpoint):
+    mean = read_mean_weights([checkpoint])
+    for name, variable in trained.model.named_weights().items():
+        np.testing.assert_array_equal(mean[name], ops.convert_to_numpy(variable), name)
 
 
 def test_load_weights_loads_nothing_else(trained, shallow_config, checkpoint):

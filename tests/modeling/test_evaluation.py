@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from modeling.checkpoints import TrainingState, save_checkpoint
-from modeling.evaluation import RESULTS_NAME, evaluate, evaluation_sums
+from modeling.evaluation import RESULTS_NAME, evaluate, evaluation_sums, read_results
 from modeling.input import evaluation_batches, readable
 from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
@@ -61,6 +61,24 @@ def test_figures_of_the_newest_checkpoint_are_those_over_all_eval_instances(
     results = evaluate(run_dir, data_set[0], batch_size)
     assert results == pytest.approx({"step": 12, **results_by_hand(model, *data_set)}, rel=1e-4)
     assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
+
+
+def test_results_are_those_of_just_that_checkpoint(tmp_path):
+    assert read_results(tmp_path, step=10) is None
+    lines = [
+        {"step": 10, "masked_lm_loss": 7.0},
+        {"step": 10, "eval_masked_lm_loss": 6.0, "eval_next_sentence_loss": 0.5},
+        {"step": 20, "masked_lm_loss": 5.0},
+        {"step": 20, "eval_masked_lm_loss": 4.0, "eval_next_sentence_loss": 0.25},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    of_training = {"step": 10, "masked_lm_loss": 6.0, "next_sentence_loss": 0.5}
+    assert read_results(tmp_path, step=10) == of_training
+    assert read_results(tmp_path, step=15) is None
+    of_evaluate = {"step": 20, "masked_lm_loss": 3.0, "next_sentence_loss": 0.125}
+    (tmp_path / RESULTS_NAME).write_text(json.dumps(of_evaluate))
+    assert read_results(tmp_path, step=20) == of_evaluate
+    assert read_results(tmp_path, step=10) == of_training
 
 
 def test_damaged_checkpoint_is_told(tmp_path, run, data_set):

@@ -1,21 +1,21 @@
 import dataclasses
 import json
-import shutil
 import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from modeling.config import BertConfig, GeluForm
+from modeling.config import BertConfig, GeluForm, weight_shapes
 from modeling.huggingface import (
-    export_huggingface,
     from_huggingface,
     huggingface_config,
     huggingface_name,
     read_huggingface,
     to_huggingface,
+    write_huggingface,
 )
 from pipeline.errors import UserError
 
@@ -60,17 +60,21 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, config, write_run):
-    """A run directory and its model, neither to be changed."""
-    run_dir = tmp_path_factory.mktemp("run")
-    return run_dir, write_run(run_dir, config)
+def weights(config):
+    """Random weights of a whole model, not to be changed."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in weight_shapes(config).items()
+    }
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, run):
-    output_dir = tmp_path_factory.mktemp("exported") / "new" / "huggingface"
-    assert export_huggingface(run[0], output_dir) == run[0] / "checkpoints" / "step-00000003"
-    return output_dir
+def written(tmp_path_factory, config, weights):
+    """What was written of them."""
+    directory = tmp_path_factory.mktemp("written")
+    write_huggingface(directory, config, weights)
+    return directory
 
 
 @pytest.mark.parametrize(("original", "name"), NAMES.items())
@@ -94,30 +98,25 @@ def test_kernels_alone_are_transposed(name, is_transposed):
     np.testing.assert_array_equal(from_huggingface(name, converted), values)
 
 
-def test_weights_on_disk_are_those_of_the_model(run, exported, config):
-    weights = load_file(exported / "model.safetensors")
-    expected = {
-        NAMES[name]: variable.numpy().T if name.endswith("kernel") else variable.numpy()
-        for name, variable in run[1].named_weights().items()
-    }
-    assert set(weights) == set(expected)
-    for name, values in expected.items():
-        assert weights[name].dtype == np.float32
-        np.testing.assert_array_equal(weights[name], values, name)
-    feed_forward = weights["bert.encoder.layer.0.intermediate.dense.weight"]
+def test_weights_on_disk_are_those_of_the_model(written, weights, config):
+    tensors = load_file(written / "model.safetensors")
+    assert tensors.keys() == {NAMES[name] for name in weights}
+    for name, values in weights.items():
+        tensor = tensors[NAMES[name]]
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(tensor, values.T if name.endswith("kernel") else values, name)
+    feed_forward = tensors["bert.encoder.layer.0.intermediate.dense.weight"]
     assert feed_forward.shape == (config.intermediate_size, config.hidden_size)
 
 
-def test_directory_holds_what_from_pretrained_needs(run, exported):
-    names = {path.name for path in exported.iterdir()}
-    assert names >= {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
-    assert (exported / "vocab.txt").read_bytes() == (run[0] / "vocab.txt").read_bytes()
-    assert [path.name for path in exported.parent.iterdir()] == ["huggingface"]
+def test_weights_on_disk_are_marked_as_those_of_pytorch(written):
+    with safe_open(written / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
-def test_config_on_disk_is_that_of_the_model(exported, config):
-    written = json.loads((exported / "config.json").read_text())
-    assert written == huggingface_config(config)
+def test_config_on_disk_is_that_of_the_model(written, config):
+    content = json.loads((written / "config.json").read_text())
+    assert content == {"architectures": ["BertForPreTraining"], **huggingface_config(config)}
     for name in (
         "vocab_size",
         "hidden_size",
@@ -130,10 +129,38 @@ def test_config_on_disk_is_that_of_the_model(exported, config):
         "type_vocab_size",
         "initializer_range",
     ):
-        assert written[name] == getattr(config, name)
-    assert written["model_type"] == "bert"
-    assert written["layer_norm_eps"] == 1e-12
-    assert BertConfig.read(exported / "config.json") == config
+        assert content[name] == getattr(config, name)
+    assert content["model_type"] == "bert"
+    assert content["layer_norm_eps"] == 1e-12
+    assert BertConfig.read(written / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("missing", "architecture"),
+    [
+        ("cls/seq_relationship/", "BertForMaskedLM"),
+        ("cls/predictions/", "BertModel"),
+        ("cls/predictions/output_bias", "BertModel"),
+        ("cls/", "BertModel"),
+        (("bert/pooler/", "cls/seq_relationship/"), "BertForMaskedLM"),
+        (("bert/pooler/", "cls/"), "BertModel"),
+    ],
+)
+def test_config_names_the_class_whose_weights_are_there(
+    tmp_path, config, weights, missing, architecture
+):
+    there = {name: values for name, values in weights.items() if not name.startswith(missing)}
+    write_huggingface(tmp_path, config, there)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
+    assert load_file(tmp_path / "model.safetensors").keys() == {NAMES[name] for name in there}
+    assert read_huggingface(tmp_path, NAMES).keys() == there.keys()
+
+
+@pytest.mark.parametrize("gelu_form", GeluForm)
+def test_gelu_form_is_read_back(tmp_path, config, weights, gelu_form):
+    config = dataclasses.replace(config, gelu_form=gelu_form)
+    write_huggingface(tmp_path, config, weights)
+    assert BertConfig.read(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize(
@@ -150,64 +177,10 @@ def test_activation_has_the_name_of_its_form(config, hidden_act, gelu_form, name
     assert huggingface_config(config)["hidden_act"] == name
 
 
-@pytest.mark.parametrize("do_lower_case", [True, False])
-def test_tokenizer_config_says_whether_text_is_lower_cased(tmp_path, run, data_set, do_lower_case):
-    run_dir = tmp_path / "run"
-    shutil.copytree(run[0], run_dir)
-    dataclasses.replace(data_set[1], do_lower_case=do_lower_case).write(run_dir)
-    export_huggingface(run_dir, tmp_path / "out")
-    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert written["do_lower_case"] is do_lower_case
-    assert written["model_max_length"] == 16
-
-
-def test_empty_output_directory_is_used(tmp_path, run):
-    export_huggingface(run[0], tmp_path)
-    assert (tmp_path / "model.safetensors").exists()
-
-
-def test_output_directory_that_is_not_empty_is_refused(tmp_path, run):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty") as raised:
-        export_huggingface(run[0], tmp_path)
-    assert str(tmp_path) in str(raised.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_output_directory_that_is_a_file_is_refused(tmp_path, run):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError) as raised:
-        export_huggingface(run[0], tmp_path / "out")
-    assert str(tmp_path / "out") in str(raised.value)
-    assert (tmp_path / "out").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    "broken", ["vocab.txt", "manifest.json", "bert_config.json", "checkpoints/step-00000003"]
-)
-def test_failed_export_leaves_nothing_behind(tmp_path, run, broken):
-    run_dir = tmp_path / "run"
-    shutil.copytree(run[0], run_dir)
-    (run_dir / broken).rename(tmp_path / "away")
-    workplace = tmp_path / "workplace"
-    workplace.mkdir()
-    with pytest.raises((UserError, OSError)):
-        export_huggingface(run_dir, workplace / "out")
-    assert list(workplace.iterdir()) == []
-
-
-def test_run_without_a_checkpoint_is_told(tmp_path, run):
-    run_dir = tmp_path / "run"
-    shutil.copytree(run[0], run_dir, ignore=shutil.ignore_patterns("step-*"))
-    with pytest.raises(UserError, match="no checkpoint"):
-        export_huggingface(run_dir, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.fixture(scope="module")
-def tensors(exported):
-    """The exported tensors, not to be changed."""
-    return load_file(exported / "model.safetensors")
+def tensors(written):
+    """The tensors in the file, not to be changed."""
+    return load_file(written / "model.safetensors")
 
 
 @pytest.fixture
@@ -221,18 +194,17 @@ def read(tmp_path):
     return read_tensors
 
 
-def assert_same(arrays, model):
-    variables = model.named_weights()
-    assert arrays.keys() == variables.keys()
-    for name, variable in variables.items():
-        np.testing.assert_array_equal(arrays[name], variable.numpy(), name)
+def assert_same(arrays, weights):
+    assert arrays.keys() == weights.keys()
+    for name, values in weights.items():
+        np.testing.assert_array_equal(arrays[name], values, name)
 
 
-def test_exported_weights_are_read_back(run, exported):
-    assert_same(read_huggingface(exported, NAMES), run[1])
+def test_written_weights_are_read_back(written, weights):
+    assert_same(read_huggingface(written, NAMES), weights)
 
 
-def test_names_of_older_versions_are_understood(run, read, tensors):
+def test_names_of_older_versions_are_understood(weights, read, tensors):
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -240,7 +212,7 @@ def test_names_of_older_versions_are_understood(run, read, tensors):
         for name, values in tensors.items()
     }
     assert "bert.encoder.layer.1.output.LayerNorm.gamma" in older
-    assert_same(read(older), run[1])
+    assert_same(read(older), weights)
 
 
 def test_an_encoder_saved_alone_is_understood(read, tensors):
@@ -256,18 +228,18 @@ def test_an_encoder_saved_alone_is_understood(read, tensors):
     np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], embeddings)
 
 
-def test_copies_of_tied_tensors_are_understood(run, read, tensors):
+def test_copies_of_tied_tensors_are_understood(weights, read, tensors):
     copies = {
         "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].copy(),
         "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].copy(),
     }
-    assert_same(read(tensors | copies), run[1])
+    assert_same(read(tensors | copies), weights)
 
 
-def test_a_copy_may_stand_for_the_tensor(run, read, tensors):
+def test_a_copy_may_stand_for_the_tensor(weights, read, tensors):
     renamed = dict(tensors)
     renamed["cls.predictions.decoder.bias"] = renamed.pop("cls.predictions.bias")
-    assert_same(read(renamed), run[1])
+    assert_same(read(renamed), weights)
 
 
 def test_a_decoder_that_is_not_tied_is_refused(tmp_path, read, tensors):
@@ -277,7 +249,7 @@ def test_a_decoder_that_is_not_tied_is_refused(tmp_path, read, tensors):
     assert str(tmp_path / "model.safetensors") in str(raised.value)
 
 
-def test_other_tensors_keep_their_names(run, read, tensors):
+def test_other_tensors_keep_their_names(weights, read, tensors):
     others = {
         "bert.embeddings.position_ids": np.arange(16)[np.newaxis],
         "classifier.weight": np.ones((3, 16), np.float32),
@@ -285,7 +257,7 @@ def test_other_tensors_keep_their_names(run, read, tensors):
     arrays = read(tensors | others)
     for name, values in others.items():
         np.testing.assert_array_equal(arrays.pop(name), values)
-    assert_same(arrays, run[1])
+    assert_same(arrays, weights)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -306,9 +278,10 @@ def test_unreadable_weights_are_named(tmp_path, content):
     assert str(path) in str(raised.value)
 
 
-def test_missing_package_is_told(tmp_path, run, monkeypatch):
+def test_missing_package_is_told(tmp_path, config, weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
         read_huggingface(tmp_path, NAMES)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
-        export_huggingface(run[0], tmp_path / "out")
+        write_huggingface(tmp_path, config, weights)
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from modeling.original import find_original, read_original
+from modeling.original import find_original, read_original, write_original
 from pipeline.errors import UserError
 
 DATA = "bert_model.ckpt.data-00000-of-00001"
@@ -116,3 +118,69 @@ def test_damage_is_told(tmp_path, prefix, name, damage):
         read_original(prefix)
     assert str(prefix) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def weights(original_shapes):
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in original_shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, weights):
+    """The prefix of a checkpoint that was written, not to be changed."""
+    prefix = tmp_path_factory.mktemp("written") / "bert_model.ckpt"
+    write_original(prefix, weights, step=1_000_000)
+    return prefix
+
+
+def test_a_checkpoint_is_written_under_the_names_of_the_original(written, original_shapes):
+    shapes = {name: tuple(shape) for name, shape in tf.train.list_variables(str(written))}
+    assert shapes == original_shapes | {"global_step": ()}
+    dtypes = tf.train.load_checkpoint(str(written)).get_variable_to_dtype_map()
+    assert dtypes.pop("global_step") == tf.int64
+    assert set(dtypes.values()) == {tf.float32}
+    assert tf.train.load_variable(str(written), "global_step") == 1_000_000
+    assert {path.name for path in written.parent.iterdir()} == {DATA, "bert_model.ckpt.index"}
+
+
+def test_a_step_that_is_not_known_is_not_written(tmp_path, weights, original_shapes):
+    write_original(tmp_path / "bert_model.ckpt", weights, step=None)
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "bert_model.ckpt"))}
+    assert names == original_shapes.keys()
+
+
+def test_what_is_written_is_read_back_unchanged(written, weights):
+    arrays = read_original(written)
+    assert arrays.keys() == weights.keys()
+    for name, values in weights.items():
+        np.testing.assert_array_equal(arrays[name], values, name, strict=True)
+
+
+def test_scripts_of_the_original_find_all_their_variables(written, weights):
+    """Those start from a checkpoint in this way, `get_assignment_map_from_checkpoint` first."""
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default(), tf1.Session() as session:
+        for name, values in weights.items():
+            tf1.get_variable(name, values.shape, initializer=tf1.zeros_initializer())
+        variables = {re.sub(r":\d+$", "", each.name): each for each in tf1.trainable_variables()}
+        stored = [name for name, _ in tf.train.list_variables(str(written))]
+        assignment_map = {name: name for name in stored if name in variables}
+        assert assignment_map.keys() == weights.keys()
+        tf1.train.init_from_checkpoint(str(written), assignment_map)
+        session.run(tf1.global_variables_initializer())
+        for name, values in session.run(variables).items():
+            np.testing.assert_array_equal(values, weights[name], name)
+
+
+def test_a_saver_of_tensorflow_1_restores_what_is_written(written, weights):
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variable = tf1.get_variable("cls/seq_relationship/output_weights", (2, 16))
+        step = tf1.train.get_or_create_global_step()
+        tf1.train.Saver().restore(session, str(written))
+        np.testing.assert_array_equal(session.run(variable), weights[variable.op.name])
+        assert session.run(step) == 1_000_000

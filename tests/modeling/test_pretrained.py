@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,9 +11,16 @@ from keras import ops
 from safetensors.numpy import load_file, save_file
 
 from modeling.config import GeluForm
-from modeling.huggingface import export_huggingface
-from modeling.pretrained import check_config, check_vocabulary, initialize, read_pretrained
+from modeling.export import Format, export
+from modeling.pretrained import (
+    check_config,
+    check_vocabulary,
+    initialize,
+    read_average,
+    read_pretrained,
+)
 from modeling.pretraining import BertForPreTraining
+from modeling.tokenizer_settings import TokenizerSettings, read_tokens
 from pipeline.errors import UserError
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
@@ -78,7 +86,7 @@ def original(tmp_path_factory, write_original, weights):
 def huggingface(tmp_path_factory, run):
     """The run's weights as a Hugging Face directory, not to be changed."""
     directory = tmp_path_factory.mktemp("huggingface")
-    export_huggingface(run[0], directory)
+    export(read_pretrained(run[0]), directory, Format.HUGGINGFACE)
     return directory
 
 
@@ -104,6 +112,11 @@ def without(pretrained, *prefixes):
     return dataclasses.replace(pretrained, weights=kept)
 
 
+def with_vocabulary(pretrained, vocabulary):
+    settings = TokenizerSettings(vocabulary, read_tokens(vocabulary), True, None)
+    return dataclasses.replace(pretrained, tokenizer=settings)
+
+
 def assert_all_is_read(pretrained, config, weights):
     assert pretrained.config == config
     assert pretrained.weights.keys() == weights.keys()
@@ -118,7 +131,11 @@ def test_a_run_and_its_checkpoint_are_read(run, config, weights, place):
     assert_all_is_read(pretrained, config, weights)
     assert pretrained.source == f"step-00000003 of {run[0]}"
     assert pretrained.ignored == []
-    assert pretrained.vocabulary == run[0] / "vocab.txt"
+    assert pretrained.tokenizer.vocabulary == run[0] / "vocab.txt"
+    assert pretrained.directory == run[0]
+    assert pretrained.run.state.step == 3
+    assert pretrained.run.state.options["train_batch_size"] == 32
+    assert pretrained.run.averaged == 1
 
 
 def test_a_checkpoint_is_read_from_within(run, config, weights, monkeypatch):
@@ -128,11 +145,48 @@ def test_a_checkpoint_is_read_from_within(run, config, weights, monkeypatch):
 
 def test_of_a_run_the_newest_checkpoint_is_read(own_run, weights):
     older, newer = own_run / "checkpoints/step-00000003", own_run / "checkpoints/step-00000010"
-    newer.mkdir()
+    shutil.copytree(older, newer)
     np.savez(newer / "weights.npz", **{name: values + 1 for name, values in weights.items()})
     for path, added in ((own_run, 1), (older, 0)):
         read = read_pretrained(path).weights[WORD_EMBEDDINGS]
         np.testing.assert_array_equal(read, weights[WORD_EMBEDDINGS] + added)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory, shallow_config, write_run):
+    """A run of three checkpoints, not to be changed."""
+    run_dir = tmp_path_factory.mktemp("long_run")
+    write_run(run_dir, shallow_config, step=20, earlier_steps=(8, 9))
+    return run_dir
+
+
+def test_the_newest_checkpoints_of_a_run_are_averaged(long_run):
+    pretrained = read_average(long_run, 2)
+    older, newer = (
+        read_pretrained(long_run / "checkpoints" / name).weights
+        for name in ("step-00000009", "step-00000020")
+    )
+    assert pretrained.weights.keys() == newer.keys()
+    for name, values in pretrained.weights.items():
+        mean = (older[name].astype(np.float64) + newer[name]) / 2
+        np.testing.assert_array_equal(values, mean.astype(np.float32), name, strict=True)
+    assert pretrained.source == f"the mean of step-00000009 to step-00000020 of {long_run}"
+    assert pretrained.run.averaged == 2
+    assert pretrained.run.state.step == 20
+
+
+def test_more_checkpoints_than_there_are_cannot_be_averaged(long_run):
+    assert read_average(long_run, 3).run.averaged == 3
+    with pytest.raises(UserError, match="holds 3 checkpoints, not 4") as raised:
+        read_average(long_run, 4)
+    assert str(long_run) in str(raised.value)
+
+
+def test_what_is_no_run_cannot_be_averaged(original, huggingface, long_run):
+    for path in (original.parent, huggingface, long_run / "checkpoints" / "step-00000020"):
+        with pytest.raises(UserError, match="is no run") as raised:
+            read_average(path, 2)
+        assert str(path) in str(raised.value)
 
 
 @pytest.mark.parametrize("suffix", ["", ".index", ".data-00000-of-00001"])
@@ -141,7 +195,8 @@ def test_an_original_checkpoint_is_read(original, config, weights, suffix):
     assert_all_is_read(pretrained, config, weights)
     assert pretrained.source == f"the original checkpoint {original}"
     assert pretrained.ignored == []
-    assert pretrained.vocabulary == original.parent / "vocab.txt"
+    assert pretrained.tokenizer.vocabulary == original.parent / "vocab.txt"
+    assert pretrained.run is None
 
 
 def test_the_directory_of_an_original_checkpoint_is_read(original, config, weights):
@@ -155,7 +210,8 @@ def test_a_hugging_face_directory_is_read(huggingface, config, weights):
     assert_all_is_read(pretrained, config, weights)
     assert pretrained.source == f"the Hugging Face directory {huggingface}"
     assert pretrained.ignored == []
-    assert pretrained.vocabulary == huggingface / "vocab.txt"
+    assert pretrained.tokenizer.vocabulary == huggingface / "vocab.txt"
+    assert pretrained.run is None
 
 
 def test_half_precision_is_widened(own_huggingface, weights):
@@ -181,8 +237,9 @@ def test_what_is_of_no_use_is_named(tmp_path, own_huggingface, write_original, w
 
 def test_a_missing_vocabulary_is_none(tmp_path, path):
     copy = shutil.copytree(path, tmp_path / "copy")
-    (copy / "vocab.txt").unlink()
-    assert read_pretrained(copy).vocabulary is None
+    for name in ("vocab.txt", "tokenizer.json"):
+        (copy / name).unlink(missing_ok=True)
+    assert read_pretrained(copy).tokenizer is None
 
 
 def test_what_is_no_bert_is_told(tmp_path):
@@ -254,6 +311,14 @@ def test_weights_that_are_not_those_of_their_config_are_told(own_run, config):
         with pytest.raises(UserError, match=told) as raised:
             read_pretrained(own_run)
         assert str(own_run) in str(raised.value)
+
+
+def test_a_directory_of_another_architecture_is_told(own_huggingface):
+    file = own_huggingface / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "roberta"}))
+    with pytest.raises(UserError, match="'roberta' but must be 'bert'") as raised:
+        read_pretrained(own_huggingface)
+    assert str(file) in str(raised.value)
 
 
 def test_weights_under_other_names_are_told(tmp_path, write_original, weights):
@@ -369,9 +434,7 @@ def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, pretrained, content):
     (tmp_path / "a.txt").write_text("[PAD]\n[UNK]\nword\n", newline="")
     (tmp_path / "b.txt").write_text(content, newline="")
     for one, other in (("a.txt", "b.txt"), ("b.txt", "a.txt")):
-        check_vocabulary(
-            dataclasses.replace(pretrained, vocabulary=tmp_path / one), tmp_path / other
-        )
+        check_vocabulary(with_vocabulary(pretrained, tmp_path / one), tmp_path / other)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +451,7 @@ def test_other_tokens_are_told(tmp_path, pretrained, ours, theirs, told):
     vocabulary.write_text(ours)
     trained.write_text(theirs)
     with pytest.raises(UserError, match=f"^{told}.*ids would mean other tokens") as raised:
-        check_vocabulary(dataclasses.replace(pretrained, vocabulary=trained), vocabulary)
+        check_vocabulary(with_vocabulary(pretrained, trained), vocabulary)
     assert str(vocabulary) in str(raised.value)
     assert str(trained) in str(raised.value)
 
@@ -396,7 +459,7 @@ def test_other_tokens_are_told(tmp_path, pretrained, ours, theirs, told):
 def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrained):
     vocabulary, trained = tmp_path / "vocab.txt", tmp_path / "tokenizer.json"
     trained.write_text('{"model": {"type": "WordPiece", "vocab": {"b": 1, "a": 0}}}')
-    pretrained = dataclasses.replace(pretrained, vocabulary=trained)
+    pretrained = with_vocabulary(pretrained, trained)
     vocabulary.write_text("a\nb\n")
     check_vocabulary(pretrained, vocabulary)
     vocabulary.write_text("b\na\n")
@@ -404,13 +467,13 @@ def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrain
         check_vocabulary(pretrained, vocabulary)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', '{"model": {"vocab": []}}'])
-def test_tokenizer_json_without_vocabulary_is_told(tmp_path, pretrained, content):
-    (tmp_path / "vocab.txt").write_text("a\n")
-    (tmp_path / "tokenizer.json").write_text(content)
-    pretrained = dataclasses.replace(pretrained, vocabulary=tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match=r"tokenizer\.json has no WordPiece vocabulary"):
-        check_vocabulary(pretrained, tmp_path / "vocab.txt")
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
+def test_tokenizer_json_without_vocabulary_is_told(own_huggingface, content):
+    (own_huggingface / "vocab.txt").unlink()
+    (own_huggingface / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_pretrained(own_huggingface)
+    assert str(own_huggingface / "tokenizer.json") in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [None, b"[PAD]\n\xff\n"])
@@ -423,6 +486,6 @@ def test_unreadable_vocabulary_is_told(tmp_path, pretrained, content):
 
 
 def test_a_bert_without_vocabulary_is_warned_of(tmp_path, pretrained, caplog):
-    check_vocabulary(dataclasses.replace(pretrained, vocabulary=None), tmp_path / "vocab.txt")
+    check_vocabulary(dataclasses.replace(pretrained, tokenizer=None), tmp_path / "vocab.txt")
     assert pretrained.source in caplog.text
     assert str(tmp_path / "vocab.txt") in caplog.text

@@ -1,48 +1,18 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
+from modeling.config import GeluForm
 from modeling.dropout import dropout_key, example_keys
 from modeling.losses import pretraining_sums
 from modeling.pretraining import BertForPreTraining
 from modeling.training_options import Precision
 
-V, H, F, S = 50, 16, 32, 16
 # On a processor, JAX computes float16 attention with dropout only.
 SIZE = 4
 KEYS = example_keys(dropout_key(5), SIZE)
-
-
-def original_variables(num_layers):
-    """Names and shapes in an original checkpoint."""
-    dense = {"kernel": (H, H), "bias": (H,)}
-    norm = {"gamma": (H,), "beta": (H,)}
-    groups = {
-        "bert/embeddings": {
-            "word_embeddings": (V, H),
-            "token_type_embeddings": (2, H),
-            "position_embeddings": (S, H),
-        },
-        "bert/embeddings/LayerNorm": norm,
-        "bert/pooler/dense": dense,
-        "cls/predictions": {"output_bias": (V,)},
-        "cls/predictions/transform/dense": dense,
-        "cls/predictions/transform/LayerNorm": norm,
-        "cls/seq_relationship": {"output_weights": (2, H), "output_bias": (2,)},
-    }
-    for i in range(num_layers):
-        layer = f"bert/encoder/layer_{i}"
-        groups |= {
-            f"{layer}/attention/self/query": dense,
-            f"{layer}/attention/self/key": dense,
-            f"{layer}/attention/self/value": dense,
-            f"{layer}/attention/output/dense": dense,
-            f"{layer}/attention/output/LayerNorm": norm,
-            f"{layer}/intermediate/dense": {"kernel": (H, F), "bias": (F,)},
-            f"{layer}/output/dense": {"kernel": (F, H), "bias": (H,)},
-            f"{layer}/output/LayerNorm": norm,
-        }
-    return {f"{group}/{name}": shape for group in groups for name, shape in groups[group].items()}
 
 
 def values(model):
@@ -68,9 +38,9 @@ def batch(make_batch):
     return make_batch(4)
 
 
-def test_variables_have_the_names_and_shapes_of_the_original(model, config):
+def test_variables_have_the_names_and_shapes_of_the_original(model, original_shapes):
     shapes = {name: tuple(variable.shape) for name, variable in model.named_weights().items()}
-    assert shapes == original_variables(config.num_hidden_layers)
+    assert shapes == original_shapes
 
 
 def test_named_weights_are_all_that_is_trained(model):
@@ -201,3 +171,16 @@ def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
     finally:
         keras.config.set_dtype_policy(previous)
     assert dtypes(model(batch, KEYS).values()) == {"float16"}
+
+
+def test_a_keras_file_holds_config_and_weights(tmp_path, config, randomize):
+    """Whatever the precision was, the model that is read computes in float32."""
+    config = dataclasses.replace(config, gelu_form=GeluForm.ERF, hidden_dropout_prob=0.3)
+    saved = randomize(BertForPreTraining(config, precision=Precision.BFLOAT16))
+    saved.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is BertForPreTraining
+    assert loaded.config == config
+    assert loaded.compute_dtype == "float32"
+    for name, expected in values(saved).items():
+        np.testing.assert_array_equal(values(loaded)[name], expected, name)
