@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
     PipelineOptions,
+    PortableOptions,
     StandardOptions,
     WorkerOptions,
 )
@@ -24,13 +26,14 @@ EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 # What Beam raises, in a thread of its own, about a worker of `multi_processing`.
 _BEAMS_MESSAGE = "Worker subprocess exited"
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
+_SECONDS_TO_ANSWER = 10
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
     """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
 
     Raises:
-      UserError: the runner or its mode drops records without an error.
+      UserError: the runner or its mode drops records without an error, or its job service is not there.
     """
     standard = beam_options.view_as(StandardOptions)
     name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
@@ -48,6 +51,20 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
+    if endpoint := beam_options.view_as(PortableOptions).job_endpoint:
+        _check_answers(endpoint)
+
+
+def _check_answers(job_endpoint: str) -> None:
+    """Sees that something listens there, for which Beam itself would wait for minutes."""
+    host, _, port = job_endpoint.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the runner's, or "
+            "give HOST:PORT of one"
+        ) from error
 
 
 @contextmanager

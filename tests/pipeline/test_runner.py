@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from pipeline.errors import UserError
 from pipeline.runner import (
     choose_runner,
     dead_worker_ends_process,
@@ -27,6 +28,13 @@ def test_other_runners_are_left_to_beam():
     beam_options = PipelineOptions(["--runner=FlinkRunner"])
     choose_runner(beam_options)
     assert beam_options.view_as(StandardOptions).runner == "FlinkRunner"
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:1", "localhost", "no-such-host.invalid:8099"])
+def test_a_job_service_that_does_not_answer_is_told_at_once(endpoint):
+    beam_options = PipelineOptions(["--runner=PortableRunner", f"--job_endpoint={endpoint}"])
+    with pytest.raises(UserError, match=f"no job service answers at --job_endpoint={endpoint}"):
+        choose_runner(beam_options)
 
 
 def test_the_death_of_a_worker_ends_the_process_with_a_message():
