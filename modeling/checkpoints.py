@@ -133,6 +133,8 @@ def read_mean_weights(checkpoints: Sequence[Path]) -> dict[str, np.ndarray]:
     Raises:
       UserError: a checkpoint is damaged.
     """
+    if len(checkpoints) == 1:
+        return read_weights(checkpoints[0])
     sums: dict[str, np.ndarray] = {}
     for checkpoint in checkpoints:
         for name, values in read_weights(checkpoint).items():
@@ -245,6 +247,10 @@ def _damage_named(path: Path) -> Iterator[Path]:
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
+        if not path.parent.exists():
+            raise UserError(
+                f"the checkpoint {path.parent} was removed meanwhile: start again"
+            ) from error
         raise DamagedCheckpointError(
             f"the checkpoint {path.parent} is damaged: it has no {path.name}"
         ) from error

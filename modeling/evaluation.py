@@ -55,10 +55,10 @@ def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
     if path.exists():
         try:
             results = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            if results["step"] == step:
+                return results
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): evaluate again") from error
-        if results["step"] == step:
-            return results
     for line in read_metrics(run_dir):
         if line["step"] == step and f"{EVAL_PREFIX}masked_lm_loss" in line:
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
+from modeling.checkpoints import CHECKPOINTS_NAME
 from modeling.config import CONFIG_NAME, GeluForm, weight_shapes
 from modeling.huggingface import write_huggingface
 from modeling.model_card import model_card
@@ -39,13 +40,15 @@ class Format(StrEnum):
 
 _NEEDED_PACKAGES = {Format.HUGGINGFACE: ("safetensors", "tokenizers"), Format.ONNX: ("onnx",)}
 # All that an export may hold, whatever its format.
-_EXPORTED_NAMES = frozenset(
+_EXPORTED_FILES = frozenset(
     f"""
     README.md bert_config.json config.json fingerprint.pb model.keras model.onnx model.safetensors
-    saved_model.pb assets variables tokenizer.json tokenizer_config.json vocab.txt
-    {ORIGINAL_NAME}.index {ORIGINAL_NAME}.data-00000-of-00001
+    saved_model.pb tokenizer.json tokenizer_config.json variables/variables.index
+    variables/variables.data-00000-of-00001 vocab.txt {ORIGINAL_NAME}.index
+    {ORIGINAL_NAME}.data-00000-of-00001
     """.split()
 )
+_UNFINISHED = "export"
 
 
 def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> None:
@@ -63,12 +66,12 @@ def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> No
         return
     if not output_dir.is_dir():
         raise UserError(f"{output_dir} is a file: give another --output_dir")
-    found = {path.name for path in output_dir.iterdir()}
-    if foreign := sorted(found - _EXPORTED_NAMES):
+    found = _files_in(output_dir)
+    if foreign := next((name for name in found if name not in _EXPORTED_FILES), None):
         raise UserError(
-            f"{output_dir} holds {foreign[0]}, which is no part of an export: give another --output_dir"
+            f"{output_dir} holds {foreign}, which is no part of an export: give another --output_dir"
         )
-    if found and not overwrite:
+    if not overwrite and any(_files_in(output_dir)):
         raise UserError(
             f"{output_dir} is not empty: give another --output_dir, or --overwrite to replace it"
         )
@@ -87,16 +90,21 @@ def export(
       pretrained: the BERT, with its vocabulary.
       output_dir: where it goes.
       export_format: of what is written.
-      heads: whether ONNX models and SavedModels also have the heads of pretraining; the other formats
-        have what is there.
+      heads: whether ONNX models and SavedModels also have the heads of pretraining, which the other
+        formats have in any case.
       overwrite: whether an earlier export there is replaced.
 
     Raises:
       UserError: the format needs something that is missing, or the directory cannot be written.
     """
     check_output(output_dir, export_format, overwrite)
-    if output_dir.resolve() == pretrained.directory.resolve():
-        raise UserError(f"{output_dir} is what is exported: give another --output_dir")
+    source, target = pretrained.directory.resolve(), output_dir.resolve()
+    if source.is_relative_to(target) or target.is_relative_to(source / CHECKPOINTS_NAME):
+        raise UserError(
+            f"{output_dir} would damage {source}, which is exported: give another --output_dir"
+        )
+    if heads and export_format not in (Format.ONNX, Format.SAVED_MODEL):
+        raise UserError(f"--heads is of no use: --format={export_format} has them in any case")
     tokenizer = pretrained.tokenizer
     if tokenizer is None:
         raise UserError(f"{pretrained.source} has no vocabulary: copy its vocab.txt beside it")
@@ -108,6 +116,15 @@ def export(
     _check_complete(pretrained, export_format, heads)
     with _whole_directory(output_dir) as directory:
         _write(directory, pretrained, tokenizer, export_format, heads)
+
+
+def _files_in(directory: Path) -> Iterator[str]:
+    """The files in a directory and below, but for those of exports that were killed."""
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory)
+        is_left = name.parts[0].startswith(f"{_UNFINISHED}.") and name.parts[0].endswith(".tmp")
+        if not is_left and (path.is_symlink() or not path.is_dir()):
+            yield str(name)
 
 
 def _write(
@@ -174,7 +191,7 @@ def _whole_directory(output_dir: Path) -> Iterator[Path]:
     output_dir = output_dir.resolve()
     is_new = not output_dir.exists()
     # A directory that is there stays, for it may be a mount point, or the place of somebody's shell.
-    temporary = temporary_name(output_dir if is_new else output_dir / "export")
+    temporary = temporary_name(output_dir if is_new else output_dir / _UNFINISHED)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -9,6 +9,7 @@ from modeling.config import weight_shapes
 from modeling.evaluation import read_results
 from modeling.pretrained import Pretrained, Run
 from modeling.tokenizer_settings import TokenizerSettings
+from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 
 _TEMPLATE_NAME = "model_card.md.jinja"
@@ -22,7 +23,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
       tokenizer: its own.
 
     Raises:
-      UserError: the run has no readable manifest.
+      UserError: the run does not tell what the card is to say.
     """
     environment = Environment(
         loader=PackageLoader("modeling", "."),
@@ -32,6 +33,14 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
     environment.filters["count"] = "{:,}".format
     missing = weight_shapes(pretrained.config).keys() - pretrained.weights.keys()
     run = pretrained.run
+    try:
+        data = _data(Manifest.read(pretrained.directory)) if run else {}
+        training = _training(run) if run else {}
+    except KeyError as error:
+        raise UserError(
+            f"{pretrained.source} does not say {error}, which the model card tells: another release "
+            "of Clozemill made it"
+        ) from error
     return environment.get_template(_TEMPLATE_NAME).render(
         config=pretrained.config,
         parameters=sum(values.size for values in pretrained.weights.values()),
@@ -42,8 +51,8 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
             tokenizer.do_lower_case if tokenizer.strip_accents is None else tokenizer.strip_accents
         ),
         run=run,
-        data=_data(Manifest.read(pretrained.directory)) if run else {},
-        training=_training(run) if run else {},
+        data=data,
+        training=training,
         results=_results(pretrained.directory, run) if run else {},
     )
 

@@ -31,9 +31,14 @@ from modeling.tokenizer_settings import (
     read_tokens,
 )
 from pipeline.errors import UserError
-from pipeline.manifest import VOCABULARY_NAME
+from pipeline.manifest import VOCABULARY_NAME, Manifest
 
-_PICKLED_NAME = "pytorch_model.bin"
+_IN_OTHER_FORM = {
+    "pytorch_model.bin": "as a pickle",
+    "model.safetensors.index.json": "in several files",
+}
+# No variable, though older versions of transformers store it as one.
+_POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
 _HINTS_FOR_ROWS = {
     "bert/embeddings/word_embeddings": ": vocab_size must be that of the weights; they are of another vocabulary",
     "bert/embeddings/position_embeddings": ": max_position_embeddings must be that of the weights",
@@ -97,12 +102,13 @@ def read_pretrained(path: Path) -> Pretrained:
         return _read_huggingface(path)
     if prefix := find_original(path):
         return _read_original(prefix)
-    if (path / _PICKLED_NAME).exists():
-        raise UserError(
-            f"{path} holds its weights as {_PICKLED_NAME}, which is not read here: open it with "
-            f"transformers' from_pretrained, save_pretrained it to another directory as {huggingface.WEIGHTS_NAME}, "
-            f"and copy its {VOCABULARY_NAME} there"
-        )
+    for name, form in _IN_OTHER_FORM.items():
+        if (path / name).exists():
+            raise UserError(
+                f"{path} holds its weights {form} ({name}), which is not read here: open it with "
+                "transformers' from_pretrained, save_pretrained it to another directory as one "
+                f"{huggingface.WEIGHTS_NAME}, and copy its {VOCABULARY_NAME} there"
+            )
     raise UserError(
         f"{path} is no trained BERT: give the --output_dir of `clozemill pretrain` or one of its "
         f"checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside it), or a "
@@ -197,7 +203,8 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     """One checkpoint of a run, or the mean of several."""
     config = BertConfig.read(run_dir / CONFIG_NAME)
     names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
-    pretrained = _pretrained(f"{names} of {run_dir}", config, read_mean_weights(used), run_dir)
+    weights, manifest = read_mean_weights(used), Manifest.read(run_dir)
+    pretrained = _pretrained(f"{names} of {run_dir}", config, weights, run_dir, manifest)
     return dataclasses.replace(pretrained, run=Run(read_state(used[-1]), len(used)))
 
 
@@ -214,7 +221,11 @@ def _read_huggingface(directory: Path) -> Pretrained:
 
 
 def _pretrained(
-    source: str, config: BertConfig, arrays: Mapping[str, np.ndarray], directory: Path
+    source: str,
+    config: BertConfig,
+    arrays: Mapping[str, np.ndarray],
+    directory: Path,
+    manifest: Manifest | None = None,
 ) -> Pretrained:
     """Of what was read, that which is a BERT of this config."""
     known = weight_shapes(config)
@@ -223,10 +234,16 @@ def _pretrained(
         directory=directory,
         config=config,
         weights={name: np.asarray(arrays[name], np.float32) for name in known if name in arrays},
-        ignored=sorted(arrays.keys() - known.keys()),
-        tokenizer=read_tokenizer_settings(directory),
+        ignored=sorted(arrays.keys() - known.keys() - _POSITION_IDS),
+        tokenizer=read_tokenizer_settings(directory, manifest),
     )
     check_config(pretrained, config)
+    for name in pretrained.ignored:
+        if name.startswith(("bert/encoder/", "bert.encoder.")):
+            raise UserError(
+                f"{source} has a variable {name}, of which its config knows nothing: are they of the same "
+                "BERT?"
+            )
     return pretrained
 
 

@@ -26,7 +26,6 @@ def write_saved_model(directory: Path, model: BertForPreTraining, heads: bool) -
       heads: whether the pretraining heads are in it.
     """
     archive = keras.export.ExportArchive()
-    archive.track(model if heads else model.bert)
 
     def encode(input_ids: Any, input_mask: Any, segment_ids: Any) -> dict[str, Any]:
         sequence_output, pooled_output = model.bert(input_ids, input_mask, segment_ids)

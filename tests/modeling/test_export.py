@@ -185,15 +185,26 @@ def test_an_earlier_export_is_replaced_wholly_when_that_is_asked_for(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "assets/thesis.tex", "variables/variables.tex"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_other_files_are_never_touched(tmp_path, pretrained, exported, overwrite):
+def test_other_files_are_never_touched(tmp_path, pretrained, exported, name, overwrite):
     shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"thesis\.tex, which is no part of an export") as raised:
+    with pytest.raises(UserError, match=f"{name}, which is no part of an export") as raised:
         export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=overwrite)
     assert str(tmp_path / "out") in str(raised.value)
     assert contents(tmp_path) == before
+
+
+def test_a_link_in_it_is_never_followed(tmp_path, pretrained):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "assets").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="assets, which is no part of an export"):
+        export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=True)
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_run_is_not_overwritten(tmp_path, run, pretrained):
@@ -266,9 +277,35 @@ def test_a_directory_that_is_there_stays_the_same(tmp_path, pretrained):
 def test_what_is_exported_is_not_overwritten(tmp_path, exported):
     copy = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "copy")
     before = contents(copy)
-    with pytest.raises(UserError, match="is what is exported"):
+    with pytest.raises(UserError, match="would damage"):
         export(read_pretrained(copy), copy, Format.HUGGINGFACE, overwrite=True)
     assert contents(copy) == before
+
+
+def test_an_output_around_what_is_exported_is_refused(tmp_path, pretrained, exported):
+    output_dir = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
+    inside = dataclasses.replace(pretrained, directory=output_dir / "variables")
+    with pytest.raises(UserError, match="would damage"):
+        export(inside, output_dir, Format.KERAS, overwrite=True)
+    assert contents(output_dir) == contents(exported(Format.ORIGINAL))
+
+
+def test_an_output_among_the_checkpoints_of_the_run_is_refused(run, pretrained):
+    with pytest.raises(UserError, match="would damage"):
+        export(pretrained, run[0] / "checkpoints" / "step-00000099", Format.ORIGINAL)
+    assert [path.name for path in (run[0] / "checkpoints").iterdir()] == ["step-00000007"]
+
+
+def test_what_a_killed_export_has_left_does_not_stand_in_the_way(tmp_path, pretrained, exported):
+    shutil.copytree(exported(Format.ORIGINAL), tmp_path / "export.0123abcd.tmp")
+    export(pretrained, tmp_path, Format.ORIGINAL)
+    assert contents(tmp_path) == contents(exported(Format.ORIGINAL))
+
+
+@pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS])
+def test_heads_are_asked_for_where_they_are_a_choice(tmp_path, pretrained, export_format):
+    with pytest.raises(UserError, match=f"no use: --format={export_format}"):
+        export(pretrained, tmp_path / "out", export_format, heads=True)
 
 
 # What is missing.

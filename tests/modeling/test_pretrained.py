@@ -227,12 +227,36 @@ def test_what_is_of_no_use_is_named(tmp_path, own_huggingface, write_original, w
     file = own_huggingface / "model.safetensors"
     others = {
         "classifier.weight": np.ones((2, 16), np.float32),
+        # Of older versions, and no weight.
         "bert.embeddings.position_ids": np.arange(16)[np.newaxis],
     }
     save_file(load_file(file) | others, file)
-    assert read_pretrained(own_huggingface).ignored == sorted(others)
+    assert read_pretrained(own_huggingface).ignored == ["classifier.weight"]
     prefix = write_original(tmp_path / "fine", weights | {"output_weights": np.ones((2, 16))})
     assert read_pretrained(prefix).ignored == ["output_weights"]
+
+
+def test_more_layers_than_the_config_says_are_an_error(own_huggingface):
+    config = json.loads((own_huggingface / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (own_huggingface / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has a variable bert/?.*layer[_.]1.*config knows nothing"):
+        read_pretrained(own_huggingface)
+
+
+def test_variables_of_adapters_in_the_encoder_are_an_error(own_huggingface):
+    file = own_huggingface / "model.safetensors"
+    name = "bert.encoder.layer.0.attention.self.query.lora_A.default.weight"
+    save_file(load_file(file) | {name: np.ones((2, 16), np.float32)}, file)
+    with pytest.raises(UserError, match=f"has a variable {name}"):
+        read_pretrained(own_huggingface)
+
+
+def test_weights_in_several_files_are_told(own_huggingface):
+    (own_huggingface / "model.safetensors").unlink()
+    (own_huggingface / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"in several files \(model\.safetensors\.index\.json\)"):
+        read_pretrained(own_huggingface)
 
 
 def test_a_missing_vocabulary_is_none(tmp_path, path):

@@ -147,3 +147,9 @@ def test_signatures_are_named_and_of_any_batch_and_length(config, replies):
 
 def test_sequences_longer_than_the_model_reads_are_an_error(replies):
     assert "17" in replies[2]["error"]
+
+
+def test_weights_are_there_once(tmp_path, model):
+    write_saved_model(tmp_path, model, heads=True)
+    stored = sum(path.stat().st_size for path in (tmp_path / "variables").iterdir())
+    assert stored < 1.5 * sum(4 * variable.numpy().size for variable in model.weights)

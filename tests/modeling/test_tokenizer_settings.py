@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -57,16 +56,14 @@ def tokenizer_json(tokens, **normalizer):
 @pytest.mark.parametrize(
     ("do_lower_case", "strip_accents"), [(True, None), (False, None), (True, False), (False, True)]
 )
-def test_of_a_run_the_manifest_tells(tmp_path, data_set, do_lower_case, strip_accents):
-    data_dir, manifest = data_set
-    shutil.copy(data_dir / "vocab.txt", tmp_path)
-    dataclasses.replace(manifest, do_lower_case=do_lower_case, strip_accents=strip_accents).write(
-        tmp_path
+def test_of_a_run_the_manifest_tells(write, data_set, do_lower_case, strip_accents):
+    directory = write(CASED if do_lower_case else LOWER_CASE, config={"do_lower_case": None})
+    manifest = dataclasses.replace(
+        data_set[1], do_lower_case=do_lower_case, strip_accents=strip_accents
     )
-    path = tmp_path / "vocab.txt"
-    assert read_tokenizer_settings(tmp_path) == TokenizerSettings(
-        path, path.read_text().splitlines(), do_lower_case, strip_accents
-    )
+    settings = read_tokenizer_settings(directory, manifest)
+    assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, strip_accents)
+    assert settings.vocabulary == directory / "vocab.txt"
 
 
 @pytest.mark.parametrize(("tokens", "do_lower_case"), [(LOWER_CASE, True), (CASED, False)])
@@ -137,7 +134,6 @@ def test_a_directory_without_vocabulary_has_none(write):
         ("tokenizer.json", b"{"),
         ("tokenizer.json", b"\xff"),
         ("tokenizer_config.json", b"{"),
-        ("manifest.json", b"{"),
     ],
 )
 def test_a_damaged_file_is_named(write, name, content):
@@ -146,6 +142,54 @@ def test_a_damaged_file_is_named(write, name, content):
     with pytest.raises(UserError) as raised:
         read_tokenizer_settings(directory)
     assert str(directory / name) in str(raised.value)
+
+
+def test_a_setting_that_is_no_truth_value_is_as_good_as_none(write):
+    directory = write(CASED, config={"do_lower_case": None})
+    assert read_tokenizer_settings(directory).do_lower_case is False
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config", "normalizer"])
+def test_ideographs_that_are_no_words_are_kept_so(write, output_dir, place):
+    if place == "normalizer":
+        directory = write(None, tokenizer_json(LOWER_CASE, handle_chinese_chars=False))
+    else:
+        directory = write(LOWER_CASE, config={"tokenize_chinese_chars": False})
+    settings = read_tokenizer_settings(directory)
+    write_tokenizer(output_dir, settings, 16)
+    assert read_tokenizer_settings(output_dir).tokenize_chinese_chars is False
+    assert Tokenizer.from_file(str(output_dir / "tokenizer.json")).encode("水mill").tokens == [
+        "[CLS]",
+        "[UNK]",
+        "[SEP]",
+    ]
+
+
+@pytest.mark.parametrize("with_vocabulary", [True, False])
+def test_added_tokens_come_last(write, output_dir, with_vocabulary):
+    tokenizer = tokenizer_json(LOWER_CASE)
+    tokenizer["added_tokens"] = [
+        {"id": 0, "content": "[PAD]"},
+        {"id": len(LOWER_CASE), "content": "newword"},
+    ]
+    directory = write(LOWER_CASE if with_vocabulary else None, tokenizer)
+    settings = read_tokenizer_settings(directory)
+    assert settings.tokens == [*LOWER_CASE, "newword"]
+    write_tokenizer(output_dir, settings, 16)
+    assert read_tokens(output_dir / "vocab.txt") == settings.tokens
+
+
+def test_another_kind_of_vocabulary_is_an_error(write):
+    tokenizer = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    with pytest.raises(UserError, match=r"tokenizer\.json is of the type BPE, not WordPiece"):
+        read_tokenizer_settings(write(None, tokenizer))
+
+
+def test_another_class_of_tokenizer_is_warned_of(write, caplog):
+    read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertTokenizer"}))
+    assert not caplog.records
+    read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertJapaneseTokenizer"}))
+    assert "BertJapaneseTokenizer" in caplog.text
 
 
 @pytest.mark.parametrize(

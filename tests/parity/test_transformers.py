@@ -264,7 +264,7 @@ def test_what_the_manifest_says_of_text_reaches_the_tokenizers(
     tmp_path, do_lower_case, strip_accents
 ):
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", "utf-8")
-    Manifest(
+    manifest = Manifest(
         max_seq_length=S,
         max_predictions_per_seq=4,
         do_lower_case=do_lower_case,
@@ -274,10 +274,10 @@ def test_what_the_manifest_says_of_text_reaches_the_tokenizers(
         statistics={},
         shards=[],
         strip_accents=strip_accents,
-    ).write(tmp_path)
+    )
     directory = tmp_path / "exported"
     directory.mkdir()
-    write_tokenizer(directory, read_tokenizer_settings(tmp_path), 32)
+    write_tokenizer(directory, read_tokenizer_settings(tmp_path, manifest), 32)
     ours = FullTokenizer(tmp_path / "vocab.txt", do_lower_case, strip_accents)
     for name, encode in tokenizers_of(directory).items():
         for sentence in SENTENCES:
