@@ -48,6 +48,7 @@ _EXPORTED_FILES = frozenset(
     {ORIGINAL_NAME}.data-00000-of-00001
     """.split()
 )
+# With what the name of a directory begins that is written inside an output directory.
 _UNFINISHED = "export"
 
 

@@ -83,7 +83,7 @@ def read_tokenizer_settings(
         tokens=tokens,
         do_lower_case=do_lower_case,
         strip_accents=settings.get("strip_accents"),
-        tokenize_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        tokenize_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
     )
 
 
@@ -197,7 +197,7 @@ def _huggingface_settings(directory: Path) -> dict[str, Any]:
     of_normalizer = {
         "do_lower_case": normalizer.get("lowercase"),
         "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
     }
     settings = of_normalizer | _read_json(directory / TOKENIZER_CONFIG_NAME)
     name = settings.get("tokenizer_class", "BertTokenizer")
