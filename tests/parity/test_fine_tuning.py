@@ -2,9 +2,13 @@
 
 import re
 
+import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+if keras.config.backend() != "tensorflow":
+    pytest.skip("what is exported does not depend on the backend", allow_module_level=True)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -2,6 +2,7 @@
 
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -9,6 +10,9 @@ from keras import ops
 from modeling.pretraining import BertForPreTraining
 from modeling.tokenizer_settings import TokenizerSettings, write_tokenizer
 from pipeline.tokenization import FullTokenizer
+
+if keras.config.backend() != "tensorflow":
+    pytest.skip("what is exported does not depend on the backend", allow_module_level=True)
 
 keras_hub = pytest.importorskip("keras_hub")
 
