@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,23 +26,27 @@ class Result(NamedTuple):
     stderr: str
 
 
-# Verbs run one after the other in a process that has imported all it needs.
+# A verb's commands run one after the other in a process that has imported all it needs.
 SERVER = """
-import dataclasses, json, os, sys, tempfile
+import dataclasses, importlib, json, os, resource, sys, tempfile
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 from absl.testing import flagsaver
-import launch.__main__, launch.pretrain, modeling.training
+import launch.__main__, modeling.training
+importlib.import_module(f"launch.{sys.argv[1]}")
 
-def run(arguments, missing, is_captured):
+def run(arguments, missing, is_captured, max_bytes):
     before = {name: sys.modules.get(name) for name in missing}
     sys.modules.update(dict.fromkeys(missing))
     train = modeling.training.train
     if is_captured:
         modeling.training.train = capture
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes or soft, hard))
     try:
         with flagsaver.flagsaver():
             return launch.__main__.run(arguments)
     finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         modeling.training.train = train
         for name, module in before.items():
             del sys.modules[name]
@@ -67,15 +72,16 @@ for request in sys.stdin:
 """
 
 
-@pytest.fixture(scope="session")
-def pretrain():
-    """A function that runs `clozemill pretrain`, many times in one process.
+@contextmanager
+def serving(verb):
+    """Gives a function that runs the verb, many times in one process.
 
-    `missing` are modules that cannot be imported then. With `is_captured`, nothing is trained: stdout
-    is the config and the options with which training would begin, as JSON.
+    `missing` are modules that cannot be imported then, `max_bytes` is how long a file can become. With
+    `is_captured`, nothing is trained: stdout is the config and the options with which training would
+    begin, as JSON.
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
+        [sys.executable, "-c", SERVER, verb],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -84,11 +90,12 @@ def pretrain():
         text=True,
     )
 
-    def run(*flags, missing=(), is_captured=False):
+    def run(*flags, missing=(), is_captured=False, max_bytes=None):
         request = {
-            "arguments": ["pretrain", *map(str, flags)],
+            "arguments": [verb, *map(str, flags)],
             "missing": list(missing),
             "is_captured": is_captured,
+            "max_bytes": max_bytes,
         }
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
@@ -97,6 +104,20 @@ def pretrain():
     yield run
     process.stdin.close()
     process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def pretrain():
+    """A function that runs `clozemill pretrain`, as `serving` says."""
+    with serving("pretrain") as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def export():
+    """A function that runs `clozemill export`, as `serving` says."""
+    with serving("export") as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,75 +39,6 @@ CORPUS = {
     "share_unknown": 0.0,
     "input_bytes": 79055,
 }
-# Requests one after the other, in a process that has imported all it needs.
-SERVER = """
-import json, os, resource, sys, tempfile
-from absl.testing import flagsaver
-import launch.__main__, launch.export
-
-def run(arguments, missing, max_bytes):
-    before = {name: sys.modules.get(name) for name in missing}
-    sys.modules.update(dict.fromkeys(missing))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes or soft, hard))
-    try:
-        with flagsaver.flagsaver():
-            return launch.__main__.run(arguments)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        for name, module in before.items():
-            del sys.modules[name]
-            if module:
-                sys.modules[name] = module
-
-replies = os.fdopen(os.dup(1), "w")
-for request in sys.stdin:
-    outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-    for number, output in enumerate(outputs, 1):
-        os.dup2(output.fileno(), number)
-    code = run(**json.loads(request))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for output in outputs:
-        output.seek(0)
-    print(json.dumps([code, *(output.read() for output in outputs)]), file=replies, flush=True)
-"""
-
-
-class Result(NamedTuple):
-    """What a command has come to."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture(scope="module")
-def export():
-    """A function that runs `clozemill export`, many times in one process.
-
-    `missing` are modules that cannot be imported then, `max_bytes` is how long a file can become.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-    def run(*flags, missing=(), max_bytes=None):
-        arguments = ["export", *map(str, flags)]
-        request = {"arguments": arguments, "missing": list(missing), "max_bytes": max_bytes}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return Result(*json.loads(process.stdout.readline()))
-
-    yield run
-    process.stdin.close()
-    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
