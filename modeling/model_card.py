@@ -34,7 +34,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
     missing = weight_shapes(pretrained.config).keys() - pretrained.weights.keys()
     run = pretrained.run
     try:
-        data = _data(Manifest.read(pretrained.directory)) if run else {}
+        data = _data(run.manifest) if run else {}
         training = _training(run) if run else {}
     except KeyError as error:
         raise UserError(

@@ -52,10 +52,12 @@ class Run:
     Attributes:
       state: where training stood at its newest checkpoint.
       averaged: of how many checkpoints the weights are the mean.
+      manifest: of the data.
     """
 
     state: TrainingState
     averaged: int
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
     weights, manifest = read_mean_weights(used), Manifest.read(run_dir)
     pretrained = _pretrained(f"{names} of {run_dir}", config, weights, run_dir, manifest)
-    return dataclasses.replace(pretrained, run=Run(read_state(used[-1]), len(used)))
+    run = Run(read_state(used[-1]), len(used), manifest)
+    return dataclasses.replace(pretrained, run=run)
 
 
 def _read_original(prefix: Path) -> Pretrained:

@@ -297,8 +297,7 @@ def test_what_is_done_to_text_is_told(converted, do_lower_case, strip_accents, t
 
 
 def test_a_run_without_a_manifest_is_told(own_run):
-    pretrained = read_pretrained(own_run)
     (own_run / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json") as raised:
-        card_of(pretrained)
+        card_of(read_pretrained(own_run))
     assert str(own_run) in str(raised.value)
