@@ -33,7 +33,8 @@ def backend() -> Iterator[None]:
             "or 'clozemill[jax]' for the version that is tested"
         )
     os.environ["KERAS_BACKEND"] = _BACKEND.value
-    # JAX tells of each kind of device that it does not find.
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    # JAX tells of each kind of device that it does not find, TensorFlow of each exchange that it compiles.
+    for name in ("jax", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with native_banners_hidden():
         yield

@@ -13,7 +13,7 @@ from pipeline.manifest import FLAGS_NAME
 def describe_flags(verb: ModuleType) -> str:
     """The flags that a verb has, each with its help and default."""
     paragraphs = []
-    for flag in _flags_of(verb):
+    for flag in flags_of(verb):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
         default = "" if flag.default is None else f" (default: {flag.default_as_str})"
         paragraphs.append(f"  {name}")
@@ -32,11 +32,11 @@ def save_flags(verb: ModuleType, directory: Path) -> None:
 
 def flags_as_text(verb: ModuleType) -> str:
     """A verb's flags as given or by default, with which `--flagfile` repeats the command."""
-    lines = [flag.serialize() for flag in _flags_of(verb)]
+    lines = [flag.serialize() for flag in flags_of(verb)]
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def _flags_of(verb: ModuleType) -> list[flags.Flag]:
+def flags_of(verb: ModuleType) -> list[flags.Flag]:
     """The flags that the verb's module defines, behind those that it shares with other verbs."""
     return [
         flag

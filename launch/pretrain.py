@@ -4,21 +4,30 @@ Sequence length, predictions and vocabulary come from the data set's manifest.
 """
 
 import dataclasses
+import hashlib
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from launch import backend, config_flags
-from launch.flag_files import flags_as_text
+from launch import backend, config_flags, job
+from launch.flag_files import flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
+from modeling.process_group import ProcessGroup
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from pipeline.errors import UserError
 from pipeline.files import locked_directory
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 
-SHARED_FLAGS = (backend, config_flags)
+if TYPE_CHECKING:
+    from modeling.pretrained import Pretrained
+
+SHARED_FLAGS = (backend, config_flags, job)
 _DEFAULTS = TrainingOptions()
+_LONG_TEXT = 100
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
@@ -115,30 +124,77 @@ def main() -> None:
     names = [field.name for field in dataclasses.fields(TrainingOptions)]
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
     options = TrainingOptions(**given)
-    data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
-    manifest = Manifest.read(data_dir)
+    manifest = Manifest.read(Path(_DATA_DIR.value))
+    place = job.job_place()
+    if place.process_id:
+        # Process 0 tells; the others speak only when something is wrong.
+        logging.set_verbosity(logging.ERROR)
+    facts = _facts(manifest)
+    with ProcessGroup(place, facts, job.coordinator_timeout()) as group:
+        try:
+            _pretrain(options, manifest, group)
+        except UserError as error:
+            raise UserError(str(error) if group.is_first else f"{group.name}: {error}") from error
+
+
+def _pretrain(options: TrainingOptions, manifest: Manifest, group: ProcessGroup) -> None:
     with backend.backend():
-        from modeling.checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
-        from modeling.dry_run import dry_run  # noqa: PLC0415
-        from modeling.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
+        from modeling.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
         from modeling.run import check_run  # noqa: PLC0415
+        from modeling.step import Replicas  # noqa: PLC0415
         from modeling.training import train  # noqa: PLC0415
 
+        replicas = Replicas(group)
+    data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
+    # Only process 0 works in the run's directory.
+    is_writing = group.is_first and not _DRY_RUN.value
+    with replicas, locked_directory(run_dir) if is_writing else nullcontext():
+        config, pretrained = _model(manifest, group)
+        if _DRY_RUN.value:
+            check_run(run_dir, config, data_dir, manifest)
+            for line in dry_run(data_dir, manifest, config, options, replicas):
+                if group.is_first:
+                    print(line, flush=True)
+            return
+        flag_lines = flags_as_text(sys.modules[__name__])
+        train(data_dir, manifest, run_dir, config, options, pretrained, flag_lines, replicas)
+
+
+def _model(manifest: Manifest, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
+    """The model's config, and the weights that it starts from if they are not random or the run's."""
+    from modeling.checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
+    from modeling.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
+
+    run_dir = Path(_OUTPUT_DIR.value)
+    begun = None
+    if group.is_first and list_checkpoints(run_dir):
+        begun = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
     pretrained, default = None, None
-    if list_checkpoints(run_dir):
-        default = BertConfig.read(run_dir / CONFIG_NAME)
+    # As process 0 finds it, for others may see the directory a little later.
+    if begun := group.gather(begun)[0]:
+        default = BertConfig(**begun)
         if _INIT_CHECKPOINT.value:
             logging.info("--init_checkpoint is not read: %s has checkpoints", run_dir)
     elif _INIT_CHECKPOINT.value:
         pretrained = read_pretrained(Path(_INIT_CHECKPOINT.value))
-        check_vocabulary(pretrained, data_dir / VOCABULARY_NAME)
+        check_vocabulary(pretrained, Path(_DATA_DIR.value) / VOCABULARY_NAME)
         default = pretrained.config
-    config = config_flags.bert_config(manifest.vocab_size, default)
-    if _DRY_RUN.value:
-        check_run(run_dir, config, data_dir, manifest)
-        for line in dry_run(data_dir, manifest, config, options):
-            print(line, flush=True)
-        return
-    with locked_directory(run_dir):
-        flag_lines = flags_as_text(sys.modules[__name__])
-        train(data_dir, manifest, run_dir, config, options, pretrained, flag_lines)
+    return config_flags.bert_config(manifest.vocab_size, default), pretrained
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    """What has to be the same in all processes of a job."""
+    module = sys.modules[__name__]
+    # Where the data are may differ, if they are the same.
+    own = ("process_id", "data_dir")
+    facts = {f"--{flag.name}": str(flag.value) for flag in flags_of(module) if flag.name not in own}
+    data = dataclasses.asdict(manifest)
+    for name, value in {**data, **data.pop("options")}.items():
+        text = json.dumps(value)
+        is_long = len(text) > _LONG_TEXT
+        facts[f"{name} of the data set"] = _sha256(text) if is_long else text
+    return facts
+
+
+def _sha256(text: str) -> str:
+    return f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"

@@ -2,6 +2,8 @@
 
 import re
 
+from modeling.process_group import ProcessGroup
+
 # Dense bfloat16 (float16 on older ones) peaks in FLOP/s, from the makers' data sheets, by words of the
 # device's name; the first that fits counts.
 _PEAK_FLOPS = {
@@ -35,12 +37,27 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def describe_devices(names: list[str]) -> str:
-    """What is computed on, for people.
+    """What a process computes on, for people.
 
     Args:
-      names: of the GPUs, if there are any.
+      names: of its GPUs, if there are any.
     """
     if not names:
         return "the processor; no GPU was found"
-    unused = f" ({len(names) - 1} more are not used)" if len(names) > 1 else ""
-    return names[0] + unused
+    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+
+
+def describe_group(group: ProcessGroup, num_devices: int, batch_size: int) -> str:
+    """Who computes how much, for people.
+
+    Args:
+      group: the processes.
+      num_devices: of all of them.
+      batch_size: B, sequences of an update.
+    """
+    devices = f"{num_devices} devices, batch {batch_size}: {batch_size // num_devices} a device"
+    if group.num_processes == 1:
+        return devices
+    hosts = list(dict.fromkeys(group.hosts))
+    where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts ({', '.join(hosts)})"
+    return f"{group.num_processes} processes on {where}, found in {group.found_in}; {devices}"

@@ -21,9 +21,9 @@ def dropout_key(seed: int) -> Any:
     return _uint32(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
-def example_keys(key: Any, batch_size: int) -> Any:
-    """A key for each example of a batch, [B]."""
-    return _hash(_numbers(batch_size) + key)
+def example_keys(key: Any, rows: Any) -> Any:
+    """A key for each example of a batch, [B], by its number there, int32 [B]."""
+    return _hash(ops.cast(rows, "uint32") + key)
 
 
 def fold_in(key: Any, number: Any) -> Any:

@@ -5,10 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modeling.config import BertConfig
-from modeling.devices import describe_devices
-from modeling.input import readable, training_batches
+from modeling.devices import describe_devices, describe_group
+from modeling.input import check_enough_shards, readable, training_batches
 from modeling.losses import total_loss
-from modeling.step import TrainStep, check_precision, device_names, peak_memory
+from modeling.step import (
+    Replicas,
+    TrainStep,
+    check_divisible,
+    check_precision,
+    device_names,
+    peak_memory,
+)
 from modeling.training_options import Precision, TrainingOptions
 from modeling.update import new_update
 from pipeline.manifest import Manifest
@@ -18,23 +25,41 @@ _GIB = 2**30
 
 
 def dry_run(
-    data_dir: Path, manifest: Manifest, config: BertConfig, options: TrainingOptions
+    data_dir: Path,
+    manifest: Manifest,
+    config: BertConfig,
+    options: TrainingOptions,
+    replicas: Replicas | None = None,
 ) -> Iterator[str]:
     """Lines about a run: parameters, work, memory, passes over the data, and two steps.
+
+    Args:
+      data_dir: the data set.
+      manifest: that of the data set.
+      config: of the model.
+      options: how to train.
+      replicas: what to train on; by default the devices of this process.
 
     Raises:
       UserError: the data set cannot be read.
     """
+    replicas = replicas or Replicas()
+    group = replicas.group
     check_precision(options.precision)
+    check_divisible(options, replicas.count)
+    check_enough_shards(data_dir, manifest, group.num_processes)
     update = new_update(config, options)
     parameters = update.model.count_params()
     seq_length, predictions = manifest.max_seq_length, manifest.max_predictions_per_seq
     flops = config.flops_per_sequence(seq_length, predictions)
     yield f"device               {describe_devices(device_names())}"
+    if replicas.count > 1:
+        yield f"all devices          {describe_group(group, replicas.count, options.train_batch_size)}"
     yield f"parameters           {parameters:,}"
     yield f"work of a sequence   {flops / 1e9:,.3g} GFLOP, S {seq_length}, forward and backward"
-    memory = memory_estimate(config, options, parameters, seq_length, predictions)
-    yield f"memory               about {memory / _GIB:,.1f} GiB"
+    part = options.train_batch_size // replicas.count // options.gradient_accumulation_steps
+    memory = memory_estimate(config, options, part, parameters, seq_length, predictions)
+    yield f"memory               about {memory / _GIB:,.1f} GiB a device"
     shards = manifest.shards_of("train")
     passes = 1 + max((shard.pass_index for shard in shards), default=0)
     instances = sum(shard.instances for shard in shards)
@@ -46,8 +71,15 @@ def dry_run(
     if instances:
         yield f"the whole run        {trained:,} sequences, {trained * passes / instances:,.1f} passes"
 
-    step = TrainStep(update)
-    batches = training_batches(data_dir, manifest, options.train_batch_size, options.random_seed)
+    step = TrainStep(update, replicas)
+    batches = training_batches(
+        data_dir,
+        manifest,
+        options.train_batch_size,
+        options.random_seed,
+        process_id=group.process_id,
+        num_processes=group.num_processes,
+    )
     for number, batch in zip(range(_STEPS), readable(batches, data_dir, manifest), strict=False):
         started = time.perf_counter()
         told = {name: float(value) for name, value in step(batch).items()}
@@ -61,6 +93,7 @@ def dry_run(
 def memory_estimate(
     config: BertConfig,
     options: TrainingOptions,
+    sequences: int,
     parameters: int,
     seq_length: int,
     num_predictions: int,
@@ -72,12 +105,12 @@ def memory_estimate(
 
     Args:
       config: of the model.
-      options: batch, accumulation, precision, recomputation.
+      options: precision, recomputation.
+      sequences: that a device computes at a time.
       parameters: of the model.
       seq_length: S.
       num_predictions: P.
     """
-    sequences = options.train_batch_size // options.gradient_accumulation_steps
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
     hidden = sequences * seq_length * config.hidden_size
     inner = sequences * seq_length * config.intermediate_size

@@ -74,8 +74,15 @@ def evaluation_sums(
       step: `eval_step` of a model.
       batches: of the model's data set.
     """
-    sums: dict[str, float] = defaultdict(float)
-    for batch in batches:
-        for name, value in step(batch).items():
-            sums[name] += float(value)
-    return sums
+    return added_sums(
+        {name: float(value) for name, value in step(batch).items()} for batch in batches
+    )
+
+
+def added_sums(sums_of_parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sums of a whole, from those of its parts."""
+    added: dict[str, float] = defaultdict(float)
+    for sums in sums_of_parts:
+        for name, value in sums.items():
+            added[name] += value
+    return added

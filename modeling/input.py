@@ -1,13 +1,19 @@
 """Shards to batches: a dict of arrays with the seven names of `pipeline.records`.
 
 Training reads the data set pass by pass, for ever. A pass's shards are put in random order and taken
-in groups; the records of a group are interleaved and shuffled, and a group ends before the next one
-begins. So the place of any instance in the order follows from the seed and the manifest's counts, and
-training goes on in the middle of a pass after reading a part of one group.
+in groups. The shards of a group, one behind the other, make one line of instances, which is cut into
+equal lanes; each lane is shuffled, and instances are taken from the lanes in turn. So the place of any
+instance in the order follows from the seed and the manifest's counts, and training goes on in the middle
+of a pass after reading a part of one group.
+
+The instances are numbered in that order, and of N processes each takes every N-th: from lanes of its own
+where N divides the number of lanes, a power of two. The order knows nothing of N.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -18,28 +24,80 @@ from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Shard
 from pipeline.records import decode_example, instance_features, read_frames, record_of
 
-_SHARDS_PER_GROUP = 8
+# At least, where a pass has so many; a power of two.
+_SHARDS_PER_GROUP = 64
 _SHUFFLE_BUFFER_RECORDS = 10_000
 
 if keras.config.backend() != "tensorflow":
     # TensorFlow only reads; it would take the memory of GPUs from the backend that computes.
     tf.config.set_visible_devices([], "GPU")
 
-ShardGroup = tuple[list[str], int, int]
-"""Paths of shards that are shuffled together, the seed for it, and how many records to skip."""
+
+@dataclass(frozen=True)
+class ShardGroup:
+    """Shards that are read side by side.
+
+    Attributes:
+      shards: in the order of the line that they make.
+      first_instance: the number of its first instance.
+      shuffle_seed: of its lanes.
+    """
+
+    shards: list[Shard]
+    first_instance: int
+    shuffle_seed: int
+
+    @property
+    def num_instances(self) -> int:
+        """Of all its shards."""
+        return sum(shard.instances for shard in self.shards)
+
+    @property
+    def num_lanes(self) -> int:
+        """The largest power of two that is not more than its shards."""
+        return 1 << (len(self.shards).bit_length() - 1)
+
+    def lane(self, index: int) -> range:
+        """The places in the line that a lane holds; the first lanes may have one more."""
+        size, longer = divmod(self.num_instances, self.num_lanes)
+        start = index * size + min(index, longer)
+        return range(start, start + size + (index < longer))
+
+
+def check_enough_shards(data_dir: Path, manifest: Manifest, num_processes: int) -> None:
+    """Sees that each process can have shards of its own.
+
+    Raises:
+      UserError: a pass has fewer shards than there are processes.
+    """
+    passes = _shards_by_pass(manifest)
+    fewest = min((len(shards) for shards in passes), default=0)
+    if num_processes > max(fewest, 1):
+        raise UserError(
+            f"{num_processes} processes are more than the {fewest} train shards that a pass of {data_dir} "
+            "has: start fewer processes, or generate the data with a larger --num_shards"
+        )
 
 
 def training_batches(
-    data_dir: Path, manifest: Manifest, batch_size: int, seed: int, first_instance: int = 0
+    data_dir: Path,
+    manifest: Manifest,
+    batch_size: int,
+    seed: int,
+    first_instance: int = 0,
+    process_id: int = 0,
+    num_processes: int = 1,
 ) -> tf.data.Dataset:
     """Endless batches of the train shards, in an order that `seed` decides.
 
     Args:
       data_dir: the data set.
       manifest: that of the data set.
-      batch_size: B, instances of every batch.
+      batch_size: B, instances of a batch, of which each process gets an equal part.
       seed: of the order.
       first_instance: how many instances to leave out because training has seen them.
+      process_id: of this process, which gets the instances whose number is `process_id` modulo N.
+      num_processes: N, processes that share the instances; a divisor of B.
 
     Raises:
       UserError: the data set has no training instance, or a shard is missing or cut off.
@@ -48,16 +106,25 @@ def training_batches(
     if not any(shard.instances for shard in shards):
         raise UserError(f"the data set {data_dir} has no training instance; generate it again")
     _check_sizes(data_dir, shards)
+
+    def lanes_of_groups() -> Iterator[tuple[list[str], dict[str, list[int]], int]]:
+        for group in shard_groups(manifest, seed, first_instance):
+            paths = [str(data_dir / shard.name) for shard in group.shards]
+            # Those of the process that were seen.
+            first = _first_place(group, process_id, num_processes)
+            seen = len(range(first, first_instance - group.first_instance, num_processes))
+            yield paths, _lanes_of_process(group, process_id, num_processes), seen
+
     groups = tf.data.Dataset.from_generator(
-        lambda: shard_groups(data_dir, shards, seed, first_instance),
+        lanes_of_groups,
         output_signature=(
             tf.TensorSpec([None], tf.string),
-            tf.TensorSpec([], tf.int64),
+            dict.fromkeys(_LANE_FIELDS, tf.TensorSpec([None], tf.int64)),
             tf.TensorSpec([], tf.int64),
         ),
     )
-    records = groups.flat_map(_shuffled_records)
-    return _parsed_batches(records, manifest, batch_size, drop_remainder=True)
+    records = groups.flat_map(_records_of_lanes)
+    return _parsed_batches(records, manifest, batch_size // num_processes, drop_remainder=True)
 
 
 def evaluation_batches(data_dir: Path, manifest: Manifest, batch_size: int) -> tf.data.Dataset:
@@ -105,39 +172,48 @@ def readable(
 def shards_of_instances(
     manifest: Manifest, seed: int, first_instance: int, count: int
 ) -> list[str]:
-    """The names of the shards that `count` instances from `first_instance` on may come from.
-
-    The shards of a group are shuffled together, so they are all those of a group, or of several.
-    """
-    names: list[str] = []
-    shards = manifest.shards_of("train")
-    for group, _, skip in shard_groups(Path(), shards, seed, first_instance):
-        names += group
-        instances = {shard.name: shard.instances for shard in shards}
-        count -= sum(instances[name] for name in group) - skip
-        if count <= 0:
+    """The names of the shards that `count` instances from `first_instance` on may come from."""
+    names = set()
+    for group in shard_groups(manifest, seed, first_instance):
+        if group.first_instance >= first_instance + count:
             break
-    return sorted(set(names))
+        first = max(first_instance - group.first_instance, 0) // group.num_lanes
+        # From behind, the shuffling may have brought instances nearer; the first may have waited.
+        reach = -(-count // group.num_lanes) + _shuffle_buffer(group)
+        ends = list(itertools.accumulate(shard.instances for shard in group.shards))
+        for lane in map(group.lane, range(group.num_lanes)):
+            read = lane[: first + reach]
+            names |= {
+                shard.name
+                for shard, end in zip(group.shards, ends, strict=True)
+                if read and end - shard.instances < read.stop and end > read.start
+            }
+    return sorted(names)
 
 
-def shard_groups(
-    data_dir: Path, shards: list[Shard], seed: int, first_instance: int
-) -> Iterator[ShardGroup]:
-    """The groups of shards from that on which holds the instance number `first_instance`."""
-    num_passes = 1 + max(shard.pass_index for shard in shards)
+def shard_groups(manifest: Manifest, seed: int, first_instance: int = 0) -> Iterator[ShardGroup]:
+    """The groups of train shards from that on which holds the instance number `first_instance`."""
+    passes = _shards_by_pass(manifest)
     position = 0
     for epoch in itertools.count():
-        members = [s for s in shards if s.pass_index == epoch % num_passes and s.instances]
+        members = passes[epoch % len(passes)]
         rng = np.random.default_rng([seed, epoch])
         order = np.argsort(rng.random(len(members)))
-        for first in range(0, len(members), _SHARDS_PER_GROUP):
-            group = [members[i] for i in order[first : first + _SHARDS_PER_GROUP]]
-            shuffle_seed = int(rng.integers(1 << 62))
-            end = position + sum(shard.instances for shard in group)
-            if end > first_instance:
-                paths = [str(data_dir / shard.name) for shard in group]
-                yield paths, shuffle_seed, max(0, first_instance - position)
-            position = end
+        num_groups = max(1, len(members) // _SHARDS_PER_GROUP)
+        for part in np.array_split(order, num_groups):
+            group = ShardGroup([members[i] for i in part], position, int(rng.integers(1 << 62)))
+            position += group.num_instances
+            if position > first_instance:
+                yield group
+
+
+def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
+    """The train shards that hold anything, for each pass that has any."""
+    passes: dict[int, list[Shard]] = {}
+    for shard in manifest.shards_of("train"):
+        if shard.instances:
+            passes.setdefault(shard.pass_index, []).append(shard)
+    return [passes[index] for index in sorted(passes)]
 
 
 def _damage_in(data_dir: Path, manifest: Manifest) -> str | None:
@@ -172,17 +248,69 @@ def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:
             )
 
 
-def _shuffled_records(paths: tf.Tensor, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
+# What is read of a lane: which of the group's paths, and how many; without how many records at first, how
+# many then; how these are shuffled; and of them every so manieth, from which on.
+_LANE_FIELDS = ("path", "paths", "skip", "take", "buffer", "seed", "step", "first")
+
+
+def _lanes_of_process(
+    group: ShardGroup, process_id: int, num_processes: int
+) -> dict[str, list[int]]:
+    """The lanes from which a process takes its instances in turn, by `_LANE_FIELDS`."""
+    common = math.gcd(group.num_lanes, num_processes)
+    ends = np.cumsum([shard.instances for shard in group.shards])
+    lanes: dict[str, list[int]] = {name: [] for name in _LANE_FIELDS}
+    first_place = _first_place(group, process_id, num_processes)
+    for turn in range(group.num_lanes // common):
+        place = first_place + turn * num_processes
+        if place >= group.num_instances:
+            break
+        first, index = divmod(place, group.num_lanes)
+        line = group.lane(index)
+        path, last_path = np.searchsorted(ends, [line.start, line.stop - 1], side="right")
+        lane = {
+            "path": path,
+            "paths": last_path - path + 1,
+            "skip": line.start - (ends[path] - group.shards[path].instances),
+            "take": len(line),
+            "buffer": _shuffle_buffer(group),
+            "seed": (group.shuffle_seed + index) % (1 << 62),
+            "step": num_processes // common,
+            "first": first,
+        }
+        for name, value in lane.items():
+            lanes[name].append(int(value))
+    return lanes
+
+
+def _first_place(group: ShardGroup, process_id: int, num_processes: int) -> int:
+    """The first place in a group's order that is a process's; every N-th behind it is, too."""
+    return (process_id - group.first_instance) % num_processes
+
+
+def _shuffle_buffer(group: ShardGroup) -> int:
+    return max(1, _SHUFFLE_BUFFER_RECORDS // group.num_lanes)
+
+
+def _records_of_lanes(
+    paths: tf.Tensor, lanes: dict[str, tf.Tensor], skip: tf.Tensor
+) -> tf.data.Dataset:
     # Else `shuffle` would mix the global seed into the one that it is given.
     tf.compat.v1.set_random_seed(1)
-    records = tf.data.Dataset.from_tensor_slices(paths).interleave(
-        tf.data.TFRecordDataset,
-        cycle_length=_SHARDS_PER_GROUP,
+
+    def records_of_lane(lane: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(paths[lane["path"] : lane["path"] + lane["paths"]])
+        records = records.skip(lane["skip"]).take(lane["take"])
+        records = records.shuffle(lane["buffer"], lane["seed"], reshuffle_each_iteration=False)
+        return records.shard(lane["step"], lane["first"])
+
+    records = tf.data.Dataset.from_tensor_slices(lanes).interleave(
+        records_of_lane,
+        cycle_length=tf.maximum(tf.size(lanes["path"], tf.int64), 1),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    shuffled = records.shuffle(_SHUFFLE_BUFFER_RECORDS, seed=seed, reshuffle_each_iteration=False)
-    return shuffled.skip(skip)
+    return records.skip(skip)
 
 
 def _parsed_batches(

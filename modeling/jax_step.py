@@ -1,18 +1,26 @@
 """One update of the weights and one evaluation of a batch, compiled by JAX."""
 
+import time
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import keras
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.pretraining import BertForPreTraining
-from modeling.update import Batch, Update
+from modeling.process_group import ProcessGroup
+from modeling.update import Batch, Update, with_rows
+
+_REPLICA = "replica"
+_REPEATS = 3
 
 
 def device_names() -> list[str]:
-    """The names of the GPUs or TPUs."""
+    """The names of this process's GPUs or TPUs."""
     return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
 
 
@@ -22,21 +30,130 @@ def peak_memory() -> int | None:
     return statistics and statistics.get("peak_bytes_in_use")
 
 
-class TrainStep:
-    """Updates the weights by one batch at each call; the first call compiles."""
+class Replicas:
+    """The devices of all processes, each of which computes a part of every batch.
 
-    def __init__(self, update: Update):
+    To be made before anything is computed.
+
+    Args:
+      group: the processes; by default this one alone.
+
+    Attributes:
+      group: the processes.
+      count: how many devices all processes have.
+      local_count: how many this process has.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None):
+        self.group = group = group or ProcessGroup()
+        if group.num_processes > 1:
+            # The group notices lost processes and signals itself; JAX would abort with a dump.
+            jax.config.update("jax_enable_recoverability", True)
+            jax.config.update("jax_enable_preemption_service", False)
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            jax.distributed.initialize(
+                group.addresses[0],
+                group.num_processes,
+                group.process_id,
+                cluster_detection_method="deactivate",
+                coordinator_bind_address=group.addresses[0],
+            )
+        self.count = jax.device_count()
+        self.local_count = jax.local_device_count()
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
+        self._shared = NamedSharding(mesh, PartitionSpec())
+        self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self.group.num_processes == 1 or not (error is None or isinstance(error, SystemExit)):
+            return
+        # Process 0 last, for those that lose JAX's service abort.
+        if not self.group.is_first:
+            jax.distributed.shutdown()
+        self.group.wait_for_all()
+        if self.group.is_first:
+            jax.distributed.shutdown()
+
+    def share(self, variables: list[keras.Variable]) -> None:
+        """Gives every device the values that the variables have, the same in all processes."""
+        for variable in variables:
+            value = np.asarray(variable.value)
+            variable.assign(
+                jax.make_array_from_process_local_data(self._shared, value, value.shape)
+            )
+
+    def divide(self, batch: Batch) -> Batch:
+        """The process's part of a batch, divided among its devices."""
+        numbered = with_rows(batch, self.group.process_id, self.group.num_processes)
+        return {
+            name: jax.make_array_from_process_local_data(self._divided, values)
+            for name, values in numbered.items()
+        }
+
+    def compiled(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """A step of each device's, from the first argument, which all share, and its part of the others."""
+        shared, divided = PartitionSpec(), PartitionSpec(_REPLICA)
+        on_all = jax.shard_map(
+            step,
+            mesh=self._shared.mesh,
+            in_specs=(shared, *[divided] * (len(arguments) - 1)),
+            out_specs=shared,
+            check_vma=False,
+        )
+        # The old values' memory is used for the new ones.
+        return jax.jit(on_all, donate_argnums=0).lower(*arguments).compile()
+
+    def seconds_to_add(self, num_numbers: int) -> float:
+        """The seconds that it takes to add so many float32 numbers over all devices."""
+        if self.count == 1:
+            return 0.0
+        numbers = jax.make_array_from_process_local_data(
+            self._shared, np.zeros(num_numbers, np.float32), (num_numbers,)
+        )
+        add = self.compiled(_added_up, numbers)
+        numbers = jax.block_until_ready(add(numbers))
+        started = time.perf_counter()
+        for _ in range(_REPEATS):
+            numbers = jax.block_until_ready(add(numbers))
+        return (time.perf_counter() - started) / _REPEATS
+
+
+def _added_up(values: Any) -> Any:
+    """The sums of all devices' values, in all devices."""
+    return jax.lax.psum(values, _REPLICA)
+
+
+class TrainStep:
+    """Updates the weights by one batch at each call; the first call compiles.
+
+    Args:
+      update: what is done; from now on its variables are in all devices.
+      replicas: the devices; by default those of this process.
+    """
+
+    def __init__(self, update: Update, replicas: Replicas | None = None):
         self._update = update
-        self._variables = update.variables
+        self._replicas = replicas or Replicas()
+        self._variables = self._update.variables
+        self._replicas.share(self._variables)
         self._compiled: Any = None
         self._told: dict[str, Any] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Gives the totals and sums of a batch of NumPy arrays, and what `Update.apply` tells."""
+        """Gives the totals and sums of a batch, and what `Update.apply` tells.
+
+        Args:
+          batch: NumPy arrays, this process's part of the batch.
+        """
         values = [variable.value for variable in self._variables]
+        batch = self._replicas.divide(batch)
         if self._compiled is None:
-            # The old values' memory is used for the new ones.
-            self._compiled = jax.jit(self._step, donate_argnums=0).lower(values, batch).compile()
+            self._compiled = self._replicas.compiled(self._step, values, batch)
         values, told = self._compiled(values, batch)
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
@@ -54,13 +171,15 @@ class TrainStep:
         return "cuDNN's fused kernel" if is_fused else "compiled by XLA"
 
     def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
-        totals = batch_totals(batch)
+        """What each device does with its part of the batch."""
+        totals = _added_up(batch_totals(batch))
         with keras.StatelessScope(zip(self._variables, values, strict=True)):
             batch = self._update.with_keys(batch)
         if self._update.accumulation_steps == 1:
             gradients, sums = self._gradients_and_sums(values, batch, totals)
         else:
             gradients, sums = self._accumulated(values, self._update.parts(batch), totals)
+        gradients, sums = _added_up((gradients, sums))
         with keras.StatelessScope(zip(self._variables, values, strict=True)) as scope:
             told = self._update.apply(gradients)
         new_values = [scope.get_current_value(variable) for variable in self._variables]
@@ -89,11 +208,13 @@ class TrainStep:
 
 
 def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
-    """A function that returns a batch's totals and sums without dropout."""
+    """A function that returns a batch's totals and sums without dropout, on one device."""
 
     @jax.jit
     def step(weights: list[Any], batch: Batch) -> dict[str, Any]:
         with keras.StatelessScope(zip(model.trainable_variables, weights, strict=True)):
             return {**batch_totals(batch), **pretraining_sums(model(batch), batch)}
 
-    return lambda batch: step([variable.value for variable in model.trainable_variables], batch)
+    return lambda batch: step(
+        [variable.value.addressable_data(0) for variable in model.trainable_variables], batch
+    )

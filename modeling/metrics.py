@@ -36,35 +36,43 @@ class MetricsWriter:
     Lines are also shown: on a terminal as one line that changes, elsewhere in the log.
 
     Args:
-      run_dir: where `metrics.jsonl` is.
+      run_dir: where `metrics.jsonl` is; None: nothing is written or shown.
       first_step: where training goes on; later lines, of a run that was killed, are removed.
       num_train_steps: where it ends.
       batch_size: sequences of a step.
       flops_per_sequence: of the model, forward and backward.
-      peak_flops: of the device, where it is known, in FLOP/s.
+      peak_flops: of all devices, where it is known, in FLOP/s.
+
+    Attributes:
+      all_reduce_seconds: what the devices' exchange takes in a step, once it is known; 0 for one device.
     """
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Path | None,
         first_step: int,
         num_train_steps: int,
         batch_size: int,
         flops_per_sequence: int,
         peak_flops: float | None = None,
     ):
-        self._path = run_dir / METRICS_NAME
+        self._run_dir = run_dir
         self._num_train_steps = num_train_steps
         self._batch_size = batch_size
         self._flops_per_sequence = flops_per_sequence
         self._peak_flops = peak_flops
+        self.all_reduce_seconds = 0.0
+        self._live = None
+        self.start_timing(first_step)
+        if not run_dir:
+            return
         kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        with whole_file(self._path) as temporary:
+        with whole_file(run_dir / METRICS_NAME) as temporary:
             temporary.write_text("".join(map(_as_json, kept)), "utf-8")
         self._summaries = SummaryWriter(run_dir, kept)
         console = Console(stderr=True)
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self.start_timing(first_step)
+        if console.is_terminal:
+            self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> "MetricsWriter":
         if self._live:
@@ -123,7 +131,8 @@ class MetricsWriter:
         if step > self._timed_from:
             line |= self._speeds(step, sums["tokens"] / sums["sequences"])
         self._append(line)
-        self._show(line)
+        if self._run_dir:
+            self._show(line)
         self.start_timing(step)
 
     def write_evaluation(self, step: int, sums: Mapping[str, float]) -> None:
@@ -136,11 +145,13 @@ class MetricsWriter:
         """Logs a message, on a line of its own."""
         if self._live:
             self._live.console.print(message, highlight=False, soft_wrap=True)
-        else:
+        elif self._run_dir:
             logging.info("%s", message)
 
     def _append(self, line: Mapping[str, float]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        if not self._run_dir:
+            return
+        with (self._run_dir / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(_as_json(line))
         self._summaries.write(line)
 
@@ -154,6 +165,9 @@ class MetricsWriter:
             "model_flops_per_second": flops_per_second,
             "input_wait": self._waited / seconds,
         }
+        if self.all_reduce_seconds:
+            speeds["step_seconds"] = seconds / (step - self._timed_from)
+            speeds["all_reduce_seconds"] = self.all_reduce_seconds
         if self._peak_flops:
             speeds["model_flops_utilization"] = flops_per_second / self._peak_flops
         return speeds
@@ -174,7 +188,9 @@ class MetricsWriter:
                 f" {line['model_flops_per_second'] / 1e12:.3g} TFLOP/s"
                 + (f", {utilization:.1%} MFU" if utilization else "")
             )
-            if line["input_wait"] > _NOTABLE_WAIT:
+            if "step_seconds" in line:
+                parts.append(_describe_step(line))
+            elif line["input_wait"] > _NOTABLE_WAIT:
                 parts.append(f"{line['input_wait']:.0%} waiting for input")
         told = " | ".join(parts)
         if self._live:
@@ -189,6 +205,17 @@ def _describe(results: Mapping[str, float]) -> str:
         f"masked LM {results['masked_lm_loss']:.3f} ({results['masked_lm_accuracy']:.1%})"
         f" | next sentence {results['next_sentence_loss']:.3f}"
         f" ({results['next_sentence_accuracy']:.1%})"
+    )
+
+
+def _describe_step(line: Mapping[str, float]) -> str:
+    """Where the time of a step goes, in milliseconds."""
+    step, all_reduce = line["step_seconds"], line["all_reduce_seconds"]
+    waiting = line["input_wait"] * step
+    compute = max(step - all_reduce - waiting, 0.0)
+    return (
+        f"{step * 1e3:,.0f} ms a step: {compute * 1e3:,.0f} compute, {all_reduce * 1e3:,.0f} all-reduce, "
+        f"{waiting * 1e3:,.0f} input"
     )
 
 

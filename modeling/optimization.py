@@ -1,7 +1,7 @@
 """AdamW and LAMB, gradient clipping, the loss scale, and the learning rate's warm-up and decay."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -68,6 +68,17 @@ class AdamW(keras.optimizers.Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.bias_correction = bias_correction
+
+    def copy(self) -> Self:
+        """Another one with the same settings, without variables."""
+        return type(self)(
+            self._learning_rate,
+            self.weight_decay_rate,
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            self.bias_correction,
+        )
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates the moments, in the order of `variables`."""

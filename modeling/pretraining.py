@@ -134,6 +134,8 @@ class BertForPreTraining(keras.Model):
         with _dtype_policy(precision):
             super().__init__(name=_ROOT)
             self.config = config
+            self.precision = precision
+            self.recompute_activations = recompute_activations
             self.bert = BertModel(config, seed, recompute_activations)
             self.cls = PretrainingHeads(config, self.bert.initializer)
             self.build()
@@ -178,6 +180,14 @@ class BertForPreTraining(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> "BertForPreTraining":
         """The model that `get_config` describes."""
         return cls(BertConfig(**config["bert_config"]))
+
+    def copy(self) -> "BertForPreTraining":
+        """Another one of the same kind, with weights of its own."""
+        return BertForPreTraining(
+            self.config,
+            precision=self.precision,
+            recompute_activations=self.recompute_activations,
+        )
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """The trainable variables under the names of the original's checkpoints."""

@@ -59,16 +59,22 @@ def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Man
         raise UserError(f"cannot write the run {run_dir}: {error}") from error
 
 
-def write_environment(run_dir: Path, devices: list[str]) -> None:
+def write_environment(
+    run_dir: Path, devices: list[str], hosts: list[str], num_devices: int
+) -> None:
     """Writes what this start of the run computes with, so that its figures can be understood later.
 
     Args:
       run_dir: the run.
-      devices: names of its GPUs.
+      devices: names of process 0's GPUs.
+      hosts: of its processes, by process.
+      num_devices: of all processes.
     """
     environment = {
         "backend": keras.config.backend(),
         "devices": devices,
+        "num_devices": num_devices,
+        "hosts": hosts,
         "processor": platform.machine(),
         "processor_cores": os.cpu_count(),
         "python": platform.python_version(),

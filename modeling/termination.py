@@ -1,36 +1,39 @@
-"""SIGTERM, with which clusters announce that they take the machine away, and Ctrl-C."""
+"""SIGTERM and SIGUSR1, with which clusters announce that they take the machine away, and Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from modeling.process_group import ProcessGroup
 
-class Termination:
-    """Whether the process has been asked to end.
-
-    Attributes:
-      received: the signal that has asked for it last, if one has.
-    """
-
-    received: signal.Signals | None = None
-
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
-        if self.received == number == signal.SIGINT:
-            # Who presses Ctrl-C again does not want to wait.
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @contextmanager
-def noticing_termination() -> Iterator[Termination]:
-    """SIGTERM and SIGINT end nothing inside this block but are noticed. Only for the main thread."""
-    termination = Termination()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = [signal.signal(number, termination.request) for number in signals]
+def noticing_termination(group: ProcessGroup) -> Iterator[None]:
+    """These signals end nothing inside this block but ask the group to stop. Only for the main thread."""
+    received = set()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number in received and number == signal.SIGINT:
+            # Who presses Ctrl-C again does not want to wait.
+            raise KeyboardInterrupt
+        received.add(number)
+        group.request_stop(signal.Signals(number))
+
+    previous = [signal.signal(number, handle) for number in _SIGNALS]
     try:
-        yield termination
+        yield
     finally:
-        for number, handler in zip(signals, previous, strict=True):
+        for number, handler in zip(_SIGNALS, previous, strict=True):
             signal.signal(number, handler)
+
+
+def exit_code(received: str) -> int:
+    """The exit code of a process that has stopped upon a signal of that name.
+
+    A cluster's announcement is SIGTERM's, whichever it sends.
+    """
+    is_interrupt = received == signal.SIGINT.name
+    return 128 + (signal.SIGINT if is_interrupt else signal.SIGTERM)

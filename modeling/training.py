@@ -5,31 +5,49 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 
 from modeling.checkpoints import (
+    CHECKPOINTS_NAME,
     TrainingState,
     list_checkpoints,
+    load_checkpoint,
     load_newest_checkpoint,
     save_checkpoint,
 )
 from modeling.config import BertConfig
-from modeling.devices import describe_devices, peak_flops
-from modeling.evaluation import evaluation_sums
-from modeling.input import evaluation_batches, readable, shards_of_instances, training_batches
+from modeling.devices import describe_devices, describe_group, peak_flops
+from modeling.evaluation import added_sums, evaluation_sums
+from modeling.input import (
+    check_enough_shards,
+    evaluation_batches,
+    readable,
+    shards_of_instances,
+    training_batches,
+)
 from modeling.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.metrics import MetricsWriter
 from modeling.pretrained import Pretrained, initialize
+from modeling.process_group import ProcessGroup
 from modeling.run import check_run, prepare_run, write_environment
-from modeling.step import TrainStep, check_precision, device_names, eval_step
-from modeling.termination import noticing_termination
+from modeling.step import (
+    Replicas,
+    TrainStep,
+    check_divisible,
+    check_precision,
+    device_names,
+    eval_step,
+)
+from modeling.termination import exit_code, noticing_termination
 from modeling.training_options import TrainingOptions
 from modeling.update import Batch, Update, learning_rate_schedule, new_update
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, Manifest
+
+_NAMED_SHARDS = 8
 
 
 def train(
@@ -40,10 +58,12 @@ def train(
     options: TrainingOptions,
     pretrained: Pretrained | None = None,
     flags: str = "",
+    replicas: Replicas | None = None,
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
 
-    After SIGTERM or SIGINT it saves a checkpoint and exits with code 143 or 130.
+    All processes of a group call it alike; process 0 writes and tells. After SIGTERM, SIGUSR1 or SIGINT
+    to any of them it saves a checkpoint and exits in all of them, with code 143 or, after SIGINT, 130.
 
     Args:
       data_dir: the data set.
@@ -53,38 +73,49 @@ def train(
       options: how to train.
       pretrained: the weights that a new run starts from, in place of random ones.
       flags: the content of the run's flags.txt.
+      replicas: what to train on; by default the devices of this process.
 
     Raises:
-      UserError: the model does not go with the data or the run, the data set cannot be read, the
-        loss is no longer finite, a checkpoint cannot be written, or all of them are damaged.
+      UserError: the model does not go with the data or the run, the data set cannot be read or
+        divided, the loss is no longer finite, a checkpoint cannot be written, or all of them are damaged.
     """
-    check_run(run_dir, config, data_dir, manifest)
+    replicas = replicas or Replicas()
+    group = replicas.group
+    if group.is_first:
+        check_run(run_dir, config, data_dir, manifest)
     check_precision(options.precision)
-    update = new_update(config, options)
-    devices = device_names()
-    logging.info(
-        "%s parameters, on %s", f"{update.model.count_params():,}", describe_devices(devices)
-    )
-    state = _start(run_dir, update, options, pretrained)
-    if state.step >= options.num_train_steps:
-        logging.info("nothing to do: the run has reached step %d", state.step)
-        if not (run_dir / LOSS_PLOT_NAME).exists():
+    check_divisible(options, replicas.count)
+    check_enough_shards(data_dir, manifest, group.num_processes)
+    with noticing_termination(group):
+        update = new_update(config, options)
+        devices = device_names()
+        logging.info(
+            "%s parameters, on %s", f"{update.model.count_params():,}", describe_devices(devices)
+        )
+        if replicas.count > 1:
+            logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
+        state = _start(run_dir, update, options, pretrained, group)
+        if state.step >= options.num_train_steps:
+            logging.info("nothing to do: the run has reached step %d", state.step)
+            if group.is_first and not (run_dir / LOSS_PLOT_NAME).exists():
+                _draw(run_dir)
+            return
+        if group.is_first:
+            prepare_run(run_dir, config, data_dir, manifest)
+            write_environment(run_dir, devices, group.hosts, replicas.count)
+            write_whole(run_dir / FLAGS_NAME, flags)
+        metrics = MetricsWriter(
+            run_dir if group.is_first else None,
+            state.step,
+            options.num_train_steps,
+            options.train_batch_size,
+            config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+            (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+        )
+        with metrics:
+            _Loop(data_dir, manifest, run_dir, options, update, state, metrics, replicas).run()
+        if group.is_first:
             _draw(run_dir)
-        return
-    prepare_run(run_dir, config, data_dir, manifest)
-    write_environment(run_dir, devices)
-    write_whole(run_dir / FLAGS_NAME, flags)
-    metrics = MetricsWriter(
-        run_dir,
-        state.step,
-        options.num_train_steps,
-        options.train_batch_size,
-        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
-        peak_flops(devices[0]) if devices else None,
-    )
-    with metrics:
-        _Loop(data_dir, manifest, run_dir, options, update, state, metrics).run()
-    _draw(run_dir)
 
 
 def _draw(run_dir: Path) -> None:
@@ -95,10 +126,20 @@ def _draw(run_dir: Path) -> None:
 
 
 def _start(
-    run_dir: Path, update: Update, options: TrainingOptions, pretrained: Pretrained | None
+    run_dir: Path,
+    update: Update,
+    options: TrainingOptions,
+    pretrained: Pretrained | None,
+    group: ProcessGroup,
 ) -> TrainingState:
     """Sets all variables as they are where training goes on, or begins."""
-    if found := load_newest_checkpoint(run_dir, update):
+    found = load_newest_checkpoint(run_dir, update) if group.is_first else None
+    # What process 0 has found good, all others load.
+    name = group.gather(found and found[0].name)[0]
+    if name and not group.is_first:
+        checkpoint = run_dir / CHECKPOINTS_NAME / name
+        found = checkpoint, load_checkpoint(checkpoint, update)
+    if found:
         checkpoint, state = found
         logging.info("going on from %s", checkpoint)
         _check_options(run_dir, state.options, dataclasses.asdict(options))
@@ -127,16 +168,9 @@ def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]
             logging.warning("changed: --%s was %s, is %s", name, old.get(name), value)
 
 
-def _run_step(step: TrainStep, batch: Batch) -> dict[str, Any]:
-    try:
-        return step(batch)
-    except Exception as error:  # each backend has its own
-        if "out of memory" not in str(error).lower():
-            raise
-        raise UserError(
-            "the device has too little memory for this batch: raise --gradient_accumulation_steps, or "
-            "give --precision=bfloat16 or --recompute_activations"
-        ) from error
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED_SHARDS
+    return ", ".join(names[:_NAMED_SHARDS]) + (f" or {more} others" if more > 0 else "")
 
 
 class _Loop:
@@ -151,6 +185,7 @@ class _Loop:
         update: Update,
         start: TrainingState,
         metrics: MetricsWriter,
+        replicas: Replicas,
     ):
         self._manifest = manifest
         self._run_dir = run_dir
@@ -158,6 +193,8 @@ class _Loop:
         self._update = update
         self._start = start
         self._metrics = metrics
+        self._replicas = replicas
+        self._group = group = replicas.group
         self._schedule = learning_rate_schedule(options)
         self._batches = readable(
             training_batches(
@@ -166,14 +203,16 @@ class _Loop:
                 options.train_batch_size,
                 options.random_seed,
                 start.instances_seen,
+                group.process_id,
+                group.num_processes,
             ),
             data_dir,
             manifest,
         )
         self._eval_batches = (
-            evaluation_batches(data_dir, manifest, options.eval_batch_size).take(
-                options.max_eval_steps
-            )
+            evaluation_batches(data_dir, manifest, options.eval_batch_size)
+            .take(options.max_eval_steps)
+            .shard(group.num_processes, group.process_id)
             if options.eval_every_steps
             else None
         )
@@ -186,31 +225,49 @@ class _Loop:
 
     def run(self) -> None:
         """Trains to the end, or until a signal asks to stop."""
-        train_step = TrainStep(self._update)
+        train_step = TrainStep(self._update, self._replicas)
         first, last = self._start.step + 1, self._options.num_train_steps
         self._metrics.log("compiling the first step")
         started = time.perf_counter()
-        with noticing_termination() as termination:
-            for step in range(first, last + 1):
-                with self._metrics.waiting_for_input(train_step.is_idle):
-                    batch = next(self._batches)
-                self._unread.append((step, _run_step(train_step, batch)))
-                if step == first:
-                    self._read()
-                    self._metrics.log(
-                        f"first step done after {time.perf_counter() - started:.1f} s; attention: "
-                        + self._describe_attention(train_step)
-                    )
-                    self._metrics.start_timing(step)
-                self._tell(step, step == last)
-                if termination.received and step < last:
-                    if step % self._options.save_checkpoints_steps:
-                        self._save(step)
-                    self._metrics.log(
-                        f"stopped by {termination.received.name} at step {step}: the same command goes "
-                        "on from there"
-                    )
-                    raise SystemExit(128 + termination.received)
+        for step in range(first, last + 1):
+            if not self._group.may_begin(step):
+                self._stop(step - 1)
+            with self._metrics.waiting_for_input(train_step.is_idle):
+                batch = next(self._batches)
+            self._unread.append((step, self._run_step(train_step, batch)))
+            if step == first:
+                self._read()
+                self._metrics.log(
+                    f"first step done after {time.perf_counter() - started:.1f} s; attention: "
+                    + self._describe_attention(train_step)
+                )
+                num_parameters = self._update.model.count_params()
+                self._metrics.all_reduce_seconds = self._replicas.seconds_to_add(num_parameters)
+                self._metrics.start_timing(step)
+            self._tell(step, step == last)
+
+    def _run_step(self, step: TrainStep, batch: Batch) -> dict[str, Any]:
+        try:
+            return step(batch)
+        except Exception as error:  # each backend has its own
+            if "out of memory" not in str(error).lower():
+                self._group.raise_as_lost(error)
+            raise UserError(
+                "the device has too little memory for this batch: raise --gradient_accumulation_steps, or "
+                "give --precision=bfloat16 or --recompute_activations"
+            ) from error
+
+    def _stop(self, step: int) -> NoReturn:
+        """Ends the run behind a step, as all processes have agreed."""
+        stop = self._group.stop
+        assert stop
+        if step > self._start.step and step % self._options.save_checkpoints_steps:
+            self._save(step)
+        by = f" to {stop.process}" if self._group.num_processes > 1 else ""
+        self._metrics.log(
+            f"stopped by {stop.signal}{by} at step {step}: the same command goes on from there"
+        )
+        raise SystemExit(exit_code(stop.signal))
 
     def _tell(self, step: int, is_last: bool) -> None:
         """Writes metrics, evaluates and saves, where it is time."""
@@ -229,7 +286,9 @@ class _Loop:
             self._read()
             with self._metrics.not_timed():
                 batches = readable(self._eval_batches, self._data_dir, self._manifest)
-                self._metrics.write_evaluation(step, evaluation_sums(self._eval_step, batches))
+                sums = evaluation_sums(self._eval_step, batches)
+                sums = added_sums(self._group.gather(sums))
+                self._metrics.write_evaluation(step, sums)
         if step % options.save_checkpoints_steps == 0 or is_last:
             self._save(step)
 
@@ -254,7 +313,7 @@ class _Loop:
         )
         return UserError(
             f"the loss or the gradient is no longer a finite number at step {step}, whose batch is of "
-            f"{', '.join(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
+            f"{_listed(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
             "--learning_rate or raise --num_warmup_steps"
         )
 
@@ -267,10 +326,13 @@ class _Loop:
                 instances_seen=self._instances_seen(step),
                 sums=self._sums,
             )
-            path = save_checkpoint(
-                self._run_dir, self._update, reached, self._options.keep_checkpoints
-            )
-            self._metrics.log(f"saved {path}")
+            if self._group.is_first:
+                path = save_checkpoint(
+                    self._run_dir, self._update, reached, self._options.keep_checkpoints
+                )
+                self._metrics.log(f"saved {path}")
+            # Not in the middle of the next step, where a backend has its own limits of time.
+            self._group.wait_for_all()
 
     def _instances_seen(self, step: int) -> int:
         steps = step - self._start.step

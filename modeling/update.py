@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from modeling.config import BertConfig
@@ -27,6 +28,7 @@ Batch = Mapping[str, Any]
 
 CLIP_NORM = 1.0
 _KEYS = "dropout_keys"
+_ROWS = "rows"
 
 
 class Update:
@@ -68,6 +70,16 @@ class Update:
         scale = self.loss_scale.variables if self.loss_scale else []
         return [*self.weights, *self.optimizer.variables, *scale]
 
+    def copy(self) -> "Update":
+        """Another one, whose variables have the values that these have now."""
+        model, optimizer = self.model.copy(), self.optimizer.copy()
+        optimizer.build(model.trainable_variables)
+        scale = LossScale() if self.loss_scale else None
+        other = Update(model, optimizer, self.seed, self.accumulation_steps, scale, self.clip_norm)
+        for variable, value in zip(other.variables, self.variables, strict=True):
+            variable.assign(value)
+        return other
+
     def parts(self, batch: Batch) -> dict[str, Any]:
         """The batch in parts, [accumulation steps, sequences of a part, …]."""
         return {
@@ -76,9 +88,14 @@ class Update:
         }
 
     def with_keys(self, batch: Batch) -> dict[str, Any]:
-        """The batch with keys for this update's dropout, `dropout_keys` [B]."""
+        """The batch with keys for this update's dropout, `dropout_keys` [B].
+
+        Args:
+          batch: a whole batch, or a device's part of it from `with_rows`.
+        """
         key = fold_in(dropout_key(self.seed), self.optimizer.iterations)
-        return {**batch, _KEYS: example_keys(key, batch["input_ids"].shape[0])}
+        rows = batch.get(_ROWS, ops.arange(batch["input_ids"].shape[0], dtype="int32"))
+        return {**batch, _KEYS: example_keys(key, rows)}
 
     def loss(self, part: Batch, totals: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         """What to take the gradients of, and the `pretraining_sums` of a part.
@@ -122,6 +139,15 @@ class Update:
             "updates": updates,
             "updates_left_out": 1.0 - updates,
         }
+
+
+def with_rows(batch: Batch, process_id: int, num_processes: int) -> Batch:
+    """The part of a batch that one of N processes has, with `rows` [B]: its examples' numbers in the whole.
+
+    A process has every N-th example, as `input.training_batches` gives them.
+    """
+    end = num_processes * len(batch["input_ids"])
+    return {**batch, _ROWS: np.arange(process_id, end, num_processes, dtype=np.int32)}
 
 
 def new_update(config: BertConfig, options: TrainingOptions) -> Update:

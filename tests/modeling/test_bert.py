@@ -23,7 +23,7 @@ def built(config, seed=0):
 
 
 def encode(model, batch, key=None):
-    keys = None if key is None else example_keys(key, len(batch["input_ids"]))
+    keys = None if key is None else example_keys(key, np.arange(len(batch["input_ids"])))
     outputs = model(batch["input_ids"], batch["input_mask"], batch["segment_ids"], keys)
     return tuple(np.asarray(output) for output in outputs)
 
@@ -235,7 +235,7 @@ def attention_by_hand(q, k, v, mask, kept_and_scaled):
     return np.moveaxis(weights * kept_and_scaled @ v, 1, 2)
 
 
-@pytest.mark.parametrize("keys", [None, example_keys(KEY, 3)], ids=["no keys", "keys"])
+@pytest.mark.parametrize("keys", [None, example_keys(KEY, np.arange(3))], ids=["no keys", "keys"])
 def test_both_forms_of_attention_are_the_formula(keys):
     inputs = queries_keys_values_and_mask()
     expected = attention_by_hand(*inputs, 1.0)
@@ -247,9 +247,13 @@ def test_both_forms_of_attention_are_the_formula(keys):
 
 def test_dropout_of_attention_is_of_the_probabilities():
     inputs = queries_keys_values_and_mask()
-    kept_and_scaled = np.asarray(dropout(ops.ones((3, 2, 24, 24)), 0.25, example_keys(KEY, 3)))
+    kept_and_scaled = np.asarray(
+        dropout(ops.ones((3, 2, 24, 24)), 0.25, example_keys(KEY, np.arange(3)))
+    )
     expected = attention_by_hand(*inputs, kept_and_scaled)
-    actual = attention_with_dropout(*map(ops.convert_to_tensor, inputs), 0.25, example_keys(KEY, 3))
+    actual = attention_with_dropout(
+        *map(ops.convert_to_tensor, inputs), 0.25, example_keys(KEY, np.arange(3))
+    )
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 

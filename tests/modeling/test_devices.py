@@ -38,7 +38,7 @@ def test_other_devices_have_none(device_name):
     [
         ([], "the processor; no GPU was found"),
         (["Tesla T4"], "Tesla T4"),
-        (["Tesla T4"] * 3, "Tesla T4 (2 more are not used)"),
+        (["Tesla T4"] * 3, "3 x Tesla T4"),
     ],
 )
 def test_devices_are_described(names, described):

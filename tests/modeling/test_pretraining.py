@@ -12,7 +12,7 @@ from modeling.training_options import Precision
 
 # On a processor, JAX computes float16 attention with dropout only.
 SIZE = 4
-KEYS = example_keys(dropout_key(5), SIZE)
+KEYS = example_keys(dropout_key(5), np.arange(SIZE))
 
 
 def values(model):
@@ -118,7 +118,7 @@ def test_weight_without_a_value_is_an_error(model, config):
 def test_dropout_is_on_with_a_key_only(model, batch):
     without, first, same, other = (
         outputs(model, batch, keys)
-        for keys in (None, KEYS, KEYS, example_keys(dropout_key(6), SIZE))
+        for keys in (None, KEYS, KEYS, example_keys(dropout_key(6), np.arange(SIZE)))
     )
     for name, output in first.items():
         np.testing.assert_array_equal(output, same[name])

@@ -209,7 +209,7 @@ def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
         return installed(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    write_environment(run_dir, ["NVIDIA H100", "NVIDIA H100"])
+    write_environment(run_dir, ["NVIDIA H100"] * 2, ["host1", "host2"], 4)
     content = json.loads((run_dir / "environment.json").read_text())
     assert content["backend"] == keras.config.backend()
     assert content["devices"] == ["NVIDIA H100", "NVIDIA H100"]

@@ -3,10 +3,16 @@ import signal
 
 import pytest
 
-from modeling.termination import noticing_termination
+from modeling.process_group import ProcessGroup
+from modeling.termination import exit_code, noticing_termination
 
 
-@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT])
+@pytest.fixture
+def group():
+    return ProcessGroup()
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def number(request):
     return request.param
 
@@ -24,45 +30,52 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def test_a_signal_ends_nothing_but_is_noticed(received, number):
-    with noticing_termination() as termination:
-        assert termination.received is None
+def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
+    with noticing_termination(group):
+        assert group.may_begin(1)
         send(number)
-        assert termination.received == number
+        assert not group.may_begin(2)
+        assert group.stop.signal == number.name
     assert received == []
 
 
-def test_sigterm_may_come_again():
-    with noticing_termination() as termination:
+def test_sigterm_may_come_again(group):
+    with noticing_termination(group):
         for _ in range(3):
             send(signal.SIGTERM)
-        assert termination.received == signal.SIGTERM
+        assert not group.may_begin(1)
 
 
-def test_a_second_ctrl_c_does_not_wait():
-    with noticing_termination():
+def test_the_first_signal_counts(group):
+    with noticing_termination(group):
+        send(signal.SIGUSR1)
+        send(signal.SIGINT)
+        assert not group.may_begin(1)
+        assert group.stop.signal == "SIGUSR1"
+
+
+def test_a_second_ctrl_c_does_not_wait(group):
+    with noticing_termination(group):
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
-def test_the_handler_from_before_is_back_afterwards(received, number):
-    with noticing_termination() as termination:
+def test_the_handler_from_before_is_back_afterwards(received, group, number):
+    with noticing_termination(group):
         pass
     send(number)
     assert received == [number]
-    assert termination.received is None
+    assert group.may_begin(1)
 
 
-def test_the_handler_from_before_is_back_after_an_error(received, number):
-    with pytest.raises(ValueError, match="bad batch"), noticing_termination():
+def test_the_handler_from_before_is_back_after_an_error(received, group, number):
+    with pytest.raises(ValueError, match="bad batch"), noticing_termination(group):
         raise ValueError("bad batch")
     send(number)
     assert received == [number]
 
 
-def test_what_was_noticed_once_does_not_count_the_next_time():
-    with noticing_termination():
-        send(signal.SIGTERM)
-    with noticing_termination() as termination:
-        assert termination.received is None
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_exit_codes(name, code):
+    assert exit_code(name) == code

@@ -449,7 +449,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
     opened, steps = [], []
 
     def run(options=FEW_STEPS, data_set=data_set, pretrained=None, flags="", **kwargs):
-        def make_step(update):
+        def make_step(update, _replicas):
             steps.append(FakeStep(update, **kwargs))
             return steps[-1]
 

@@ -1,0 +1,225 @@
+"""What process 0 does for all processes of a job, and the connections that they keep to it."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from modeling.job_place import JobPlace
+from pipeline.errors import UserError
+
+# A process that is not heard of for so long is lost; it says twice a second that it is there.
+SECONDS_OF_SILENCE = 30.0
+SECONDS_BETWEEN_SIGNS_OF_LIFE = 0.5
+SECONDS_BETWEEN_TRIES = 0.2
+GO_ON = "the job ends; the same command goes on from the newest checkpoint"
+
+
+class Coordinator:
+    """What process 0 does for all, in threads of its own."""
+
+    def __init__(self, place: JobPlace, deadline: float, timeout: float):
+        self._num_processes = place.num_processes
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._connections: dict[int, Connection] = {}
+        self._hellos: dict[int, dict[str, Any]] = {}
+        self._values: dict[int, Any] = {}
+        self._begun: dict[int, int] = {}
+        self._stop: dict[str, Any] | None = None
+        self._left: set[int] = set()
+        self._has_ended = False
+        try:
+            family = socket.getaddrinfo(*place.host_and_port, type=socket.SOCK_STREAM)[0][0]
+            listener = socket.create_server(
+                place.host_and_port, family=family, backlog=place.num_processes
+            )
+        except OSError as error:
+            raise UserError(
+                f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
+                "coordinator's address must be one of process 0's host, with a port that is not in use"
+            ) from error
+        threading.Thread(target=self._accept, args=(listener, deadline), daemon=True).start()
+        threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+
+    def _accept(self, listener: socket.socket, deadline: float) -> None:
+        """Takes connections until all processes have come, or it is too late."""
+        with listener:
+            # Not longer at a time, for the last hello may be of a connection taken before.
+            listener.settimeout(SECONDS_BETWEEN_TRIES)
+            while len(self._hellos) < self._num_processes and not self._has_ended:
+                if time.monotonic() > deadline:
+                    self._end_without_missing()
+                    return
+                try:
+                    accepted, (ip, *_) = listener.accept()
+                except TimeoutError:
+                    continue
+                threading.Thread(
+                    target=self._serve, args=(Connection(accepted), ip), daemon=True
+                ).start()
+
+    def _end_without_missing(self) -> None:
+        with self._lock:
+            missing = sorted(set(range(self._num_processes)) - self._hellos.keys())
+            came = ", ".join(map(self._name, sorted(self._hellos)))
+            self._end_all(
+                f"waited {self._timeout:g} s, but {_listed(missing)} of {self._num_processes} did not "
+                f"come (here: {came}): see whether each was started, with the same coordinator's "
+                "address, and what it says"
+            )
+
+    def _serve(self, connection: "Connection", ip: str) -> None:
+        process_id = None
+        try:
+            for message in connection.messages():
+                if "hello" in message:
+                    process_id = message["hello"]["process_id"]
+                    self._welcome(connection, message["hello"] | {"ip": ip})
+                elif message and process_id is not None:
+                    self._handle(process_id, message)
+            reason = "its connection was closed"
+        except OSError as error:
+            reason = reason_of(error)
+        except (ValueError, KeyError, TypeError):
+            return  # whatever it is, it is no process of this job
+        with self._lock:
+            if process_id is not None and process_id not in self._left:
+                self._end_all(f"{self._name(process_id)} was lost ({reason}): {GO_ON}")
+
+    def _welcome(self, connection: "Connection", hello: dict[str, Any]) -> None:
+        with self._lock:
+            process_id = hello["process_id"]
+            if process_id in self._hellos:
+                connection.send(
+                    {
+                        "end": f"there are two processes {process_id}, on {self._hellos[process_id]['host']} "
+                        f"and {hello['host']}: give each its own --process_id, and each job a port of its own"
+                    }
+                )
+                return
+            self._hellos[process_id] = hello
+            self._connections[process_id] = connection
+            if hello["num_processes"] != self._num_processes:
+                self._end_all(
+                    f"{self._name(process_id)} was told of {hello['num_processes']} processes, process 0 "
+                    f"of {self._num_processes}"
+                )
+            elif len(self._hellos) == self._num_processes:
+                self._compare_and_welcome()
+
+    def _compare_and_welcome(self) -> None:
+        hellos = [self._hellos[i] for i in range(self._num_processes)]
+        first = hellos[0]["facts"]
+        for hello in hellos:
+            for name in sorted(first | hello["facts"]):
+                here, there = first.get(name), hello["facts"].get(name)
+                if here != there:
+                    self._end_all(
+                        f"the processes differ in {name}: it is {there} in "
+                        f"{self._name(hello['process_id'])}, {here} in {self._name(0)}"
+                    )
+                    return
+        hosts = [hello["host"] for hello in hellos]
+        addresses = [_address(hello["ip"], hello["port"]) for hello in hellos]
+        self._send_all({"welcome": {"hosts": hosts, "addresses": addresses}})
+
+    def _handle(self, process_id: int, message: dict[str, Any]) -> None:
+        with self._lock:
+            match message:
+                case {"gather": value}:
+                    self._values[process_id] = value
+                    if len(self._values) == self._num_processes:
+                        values = [self._values[i] for i in range(self._num_processes)]
+                        self._values = {}
+                        self._send_all({"gathered": values})
+                case {"stop": name}:
+                    if not self._stop:
+                        self._stop = {
+                            "signal": name,
+                            "process_id": process_id,
+                            "host": self._hellos[process_id]["host"],
+                        }
+                        self._send_all({"hold": True})
+                case {"begun": step}:
+                    self._begun[process_id] = step
+                    if len(self._begun) == self._num_processes:
+                        self._send_all(
+                            {"stop_after": max(self._begun.values()), "stop": self._stop}
+                        )
+                case {"failed": reason}:
+                    self._left.add(process_id)
+                    self._end_all(f"{self._name(process_id)} failed: {reason}")
+                case {"leave": _}:
+                    self._left.add(process_id)
+                    if len(self._left) == self._num_processes:
+                        self._send_all({"bye": True})
+
+    def _end_all(self, reason: str) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._send_all({"end": reason})
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            # Process 0 last, for with it this coordinator ends.
+            for _, connection in sorted(self._connections.items(), reverse=True):
+                with contextlib.suppress(OSError):  # its own thread notices
+                    connection.send(message)
+
+    def _give_signs_of_life(self) -> None:
+        while True:
+            self._send_all({})
+            time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+
+    def _name(self, process_id: int) -> str:
+        return name_of(process_id, self._hellos[process_id]["host"])
+
+
+class Connection:
+    """Messages both ways, as lines of JSON."""
+
+    def __init__(self, connected: socket.socket):
+        connected.settimeout(SECONDS_OF_SILENCE)
+        self._socket = connected
+        self._sending = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a message; an empty one is a sign of life."""
+        with self._sending:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """The messages that come, until the other side closes the connection.
+
+        Raises:
+          OSError: the connection broke, or nothing came for a long time.
+        """
+        received = b""
+        while data := self._socket.recv(1 << 16):
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+
+def name_of(process_id: int, host: str) -> str:
+    """A process, for people."""
+    return f"process {process_id} on {host}"
+
+
+def reason_of(error: OSError) -> str:
+    """Why a connection ended, for people."""
+    if isinstance(error, TimeoutError):
+        return f"nothing was heard for {SECONDS_OF_SILENCE:g} s"
+    return error.strerror or str(error)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ("process " if len(numbers) == 1 else "processes ") + ", ".join(map(str, numbers))
+
+
+def _address(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

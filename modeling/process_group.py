@@ -1,0 +1,275 @@
+"""The processes of a job: they meet, agree where they must, and end together.
+
+Every process keeps a connection to the coordinator, which process 0 runs. What the devices exchange in a
+step is the backends' own business; this is about the processes: who has come, whether all were told the
+same, at which step all stop, and who is lost.
+"""
+
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from absl import logging
+
+from modeling.coordinator import (
+    GO_ON,
+    SECONDS_BETWEEN_SIGNS_OF_LIFE,
+    SECONDS_BETWEEN_TRIES,
+    SECONDS_OF_SILENCE,
+    Connection,
+    Coordinator,
+    name_of,
+    reason_of,
+)
+from modeling.job_place import JobPlace
+from pipeline.errors import UserError
+
+_SECONDS_TO_FAIL = 5.0
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What ended training before its last step.
+
+    Attributes:
+      signal: the signal's name.
+      process_id, host: the process that received it first.
+    """
+
+    signal: str
+    process_id: int
+    host: str
+
+    @property
+    def process(self) -> str:
+        """The process, for people."""
+        return name_of(self.process_id, self.host)
+
+
+class ProcessGroup:
+    """All processes of a job, as one of them sees them. A group of one needs no network.
+
+    As a context: at its end the processes wait for each other. If the block fails in one of them, or
+    one is lost, all others end with exit code 1; process 0 says why.
+
+    Args:
+      place: this process's; by default that of the only one.
+      facts: what has to be the same in all processes, by name.
+      timeout: seconds to wait for all to come.
+
+    Attributes:
+      process_id, num_processes, found_in: as in `place`.
+      hosts: names of the processes' hosts, by process.
+      addresses: a free HOST:PORT of each process, for the backend.
+      stop: why training stopped before its last step, once it is known.
+
+    Raises:
+      UserError: the coordinator does not answer or cannot listen, processes are missing, or differ
+        in a fact.
+    """
+
+    def __init__(
+        self,
+        place: JobPlace | None = None,
+        facts: Mapping[str, str] | None = None,
+        timeout: float = 300.0,
+    ):
+        place = place or JobPlace()
+        self.process_id, self.num_processes = place.process_id, place.num_processes
+        self.found_in = place.found_in
+        self.stop: Stop | None = None
+        self.hosts = [socket.gethostname()]
+        self.addresses: list[str] = []
+        self._begun = 0
+        self._last_step: int | None = None
+        self._is_holding = False
+        self._gate = threading.Condition()
+        self._received: str | None = None
+        self._connection: Connection | None = None
+        if self.num_processes > 1:
+            self._meet(place, dict(facts or {}), timeout)
+
+    def __enter__(self) -> "ProcessGroup":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._connection:
+            return
+        self._is_leaving.set()
+        if error is None or isinstance(error, SystemExit):
+            self._connection.send({"leave": True})
+            self._reader.join()
+        else:
+            # Others name the failure; who failed itself says more.
+            self._connection.send({"failed": str(error).partition("\n")[0] or kind.__name__})  # type: ignore[union-attr]
+            self._reader.join(_SECONDS_TO_FAIL)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is process 0, which writes and tells."""
+        return self.process_id == 0
+
+    @property
+    def name(self) -> str:
+        """What people call this process."""
+        return name_of(self.process_id, socket.gethostname())
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values that all processes give, by process; waits for all.
+
+        Args:
+          value: anything that JSON has.
+        """
+        if not self._connection:
+            return [value]
+        self._connection.send({"gather": value})
+        return self._gathered.get()
+
+    def wait_for_all(self) -> None:
+        """Waits until all processes are here."""
+        self.gather(None)
+
+    def request_stop(self, received: signal.Signals) -> None:
+        """Asks all processes to stop at the same step; as a signal handler may, takes no lock."""
+        self._received = self._received or received.name
+
+    def may_begin(self, step: int) -> bool:
+        """Whether a step is to be made: False in all processes alike behind the step where they stop.
+
+        They stop at the furthest step that any of them has begun, for the others take part in it.
+        """
+        with self._gate:
+            if not self._connection:
+                if self._received:
+                    self.stop = Stop(self._received, 0, self.hosts[0])
+                return not self._received
+            self._gate.wait_for(lambda: not self._is_holding)
+            if self._last_step is not None and step > self._last_step:
+                return False
+            self._begun = step
+            return True
+
+    def raise_as_lost(self, error: Exception) -> None:
+        """Raises an error of a step, unless it comes of a lost process: then this one ends with its reason."""
+        if self._connection:
+            # The backend often notices first, in words of its own.
+            self._reader.join(SECONDS_OF_SILENCE)
+        raise error
+
+    def _meet(self, place: JobPlace, facts: dict[str, str], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        if self.is_first:
+            Coordinator(place, deadline, timeout)
+        self._connection = connection = _connect(place, deadline, timeout)
+        self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
+        self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._is_member = False
+        self._is_leaving = threading.Event()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        hello = {
+            "process_id": self.process_id,
+            "num_processes": self.num_processes,
+            "host": self.hosts[0],
+            "port": port,
+            "facts": facts,
+        }
+        connection.send({"hello": hello})
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+        welcome = self._welcome.get()
+        if "end" in welcome:
+            reason = welcome["end"]
+            raise UserError(reason if self.is_first else f"{self.name}: {reason}")
+        self.hosts, self.addresses = welcome["hosts"], welcome["addresses"]
+
+    def _read(self) -> None:
+        assert self._connection
+        try:
+            for message in self._connection.messages():
+                if self._handle(message):
+                    return
+            reason = "it closed the connection"
+        except OSError as error:
+            reason = reason_of(error)
+        if not self._is_leaving.is_set():
+            self._end(f"process 0 was lost ({reason}): {GO_ON}", is_told_elsewhere=False)
+
+    def _handle(self, message: dict[str, Any]) -> bool:
+        """Takes a message of the coordinator; True when nothing more is to come."""
+        assert self._connection
+        match message:
+            case {"welcome": welcome}:
+                self._is_member = True
+                self._welcome.put(welcome)
+            case {"gathered": values}:
+                self._gathered.put(values)
+            case {"hold": _}:
+                with self._gate:
+                    self._is_holding = True
+                    begun = self._begun
+                self._connection.send({"begun": begun})
+            case {"stop_after": step, "stop": stop}:
+                with self._gate:
+                    self._last_step, self.stop, self._is_holding = step, Stop(**stop), False
+                    self._gate.notify_all()
+            case {"end": reason}:
+                self._end(reason, is_told_elsewhere=not self.is_first)
+                return True
+            case {"bye": _}:
+                return True
+        return False
+
+    def _end(self, reason: str, is_told_elsewhere: bool) -> None:
+        """Ends the process, whose other threads may wait for a lost one for ever."""
+        if self._is_leaving.is_set():
+            return
+        if not self._is_member:
+            self._welcome.put({"end": reason})
+            return
+        if not is_told_elsewhere:
+            logging.error("%s", reason if self.is_first else f"{self.name}: {reason}")
+        logging.flush()
+        os._exit(1)
+
+    def _give_signs_of_life(self) -> None:
+        assert self._connection
+        is_told = False
+        try:
+            while True:
+                if self._received and not is_told:
+                    self._connection.send({"stop": self._received})
+                    is_told = True
+                self._connection.send({})
+                time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+        except OSError:
+            pass  # the reader notices, too
+
+
+def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
+    while True:
+        try:
+            left = max(deadline - time.monotonic(), 0.001)
+            return Connection(socket.create_connection(place.host_and_port, left))
+        except OSError as error:
+            if time.monotonic() + SECONDS_BETWEEN_TRIES > deadline:
+                raise UserError(
+                    f"process {place.process_id} on {socket.gethostname()}: the coordinator at "
+                    f"{place.coordinator_address} did not answer within {timeout:g} s ({reason_of(error)}): "
+                    "see whether process 0 runs there, and whether the address can be reached from here"
+                ) from error
+            time.sleep(SECONDS_BETWEEN_TRIES)
