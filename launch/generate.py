@@ -25,7 +25,9 @@ SHARED_FLAGS = (input_flags,)
 _DEFAULTS = InstanceOptions()
 _LOGGERS_OF_EXCEPTIONS = (
     "apache_beam.runners.common",
+    "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.worker.sdk_worker",
+    "apache_beam.utils.subprocess_server",
 )
 
 _VOCAB_FILE = flags.DEFINE_string(
@@ -176,6 +178,7 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     python_logging.getLogger("apache_beam").setLevel(python_logging.WARNING)
     for logger in _LOGGERS_OF_EXCEPTIONS:
         python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
+    python_logging.getLogger().addFilter(_is_no_message_of_job)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
@@ -192,6 +195,11 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     if workers.sdk_harness_log_level_overrides is None:
         workers.sdk_harness_log_level_overrides = dict.fromkeys(_LOGGERS_OF_EXCEPTIONS, "CRITICAL")
     return known
+
+
+def _is_no_message_of_job(record: python_logging.LogRecord) -> bool:
+    """What a job service says arrives without a logger's name; why a job failed is raised as well."""
+    return record.module != "portable_runner"
 
 
 def describe(manifest: Manifest, output_dir: Path) -> str:

@@ -10,7 +10,6 @@ one split and one bucket on every runner, however large the corpus. What the wor
 receipts of the files they finish.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
@@ -41,7 +40,7 @@ from pipeline.duplicates import (
     read_duplicates,
     write_duplicates,
 )
-from pipeline.errors import UserError
+from pipeline.failures import as_a_user_can_mend_it
 from pipeline.files import has_sha256, sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
@@ -53,7 +52,6 @@ from pipeline.word_segmentation import load_segmenter
 
 _BucketKey = tuple[str, int]
 
-_UP_TO_BEAMS_ADDITION = r"(.*?)(?: \[while running|$)"
 # How much text a worker tokenizes before it writes the tokens down.
 _BATCH_CHARACTERS = 32 << 20
 
@@ -69,11 +67,13 @@ def run_pipeline(
     """Makes all shards and returns what the workers counted.
 
     Raises:
-      UserError: a worker met text that cannot be read.
+      UserError: a worker met text that cannot be read, or the runner could not do its part.
       OSError: a worker could not write a file.
       RuntimeError: a file was never finished; the runner has lost work.
     """
     num_partitions = count_partitions(buckets.corpus_bytes) if options.drop_duplicates else 0
+    runner = beam_options.view_as(StandardOptions).runner  # Beam forgets it on the way
+    root = None
     try:
         with (
             dead_worker_ends_process(),
@@ -100,22 +100,13 @@ def run_pipeline(
                 | "SpreadShards" >> beam.Reshuffle()
                 | "Build" >> beam.ParDo(BuildShard(options, directories), *duplicates)
             )
+    except KeyboardInterrupt:
+        if job := getattr(root, "result", None):
+            job.cancel()  # on a cluster it would go on, and meet the next run in the same directory
+        raise
     except Exception as error:
-        raise _as_it_was_raised(error) from error
+        raise as_a_user_can_mend_it(error, runner) from error
     return _read_results(directories, len(splits), num_partitions, shard_plans)
-
-
-def _as_it_was_raised(error: Exception) -> Exception:
-    """What a worker raised, when the user can do something about it; else the exception itself.
-
-    It arrives with additions, or as text with a traceback.
-    """
-    text = f"{type(error).__name__}: {error}"
-    if match := re.search(rf"UserError: {_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
-        return UserError(match[1])
-    if match := re.search(rf"Error: (?=\[Errno \d+\]){_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
-        return OSError(f"{match[1]}; the same command goes on with what is finished")
-    return error
 
 
 def _find_duplicates(

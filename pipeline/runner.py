@@ -25,6 +25,8 @@ EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 # What Beam raises, in a thread of its own, about a worker of `multi_processing`.
 _BEAMS_MESSAGE = "Worker subprocess exited"
+# What gRPC raises, in a thread of its own, when a job server ends while Beam waits for it.
+_CLOSED_CHANNEL = "Cannot monitor channel state"
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
 _SECONDS_TO_ANSWER = 10
 
@@ -33,7 +35,8 @@ def choose_runner(beam_options: PipelineOptions) -> None:
     """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
 
     Raises:
-      UserError: the runner or its mode drops records without an error, or its job service is not there.
+      UserError: the runner or its mode drops records without an error, its job service is not there, or
+        an option says not to wait for the job.
     """
     standard = beam_options.view_as(StandardOptions)
     name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
@@ -51,8 +54,16 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
-    if endpoint := beam_options.view_as(PortableOptions).job_endpoint:
-        _check_answers(endpoint)
+    portable = beam_options.view_as(PortableOptions)
+    if standard.no_wait_until_finish or portable.output_executable_path:
+        refused = (
+            "--no_wait_until_finish"
+            if standard.no_wait_until_finish
+            else "--output_executable_path"
+        )
+        raise UserError(f"leave out {refused}: the manifest is written when the job is done")
+    if portable.job_endpoint:
+        _check_answers(portable.job_endpoint)
 
 
 def _check_answers(job_endpoint: str) -> None:
@@ -96,15 +107,16 @@ def dead_worker_ends_process() -> Iterator[None]:
     previous_hook = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
-        if isinstance(arguments.exc_value, grpc.RpcError):
-            return  # the broken connection to the worker, which says less than what follows
-        if _BEAMS_MESSAGE not in str(arguments.exc_value):
+        error = arguments.exc_value
+        if isinstance(error, grpc.RpcError) or _CLOSED_CHANNEL in str(error):
+            return  # a broken connection, which says less than what follows
+        if _BEAMS_MESSAGE not in str(error):
             previous_hook(arguments)
             return
         logging.error(
             "a worker process died (%s), perhaps for lack of memory: the same command goes on with "
             "what is finished; with fewer --direct_num_workers it needs less memory",
-            arguments.exc_value,
+            error,
         )
         logging.flush()
         os._exit(1)

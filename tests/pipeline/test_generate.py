@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import zstandard
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.portable_runner import PortableRunner
 
 import pipeline.graph
 from pipeline.buckets import BucketPlan
@@ -426,6 +427,47 @@ def test_runners_that_lose_records_are_refused(flags, options):
     with pytest.raises(UserError, match=flags[0].partition("=")[0]):
         generate(options, PipelineOptions(flags))
     assert not options.output_dir.exists()
+
+
+@pytest.fixture
+def interrupted_job(monkeypatch):
+    """The job of a runner that is elsewhere, in which the user presses Ctrl-C."""
+
+    class Job:
+        is_cancelled = False
+
+        def wait_until_finish(self):
+            raise KeyboardInterrupt
+
+        def cancel(self):
+            self.is_cancelled = True
+
+    class Runner(PortableRunner):
+        def run_portable_pipeline(self, pipeline, options):
+            job.pipeline = self._optimize_pipeline(pipeline, options)
+            return job
+
+    job = Job()
+    monkeypatch.setattr("apache_beam.pipeline.create_runner", lambda _: Runner())
+    return job
+
+
+def test_an_interrupted_run_cancels_its_job(interrupted_job, options):
+    with pytest.raises(KeyboardInterrupt):
+        generate(options, PipelineOptions(["--runner=FlinkRunner"]))
+    assert interrupted_job.is_cancelled
+
+
+def test_a_job_is_made_of_what_every_portable_runner_has(interrupted_job, options):
+    with pytest.raises(KeyboardInterrupt):
+        generate(replace(options, drop_duplicates=True), PipelineOptions(["--runner=FlinkRunner"]))
+    transforms = interrupted_job.pipeline.components.transforms.values()
+    urns = {transform.spec.urn for transform in transforms if not transform.subtransforms}
+    kinds = {urn.split(":")[2] for urn in urns}
+    assert {kind for kind in kinds if not kind.startswith("combine")} == {
+        *("impulse", "pardo", "group_by_key", "flatten")
+    }
+    assert not interrupted_job.pipeline.requirements  # such as state, timers, splittable DoFns
 
 
 def test_more_shards_than_documents_are_fine(options):

@@ -37,6 +37,12 @@ def test_a_job_service_that_does_not_answer_is_told_at_once(endpoint):
         choose_runner(beam_options)
 
 
+@pytest.mark.parametrize("flag", ["--no_wait_until_finish", "--output_executable_path=job.jar"])
+def test_a_job_is_waited_for(flag):
+    with pytest.raises(UserError, match=flag.partition("=")[0]):
+        choose_runner(PipelineOptions(["--runner=FlinkRunner", flag]))
+
+
 def test_the_death_of_a_worker_ends_the_process_with_a_message():
     code = """
 import threading
@@ -69,6 +75,20 @@ def test_other_errors_of_threads_are_shown_as_ever(monkeypatch):
         thread.join()
     assert isinstance(seen[0], KeyError)
     assert threading.excepthook is hook
+
+
+def test_connections_that_break_are_not_shown(monkeypatch):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+
+    def monitor():
+        raise ValueError("Cannot monitor channel state: Channel closed!")
+
+    with dead_worker_ends_process():
+        thread = threading.Thread(target=monitor)
+        thread.start()
+        thread.join()
+    assert seen == []
 
 
 def test_worker_processes_find_the_log_levels_while_the_pipeline_runs():

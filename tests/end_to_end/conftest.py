@@ -1,0 +1,137 @@
+"""What the tests of runners share: services of Beam's, and `generate` on a small corpus."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.manifest import Manifest
+
+SAMPLES = Path(__file__).parents[2] / "data_samples"
+SECONDS_TO_START = 60
+# Workers start by the name `python`, which must be the one that has the package installed.
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@contextmanager
+def service(module, *flags, log):
+    """A service of Beam's that runs within; its log is there at the end."""
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            cwd=log.parent,
+            env=ENVIRONMENT,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(SECONDS_TO_START)
+
+
+def wait_for(condition, process, log):
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not (found := condition()):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    return found
+
+
+@contextmanager
+def worker_pool_service(directory, *flags):
+    """A service that starts workers: its address and its log."""
+    log = directory / "log.txt"
+    module = "apache_beam.runners.worker.worker_pool_main"
+    with service(module, "--service_port=0", *flags, log=log) as process:
+        line = wait_for(lambda: "at port: " in log.read_text() and log.read_text(), process, log)
+        yield line.partition("at port: ")[2].split()[0], log
+
+
+@pytest.fixture(scope="session")
+def run_generate():
+    """A function that runs `clozemill generate` with these flags and gives the completed process."""
+
+    def run(output_dir, *flags):
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "launch", "generate"),
+                f"--input_file={SAMPLES / 'english.txt'}",
+                f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+                f"--output_dir={output_dir}",
+                "--max_seq_length=48",
+                "--max_predictions_per_seq=8",
+                "--dupe_factor=2",
+                "--eval_fraction=0.2",
+                "--num_shards=4",
+                "--drop_duplicates",
+                *flags,
+            ],
+            cwd=output_dir.parent,
+            env=ENVIRONMENT,
+            timeout=180,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def generate(run_generate):
+    """A function that runs `clozemill generate` and gives the shards' SHA-256."""
+
+    def run(output_dir, *flags):
+        result = run_generate(output_dir, *flags)
+        assert result.returncode == 0, result.stderr
+        return {shard.name: shard.sha256 for shard in Manifest.read(output_dir).shards}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory, generate):
+    """The shards' SHA-256 of the embedded runner."""
+    return generate(tmp_path_factory.mktemp("embedded") / "data")
+
+
+@pytest.fixture(scope="session")
+def job_endpoint(tmp_path_factory):
+    """The address of Beam's own job service."""
+    directory = tmp_path_factory.mktemp("job_service")
+    log, port_file = directory / "log.txt", directory / "port"
+    module = "apache_beam.runners.portability.local_job_service_main"
+    with service(module, "--port=0", f"--port_file={port_file}", log=log) as process:
+        port = wait_for(lambda: port_file.exists() and port_file.read_text(), process, log)
+        yield f"localhost:{port}"
+
+
+@pytest.fixture(scope="session")
+def worker_pool(tmp_path_factory):
+    """The address of a service that starts workers, and its log."""
+    with worker_pool_service(tmp_path_factory.mktemp("worker_pool")) as address_and_log:
+        yield address_and_log
+
+
+@pytest.fixture(scope="session")
+def boot(tmp_path_factory):
+    """A program that starts a worker as the README says for PROCESS."""
+    path = tmp_path_factory.mktemp("boot") / "worker"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m launch.worker "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pool_of_boot(tmp_path_factory, boot):
+    """As `worker_pool`, but the workers are started by `boot`."""
+    flag = f"--container_executable={boot}"
+    with worker_pool_service(tmp_path_factory.mktemp("pool_of_boot"), flag) as address_and_log:
+        yield address_and_log
