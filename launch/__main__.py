@@ -21,10 +21,14 @@ VERBS = {
     "inspect": "instances of a data set as text, masks shown",
     "verify": "whether a data set's files are still what its manifest says",
     "pretrain": "a data set to a trained BERT; goes on where it stopped",
+    "launch": "pretrain by several processes on this machine",
+    "slurm": "pretrain by several nodes of a Slurm cluster: writes the batch script",
+    "kubernetes": "pretrain by several nodes of a Kubernetes cluster: writes the manifests",
     "evaluate": "losses and accuracies of a run on the eval shards",
     "export": "a trained BERT to a directory that another framework opens",
 }
 USAGE = """usage: clozemill VERB --flag=value …
+       clozemill launch|slurm|kubernetes --flag=value … -- pretrain --flag=value …
 
 {verbs}
 
@@ -50,11 +54,12 @@ def run(arguments: list[str]) -> int:
     _configure()
     with native_banners_hidden():
         module = importlib.import_module(f"launch.{verb}")
+    own, command = _split_command(arguments[1:], module)
     try:
-        if {"--help", "-help", "-h"} & set(arguments[1:]):
+        if {"--help", "-help", "-h"} & set(own):
             print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}", flush=True)
             return 0
-        module.main(*_parse_flags(verb, arguments[1:], module))
+        module.main(*_parse_flags(verb, own, module), *command)
     except flags.Error as error:
         message = f"clozemill {verb}: {error}\n`clozemill {verb} --help` lists the flags."
         print(message, file=sys.stderr)
@@ -78,6 +83,14 @@ def run(arguments: list[str]) -> int:
 def usage() -> str:
     """What the command can do, a line a verb."""
     return USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items()))
+
+
+def _split_command(arguments: list[str], module: ModuleType) -> tuple[list[str], list[list[str]]]:
+    """The verb's own flags; for a verb that takes a command behind `--`, that command as well."""
+    if not getattr(module, "TAKES_COMMAND", False):
+        return arguments, []
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], [arguments[end + 1 :]]
 
 
 def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[list[str]]:

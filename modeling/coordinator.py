@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
+
 from modeling.job_place import JobPlace
 from pipeline.errors import UserError
 
@@ -15,6 +17,8 @@ from pipeline.errors import UserError
 SECONDS_OF_SILENCE = 30.0
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 0.5
 SECONDS_BETWEEN_TRIES = 0.2
+_SECONDS_BETWEEN_REPORTS = 30.0
+CLOSED = "its connection was closed"
 GO_ON = "the job ends; the same command goes on from the newest checkpoint"
 
 
@@ -31,29 +35,32 @@ class Coordinator:
         self._begun: dict[int, int] = {}
         self._stop: dict[str, Any] | None = None
         self._left: set[int] = set()
-        self._has_ended = False
-        try:
-            family = socket.getaddrinfo(*place.host_and_port, type=socket.SOCK_STREAM)[0][0]
-            listener = socket.create_server(
-                place.host_and_port, family=family, backlog=place.num_processes
-            )
-        except OSError as error:
-            raise UserError(
-                f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
-                "coordinator's address must be one of process 0's host, with a port that is not in use"
-            ) from error
+        self._end: str | None = None
+        listener = _listen(place, deadline)
+        logging.info(
+            "waiting at %s for %d processes more",
+            place.coordinator_address,
+            place.num_processes - 1,
+        )
         threading.Thread(target=self._accept, args=(listener, deadline), daemon=True).start()
         threading.Thread(target=self._give_signs_of_life, daemon=True).start()
 
     def _accept(self, listener: socket.socket, deadline: float) -> None:
         """Takes connections until all processes have come, or it is too late."""
+        told = time.monotonic()
         with listener:
             # Not longer at a time, for the last hello may be of a connection taken before.
             listener.settimeout(SECONDS_BETWEEN_TRIES)
-            while len(self._hellos) < self._num_processes and not self._has_ended:
+            while len(self._hellos) < self._num_processes:
                 if time.monotonic() > deadline:
-                    self._end_without_missing()
+                    self._end_all(
+                        f"waited {self._timeout:g} s, but {self._missing()} did not come: see whether each "
+                        "was started, with the same coordinator's address, and what it says"
+                    )
                     return
+                if time.monotonic() > told + _SECONDS_BETWEEN_REPORTS:
+                    told = time.monotonic()
+                    logging.info("still waiting for %s", self._missing())
                 try:
                     accepted, (ip, *_) = listener.accept()
                 except TimeoutError:
@@ -62,15 +69,11 @@ class Coordinator:
                     target=self._serve, args=(Connection(accepted), ip), daemon=True
                 ).start()
 
-    def _end_without_missing(self) -> None:
+    def _missing(self) -> str:
         with self._lock:
             missing = sorted(set(range(self._num_processes)) - self._hellos.keys())
             came = ", ".join(map(self._name, sorted(self._hellos)))
-            self._end_all(
-                f"waited {self._timeout:g} s, but {_listed(missing)} of {self._num_processes} did not "
-                f"come (here: {came}): see whether each was started, with the same coordinator's "
-                "address, and what it says"
-            )
+        return f"{_listed(missing)} of {self._num_processes} (here: {came})"
 
     def _serve(self, connection: "Connection", ip: str) -> None:
         process_id = None
@@ -81,7 +84,7 @@ class Coordinator:
                     self._welcome(connection, message["hello"] | {"ip": ip})
                 elif message and process_id is not None:
                     self._handle(process_id, message)
-            reason = "its connection was closed"
+            reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
         except (ValueError, KeyError, TypeError):
@@ -103,7 +106,9 @@ class Coordinator:
                 return
             self._hellos[process_id] = hello
             self._connections[process_id] = connection
-            if hello["num_processes"] != self._num_processes:
+            if self._end:
+                connection.send({"end": self._end})
+            elif hello["num_processes"] != self._num_processes:
                 self._end_all(
                     f"{self._name(process_id)} was told of {hello['num_processes']} processes, process 0 "
                     f"of {self._num_processes}"
@@ -159,9 +164,10 @@ class Coordinator:
                         self._send_all({"bye": True})
 
     def _end_all(self, reason: str) -> None:
-        if not self._has_ended:
-            self._has_ended = True
-            self._send_all({"end": reason})
+        with self._lock:
+            if not self._end:
+                self._end = reason
+                self._send_all({"end": reason})
 
     def _send_all(self, message: dict[str, Any]) -> None:
         with self._lock:
@@ -205,6 +211,28 @@ class Connection:
                 yield json.loads(line)
 
 
+def _listen(place: JobPlace, deadline: float) -> socket.socket:
+    is_told = False
+    while True:
+        try:
+            family = socket.getaddrinfo(*place.host_and_port, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server(
+                place.host_and_port, family=family, backlog=place.num_processes
+            )
+        except OSError as error:
+            # The name of a pod is known some time after it has started.
+            if isinstance(error, socket.gaierror) and time.monotonic() < deadline:
+                if not is_told:
+                    logging.info("%s: %s", place.coordinator_address, error.strerror)
+                is_told = True
+                time.sleep(SECONDS_BETWEEN_TRIES)
+                continue
+            raise UserError(
+                f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
+                "coordinator's address must be one of process 0's host, with a port that is not in use"
+            ) from error
+
+
 def name_of(process_id: int, host: str) -> str:
     """A process, for people."""
     return f"process {process_id} on {host}"
@@ -214,6 +242,8 @@ def reason_of(error: OSError) -> str:
     """Why a connection ended, for people."""
     if isinstance(error, TimeoutError):
         return f"nothing was heard for {SECONDS_OF_SILENCE:g} s"
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return CLOSED
     return error.strerror or str(error)
 
 

@@ -5,6 +5,7 @@ step is the backends' own business; this is about the processes: who has come, w
 same, at which step all stop, and who is lost.
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -19,10 +20,10 @@ from typing import Any
 from absl import logging
 
 from modeling.coordinator import (
+    CLOSED,
     GO_ON,
     SECONDS_BETWEEN_SIGNS_OF_LIFE,
     SECONDS_BETWEEN_TRIES,
-    SECONDS_OF_SILENCE,
     Connection,
     Coordinator,
     name_of,
@@ -32,6 +33,7 @@ from modeling.job_place import JobPlace
 from pipeline.errors import UserError
 
 _SECONDS_TO_FAIL = 5.0
+_SECONDS_TO_RAISE = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,16 @@ class ProcessGroup:
     ) -> None:
         if not self._connection:
             return
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            # The backend often notices a lost process first, in words of its own.
+            self._reader.join(_SECONDS_TO_FAIL)
         self._is_leaving.set()
         if error is None or isinstance(error, SystemExit):
-            self._connection.send({"leave": True})
+            self._send({"leave": True})
             self._reader.join()
         else:
             # Others name the failure; who failed itself says more.
-            self._connection.send({"failed": str(error).partition("\n")[0] or kind.__name__})  # type: ignore[union-attr]
+            self._send({"failed": str(error).partition("\n")[0] or repr(error)})
             self._reader.join(_SECONDS_TO_FAIL)
 
     @property
@@ -134,7 +139,7 @@ class ProcessGroup:
         """
         if not self._connection:
             return [value]
-        self._connection.send({"gather": value})
+        self._send({"gather": value})
         return self._gathered.get()
 
     def wait_for_all(self) -> None:
@@ -161,18 +166,11 @@ class ProcessGroup:
             self._begun = step
             return True
 
-    def raise_as_lost(self, error: Exception) -> None:
-        """Raises an error of a step, unless it comes of a lost process: then this one ends with its reason."""
-        if self._connection:
-            # The backend often notices first, in words of its own.
-            self._reader.join(SECONDS_OF_SILENCE)
-        raise error
-
     def _meet(self, place: JobPlace, facts: dict[str, str], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         if self.is_first:
             Coordinator(place, deadline, timeout)
-        self._connection = connection = _connect(place, deadline, timeout)
+        self._connection = _connect(place, deadline, timeout)
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_member = False
@@ -187,9 +185,9 @@ class ProcessGroup:
             "port": port,
             "facts": facts,
         }
-        connection.send({"hello": hello})
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self._send({"hello": hello})
         threading.Thread(target=self._give_signs_of_life, daemon=True).start()
         welcome = self._welcome.get()
         if "end" in welcome:
@@ -197,13 +195,18 @@ class ProcessGroup:
             raise UserError(reason if self.is_first else f"{self.name}: {reason}")
         self.hosts, self.addresses = welcome["hosts"], welcome["addresses"]
 
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._connection
+        with contextlib.suppress(OSError):  # the reader notices, too
+            self._connection.send(message)
+
     def _read(self) -> None:
         assert self._connection
         try:
             for message in self._connection.messages():
                 if self._handle(message):
                     return
-            reason = "it closed the connection"
+            reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
         if not self._is_leaving.is_set():
@@ -222,7 +225,7 @@ class ProcessGroup:
                 with self._gate:
                     self._is_holding = True
                     begun = self._begun
-                self._connection.send({"begun": begun})
+                self._send({"begun": begun})
             case {"stop_after": step, "stop": stop}:
                 with self._gate:
                     self._last_step, self.stop, self._is_holding = step, Stop(**stop), False
@@ -241,23 +244,22 @@ class ProcessGroup:
         if not self._is_member:
             self._welcome.put({"end": reason})
             return
+        # What fails in all processes, process 0 says itself.
+        if self.is_first and self._is_leaving.wait(_SECONDS_TO_RAISE):
+            return
         if not is_told_elsewhere:
             logging.error("%s", reason if self.is_first else f"{self.name}: {reason}")
         logging.flush()
         os._exit(1)
 
     def _give_signs_of_life(self) -> None:
-        assert self._connection
         is_told = False
-        try:
-            while True:
-                if self._received and not is_told:
-                    self._connection.send({"stop": self._received})
-                    is_told = True
-                self._connection.send({})
-                time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
-        except OSError:
-            pass  # the reader notices, too
+        while self._reader.is_alive():
+            if self._received and not is_told:
+                self._send({"stop": self._received})
+                is_told = True
+            self._send({})
+            time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
 
 
 def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:

@@ -251,7 +251,7 @@ class _Loop:
             return step(batch)
         except Exception as error:  # each backend has its own
             if "out of memory" not in str(error).lower():
-                self._group.raise_as_lost(error)
+                raise
             raise UserError(
                 "the device has too little memory for this batch: raise --gradient_accumulation_steps, or "
                 "give --precision=bfloat16 or --recompute_activations"

@@ -53,7 +53,7 @@ def run(arguments, missing, is_captured, max_bytes):
             if module:
                 sys.modules[name] = module
 
-def capture(data_dir, manifest, run_dir, config, options, pretrained, flags):
+def capture(data_dir, manifest, run_dir, config, options, pretrained, flags, replicas):
     modeling.training.prepare_run(run_dir, config, data_dir, manifest)
     (run_dir / "flags.txt").write_text(flags)
     print(json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)]), flush=True)

@@ -1,0 +1,101 @@
+"""A training of several processes on this machine, which work as one on each batch.
+
+For trying a job of several nodes, and for dividing a machine's GPUs between processes; one process
+uses all GPUs by itself. The command comes behind --:
+
+  clozemill launch --processes=2 -- pretrain --data_dir=DATA --output_dir=RUN --model=base
+
+Lines of output stand behind the rank of their process. SIGTERM, SIGUSR1 and Ctrl-C are passed on;
+when a process fails, all are ended, and the exit code is its own.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+from absl import flags, logging
+
+from launch.pretrain_command import read_command
+from launch.processes import Program, run_together
+from pipeline.errors import UserError
+
+TAKES_COMMAND = True
+# The others may wait for the one that failed, and then hear nothing until they are killed.
+_GRACE_SECONDS = 10
+_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "How many processes there are.", lower_bound=1, required=True
+)
+
+
+def main(command: list[str]) -> None:
+    """Starts the processes, and exits as they do."""
+    arguments, _ = read_command(command)
+    gpus = divide_gpus(find_gpus(), _PROCESSES.value)
+    ending = run_together(_programs(arguments, gpus), _GRACE_SECONDS)
+    if ending.is_failure:
+        how = (
+            f"failed with exit code {ending.returncode}"
+            if ending.returncode > 0
+            else f"was killed by {signal.Signals(-ending.returncode).name}"
+        )
+        print(f"clozemill launch: process {ending.rank} {how}", file=sys.stderr)
+    sys.exit(ending.exit_code)
+
+
+def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
+    """The processes by rank, each with the GPUs that are its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        Program(
+            [
+                *(sys.executable, "-m", "launch", *arguments),
+                f"--coordinator_address={address}",
+                f"--num_processes={len(gpus)}",
+                f"--process_id={rank}",
+            ],
+            os.environ | ({_VISIBLE_GPUS: ",".join(own)} if own else {}),
+        )
+        for rank, own in enumerate(gpus)
+    ]
+
+
+def find_gpus() -> list[str]:
+    """The NVIDIA GPUs that can be used, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get(_VISIBLE_GPUS)
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        # As CUDA does: an empty name or -1 hides itself and all that follow.
+        hidden = [index for index, name in enumerate(names) if name in ("", "-1")]
+        return names[: hidden[0]] if hidden else names
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    )
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
+
+
+def divide_gpus(gpus: list[str], num_processes: int) -> list[list[str]]:
+    """The GPUs of each process, the same number for all.
+
+    Raises:
+      UserError: there are some, but not one for each process.
+    """
+    if 0 < len(gpus) < num_processes:
+        raise UserError(
+            f"--processes={num_processes} are more than the GPUs, which are {len(gpus)}: give fewer, "
+            f"or set {_VISIBLE_GPUS}= to nothing to compute on the processor"
+        )
+    share, left = divmod(len(gpus), num_processes)
+    if left:
+        logging.info(
+            "%d of %d GPUs are not used, so that each process has %d", left, len(gpus), share
+        )
+    return [gpus[rank * share : (rank + 1) * share] for rank in range(num_processes)]

@@ -1,0 +1,259 @@
+"""`clozemill pretrain` by several processes is the same training as by one, and they end together."""
+
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling.checkpoints import list_checkpoints
+from modeling.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data_samples"
+NUM_STEPS = 80
+SECONDS = 120
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="without jax")
+BACKENDS = ["tensorflow", pytest.param("jax", marks=needs_jax)]
+PRETRAIN = (
+    *("pretrain", "--model=tiny", "--hidden_size=16", "--num_hidden_layers=1"),
+    *("--num_attention_heads=2", "--intermediate_size=24", "--train_batch_size=8"),
+    *("--learning_rate=1e-2", "--num_warmup_steps=2", "--log_every_steps=1"),
+    *("--save_checkpoints_steps=1000", "--eval_every_steps=10", "--eval_batch_size=4"),
+)
+FIGURES = (
+    *("masked_lm_loss", "next_sentence_loss", "masked_lm_accuracy", "next_sentence_accuracy"),
+    "gradient_norm",
+)
+HOST = socket.gethostname()
+
+
+def start(directory, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        cwd=directory,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+            # So small a model is compiled longer than it runs.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_of(*processes):
+    """Exit codes and what was said on stderr."""
+    try:
+        said = [process.communicate(timeout=SECONDS)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def run(directory, *arguments):
+    (code,), (said,) = end_of(start(directory, *arguments))
+    assert code == 0, said
+    return said
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A data set of two passes, each of four shards and longer than it takes to train."""
+    directory = tmp_path_factory.mktemp("data")
+    run(
+        directory,
+        "generate",
+        f"--input_file={SAMPLES / 'english.txt'}",
+        f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+        *("--output_dir=data", "--max_seq_length=16", "--max_predictions_per_seq=2"),
+        *("--dupe_factor=1", "--num_shards=4", "--eval_fraction=0.1"),
+    )
+    return directory / "data"
+
+
+def command(backend, data_dir, run_dir, *flags):
+    return (
+        *PRETRAIN,
+        f"--backend={backend}",
+        f"--data_dir={data_dir}",
+        f"--output_dir={run_dir}",
+        f"--num_train_steps={NUM_STEPS}",
+        *flags,
+    )
+
+
+def two(*pretrain):
+    return ("launch", "--processes=2", "--", *pretrain)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_step(run_dir, step, process):
+    """Waits until a run has told of a step."""
+    wait_for(lambda: any(line["step"] >= step for line in read_metrics(run_dir)), process)
+
+
+def read_weights(run_dir, step=NUM_STEPS):
+    with np.load(run_dir / "checkpoints" / f"step-{step:08d}" / "weights.npz") as weights:
+        return dict(weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, tmp_path):
+    """With dropout, on batches in the same order, stopped and gone on with at a step nobody chose."""
+    run(tmp_path, *command(backend, data_dir, "straight"))
+
+    changing = command(backend, data_dir, "changing")
+    stops = []
+    for processes, step in (((), 3), (("two",), 9)):
+        process = start(tmp_path, *(two(*changing) if processes else changing))
+        wait_for_step(tmp_path / "changing", step, process)
+        process.send_signal(signal.SIGTERM)
+        (code,), (said,) = end_of(process)
+        assert code == 143, said
+        if processes:
+            assert_told_once_and_in_full(said)
+        stops += [int(stop) for stop in re.findall(r"stopped by SIGTERM.* at step (\d+)", said)]
+    assert len(stops) == 2
+    assert 3 <= stops[0] < stops[1] < NUM_STEPS
+    said = run(tmp_path, *changing)
+    assert f"going on from changing/checkpoints/step-{stops[1]:08d}" in said
+
+    expected = list(read_metrics(tmp_path / "straight"))
+    actual = list(read_metrics(tmp_path / "changing"))
+    assert [line["step"] for line in actual] == [line["step"] for line in expected]
+    for line, other in zip(actual, expected, strict=True):
+        for name in FIGURES:
+            for prefix in ("", "eval_"):
+                if prefix + name in other:
+                    assert line[prefix + name] == pytest.approx(other[prefix + name], abs=1e-5)
+    weights, expected = read_weights(tmp_path / "changing"), read_weights(tmp_path / "straight")
+    for name in expected:
+        np.testing.assert_allclose(weights[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def assert_told_once_and_in_full(said):
+    """Who computes what, and where the time of a step goes, by process 0 alone."""
+    assert f"2 processes on {HOST}, found in its flags; 2 devices, batch 8: 4 a device" in said
+    assert re.search(r"\d+ ms a step: \d+ compute, \d+ all-reduce, \d+ input", said)
+    steps = re.findall(r"step (\d+)/", said)
+    assert len(set(steps)) == len(steps)
+    assert not [line for line in said.splitlines() if line.startswith("[1]")], said
+
+
+@pytest.mark.parametrize(
+    "backend", ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]
+)
+def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir, tmp_path):
+    forever = command(
+        backend,
+        data_dir,
+        "run",
+        *("--num_train_steps=100000", "--save_checkpoints_steps=5", "--keep_checkpoints=1000"),
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            tmp_path,
+            *forever,
+            f"--coordinator_address={address}",
+            "--num_processes=2",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    wait_for_step(tmp_path / "run", 7, processes[0])
+    killed = time.monotonic()
+    processes[1].kill()
+    codes, said = end_of(*processes)
+    assert codes == [1, -signal.SIGKILL]
+    assert time.monotonic() - killed < 60
+    assert f"process 1 on {HOST} was lost" in said[0].splitlines()[-1]
+    saved = [path.name for path in list_checkpoints(tmp_path / "run")]
+    process = start(tmp_path, *two(*forever))
+    # Which has removed what was told of steps behind the checkpoint.
+    wait_for(lambda: len(list_checkpoints(tmp_path / "run")) > len(saved), process)
+    process.send_signal(signal.SIGUSR1)
+    (code,), (said,) = end_of(process)
+    assert code == 143, said
+    assert f"going on from run/checkpoints/{saved[-1]}" in said
+
+
+def test_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
+    pretrain = command("tensorflow", data_dir, "run", "--train_batch_size=7")
+    (code,), (said,) = end_of(start(tmp_path, *two(*pretrain)))
+    assert code == 1
+    assert "--train_batch_size=7 cannot be divided among 2 devices" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            "--learning_rate=1e-3",
+            "the processes differ in --learning_rate: it is 0.001 in process 1",
+        ),
+        (
+            "other data",
+            "the processes differ in max_seq_length of the data set: it is 12 in process 1",
+        ),
+    ],
+)
+def test_processes_that_were_told_different_things_are_refused(
+    changed, message, data_dir, tmp_path
+):
+    if changed == "other data":
+        other = tmp_path / "data"
+        other.mkdir()
+        manifest = (data_dir / "manifest.json").read_text()
+        (other / "manifest.json").write_text(
+            manifest.replace('"max_seq_length": 16', '"max_seq_length": 12')
+        )
+        changed = f"--data_dir={other}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    place = (f"--coordinator_address={address}", "--num_processes=2")
+    codes, said = end_of(
+        *(
+            start(tmp_path, *command("tensorflow", data_dir, "run"), *place, *own)
+            for own in (("--process_id=0",), ("--process_id=1", changed))
+        )
+    )
+    assert codes == [1, 1]
+    for line in said:
+        assert message in line.splitlines()[-1]
+        assert "Traceback" not in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_is_missing_is_named(data_dir, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    place = (f"--coordinator_address={address}", "--num_processes=2", "--coordinator_timeout=2")
+    pretrain = command("tensorflow", data_dir, "run")
+    (code,), (said,) = end_of(start(tmp_path, *pretrain, *place, "--process_id=0"))
+    assert code == 1
+    assert f"waited 2 s, but process 1 of 2 (here: process 0 on {HOST}) did not come" in said
+    (code,), (said,) = end_of(start(tmp_path, *pretrain, *place, "--process_id=1"))
+    assert code == 1
+    assert f"process 1 on {HOST}: the coordinator at {address} did not answer within 2 s" in said

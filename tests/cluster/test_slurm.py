@@ -1,0 +1,194 @@
+"""`clozemill slurm` on a real Slurm cluster."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "data_samples"
+NODES = ("--nodes=2", "--gpus_per_node=0", "--time=60")
+# What stands in for pretrain where only signals and exit codes matter: it waits in the first run until
+# it is told to end, and is done at once in the second. Process 1 fails with `fails`, process 0 when the
+# other is lost.
+STUB = """
+import os, signal, sys, time
+from pathlib import Path
+
+def end(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, end)
+restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+print("ready in run", restarts, *sys.argv[1:], flush=True)
+if restarts == "1":
+    sys.exit()
+if Path("fails").exists() and os.environ["SLURM_PROCID"] == "1":
+    time.sleep(1)
+    sys.exit(1)
+while not Path("lost").exists():
+    time.sleep(0.1)
+sys.exit(1)
+"""
+PRETRAIN = (
+    *("pretrain", "--data_dir=data", "--model=tiny", "--hidden_size=16", "--num_hidden_layers=1"),
+    *("--num_attention_heads=2", "--intermediate_size=24", "--train_batch_size=4"),
+    *("--num_train_steps=1000", "--num_warmup_steps=1", "--save_checkpoints_steps=200"),
+)
+READY = "ready in run {} pretrain --data_dir=its data --output_dir=run"
+
+
+@pytest.fixture
+def submit(cluster, tmp_path):
+    """A function that submits a job whose processes run the stub: its number and log."""
+    (tmp_path / "stub" / "launch").mkdir(parents=True)
+    (tmp_path / "stub" / "launch" / "__main__.py").write_text(STUB)
+    directory = tmp_path / "it's a folder"
+    directory.mkdir()
+
+    def run(fails=False):
+        if fails:
+            (directory / "fails").touch()
+        command = ["slurm", *NODES, "--", "pretrain", "--data_dir=its data", "--output_dir=run"]
+        subprocess.run(
+            [sys.executable, "-m", "launch", *command],
+            cwd=directory,
+            env={**cluster.environment, "PYTHONPATH": str(ROOT)},
+            timeout=60,
+            check=True,
+        )
+        job = subprocess.run(
+            ["sbatch", "--parsable", "pretrain.sbatch"],
+            cwd=directory,
+            env={**cluster.environment, "PYTHONPATH": str(tmp_path / "stub")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout.strip()
+        return job, directory / f"clozemill-{job}.log"
+
+    return run
+
+
+def has_lines(log, *lines):
+    """Whether there are such lines of both processes."""
+    if not log.exists():
+        return False
+    found = log.read_text().splitlines()
+    return all(f"{rank}: {line}" in found for line in lines for rank in range(2))
+
+
+def test_near_the_time_limit_a_job_stops_well_and_goes_back_into_the_queue(cluster, submit):
+    job, log = submit()
+    cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
+    # As Slurm itself does, which knows only whole minutes.
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    assert_stops_well_and_runs_again(cluster, job, log)
+    assert "the time limit is near" in log.read_text()
+
+
+def test_a_job_that_is_requeued_stops_well(cluster, submit):
+    job, log = submit()
+    cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
+    cluster.run("scontrol", "requeue", job)
+    assert_stops_well_and_runs_again(cluster, job, log)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_stops_well(cluster, submit, tmp_path):
+    job, log = submit()
+    cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
+    cluster.run(
+        *("sbatch", "--partition=high", "--nodes=2", "--exclusive"),
+        *(f"--output={tmp_path}/high.log", "--wrap=sleep 1"),
+    )
+    assert_stops_well_and_runs_again(cluster, job, log)
+
+
+def assert_stops_well_and_runs_again(cluster, job, log):
+    assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
+    assert has_lines(log, "got SIGTERM", READY.format(1))
+    assert cluster.fact(job, "Restarts") == "1"
+
+
+def test_a_process_that_fails_ends_the_job(cluster, submit):
+    job, log = submit(fails=True)
+    assert cluster.wait_for_end(job, log) == ("FAILED", "1:0")
+    assert "0: got SIGTERM" in log.read_text().splitlines()
+    assert cluster.fact(job, "Restarts") == "0"
+
+
+@pytest.mark.slow
+def test_a_training_that_was_interrupted_ends_with_the_weights_of_one_that_was_not(
+    cluster, tmp_path
+):
+    clozemill(
+        cluster,
+        tmp_path,
+        "generate",
+        f"--input_file={SAMPLES / 'english.txt'}",
+        f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+        *("--output_dir=data", "--max_seq_length=16", "--max_predictions_per_seq=2"),
+        *("--dupe_factor=1", "--num_shards=4"),
+    )
+    clozemill(cluster, tmp_path, "launch", "--processes=2", "--", *PRETRAIN, "--output_dir=whole")
+    printed = clozemill(
+        cluster, tmp_path, "slurm", *NODES, "--submit", "--", *PRETRAIN, "--output_dir=run"
+    )
+    job = re.fullmatch(r"pretrain\.sbatch: job (\d+)\n", printed)[1]
+    log = tmp_path / f"clozemill-{job}.log"
+    cluster.wait_for(lambda: steps(log, "saved"), log)
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    (stopped,) = cluster.wait_for(lambda: steps(log, "stopped"), log)
+    # In the next run of the job.
+    cluster.wait_for(lambda: steps(log, "saved")[-1] > stopped, log)
+    cluster.run("scontrol", "requeue", job)
+    assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
+    assert cluster.fact(job, "Restarts") == "2"
+    assert len(steps(log, "stopped")) == 2
+    weights, expected = (read_weights(tmp_path / name) for name in ("run", "whole"))
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(weights[name], expected[name])
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_a_node_goes_back_into_the_queue(cluster, submit):
+    job, log = submit()
+    cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
+    cluster.lose_node("127.0.0.2")
+    (log.parent / "lost").touch()
+    cluster.wait_for(lambda: cluster.fact(job, "Restarts") == "1", log)
+    cluster.start_node("127.0.0.2")
+    assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
+    assert has_lines(log, READY.format(1))
+
+
+def clozemill(cluster, directory, *arguments):
+    """What a verb prints; on failure, pytest shows what it says besides."""
+    result = subprocess.run(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=directory,
+        env={**cluster.environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return result.stdout
+
+
+def steps(log, verb):
+    """At which steps training saved or stopped, as its log says."""
+    text = log.read_text() if log.exists() else ""
+    return [int(step) for step in re.findall(rf"{verb} .*\bstep[- ](\d+)", text)]
+
+
+def read_weights(run_dir):
+    with np.load(run_dir / "checkpoints" / "step-00001000" / "weights.npz") as weights:
+        return dict(weights)

@@ -1,0 +1,136 @@
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from launch import job
+from modeling.job_place import JobPlace
+from pipeline.errors import UserError
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "node[07-10]",
+    "SLURM_PROCID": "2",
+    "SLURM_JOB_ID": "4005",
+}
+KUBERNETES = {
+    "JOB_COMPLETION_INDEX": "3",
+    "CLOZEMILL_COORDINATOR_ADDRESS": "pretrain-0.pretrain:29000",
+    "CLOZEMILL_NUM_PROCESSES": "4",
+}
+
+
+def tf_config(kind, index, **cluster):
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
+
+
+@pytest.fixture(autouse=True)
+def _parsed_flags():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["pretrain"])
+
+
+def test_without_a_word_of_others_a_process_is_alone():
+    assert job.job_place({}) == JobPlace()
+
+
+def test_flags_come_first():
+    environment = SLURM | KUBERNETES | tf_config("worker", 0, worker=["a:1", "b:2"])
+    with flagsaver.flagsaver(coordinator_address="h:1", num_processes=3, process_id=1):
+        assert job.job_place(environment) == JobPlace("h:1", 3, 1, "its flags")
+
+
+def test_slurm_comes_before_tf_config_and_that_before_kubernetes():
+    environment = KUBERNETES | tf_config("worker", 1, worker=["a:1", "b:2"])
+    assert job.job_place(environment).found_in == "TF_CONFIG"
+    assert job.job_place(environment | SLURM).found_in == "Slurm"
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"process_id": 0}, "--coordinator_address and --num_processes"),
+        ({"coordinator_address": "h:1", "num_processes": 2}, "--process_id"),
+    ],
+)
+def test_flags_that_are_missing_are_named(given, missing):
+    with flagsaver.flagsaver(**given), pytest.raises(flags.Error, match=missing):
+        job.job_place({})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[07-10]", "node07"),
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("node[3,5-9],login", "node3"),
+        ("127.0.0.[1-2]", "127.0.0.1"),
+        ("rack[1-2]node[03-04]", "rack1node03"),
+        ("n-1.cluster.org,n-2.cluster.org", "n-1.cluster.org"),
+    ],
+)
+def test_slurm_steps_meet_on_their_first_node(nodes, first):
+    place = job.job_place(SLURM | {"SLURM_STEP_NODELIST": nodes})
+    assert place == JobPlace(f"{first}:61005", 4, 2, "Slurm")
+
+
+def test_slurm_jobs_have_ports_of_their_own():
+    ports = {
+        job.job_place(SLURM | {"SLURM_JOB_ID": str(number)}).host_and_port[1]
+        for number in range(1000, 1100)
+    }
+    assert len(ports) == 100
+    assert all(61000 <= port < 65536 for port in ports)
+
+
+def test_shell_of_a_slurm_batch_job_is_no_process_of_it():
+    batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+    assert job.job_place(batch) == JobPlace()
+    assert job.job_place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) == JobPlace()
+
+
+def test_workers_of_tf_config_stand_behind_its_chief():
+    cluster = {"chief": ["c:1"], "worker": ["a:2", "b:3"]}
+    places = [
+        job.job_place(tf_config(kind, index, **cluster))
+        for kind, index in [("chief", 0), ("worker", 0), ("worker", 1)]
+    ]
+    assert places == [JobPlace("c:1", 3, i, "TF_CONFIG") for i in range(3)]
+
+
+def test_first_worker_of_tf_config_is_the_first_process_without_a_chief():
+    place = job.job_place(tf_config("worker", 1, worker=["a:2", "b:3"]))
+    assert place == JobPlace("a:2", 2, 1, "TF_CONFIG")
+
+
+def test_tf_config_of_one_is_that_of_a_process_alone():
+    assert job.job_place(tf_config("worker", 0, worker=["a:2"])) == JobPlace()
+    assert job.job_place({"TF_CONFIG": "{}"}) == JobPlace()
+    assert job.job_place({"TF_CONFIG": ""}) == JobPlace()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TF_CONFIG": "{"},
+        {"TF_CONFIG": "[]"},
+        {"TF_CONFIG": json.dumps({"cluster": {"worker": ["a:1", "b:1"]}})},
+        tf_config("evaluator", 0, worker=["a:1", "b:1"]),
+        tf_config("worker", "first", worker=["a:1", "b:1"]),
+    ],
+)
+def test_tf_config_that_cannot_be_understood_is_an_error(environment):
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        job.job_place(environment)
+
+
+def test_pod_of_an_indexed_job_has_its_number_from_kubernetes():
+    assert job.job_place(KUBERNETES) == JobPlace(
+        "pretrain-0.pretrain:29000", 4, 3, "the Kubernetes Job"
+    )
+
+
+def test_pods_of_another_indexed_job_are_each_alone():
+    assert job.job_place({"JOB_COMPLETION_INDEX": "3"}) == JobPlace()

@@ -1,0 +1,253 @@
+"""`clozemill kubernetes`: the manifests that it writes, and the Dockerfile of their image."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from launch.job import COORDINATOR_VARIABLE, NUM_PROCESSES_VARIABLE
+
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).parents[2]
+NODES = ("--nodes=4", "--gpus_per_node=8", "--image=registry.example.org/clozemill:1")
+PLACES = ("--data_dir=/data/base", "--output_dir=/runs/base")
+PRETRAIN = ("--", "pretrain", *PLACES, "--model=base")
+
+
+def kubernetes(directory, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "launch", "kubernetes", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def manifests(directory, *arguments):
+    """The Service and the Job, as Kubernetes reads them, and as its schema wants them."""
+    result = kubernetes(directory, *arguments)
+    assert result.returncode == 0, result.stderr
+    documents = list(yaml.safe_load_all((directory / "pretrain.yaml").read_text("utf-8")))
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for document in documents:
+        validate(document, "1.37", strict=True)
+    service, job = documents
+    return service, job
+
+
+def container_of(job):
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def assert_fails(result, message, code):
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr.splitlines()[0]
+    assert len(result.stderr.splitlines()) == code  # wrong flags: where to find the right ones
+
+
+def test_pods_find_each_other(tmp_path):
+    service, job = manifests(tmp_path, *NODES, "--job_name=bert", *PRETRAIN)
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
+    environment = {entry["name"]: entry["value"] for entry in container_of(job)["env"]}
+    (port,) = container_of(job)["ports"]
+    assert environment == {
+        COORDINATOR_VARIABLE: f"bert-0.bert:{port['containerPort']}",
+        NUM_PROCESSES_VARIABLE: "4",
+    }
+
+
+def action(job, exit_code=None, is_disrupted=False):
+    """What the Job's failure policy does about a pod: the first rule that matches."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        if "onExitCodes" in rule:
+            assert rule["onExitCodes"]["containerName"] == container_of(job)["name"]
+            assert rule["onExitCodes"]["operator"] == "In"
+            matches = exit_code in rule["onExitCodes"]["values"]
+        else:
+            assert rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+            matches = is_disrupted
+        if matches:
+            return rule["action"]
+    return "Count"
+
+
+def test_the_job_goes_on_unless_flags_are_wrong(tmp_path):
+    _, job = manifests(tmp_path, *NODES, "--seconds_to_save=90", *PRETRAIN)
+    assert action(job, exit_code=2) == "FailJob"
+    assert action(job, exit_code=143) == "Ignore"
+    assert action(job, exit_code=137, is_disrupted=True) == "Ignore"
+    assert action(job, exit_code=1) == "Count"
+    # Whatever the number of pods that fail with one of them; no pod is left waiting for a failed one.
+    assert job["spec"]["backoffLimitPerIndex"] == 10
+    assert job["spec"]["maxFailedIndexes"] == 0
+    assert "backoffLimit" not in job["spec"]
+    # What these rules need.
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 90
+
+
+def test_pods_have_their_volumes_and_gpus(tmp_path):
+    _, job = manifests(
+        tmp_path,
+        *NODES,
+        *("--data_claim=corpora", "--runs_claim=results", "--shared_memory=32Gi"),
+        "--cpus_per_node=90",
+        *PRETRAIN,
+    )
+    pod, container = job["spec"]["template"]["spec"], container_of(job)
+    paths = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    sources = {paths[volume.pop("name")]: volume for volume in pod["volumes"]}
+    assert sources == {
+        "/data": {"persistentVolumeClaim": {"claimName": "corpora"}},
+        "/runs": {"persistentVolumeClaim": {"claimName": "results"}},
+        "/dev/shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
+    }
+    read_only = {mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")}
+    assert read_only == {"data"}
+    assert container["image"] == "registry.example.org/clozemill:1"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 90}}
+
+
+def test_without_gpus_none_are_asked_for(tmp_path):
+    _, job = manifests(tmp_path, *NODES, "--gpus_per_node=0", *PRETRAIN)
+    assert "resources" not in container_of(job)
+
+
+def test_names_are_strings_whatever_they_look_like(tmp_path):
+    service, job = manifests(
+        tmp_path, *NODES, "--namespace=1", "--data_claim=null", "--runs_claim=1e3", *PRETRAIN
+    )
+    assert service["metadata"]["namespace"] == job["metadata"]["namespace"] == "1"
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in job["spec"]["template"]["spec"]["volumes"]
+        if "persistentVolumeClaim" in volume
+    ]
+    assert claims == ["null", "1e3"]
+
+
+def test_by_default_the_namespace_is_that_of_kubectl(tmp_path):
+    service, job = manifests(tmp_path, *NODES, *PRETRAIN)
+    assert "namespace" not in service["metadata"]
+    assert "namespace" not in job["metadata"]
+
+
+def test_the_command_arrives_to_the_letter(tmp_path):
+    (tmp_path / "more.flags").write_text("--model=tiny\n")
+    awkward = '--init_checkpoint=/runs/it\'s "ä" \\ 𝄞: - #{{ $(HOME) $x'
+    _, job = manifests(
+        tmp_path, *NODES, "--", "pretrain", *PLACES, "--flagfile=more.flags", awkward
+    )
+    assert container_of(job)["command"] == ["clozemill"]
+    # A flag file lies on this machine, not on the nodes. Kubernetes reads $$ as $.
+    expected = ["pretrain", *PLACES, "--model=tiny", awkward.replace("$", "$$")]
+    assert container_of(job)["args"] == expected
+
+
+def test_another_file_is_replaced_only_on_request(tmp_path):
+    assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
+    assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
+    changed = (*NODES, "--nodes=2", *PRETRAIN)
+    assert_fails(kubernetes(tmp_path, *changed), "pretrain.yaml is there already", 1)
+    assert kubernetes(tmp_path, "--overwrite", *changed).returncode == 0
+    assert "completions: 2\n" in (tmp_path / "pretrain.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--nodes=0", "--nodes=0"),
+        ("--gpus_per_node=-1", "--gpus_per_node=-1"),
+        ("--job_name=Bert", "--job_name=Bert"),
+        ("--job_name=bert-", "--job_name=bert-"),
+        (f"--job_name={'b' * 53}", "at most 52"),
+        ("--namespace=a_b", "--namespace=a_b"),
+        ("--data_claim=", "--data_claim="),
+        ("--shared_memory=much", "--shared_memory=much"),
+        ("--image=", "--image="),
+    ],
+)
+def test_impossible_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+    assert_fails(kubernetes(tmp_path, *NODES, flag, *PRETRAIN), message, 2)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--data_dir=data",
+        "--output_dir=/home/me/run",
+        "--output_dir=/data/run",
+        "--output_dir=/runs/..",
+    ],
+)
+def test_directories_that_are_on_no_volume_exit_2(tmp_path, flag):
+    result = kubernetes(tmp_path, *NODES, *PRETRAIN, flag)
+    assert_fails(result, f"{flag} is on no volume of the pods", 2)
+    assert not list(tmp_path.iterdir())
+
+
+# The image.
+
+DOCKERFILE = (ROOT / "launch" / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+DEFAULTS = dict(re.findall(r'^ARG (\w+)="?([^"\n]+)"?$', DOCKERFILE, re.MULTILINE))
+
+
+def test_the_image_has_the_python_and_the_beam_of_this_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f">={DEFAULTS['PYTHON_VERSION']}" == project["requires-python"]
+    assert DEFAULTS["BEAM_VERSION"] == importlib.metadata.version("apache-beam")
+    assert f"apache-beam>={DEFAULTS['BEAM_VERSION'].rpartition('.')[0]}," in " ".join(
+        project["dependencies"]
+    )
+    (extras,) = re.findall(r'"/source\[([\w,]+)\]"', DOCKERFILE)
+    assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+
+
+def test_what_the_image_copies_is_all_that_the_package_is_made_of(tmp_path):
+    sources = [
+        (words[:-1], words[-1])
+        for words in map(str.split, re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE))
+    ]
+    for names, target in sources:
+        for name in names:
+            place = tmp_path / target.lstrip("/") / (name if target.endswith("/") else "")
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                place.parent.mkdir(exist_ok=True)
+                shutil.copy(ROOT / name, place)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+            *("--no-build-isolation", f"--wheel-dir={tmp_path}", str(tmp_path / "source")),
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
+    packages = ("pipeline", "modeling", "launch")
+    assert packed == {
+        str(path.relative_to(ROOT))
+        for package in packages
+        for pattern in ("*.py", "*.jinja", "recipes/*.flags")
+        for path in (ROOT / package).glob(pattern)
+    }

@@ -1,0 +1,208 @@
+"""`clozemill slurm`: the batch script that it writes. tests/cluster/ runs it on a real cluster."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMITS = ("--nodes=4", "--gpus_per_node=8", "--time=24:00:00")
+PRETRAIN = ("--", "pretrain", "--data_dir=data", "--output_dir=run", "--model=base")
+
+
+def slurm(directory, *arguments, path=os.environ["PATH"]):
+    return subprocess.run(
+        [sys.executable, "-m", "launch", "slurm", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": str(path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_fails(result, message, code):
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr.splitlines()[0]
+    assert len(result.stderr.splitlines()) == code  # wrong flags: where to find the right ones
+
+
+def directives(script):
+    """The options of sbatch, as words."""
+    lines = script.read_text("utf-8").splitlines()
+    return [word for line in lines if line.startswith("#SBATCH ") for word in shlex.split(line[8:])]
+
+
+def write_program(directory, name, script):
+    """A stub in place of one of Slurm's programs; its folder."""
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(f"#!/bin/bash\n{script}\n")
+    (directory / name).chmod(0o755)
+    return directory
+
+
+def run_script(directory, srun, scontrol="exit 1"):
+    """The script in this folder, with stubs in place of srun and scontrol."""
+    bin_dir = write_program(directory / "bin", "srun", srun)
+    write_program(bin_dir, "scontrol", scontrol)
+    return subprocess.run(
+        ["bash", "pretrain.sbatch"],
+        cwd=directory,
+        env={"PATH": f"{bin_dir}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_script_asks_for_what_the_flags_say(tmp_path):
+    directory = tmp_path / "a folder"
+    directory.mkdir()
+    result = slurm(
+        directory,
+        *LIMITS,
+        *("--partition=gpu", "--account=lab", "--cpus_per_node=96", "--job_name=bert-base"),
+        "--seconds_to_save=120",
+        *PRETRAIN,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "pretrain.sbatch: submit it with sbatch pretrain.sbatch\n"
+    assert set(directives(directory / "pretrain.sbatch")) == {
+        *("--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=96"),
+        *("--job-name=bert-base", "--time=24:00:00", "--partition=gpu", "--account=lab"),
+        *("--output=%x-%j.log", "--open-mode=append", f"--chdir={directory}"),
+        *("--requeue", "--signal=B:USR1@120"),
+    }
+
+
+def test_what_is_not_asked_for_is_left_to_the_cluster(tmp_path):
+    slurm(tmp_path, "--nodes=1", "--gpus_per_node=0", "--time=90", *PRETRAIN)
+    script = tmp_path / "pretrain.sbatch"
+    names = {word.partition("=")[0] for word in directives(script)}
+    assert not names & {"--gpus-per-node", "--cpus-per-task", "--partition", "--account"}
+    assert "--cpus-per-task" not in script.read_text()
+
+
+@pytest.mark.parametrize("cpus", [[], ["--cpus_per_node=3"]])
+def test_srun_runs_the_command_to_the_letter(tmp_path, cpus):
+    """By stubs in place of Slurm's programs, in the shell that runs the script."""
+    (tmp_path / "more.flags").write_text("# a comment\n--model=tiny\n")
+    awkward = '--data_dir=it\'s $HOME; "a" \\ & `b` *'
+    result = slurm(
+        tmp_path,
+        *LIMITS,
+        *cpus,
+        *("--", "pretrain", awkward, "--output_dir", "run", "--flagfile=more.flags"),
+    )
+    assert result.returncode == 0, result.stderr
+    run = run_script(tmp_path, srun='printf "%s\\n" "$@"; exit 7')
+    assert run.returncode == 7
+    assert run.stdout.splitlines()[1:] == [
+        "--kill-on-bad-exit=1",
+        "--label",
+        *(["--cpus-per-task=3"] if cpus else []),
+        *(sys.executable, "-m", "launch"),
+        *("pretrain", awkward, "--output_dir", "run", "--model=tiny"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("srun_exits", "preempted_at", "expected", "is_requeued"),
+    [
+        (0, "None", 0, False),
+        (2, "None", 2, False),
+        (1, "2026-11-26T14:05:42", 1, False),
+        # Of processes which were ended after another failed, and of processes which had to go.
+        (143, "None", 1, False),
+        (143, "2026-11-26T14:05:42", 143, True),
+    ],
+)
+def test_a_job_ends_as_its_processes_do(tmp_path, srun_exits, preempted_at, expected, is_requeued):
+    slurm(tmp_path, *LIMITS, *PRETRAIN)
+    scontrol = f'echo "$@ PreemptTime={preempted_at}"'
+    run = run_script(tmp_path, srun=f"exit {srun_exits}", scontrol=scontrol)
+    assert run.returncode == expected
+    assert ("requeue 1 " in run.stdout) == is_requeued
+
+
+def test_another_file_is_replaced_only_on_request(tmp_path):
+    script = tmp_path / "pretrain.sbatch"
+    assert slurm(tmp_path, *LIMITS, *PRETRAIN).returncode == 0
+    first = script.read_text()
+    assert slurm(tmp_path, *LIMITS, *PRETRAIN).returncode == 0
+    changed = ("--nodes=2", *LIMITS[1:])
+    assert_fails(slurm(tmp_path, *changed, *PRETRAIN), "pretrain.sbatch is there already", 1)
+    assert script.read_text() == first
+    assert slurm(tmp_path, *changed, "--overwrite", *PRETRAIN).returncode == 0
+    assert "--nodes=2" in directives(script)
+
+
+def test_submit_prints_the_number_of_the_job(tmp_path):
+    path = write_program(tmp_path / "bin", "sbatch", 'echo "42;cluster"')
+    result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "pretrain.sbatch: job 42\n"
+
+
+def test_sbatch_that_refuses_or_is_not_there(tmp_path):
+    refusal = "sbatch: error: invalid partition specified: gpu"
+    path = write_program(tmp_path / "bin", "sbatch", f"echo '{refusal}' >&2; exit 1")
+    result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
+    assert_fails(result, f"pretrain.sbatch is written but not submitted: {refusal}", 1)
+    result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=tmp_path)
+    assert_fails(result, "there is no sbatch", 1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--nodes=0", "--nodes=0"),
+        ("--gpus_per_node=-1", "--gpus_per_node=-1"),
+        ("--time=0", "--time=0"),
+        ("--time=a day", "--time=a day"),
+        ("--time=1:2:3:4", "--time=1:2:3:4"),
+        ("--time=-1", "--time=-1"),
+        ("--time=5:00", "--time=5:00 leaves nothing"),
+        ("--job_name=Two Words", "--job_name=Two Words"),
+        ("--partition=a b", "--partition=a b"),
+        ("--account=", "--account="),
+        ("--tasks=1", "tasks"),
+    ],
+)
+def test_impossible_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+    assert_fails(slurm(tmp_path, *LIMITS, flag, *PRETRAIN), message, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_time_in_all_forms_of_sbatch():
+    code = "import sys; from launch.slurm import seconds_of; print(*map(seconds_of, sys.argv[1:]))"
+    times = {
+        "90": 5400,
+        "2:30": 150,
+        "1:02:03": 3723,
+        "1-0": 86400,
+        "1-2:03": 93780,
+        "1-2:03:04": 93784,
+        "1-": 0,
+        "1h": 0,
+        "": 0,
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code, *times],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [int(word) for word in result.stdout.split()] == list(times.values())
+
+
+def test_a_wrong_flag_of_pretrain_writes_nothing(tmp_path):
+    result = slurm(tmp_path, *LIMITS, *PRETRAIN, "--num_train_step=5")
+    assert_fails(result, "'num_train_step'", 2)
+    assert not list(tmp_path.iterdir())
