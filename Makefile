@@ -38,6 +38,7 @@ bench: .venv/.benched  ## How fast text becomes records and a model learns, next
 	$(RUN)python tests/benchmarks/generate_speed.py
 	$(RUN)python tests/benchmarks/generate_memory.py
 	$(RUN)python tests/benchmarks/train_speed.py
+	$(RUN)python tests/benchmarks/process_speed.py
 
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml

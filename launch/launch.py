@@ -10,22 +10,19 @@ when a process fails, all are ended, and the exit code is its own.
 """
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 
-from absl import flags, logging
+from absl import flags
 
+from launch.gpus import VISIBLE_GPUS, divide_gpus, find_gpus
 from launch.pretrain_command import read_command
 from launch.processes import Program, run_together
-from pipeline.errors import UserError
 
 TAKES_COMMAND = True
 # The others may wait for the one that failed, and then hear nothing until they are killed.
 _GRACE_SECONDS = 10
-_VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 _PROCESSES = flags.DEFINE_integer(
     "processes", None, "How many processes there are.", lower_bound=1, required=True
@@ -59,43 +56,7 @@ def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
                 f"--num_processes={len(gpus)}",
                 f"--process_id={rank}",
             ],
-            os.environ | ({_VISIBLE_GPUS: ",".join(own)} if own else {}),
+            os.environ | ({VISIBLE_GPUS: ",".join(own)} if own else {}),
         )
         for rank, own in enumerate(gpus)
     ]
-
-
-def find_gpus() -> list[str]:
-    """The NVIDIA GPUs that can be used, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get(_VISIBLE_GPUS)
-    if visible is not None:
-        names = [name.strip() for name in visible.split(",")]
-        # As CUDA does: an empty name or -1 hides itself and all that follow.
-        hidden = [index for index, name in enumerate(names) if name in ("", "-1")]
-        return names[: hidden[0]] if hidden else names
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
-    )
-    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
-    return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
-
-
-def divide_gpus(gpus: list[str], num_processes: int) -> list[list[str]]:
-    """The GPUs of each process, the same number for all.
-
-    Raises:
-      UserError: there are some, but not one for each process.
-    """
-    if 0 < len(gpus) < num_processes:
-        raise UserError(
-            f"--processes={num_processes} are more than the GPUs, which are {len(gpus)}: give fewer, "
-            f"or set {_VISIBLE_GPUS}= to nothing to compute on the processor"
-        )
-    share, left = divmod(len(gpus), num_processes)
-    if left:
-        logging.info(
-            "%d of %d GPUs are not used, so that each process has %d", left, len(gpus), share
-        )
-    return [gpus[rank * share : (rank + 1) * share] for rank in range(num_processes)]

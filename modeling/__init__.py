@@ -16,13 +16,19 @@ The modules in the order of the flow, from a shard to an update of the weights::
     step              the one in use
     devices           what it computes on
 
+The processes of a job, which make one update together::
+
+    job_place         a process's place among them
+    process_group     all of them, as one sees them
+    coordinator       what process 0 does for them
+    termination       SIGTERM, upon which all stop
+
 A run, made of many updates::
 
     run               the run's directory: config, vocabulary, manifest
     checkpoints       all that is needed to go on, in one directory
     metrics           what is told of a run while it goes, with `summaries` for TensorBoard
     loss_plot         a picture of it
-    termination       SIGTERM
     training          the loop
     dry_run           what a run would be
     evaluation        losses and accuracies on the eval shards

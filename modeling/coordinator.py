@@ -18,6 +18,7 @@ SECONDS_OF_SILENCE = 30.0
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 0.5
 SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_BETWEEN_REPORTS = 30.0
+_SECONDS_TO_GO = 10.0
 CLOSED = "its connection was closed"
 GO_ON = "the job ends; the same command goes on from the newest checkpoint"
 
@@ -36,6 +37,7 @@ class Coordinator:
         self._stop: dict[str, Any] | None = None
         self._left: set[int] = set()
         self._end: str | None = None
+        self._num_connected = place.num_processes
         listener = _listen(place, deadline)
         logging.info(
             "waiting at %s for %d processes more",
@@ -44,6 +46,12 @@ class Coordinator:
         )
         threading.Thread(target=self._accept, args=(listener, deadline), daemon=True).start()
         threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+
+    def wait_until_others_have_gone(self) -> None:
+        """Waits, for some seconds at most, until the other processes have exited."""
+        deadline = time.monotonic() + _SECONDS_TO_GO
+        while self._num_connected > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _accept(self, listener: socket.socket, deadline: float) -> None:
         """Takes connections until all processes have come, or it is too late."""
@@ -90,6 +98,7 @@ class Coordinator:
         except (ValueError, KeyError, TypeError):
             return  # whatever it is, it is no process of this job
         with self._lock:
+            self._num_connected -= process_id is not None
             if process_id is not None and process_id not in self._left:
                 self._end_all(f"{self._name(process_id)} was lost ({reason}): {GO_ON}")
 

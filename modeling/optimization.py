@@ -63,6 +63,7 @@ class AdamW(keras.optimizers.Optimizer):
         bias_correction: bool = True,
     ):
         super().__init__(learning_rate, name="adamw")
+        self._rate_or_schedule = learning_rate
         self.weight_decay_rate = weight_decay_rate
         self.beta_1 = beta_1
         self.beta_2 = beta_2
@@ -72,7 +73,7 @@ class AdamW(keras.optimizers.Optimizer):
     def copy(self) -> Self:
         """Another one with the same settings, without variables."""
         return type(self)(
-            self._learning_rate,
+            self._rate_or_schedule,
             self.weight_decay_rate,
             self.beta_1,
             self.beta_2,

@@ -95,6 +95,7 @@ class ProcessGroup:
         self._gate = threading.Condition()
         self._received: str | None = None
         self._connection: Connection | None = None
+        self._coordinator: Coordinator | None = None
         if self.num_processes > 1:
             self._meet(place, dict(facts or {}), timeout)
 
@@ -116,6 +117,9 @@ class ProcessGroup:
         if error is None or isinstance(error, SystemExit):
             self._send({"leave": True})
             self._reader.join()
+            if self._coordinator:
+                # Process 0 exits last: the backends' services run in it, and whoever loses them complains.
+                self._coordinator.wait_until_others_have_gone()
         else:
             # Others name the failure; who failed itself says more.
             self._send({"failed": str(error).partition("\n")[0] or repr(error)})
@@ -169,7 +173,7 @@ class ProcessGroup:
     def _meet(self, place: JobPlace, facts: dict[str, str], timeout: float) -> None:
         deadline = time.monotonic() + timeout
         if self.is_first:
-            Coordinator(place, deadline, timeout)
+            self._coordinator = Coordinator(place, deadline, timeout)
         self._connection = _connect(place, deadline, timeout)
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

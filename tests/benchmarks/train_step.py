@@ -133,7 +133,7 @@ def main():
     print(f"sequences/s {speed:,.1f} ({min(speeds):,.1f} to {max(speeds):,.1f})")
     print(f"TFLOP/s     {flops / 1e12:,.3f}")
     if peak := devices and peak_flops(devices[0]):
-        print(f"MFU         {flops / peak:.1%}")
+        print(f"MFU         {flops / peak / len(devices):.1%}")
     if memory := peak_memory():
         print(f"memory      {memory / 2**30:,.1f} GiB at most")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.launch import divide_gpus, find_gpus
+from launch.gpus import divide_gpus, find_gpus
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]

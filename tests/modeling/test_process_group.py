@@ -28,8 +28,10 @@ def address():
 
 
 @pytest.fixture
-def together(address):
+def together(address, monkeypatch):
     """A function that calls another one in each of several processes, here threads, with its group."""
+    # Threads do not exit as processes do.
+    monkeypatch.setattr(coordinator, "_SECONDS_TO_GO", 0.0)
 
     def run(work, num_processes=3, facts=None, timeout=SECONDS):
         def member(process_id):
@@ -122,6 +124,18 @@ def test_asked_before_the_first_step_none_begins(together):
         return group.may_begin(7)
 
     assert together(work) == [False] * 3
+
+
+def test_the_first_process_exits_last(members):
+    processes = members("leave")
+    exited = []
+    deadline = time.monotonic() + SECONDS
+    while len(exited) < 3 and time.monotonic() < deadline:
+        exited += [i for i in range(3) if i not in exited and processes[i].poll() is not None]
+        time.sleep(0.01)
+    assert sorted(exited) == [0, 1, 2]
+    assert exited[-1] == 0
+    assert [process.returncode for process in processes] == [0, 0, 0]
 
 
 def test_no_process_leaves_before_the_last_one(together):
@@ -242,6 +256,7 @@ from absl import logging
 from modeling import coordinator
 from modeling.job_place import JobPlace
 from modeling.process_group import ProcessGroup
+from pipeline.errors import UserError
 
 process_id, address, work = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 coordinator.SECONDS_OF_SILENCE = 3
@@ -249,11 +264,14 @@ with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
     print("met", flush=True)
     group.wait_for_all()
     if process_id == 1 and work == "fail":
-        raise ValueError("the data are damaged")
+        raise UserError("the data are damaged")
     if work == "notice" and process_id != 1:
         # As a step does whose exchange breaks off, before the group has noticed.
         raise RuntimeError("connection reset")
-    time.sleep(60)
+    if work != "leave":
+        time.sleep(60)
+if process_id == 2:
+    time.sleep(1)
 """
 
 
@@ -321,7 +339,7 @@ def test_a_process_that_fails_ends_all_with_its_reason(members):
     codes, outputs = ends_of(members("fail"))
     assert codes == [1, 1, 1]
     assert f"process 1 on {HOST} failed: the data are damaged" in outputs[0]
-    assert "ValueError: the data are damaged" in outputs[1]
+    assert "UserError: the data are damaged" in outputs[1]
     assert outputs[2] == ""
 
 

@@ -12,9 +12,10 @@ import pytest
 from modeling.losses import batch_totals, pretraining_sums, total_loss
 from modeling.optimization import AdamW, LossScale
 from modeling.pretraining import BertForPreTraining
-from modeling.step import TrainStep, device_names, eval_step, peak_memory
-from modeling.training_options import Precision
+from modeling.step import TrainStep, check_divisible, device_names, eval_step, peak_memory
+from modeling.training_options import Precision, TrainingOptions
 from modeling.update import Update
+from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SEED, CLIP_NORM, NUM_STEPS = 7, 0.5, 3
@@ -289,15 +290,24 @@ import numpy as np
 from modeling.config import BertConfig
 from modeling.optimization import AdamW
 from modeling.pretraining import BertForPreTraining
-from modeling.step import TrainStep
+from modeling.step import Replicas, TrainStep
 from modeling.update import Update
 
-directory, seed, num_steps, clip_norm = sys.argv[1:]
+directory, seed, num_steps, clip_norm, num_devices, parts = sys.argv[1:]
+if keras.config.backend() == "tensorflow" and num_devices == "2":
+    import tensorflow as tf
+
+    (processor,) = tf.config.list_physical_devices("CPU")
+    devices = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(processor, devices)
+replicas = Replicas()
+assert replicas.count == replicas.local_count == int(num_devices)
 model = BertForPreTraining(BertConfig.read(Path(directory, "config.json")))
 model.set_named_weights(np.load(Path(directory, "start.npz")))
 optimizer = AdamW(1e-4)
 optimizer.build(model.trainable_variables)
-step = TrainStep(Update(model, optimizer, int(seed), clip_norm=float(clip_norm)))
+update = Update(model, optimizer, int(seed), int(parts), clip_norm=float(clip_norm))
+step = TrainStep(update, replicas)
 batch = dict(np.load(Path(directory, "batch.npz")))
 for _ in range(int(num_steps)):
     step(batch)
@@ -306,30 +316,57 @@ np.savez(Path(directory, f"{keras.config.backend()}.npz"), **weights)
 """
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "tensorflow" or importlib.util.find_spec("jax") is None,
-    reason="compares TensorFlow with JAX",
-)
-def test_jax_trains_as_tensorflow_does(steps, shallow_config, batch, tmp_path):
-    (tmp_path / "config.json").write_text(shallow_config.to_json())
-    np.savez(tmp_path / "batch.npz", **batch)
+def assert_trains_alike(steps, config, batch, directory, backend, num_devices=1, parts=1):
+    """In a process of its own, as the steps do here."""
+    (directory / "config.json").write_text(config.to_json())
+    np.savez(directory / "batch.npz", **batch)
     start = steps.started(1e-4).weights()
-    np.savez(tmp_path / "start.npz", **start)
-    arguments = [str(tmp_path), str(SEED), str(NUM_STEPS), str(CLIP_NORM)]
+    np.savez(directory / "start.npz", **start)
+    arguments = map(str, (directory, SEED, NUM_STEPS, CLIP_NORM, num_devices, parts))
+    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     subprocess.run(
         [sys.executable, "-c", TRAIN_IN_A_PROCESS_OF_ITS_OWN, *arguments],
-        env=os.environ | {"KERAS_BACKEND": "jax"},
+        env=os.environ | {"KERAS_BACKEND": backend, "XLA_FLAGS": xla_flags},
         cwd=ROOT,
         check=True,
         timeout=300,
     )
     for _ in range(NUM_STEPS):
         steps.train(batch)
-    with np.load(tmp_path / "jax.npz") as weights:
+    with np.load(directory / f"{backend}.npz") as weights:
         for name, values in steps.weights().items():
             np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-6, err_msg=name)
             if not name.endswith("key/bias"):
                 assert np.abs(values - start[name]).max() > 1e-4, name
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow" or importlib.util.find_spec("jax") is None,
+    reason="compares TensorFlow with JAX",
+)
+def test_jax_trains_as_tensorflow_does(steps, shallow_config, batch, tmp_path):
+    assert_trains_alike(steps, shallow_config, batch, tmp_path, "jax")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_devices_train_as_one_does(steps, shallow_config, batch, tmp_path, parts):
+    """With the same dropout, and means over the whole batch."""
+    backend = keras.config.backend()
+    assert_trains_alike(steps, shallow_config, batch, tmp_path, backend, num_devices=2, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "num_replicas", "message"),
+    [
+        (7, 1, 2, "--train_batch_size=7 cannot be divided among 2 devices: give a multiple of 2"),
+        (8, 8, 2, "among 2 devices, 8 times each: give a multiple of 16"),
+    ],
+)
+def test_batch_that_cannot_be_divided_is_refused(batch_size, parts, num_replicas, message):
+    options = TrainingOptions(train_batch_size=batch_size, gradient_accumulation_steps=parts)
+    check_divisible(options, 1)
+    with pytest.raises(UserError, match=message):
+        check_divisible(options, num_replicas)
 
 
 def test_eval_step_is_without_dropout_and_changes_nothing(steps, batch):
