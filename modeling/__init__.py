@@ -29,6 +29,7 @@ A run, made of many updates::
     checkpoints       all that is needed to go on, in one directory
     metrics           what is told of a run while it goes, with `summaries` for TensorBoard
     loss_plot         a picture of it
+    start             where training begins, or goes on
     training          the loop
     dry_run           what a run would be
     evaluation        losses and accuracies on the eval shards

@@ -9,14 +9,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from modeling.checkpoints import (
-    CHECKPOINTS_NAME,
-    TrainingState,
-    list_checkpoints,
-    load_checkpoint,
-    load_newest_checkpoint,
-    save_checkpoint,
-)
+from modeling.checkpoints import TrainingState, list_checkpoints, save_checkpoint
 from modeling.config import BertConfig
 from modeling.devices import describe_devices, describe_group, peak_flops
 from modeling.evaluation import added_sums, evaluation_sums
@@ -29,9 +22,9 @@ from modeling.input import (
 )
 from modeling.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.metrics import MetricsWriter
-from modeling.pretrained import Pretrained, initialize
-from modeling.process_group import ProcessGroup
+from modeling.pretrained import Pretrained
 from modeling.run import check_run, prepare_run, write_environment
+from modeling.start import start
 from modeling.step import (
     Replicas,
     TrainStep,
@@ -94,7 +87,7 @@ def train(
         )
         if replicas.count > 1:
             logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
-        state = _start(run_dir, update, options, pretrained, group)
+        state = start(run_dir, update, options, pretrained, group)
         if state.step >= options.num_train_steps:
             logging.info("nothing to do: the run has reached step %d", state.step)
             if group.is_first and not (run_dir / LOSS_PLOT_NAME).exists():
@@ -123,49 +116,6 @@ def _draw(run_dir: Path) -> None:
         logging.info("drew %s", plot)
     else:
         logging.info("no loss.png, which needs matplotlib: pip install 'clozemill[plot]'")
-
-
-def _start(
-    run_dir: Path,
-    update: Update,
-    options: TrainingOptions,
-    pretrained: Pretrained | None,
-    group: ProcessGroup,
-) -> TrainingState:
-    """Sets all variables as they are where training goes on, or begins."""
-    found = load_newest_checkpoint(run_dir, update) if group.is_first else None
-    # What process 0 has found good, all others load.
-    name = group.gather(found and found[0].name)[0]
-    if name and not group.is_first:
-        checkpoint = run_dir / CHECKPOINTS_NAME / name
-        found = checkpoint, load_checkpoint(checkpoint, update)
-    if found:
-        checkpoint, state = found
-        logging.info("going on from %s", checkpoint)
-        _check_options(run_dir, state.options, dataclasses.asdict(options))
-        return dataclasses.replace(state, options=dataclasses.asdict(options))
-    if pretrained:
-        left = initialize(update.model, pretrained)
-        loaded = len(update.model.named_weights()) - len(left)
-        logging.info("%d variables start as those of %s", loaded, pretrained.source)
-        if left:
-            logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
-        if pretrained.ignored:
-            logging.info("of no use here: %s", ", ".join(pretrained.ignored))
-    return TrainingState(options=dataclasses.asdict(options))
-
-
-def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuses what a run cannot go on with, and tells of all else that has changed."""
-    for name in ("random_seed", "optimizer"):
-        if old[name] != new[name]:
-            raise UserError(
-                f"{run_dir} was begun with --{name}={old[name]}: go on with that, or give another "
-                "--output_dir, with this run as --init_checkpoint if it is to start from its weights"
-            )
-    for name, value in new.items():
-        if old.get(name) != value:
-            logging.warning("changed: --%s was %s, is %s", name, old.get(name), value)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,0 +1,80 @@
+"""Where training begins, or goes on: at the run's newest checkpoint, at pretrained weights, or at random ones."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from modeling.checkpoints import (
+    CHECKPOINTS_NAME,
+    TrainingState,
+    load_checkpoint,
+    load_newest_checkpoint,
+)
+from modeling.pretrained import Pretrained, initialize
+from modeling.process_group import ProcessGroup
+from modeling.training_options import TrainingOptions
+from modeling.update import Update
+from pipeline.errors import UserError
+
+
+def start(
+    run_dir: Path,
+    update: Update,
+    options: TrainingOptions,
+    pretrained: Pretrained | None,
+    group: ProcessGroup,
+) -> TrainingState:
+    """Sets all variables as they are where training goes on, or begins.
+
+    Args:
+      run_dir: the run.
+      update: with the variables.
+      options: how training goes on.
+      pretrained: the weights that a new run starts from, in place of random ones.
+      group: the processes, which all start alike.
+
+    Raises:
+      UserError: the run cannot go on with these options, all its checkpoints are damaged, or not all
+        processes see them.
+    """
+    found = load_newest_checkpoint(run_dir, update) if group.is_first else None
+    # What process 0 has found good, all others load.
+    name = group.gather(found and found[0].name)[0]
+    if name and not group.is_first:
+        checkpoint = run_dir / CHECKPOINTS_NAME / name
+        if not checkpoint.exists():
+            raise UserError(
+                f"{checkpoint}, from which process 0 goes on, does not exist here: all hosts have to share "
+                "the run's directory"
+            )
+        found = checkpoint, load_checkpoint(checkpoint, update)
+    if found:
+        checkpoint, state = found
+        logging.info("going on from %s", checkpoint)
+        _check_options(run_dir, state.options, dataclasses.asdict(options))
+        return dataclasses.replace(state, options=dataclasses.asdict(options))
+    if pretrained:
+        left = initialize(update.model, pretrained)
+        loaded = len(update.model.named_weights()) - len(left)
+        logging.info("%d variables start as those of %s", loaded, pretrained.source)
+        if left:
+            logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
+        if pretrained.ignored:
+            logging.info("of no use here: %s", ", ".join(pretrained.ignored))
+    return TrainingState(options=dataclasses.asdict(options))
+
+
+def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses what a run cannot go on with, and tells of all else that has changed."""
+    for name in ("random_seed", "optimizer"):
+        if old[name] != new[name]:
+            raise UserError(
+                f"{run_dir} was begun with --{name}={old[name]}: go on with that, or give another "
+                "--output_dir, with this run as --init_checkpoint if it is to start from its weights"
+            )
+    for name, value in new.items():
+        if old.get(name) != value:
+            logging.warning("changed: --%s was %s, is %s", name, old.get(name), value)
