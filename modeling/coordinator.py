@@ -1,6 +1,7 @@
 """What process 0 does for all processes of a job, and the connections that they keep to it."""
 
 import contextlib
+import ipaddress
 import json
 import socket
 import threading
@@ -29,6 +30,7 @@ class Coordinator:
     def __init__(self, place: JobPlace, deadline: float, timeout: float):
         self._num_processes = place.num_processes
         self._timeout = timeout
+        self._host = place.host_and_port[0]
         self._lock = threading.RLock()
         self._connections: dict[int, Connection] = {}
         self._hellos: dict[int, dict[str, Any]] = {}
@@ -38,7 +40,7 @@ class Coordinator:
         self._left: set[int] = set()
         self._end: str | None = None
         self._num_connected = place.num_processes
-        listener = _listen(place, deadline)
+        listener = _listen(place)
         logging.info(
             "waiting at %s for %d processes more",
             place.coordinator_address,
@@ -138,7 +140,7 @@ class Coordinator:
                     )
                     return
         hosts = [hello["host"] for hello in hellos]
-        addresses = [_address(hello["ip"], hello["port"]) for hello in hellos]
+        addresses = [self._address(hello["ip"], hello["port"]) for hello in hellos]
         self._send_all({"welcome": {"hosts": hosts, "addresses": addresses}})
 
     def _handle(self, process_id: int, message: dict[str, Any]) -> None:
@@ -190,6 +192,14 @@ class Coordinator:
             self._send_all({})
             time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
 
+    def _address(self, ip: str, port: int) -> str:
+        """Where others reach a process; to them a loopback address would mean themselves."""
+        # As a dual-stack socket has those of IPv4.
+        host = ip.removeprefix("::ffff:")
+        if ipaddress.ip_address(host).is_loopback:
+            host = self._host
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def _name(self, process_id: int) -> str:
         return name_of(process_id, self._hellos[process_id]["host"])
 
@@ -220,26 +230,32 @@ class Connection:
                 yield json.loads(line)
 
 
-def _listen(place: JobPlace, deadline: float) -> socket.socket:
-    is_told = False
-    while True:
-        try:
-            family = socket.getaddrinfo(*place.host_and_port, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server(
-                place.host_and_port, family=family, backlog=place.num_processes
-            )
-        except OSError as error:
-            # The name of a pod is known some time after it has started.
-            if isinstance(error, socket.gaierror) and time.monotonic() < deadline:
-                if not is_told:
-                    logging.info("%s: %s", place.coordinator_address, error.strerror)
-                is_told = True
-                time.sleep(SECONDS_BETWEEN_TRIES)
-                continue
-            raise UserError(
-                f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
-                "coordinator's address must be one of process 0's host, with a port that is not in use"
-            ) from error
+def _listen(place: JobPlace) -> socket.socket:
+    """Listens at an IP address alone, but for a name at all of the host's: it may mean another one here.
+
+    On many systems a host's own name is a loopback address to itself.
+    """
+    host, port = place.host_and_port
+    try:
+        if not _is_ip(host):
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+            return socket.create_server(("", port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
+            "coordinator's address must be one of process 0's host, with a port that is not in use"
+        ) from error
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def name_of(process_id: int, host: str) -> str:
@@ -258,7 +274,3 @@ def reason_of(error: OSError) -> str:
 
 def _listed(numbers: list[int]) -> str:
     return ("process " if len(numbers) == 1 else "processes ") + ", ".join(map(str, numbers))
-
-
-def _address(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

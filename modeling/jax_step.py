@@ -51,12 +51,14 @@ class Replicas:
             jax.config.update("jax_enable_recoverability", True)
             jax.config.update("jax_enable_preemption_service", False)
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            address = group.addresses[0]
             jax.distributed.initialize(
-                group.addresses[0],
+                address,
                 group.num_processes,
                 group.process_id,
                 cluster_detection_method="deactivate",
-                coordinator_bind_address=group.addresses[0],
+                # JAX itself listens at all addresses of the host.
+                coordinator_bind_address=address if address.startswith("127.") else None,
             )
         self.count = jax.device_count()
         self.local_count = jax.local_device_count()

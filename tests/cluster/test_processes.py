@@ -21,7 +21,7 @@ SAMPLES = ROOT / "data_samples"
 NUM_STEPS = 80
 SECONDS = 120
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="without jax")
-BACKENDS = ["tensorflow", pytest.param("jax", marks=needs_jax)]
+BACKENDS = ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]
 PRETRAIN = (
     *("pretrain", "--model=tiny", "--hidden_size=16", "--num_hidden_layers=1"),
     *("--num_attention_heads=2", "--intermediate_size=24", "--train_batch_size=8"),
@@ -159,9 +159,7 @@ def assert_told_once_and_in_full(said):
     assert not [line for line in said.splitlines() if line.startswith("[1]")], said
 
 
-@pytest.mark.parametrize(
-    "backend", ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]
-)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir, tmp_path):
     forever = command(
         backend,

@@ -27,11 +27,14 @@ def address():
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-@pytest.fixture
-def together(address, monkeypatch):
-    """A function that calls another one in each of several processes, here threads, with its group."""
-    # Threads do not exit as processes do.
+@pytest.fixture(autouse=True)
+def _threads_do_not_exit_as_processes_do(monkeypatch):
     monkeypatch.setattr(coordinator, "_SECONDS_TO_GO", 0.0)
+
+
+@pytest.fixture
+def together(address):
+    """A function that calls another one in each of several processes, here threads, with its group."""
 
     def run(work, num_processes=3, facts=None, timeout=SECONDS):
         def member(process_id):
@@ -200,8 +203,26 @@ def test_port_in_use_is_named(address):
 def test_address_of_another_host_is_named():
     with pytest.raises(UserError, match="must be one of process 0's host"):
         ProcessGroup(JobPlace("192.0.2.1:29000", 2, 0), timeout=1)
-    with pytest.raises(UserError, match="must be one of process 0's host"):
-        ProcessGroup(JobPlace("no-such-host.invalid:29000", 2, 0), timeout=1)
+
+
+def test_name_that_nobody_knows_is_named(address):
+    port = address.partition(":")[2]
+    with pytest.raises(UserError, match=rf"no-such-host.invalid:{port} did not answer within 1 s"):
+        ProcessGroup(JobPlace(f"no-such-host.invalid:{port}", 2, 0), timeout=1)
+
+
+def test_processes_on_the_coordinators_host_are_reached_by_its_name(address):
+    """Which to other hosts is no loopback address, as it may be here."""
+    place = f"localhost:{address.partition(':')[2]}"
+
+    def member(process_id):
+        with ProcessGroup(JobPlace(place, 2, process_id), timeout=SECONDS) as group:
+            return group.addresses
+
+    with ThreadPoolExecutor(2) as threads:
+        (first, second) = threads.map(member, [0, 1])
+    assert first == second
+    assert all(address.startswith("localhost:") for address in first)
 
 
 def test_two_processes_with_the_same_number_are_named(address):
