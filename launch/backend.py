@@ -22,7 +22,7 @@ _BACKEND = flags.DEFINE_enum(
 
 @contextmanager
 def backend() -> Iterator[None]:
-    """Around imports of modules that compute: Keras reads its backend when it is imported.
+    """Around imports of modules that compute, and their start: Keras reads its backend when it is imported.
 
     Raises:
       UserError: the backend is not installed.

@@ -1,4 +1,4 @@
-"""What libraries write to the terminal while they are imported, kept away from it."""
+"""What libraries write to the terminal while they start, kept away from it."""
 
 import os
 import shutil
@@ -10,21 +10,24 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_banners_hidden() -> Iterator[None]:
-    """Hides what libraries write to stderr while they are imported, which no setting silences.
+    """Hides what libraries write to stdout and stderr while they start, which no setting silences.
 
-    When the import fails, it is shown.
+    When that fails, it is shown.
     """
+    sys.stdout.flush()
     sys.stderr.flush()
-    stderr = os.dup(2)
+    outputs = {number: os.dup(number) for number in (1, 2)}
     with tempfile.TemporaryFile("w+b") as hidden:
-        os.dup2(hidden.fileno(), 2)
+        for number in outputs:
+            os.dup2(hidden.fileno(), number)
         try:
             yield
         except BaseException:
-            os.dup2(stderr, 2)
+            os.dup2(outputs[2], 2)
             hidden.seek(0)
             shutil.copyfileobj(hidden, sys.stderr.buffer)
             raise
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            for number, output in outputs.items():
+                os.dup2(output, number)
+                os.close(output)

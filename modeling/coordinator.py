@@ -42,9 +42,9 @@ class Coordinator:
         self._num_connected = place.num_processes
         listener = _listen(place)
         logging.info(
-            "waiting at %s for %d processes more",
+            "waiting at %s until all %d processes are here",
             place.coordinator_address,
-            place.num_processes - 1,
+            place.num_processes,
         )
         threading.Thread(target=self._accept, args=(listener, deadline), daemon=True).start()
         threading.Thread(target=self._give_signs_of_life, daemon=True).start()

@@ -65,6 +65,8 @@ class Replicas:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
         self._shared = NamedSharding(mesh, PartitionSpec())
         self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))
+        # Here, and not in the middle of the first step, it is seen whether the devices reach each other.
+        self.seconds_to_add(1)
 
     def __enter__(self) -> Self:
         return self
