@@ -1,6 +1,7 @@
 """A verb's flags as help and as a flag file."""
 
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -30,9 +31,14 @@ def save_flags(verb: ModuleType, directory: Path) -> None:
     write_whole(directory / FLAGS_NAME, flags_as_text(verb))
 
 
-def flags_as_text(verb: ModuleType) -> str:
-    """A verb's flags as given or by default, with which `--flagfile` repeats the command."""
-    lines = [flag.serialize() for flag in flags_of(verb)]
+def flags_as_text(verb: ModuleType, without: Collection[str] = ()) -> str:
+    """A verb's flags as given or by default, with which `--flagfile` repeats the command.
+
+    Args:
+      verb: its module.
+      without: names of flags that are left out.
+    """
+    lines = [flag.serialize() for flag in flags_of(verb) if flag.name not in without]
     return "".join(f"{line}\n" for line in lines if line)
 
 

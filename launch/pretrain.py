@@ -17,6 +17,7 @@ from launch import backend, config_flags, job
 from launch.flag_files import flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.process_group import ProcessGroup
+from modeling.termination import noticing_termination
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
@@ -48,7 +49,11 @@ _DRY_RUN = flags.DEFINE_boolean(
     "Writes nothing.",
 )
 # One for each of the TrainingOptions.
-flags.DEFINE_integer("train_batch_size", _DEFAULTS.train_batch_size, "Sequences of an update.")
+flags.DEFINE_integer(
+    "train_batch_size",
+    _DEFAULTS.train_batch_size,
+    "Sequences of an update, of all devices of all processes together.",
+)
 flags.DEFINE_integer(
     "gradient_accumulation_steps",
     _DEFAULTS.gradient_accumulation_steps,
@@ -124,20 +129,31 @@ def main() -> None:
     names = [field.name for field in dataclasses.fields(TrainingOptions)]
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
     options = TrainingOptions(**given)
-    manifest = Manifest.read(Path(_DATA_DIR.value))
     place = job.job_place()
     if place.process_id:
         # Process 0 tells; the others speak only when something is wrong.
         logging.set_verbosity(logging.ERROR)
-    facts = _facts(manifest)
-    with ProcessGroup(place, facts, job.coordinator_timeout()) as group:
-        try:
-            _pretrain(options, manifest, group)
-        except UserError as error:
-            raise UserError(str(error) if group.is_first else f"{group.name}: {error}") from error
+    with noticing_termination():
+        group = ProcessGroup(place, job.coordinator_timeout())
+    # One process alone can end at once until it trains.
+    is_agreed = group.num_processes > 1 and not _DRY_RUN.value
+    try:
+        with noticing_termination(group if is_agreed else None), group:
+            _pretrain(options, group)
+    except (UserError, OSError) as error:
+        if group.is_first:
+            raise
+        raise UserError(f"{group.name}: {error}") from error
 
 
-def _pretrain(options: TrainingOptions, manifest: Manifest, group: ProcessGroup) -> None:
+def _pretrain(options: TrainingOptions, group: ProcessGroup) -> None:
+    # Where the data are may differ, if they are the same.
+    own = (*job.PLACE_FLAGS, "data_dir")
+    given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in own]
+    group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
+    data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
+    manifest = Manifest.read(data_dir)
+    group.check_same(_facts(manifest))
     with backend.backend():
         from modeling.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
         from modeling.run import check_run  # noqa: PLC0415
@@ -145,7 +161,6 @@ def _pretrain(options: TrainingOptions, manifest: Manifest, group: ProcessGroup)
         from modeling.training import train  # noqa: PLC0415
 
         replicas = Replicas(group)
-    data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
     # Only process 0 works in the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
     with replicas, locked_directory(run_dir) if is_writing else nullcontext():
@@ -156,7 +171,7 @@ def _pretrain(options: TrainingOptions, manifest: Manifest, group: ProcessGroup)
                 if group.is_first:
                     print(line, flush=True)
             return
-        flag_lines = flags_as_text(sys.modules[__name__])
+        flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
         train(data_dir, manifest, run_dir, config, options, pretrained, flag_lines, replicas)
 
 
@@ -183,13 +198,12 @@ def _model(manifest: Manifest, group: ProcessGroup) -> "tuple[BertConfig, Pretra
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:
-    """What has to be the same in all processes of a job."""
-    module = sys.modules[__name__]
-    # Where the data are may differ, if they are the same.
-    own = ("process_id", "data_dir")
-    facts = {f"--{flag.name}": str(flag.value) for flag in flags_of(module) if flag.name not in own}
+    """What has to be the same of the data set in all processes of a job."""
     data = dataclasses.asdict(manifest)
-    for name, value in {**data, **data.pop("options")}.items():
+    # What follows from the others is named last.
+    last = {name: data.pop(name) for name in ("statistics", "shards")}
+    facts = {}
+    for name, value in {**data.pop("options"), **data, **last}.items():
         text = json.dumps(value)
         is_long = len(text) > _LONG_TEXT
         facts[f"{name} of the data set"] = _sha256(text) if is_long else text

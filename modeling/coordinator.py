@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 
 from modeling.job_place import JobPlace
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
 
 # A process that is not heard of for so long is lost; it says twice a second that it is there.
 SECONDS_OF_SILENCE = 30.0
@@ -39,7 +39,7 @@ class Coordinator:
         self._stop: dict[str, Any] | None = None
         self._left: set[int] = set()
         self._end: str | None = None
-        self._num_connected = place.num_processes
+        self._num_connected = 0
         listener = _listen(place)
         logging.info(
             "waiting at %s until all %d processes are here",
@@ -75,6 +75,12 @@ class Coordinator:
                     accepted, (ip, *_) = listener.accept()
                 except TimeoutError:
                     continue
+                except (
+                    OSError
+                ) as error:  # of a connection that broke at once, or for lack of handles
+                    logging.warning("cannot take a connection: %s", error.strerror)
+                    time.sleep(SECONDS_BETWEEN_TRIES)
+                    continue
                 threading.Thread(
                     target=self._serve, args=(Connection(accepted), ip), daemon=True
                 ).start()
@@ -82,41 +88,49 @@ class Coordinator:
     def _missing(self) -> str:
         with self._lock:
             missing = sorted(set(range(self._num_processes)) - self._hellos.keys())
-            came = ", ".join(map(self._name, sorted(self._hellos)))
-        return f"{_listed(missing)} of {self._num_processes} (here: {came})"
+            came = [self._name(process_id) for process_id in sorted(self._hellos)]
+        word = "process" if len(missing) == 1 else "processes"
+        return (
+            f"{word} {listed([str(number) for number in missing])} of {self._num_processes} "
+            f"(here: {listed(came)})"
+        )
 
     def _serve(self, connection: "Connection", ip: str) -> None:
         process_id = None
         try:
             for message in connection.messages():
-                if "hello" in message:
-                    process_id = message["hello"]["process_id"]
-                    self._welcome(connection, message["hello"] | {"ip": ip})
-                elif message and process_id is not None:
+                if process_id is not None:
                     self._handle(process_id, message)
+                elif hello := message.get("hello"):
+                    if not self._takes(connection, hello | {"ip": ip}):
+                        return
+                    process_id = hello["process_id"]
             reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"what it sends cannot be understood: {error!r}"
+        if process_id is None:
             return  # whatever it is, it is no process of this job
         with self._lock:
-            self._num_connected -= process_id is not None
-            if process_id is not None and process_id not in self._left:
+            self._num_connected -= 1
+            if process_id not in self._left:
                 self._end_all(f"{self._name(process_id)} was lost ({reason}): {GO_ON}")
 
-    def _welcome(self, connection: "Connection", hello: dict[str, Any]) -> None:
+    def _takes(self, connection: "Connection", hello: dict[str, Any]) -> bool:
+        """Takes a process in, unless its number is taken; welcomes all when all have come."""
         with self._lock:
-            process_id = hello["process_id"]
-            if process_id in self._hellos:
-                connection.send(
-                    {
-                        "end": f"there are two processes {process_id}, on {self._hellos[process_id]['host']} "
-                        f"and {hello['host']}: give each its own --process_id, and each job a port of its own"
-                    }
+            process_id, host = hello["process_id"], hello["host"]
+            if other := self._hellos.get(process_id):
+                self._end_all(
+                    f"there are two processes {process_id}, on {other['host']} and {host}: give each its "
+                    "own --process_id, and each job a port of its own"
                 )
-                return
+                connection.send({"end": self._end})
+                return False
             self._hellos[process_id] = hello
             self._connections[process_id] = connection
+            self._num_connected += 1
             if self._end:
                 connection.send({"end": self._end})
             elif hello["num_processes"] != self._num_processes:
@@ -125,20 +139,12 @@ class Coordinator:
                     f"of {self._num_processes}"
                 )
             elif len(self._hellos) == self._num_processes:
-                self._compare_and_welcome()
+                self._welcome_all()
+            return True
 
-    def _compare_and_welcome(self) -> None:
+    def _welcome_all(self) -> None:
+        logging.info("all %d processes are here", self._num_processes)
         hellos = [self._hellos[i] for i in range(self._num_processes)]
-        first = hellos[0]["facts"]
-        for hello in hellos:
-            for name in sorted(first | hello["facts"]):
-                here, there = first.get(name), hello["facts"].get(name)
-                if here != there:
-                    self._end_all(
-                        f"the processes differ in {name}: it is {there} in "
-                        f"{self._name(hello['process_id'])}, {here} in {self._name(0)}"
-                    )
-                    return
         hosts = [hello["host"] for hello in hellos]
         addresses = [self._address(hello["ip"], hello["port"]) for hello in hellos]
         self._send_all({"welcome": {"hosts": hosts, "addresses": addresses}})
@@ -188,7 +194,7 @@ class Coordinator:
                     connection.send(message)
 
     def _give_signs_of_life(self) -> None:
-        while True:
+        while len(self._left) < self._num_processes:
             self._send_all({})
             time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
 
@@ -270,7 +276,3 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return CLOSED
     return error.strerror or str(error)
-
-
-def _listed(numbers: list[int]) -> str:
-    return ("process " if len(numbers) == 1 else "processes ") + ", ".join(map(str, numbers))

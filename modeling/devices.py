@@ -3,6 +3,7 @@
 import re
 
 from modeling.process_group import ProcessGroup
+from pipeline.errors import listed
 
 # Dense bfloat16 (float16 on older ones) peaks in FLOP/s, from the makers' data sheets, by words of the
 # device's name; the first that fits counts.
@@ -59,5 +60,5 @@ def describe_group(group: ProcessGroup, num_devices: int, batch_size: int) -> st
     if group.num_processes == 1:
         return devices
     hosts = list(dict.fromkeys(group.hosts))
-    where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts ({', '.join(hosts)})"
+    where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts ({listed(hosts)})"
     return f"{group.num_processes} processes on {where}, found in {group.found_in}; {devices}"

@@ -6,8 +6,9 @@ equal lanes; each lane is shuffled, and instances are taken from the lanes in tu
 instance in the order follows from the seed and the manifest's counts, and training goes on in the middle
 of a pass after reading a part of one group.
 
-The instances are numbered in that order, and of N processes each takes every N-th: from lanes of its own
-where N divides the number of lanes, a power of two. The order knows nothing of N.
+Of N processes each takes every N-th instance, and the order knows nothing of N. Where N divides the number of
+lanes, a power of two, a process takes its instances from lanes of its own; of a shard that lies on the border
+of two lanes, each has a part. Where it does not, N / gcd(N, lanes) processes share each lane.
 """
 
 import itertools
@@ -65,7 +66,7 @@ class ShardGroup:
 
 
 def check_enough_shards(data_dir: Path, manifest: Manifest, num_processes: int) -> None:
-    """Sees that each process can have shards of its own.
+    """Sees that each process can have lanes of its own.
 
     Raises:
       UserError: a pass has fewer shards than there are processes.
@@ -96,7 +97,7 @@ def training_batches(
       batch_size: B, instances of a batch, of which each process gets an equal part.
       seed: of the order.
       first_instance: how many instances to leave out because training has seen them.
-      process_id: of this process, which gets the instances whose number is `process_id` modulo N.
+      process_id: of this process, which gets every N-th instance from the one so far behind the first.
       num_processes: N, processes that share the instances; a divisor of B.
 
     Raises:
@@ -106,14 +107,16 @@ def training_batches(
     if not any(shard.instances for shard in shards):
         raise UserError(f"the data set {data_dir} has no training instance; generate it again")
     _check_sizes(data_dir, shards)
+    # The numbers modulo N of the instances that are this process's.
+    remainder = (first_instance + process_id) % num_processes
 
     def lanes_of_groups() -> Iterator[tuple[list[str], dict[str, list[int]], int]]:
         for group in shard_groups(manifest, seed, first_instance):
             paths = [str(data_dir / shard.name) for shard in group.shards]
             # Those of the process that were seen.
-            first = _first_place(group, process_id, num_processes)
+            first = _first_place(group, remainder, num_processes)
             seen = len(range(first, first_instance - group.first_instance, num_processes))
-            yield paths, _lanes_of_process(group, process_id, num_processes), seen
+            yield paths, _lanes_of_process(group, remainder, num_processes), seen
 
     groups = tf.data.Dataset.from_generator(
         lanes_of_groups,
@@ -248,19 +251,26 @@ def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:
             )
 
 
-# What is read of a lane: which of the group's paths, and how many; without how many records at first, how
-# many then; how these are shuffled; and of them every so manieth, from which on.
+# What a process reads of a lane. `paths` of its group's from `path` on are its files; of their records,
+# `take` behind the first `skip` are the lane. Shuffled in a buffer of `buffer` by `seed`, every `step`-th of
+# them from number `first` on is the process's.
 _LANE_FIELDS = ("path", "paths", "skip", "take", "buffer", "seed", "step", "first")
 
 
 def _lanes_of_process(
-    group: ShardGroup, process_id: int, num_processes: int
+    group: ShardGroup, remainder: int, num_processes: int
 ) -> dict[str, list[int]]:
-    """The lanes from which a process takes its instances in turn, by `_LANE_FIELDS`."""
+    """The lanes from which a process takes its instances in turn, by `_LANE_FIELDS`.
+
+    Args:
+      group: of which the instances are.
+      remainder: modulo `num_processes`, of the numbers of the process's instances.
+      num_processes: that share the instances.
+    """
     common = math.gcd(group.num_lanes, num_processes)
     ends = np.cumsum([shard.instances for shard in group.shards])
     lanes: dict[str, list[int]] = {name: [] for name in _LANE_FIELDS}
-    first_place = _first_place(group, process_id, num_processes)
+    first_place = _first_place(group, remainder, num_processes)
     for turn in range(group.num_lanes // common):
         place = first_place + turn * num_processes
         if place >= group.num_instances:
@@ -283,9 +293,9 @@ def _lanes_of_process(
     return lanes
 
 
-def _first_place(group: ShardGroup, process_id: int, num_processes: int) -> int:
+def _first_place(group: ShardGroup, remainder: int, num_processes: int) -> int:
     """The first place in a group's order that is a process's; every N-th behind it is, too."""
-    return (process_id - group.first_instance) % num_processes
+    return (remainder - group.first_instance) % num_processes
 
 
 def _shuffle_buffer(group: ShardGroup) -> int:

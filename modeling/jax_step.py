@@ -62,6 +62,7 @@ class Replicas:
             )
         self.count = jax.device_count()
         self.local_count = jax.local_device_count()
+        group.check_same({"the number of devices": self.local_count})
         mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
         self._shared = NamedSharding(mesh, PartitionSpec())
         self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))

@@ -33,7 +33,7 @@ class JobPlace:
                 f"{self.num_processes} less 1"
             )
         host, _, port = self.coordinator_address.rpartition(":")
-        if self.num_processes > 1 and not (host and port.isdecimal() and int(port) < 1 << 16):
+        if self.num_processes > 1 and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise UserError(
                 f"--coordinator_address={self.coordinator_address} must be HOST:PORT, an address of "
                 "process 0's host"

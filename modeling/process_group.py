@@ -34,6 +34,8 @@ from pipeline.errors import UserError
 
 _SECONDS_TO_FAIL = 5.0
 _SECONDS_TO_RAISE = 1.0
+# What draws the metrics has hidden it.
+_SHOW_CURSOR = "\n\x1b[?25h"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ class ProcessGroup:
 
     Args:
       place: this process's; by default that of the only one.
-      facts: what has to be the same in all processes, by name.
       timeout: seconds to wait for all to come.
 
     Attributes:
@@ -73,14 +74,12 @@ class ProcessGroup:
       stop: why training stopped before its last step, once it is known.
 
     Raises:
-      UserError: the coordinator does not answer or cannot listen, processes are missing, or differ
-        in a fact.
+      UserError: the coordinator does not answer or cannot listen, or processes are missing.
     """
 
     def __init__(
         self,
         place: JobPlace | None = None,
-        facts: Mapping[str, str] | None = None,
         timeout: float = 300.0,
     ):
         place = place or JobPlace()
@@ -97,7 +96,7 @@ class ProcessGroup:
         self._connection: Connection | None = None
         self._coordinator: Coordinator | None = None
         if self.num_processes > 1:
-            self._meet(place, dict(facts or {}), timeout)
+            self._meet(place, timeout)
 
     def __enter__(self) -> "ProcessGroup":
         return self
@@ -113,7 +112,6 @@ class ProcessGroup:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             # The backend often notices a lost process first, in words of its own.
             self._reader.join(_SECONDS_TO_FAIL)
-        self._is_leaving.set()
         if error is None or isinstance(error, SystemExit):
             self._send({"leave": True})
             self._reader.join()
@@ -121,7 +119,7 @@ class ProcessGroup:
                 # Process 0 exits last: the backends' services run in it, and whoever loses them complains.
                 self._coordinator.wait_until_others_have_gone()
         else:
-            # Others name the failure; who failed itself says more.
+            self._is_failing.set()
             self._send({"failed": str(error).partition("\n")[0] or repr(error)})
             self._reader.join(_SECONDS_TO_FAIL)
 
@@ -145,6 +143,25 @@ class ProcessGroup:
             return [value]
         self._send({"gather": value})
         return self._gathered.get()
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Sees that something is the same in all processes, which all ask this.
+
+        Args:
+          facts: by name, values that JSON has.
+
+        Raises:
+          UserError: in all processes alike, with the first fact that differs and where.
+        """
+        values = self.gather(facts)
+        for process_id, theirs in enumerate(values):
+            for name, first in values[0].items():
+                if theirs.get(name) != first:
+                    raise UserError(
+                        f"the processes differ in {name}: it is {theirs.get(name)} in "
+                        f"{name_of(process_id, self.hosts[process_id])}, {first} in "
+                        f"{name_of(0, self.hosts[0])}"
+                    )
 
     def wait_for_all(self) -> None:
         """Waits until all processes are here."""
@@ -170,7 +187,7 @@ class ProcessGroup:
             self._begun = step
             return True
 
-    def _meet(self, place: JobPlace, facts: dict[str, str], timeout: float) -> None:
+    def _meet(self, place: JobPlace, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         if self.is_first:
             self._coordinator = Coordinator(place, deadline, timeout)
@@ -178,7 +195,9 @@ class ProcessGroup:
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_member = False
-        self._is_leaving = threading.Event()
+        self._is_failing = threading.Event()
+        # As it is now: while a backend starts, what it writes is hidden.
+        self._stderr = os.dup(2)
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
@@ -187,7 +206,6 @@ class ProcessGroup:
             "num_processes": self.num_processes,
             "host": self.hosts[0],
             "port": port,
-            "facts": facts,
         }
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -213,7 +231,7 @@ class ProcessGroup:
             reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
-        if not self._is_leaving.is_set():
+        if not self._is_failing.is_set():
             self._end(f"process 0 was lost ({reason}): {GO_ON}", is_told_elsewhere=False)
 
     def _handle(self, message: dict[str, Any]) -> bool:
@@ -243,17 +261,17 @@ class ProcessGroup:
 
     def _end(self, reason: str, is_told_elsewhere: bool) -> None:
         """Ends the process, whose other threads may wait for a lost one for ever."""
-        if self._is_leaving.is_set():
-            return
         if not self._is_member:
             self._welcome.put({"end": reason})
             return
-        # What fails in all processes, process 0 says itself.
-        if self.is_first and self._is_leaving.wait(_SECONDS_TO_RAISE):
+        # Who fails says so itself; what fails in all processes, process 0.
+        if self._is_failing.wait(_SECONDS_TO_RAISE if self.is_first else 0):
             return
-        if not is_told_elsewhere:
-            logging.error("%s", reason if self.is_first else f"{self.name}: {reason}")
         logging.flush()
+        if not is_told_elsewhere:
+            line = reason if self.is_first else f"{self.name}: {reason}"
+            show_cursor = _SHOW_CURSOR if os.isatty(self._stderr) else ""
+            os.write(self._stderr, f"{show_cursor}{line}\n".encode())
         os._exit(1)
 
     def _give_signs_of_life(self) -> None:
@@ -275,7 +293,8 @@ def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
             if time.monotonic() + SECONDS_BETWEEN_TRIES > deadline:
                 raise UserError(
                     f"process {place.process_id} on {socket.gethostname()}: the coordinator at "
-                    f"{place.coordinator_address} did not answer within {timeout:g} s ({reason_of(error)}): "
+                    f"{place.coordinator_address} did not answer within {timeout:g} s "
+                    f"({error.strerror or error}): "
                     "see whether process 0 runs there, and whether the address can be reached from here"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)

@@ -1,10 +1,13 @@
 """Where training begins, or goes on: at the run's newest checkpoint, at pretrained weights, or at random ones."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 from absl import logging
 
 from modeling.checkpoints import (
@@ -38,7 +41,7 @@ def start(
 
     Raises:
       UserError: the run cannot go on with these options, all its checkpoints are damaged, or not all
-        processes see them.
+        processes see them or start with the same weights.
     """
     found = load_newest_checkpoint(run_dir, update) if group.is_first else None
     # What process 0 has found good, all others load.
@@ -51,20 +54,38 @@ def start(
                 "the run's directory"
             )
         found = checkpoint, load_checkpoint(checkpoint, update)
+    state = TrainingState()
     if found:
         checkpoint, state = found
         logging.info("going on from %s", checkpoint)
         _check_options(run_dir, state.options, dataclasses.asdict(options))
-        return dataclasses.replace(state, options=dataclasses.asdict(options))
-    if pretrained:
-        left = initialize(update.model, pretrained)
-        loaded = len(update.model.named_weights()) - len(left)
-        logging.info("%d variables start as those of %s", loaded, pretrained.source)
-        if left:
-            logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
-        if pretrained.ignored:
-            logging.info("of no use here: %s", ", ".join(pretrained.ignored))
-    return TrainingState(options=dataclasses.asdict(options))
+    elif pretrained:
+        _start_from(pretrained, update)
+    if group.num_processes > 1:
+        group.check_same(
+            {
+                "the model": update.model.config.to_json(),
+                "the weights to start from": f"SHA-256 {_sha256_of_weights(update)}",
+            }
+        )
+    return dataclasses.replace(state, options=dataclasses.asdict(options))
+
+
+def _start_from(pretrained: Pretrained, update: Update) -> None:
+    left = initialize(update.model, pretrained)
+    loaded = len(update.model.named_weights()) - len(left)
+    logging.info("%d variables start as those of %s", loaded, pretrained.source)
+    if left:
+        logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
+    if pretrained.ignored:
+        logging.info("of no use here: %s", ", ".join(pretrained.ignored))
+
+
+def _sha256_of_weights(update: Update) -> str:
+    digest = hashlib.sha256()
+    for weight in update.weights:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).data)
+    return digest.hexdigest()
 
 
 def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -47,7 +47,9 @@ class Replicas:
 
     def __init__(self, group: ProcessGroup | None = None):
         self.group = group = group or ProcessGroup()
+        kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         if group.num_processes > 1:
+            group.check_same({"the number of devices": len(tf.config.list_physical_devices(kind))})
             self.strategy: tf.distribute.Strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 tf.distribute.cluster_resolver.SimpleClusterResolver(
                     tf.train.ClusterSpec({"worker": group.addresses}),
@@ -57,7 +59,6 @@ class Replicas:
                 )
             )
         else:
-            kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
             devices = tf.config.list_logical_devices(kind)
             self.strategy = (
                 tf.distribute.MirroredStrategy([device.name for device in devices])

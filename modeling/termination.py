@@ -11,11 +11,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @contextmanager
-def noticing_termination(group: ProcessGroup) -> Iterator[None]:
-    """These signals end nothing inside this block but ask the group to stop. Only for the main thread."""
+def noticing_termination(group: ProcessGroup | None = None) -> Iterator[None]:
+    """These signals end nothing inside this block but ask the group to stop. Only for the main thread.
+
+    Without a group, which is still to be met, they end the process with their exit code.
+    """
     received = set()
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        if not group:
+            raise SystemExit(exit_code(signal.Signals(number).name))
         if number in received and number == signal.SIGINT:
             # Who presses Ctrl-C again does not want to wait.
             raise KeyboardInterrupt

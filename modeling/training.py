@@ -36,11 +36,9 @@ from modeling.step import (
 from modeling.termination import exit_code, noticing_termination
 from modeling.training_options import TrainingOptions
 from modeling.update import Batch, Update, learning_rate_schedule, new_update
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, Manifest
-
-_NAMED_SHARDS = 8
 
 
 def train(
@@ -116,11 +114,6 @@ def _draw(run_dir: Path) -> None:
         logging.info("drew %s", plot)
     else:
         logging.info("no loss.png, which needs matplotlib: pip install 'clozemill[plot]'")
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED_SHARDS
-    return ", ".join(names[:_NAMED_SHARDS]) + (f" or {more} others" if more > 0 else "")
 
 
 class _Loop:
@@ -263,7 +256,7 @@ class _Loop:
         )
         return UserError(
             f"the loss or the gradient is no longer a finite number at step {step}, whose batch is of "
-            f"{_listed(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
+            f"{listed(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
             "--learning_rate or raise --num_warmup_steps"
         )
 

@@ -1,4 +1,8 @@
-"""The one exception that a user can put right."""
+"""The one exception that a user can put right, and what messages share."""
+
+from collections.abc import Sequence
+
+_MOST_NAMES = 8
 
 
 class UserError(Exception):
@@ -7,3 +11,9 @@ class UserError(Exception):
     The command line prints the message as one line and exits with 1; any other exception is a bug
     and keeps its traceback.
     """
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas between them, not too many for a message."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -204,44 +204,115 @@ def test_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            "--learning_rate=1e-3",
-            "the processes differ in --learning_rate: it is 0.001 in process 1",
-        ),
-        (
-            "other data",
-            "the processes differ in max_seq_length of the data set: it is 12 in process 1",
-        ),
-    ],
-)
-def test_processes_that_were_told_different_things_are_refused(
-    changed, message, data_dir, tmp_path
-):
-    if changed == "other data":
-        other = tmp_path / "data"
-        other.mkdir()
-        manifest = (data_dir / "manifest.json").read_text()
-        (other / "manifest.json").write_text(
-            manifest.replace('"max_seq_length": 16', '"max_seq_length": 12')
-        )
-        changed = f"--data_dir={other}"
+def two_with(tmp_path, data_dir, first=(), second=()):
+    """Exit codes and what was said of two processes with flags of their own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     place = (f"--coordinator_address={address}", "--num_processes=2")
-    codes, said = end_of(
+    return end_of(
         *(
-            start(tmp_path, *command("tensorflow", data_dir, "run"), *place, *own)
-            for own in (("--process_id=0",), ("--process_id=1", changed))
+            start(
+                tmp_path,
+                *command("tensorflow", data_dir, "run"),
+                *place,
+                f"--process_id={process_id}",
+                *own,
+            )
+            for process_id, own in enumerate((first, second))
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", "differ in --learning_rate: it is 0.001 in process 1"),
+        (
+            '"max_seq_length": 16,\n  "max_pred',
+            '"max_seq_length": 12,\n  "max_pred',
+            "differ in max_seq_length of the data set: it is 12 in process 1",
+        ),
+        (
+            '"random_seed": 12345',
+            '"random_seed": 1',
+            "differ in random_seed of the data set: it is 1 in process 1",
+        ),
+    ],
+    ids=["flag", "length", "seed"],
+)
+def test_processes_that_were_told_different_things_are_refused(
+    old, new, message, data_dir, tmp_path
+):
+    changed = "--learning_rate=1e-3"
+    if old:
+        manifest = (data_dir / "manifest.json").read_text()
+        assert old in manifest
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "manifest.json").write_text(manifest.replace(old, new))
+        changed = f"--data_dir={tmp_path / 'data'}"
+    codes, said = two_with(tmp_path, data_dir, second=[changed])
     assert codes == [1, 1]
-    for line in said:
-        assert message in line.splitlines()[-1]
-        assert "Traceback" not in line
+    assert message in said[0].splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_host_without_the_data_says_so(data_dir, tmp_path):
+    codes, said = two_with(tmp_path, data_dir, second=["--data_dir=/nowhere"])
+    assert codes == [1, 1]
+    assert f"process 1 on {HOST} failed: /nowhere is not a data set" in said[0]
+    assert f"clozemill pretrain: process 1 on {HOST}: /nowhere is not a data set" in said[1]
+
+
+@pytest.mark.slow
+def test_processes_with_different_weights_behind_the_same_path_are_refused(data_dir, tmp_path):
+    """Which a folder that only looks shared can hold."""
+    run(tmp_path, *command("tensorflow", data_dir, "one", "--num_train_steps=2"))
+    run(tmp_path, *command("tensorflow", data_dir, "two", "--num_train_steps=4"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for process_id, name in enumerate(("one", "two")):
+        directory = tmp_path / str(process_id)
+        directory.mkdir()
+        (directory / "init").symlink_to(tmp_path / name)
+        place = (f"--coordinator_address={address}", "--num_processes=2")
+        pretrain = command("tensorflow", data_dir, "run", "--init_checkpoint=init")
+        processes.append(start(directory, *pretrain, *place, f"--process_id={process_id}"))
+    codes, said = end_of(*processes)
+    assert codes == [1, 1]
+    assert "the processes differ in the weights to start from" in said[0].splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_process_that_is_told_to_end_before_the_others_come_ends(number, data_dir, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    place = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=0")
+    process = start(tmp_path, *command("tensorflow", data_dir, "run"), *place)
+    assert "waiting at" in process.stderr.readline()
+    process.send_signal(number)
+    codes, _ = end_of(process)
+    assert codes == [143]
+
+
+def test_job_that_is_told_to_end_while_it_starts_ends_as_one(data_dir, tmp_path):
+    process = start(tmp_path, *two(*command("tensorflow", data_dir, "run")))
+    while "are here" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    (code,), (said,) = end_of(process)
+    assert code == 143
+    assert re.search(r"stopped by SIGTERM to process \d on .* at step 0", said)
+
+
+@pytest.mark.slow
+def test_flags_of_a_job_repeat_it(data_dir, tmp_path):
+    flags_file = tmp_path / "run" / "flags.txt"
+    run(tmp_path, *two(*command("tensorflow", data_dir, "run", "--num_train_steps=2")))
+    assert "--coordinator_address" not in flags_file.read_text()
+    said = run(tmp_path, *two("pretrain", f"--flagfile={flags_file}"))
+    assert "nothing to do: the run has reached step 2" in said
 
 
 def test_a_process_that_is_missing_is_named(data_dir, tmp_path):

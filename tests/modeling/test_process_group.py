@@ -36,11 +36,9 @@ def _threads_do_not_exit_as_processes_do(monkeypatch):
 def together(address):
     """A function that calls another one in each of several processes, here threads, with its group."""
 
-    def run(work, num_processes=3, facts=None, timeout=SECONDS):
+    def run(work, num_processes=3):
         def member(process_id):
-            place = JobPlace(address, num_processes, process_id)
-            own = (facts or {}).get(process_id, {"--model": "tiny"})
-            with ProcessGroup(place, own, timeout) as group:
+            with ProcessGroup(JobPlace(address, num_processes, process_id), SECONDS) as group:
                 return work(group)
 
         with ThreadPoolExecutor(num_processes) as threads:
@@ -152,22 +150,21 @@ def test_no_process_leaves_before_the_last_one(together):
     assert max(ends, key=ends.get) == 2
 
 
-def test_facts_that_differ_are_named_with_the_process(together):
-    facts = {i: {"--model": "tiny", "--learning_rate": "0.001"} for i in range(3)}
-    facts[2]["--learning_rate"] = "0.01"
-    errors = together(lambda group: group, facts=facts)
-    for process_id, error in enumerate(errors):
+def test_facts_that_differ_are_named_with_the_process_in_all(together):
+    def work(group):
+        group.check_same({"--model": "tiny"})
+        group.check_same({"--seed": 1, "--rate": 0.01 if group.process_id == 2 else 0.001})
+
+    for error in together(work):
         assert isinstance(error, UserError)
-        assert (
-            f"differ in --learning_rate: it is 0.01 in process 2 on {HOST}, 0.001 in process 0"
-            in str(error)
+        assert str(error) == (
+            f"the processes differ in --rate: it is 0.01 in process 2 on {HOST}, 0.001 in process 0 on "
+            f"{HOST}"
         )
-        assert str(error).startswith(f"process {process_id} on") == (process_id > 0)
 
 
-def test_a_fact_that_only_one_knows_is_named(together):
-    errors = together(lambda group: group, 2, facts={0: {}, 1: {"--new": "1"}})
-    assert all("differ in --new" in str(error) for error in errors)
+def test_one_process_alone_differs_in_nothing():
+    ProcessGroup().check_same({"--model": "tiny"})
 
 
 def test_missing_processes_are_named_by_all_that_came(address):
@@ -225,17 +222,16 @@ def test_processes_on_the_coordinators_host_are_reached_by_its_name(address):
     assert all(address.startswith("localhost:") for address in first)
 
 
-def test_two_processes_with_the_same_number_are_named(address):
+def test_two_processes_with_the_same_number_are_named_by_all(address):
     def member(process_id):
-        try:
-            with ProcessGroup(JobPlace(address, 3, process_id), timeout=3) as group:
-                return group
-        except UserError as error:
-            return str(error)
+        with pytest.raises(UserError) as raised:
+            ProcessGroup(JobPlace(address, 3, process_id), timeout=SECONDS)
+        return str(raised.value)
 
     with ThreadPoolExecutor(3) as threads:
-        results = list(threads.map(member, [0, 1, 1]))
-    assert any("there are two processes 1" in result for result in results)
+        messages = list(threads.map(member, [0, 1, 1]))
+    for message in messages:
+        assert f"there are two processes 1, on {HOST} and {HOST}" in message
 
 
 def test_processes_that_were_told_of_other_numbers_are_named(address):
@@ -272,8 +268,8 @@ def test_what_is_no_process_of_the_job_does_no_harm(together, address):
 
 
 MEMBER = """
-import sys, time
-from absl import logging
+import os, sys, time
+from launch.banners import native_banners_hidden
 from modeling import coordinator
 from modeling.job_place import JobPlace
 from modeling.process_group import ProcessGroup
@@ -284,8 +280,17 @@ coordinator.SECONDS_OF_SILENCE = 3
 with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
     print("met", flush=True)
     group.wait_for_all()
+    if work == "end" and process_id == 0:
+        time.sleep(0.5)
+        raise UserError("cannot draw")
+    if work == "end":
+        sys.exit(0)
     if process_id == 1 and work == "fail":
         raise UserError("the data are damaged")
+    if work == "hidden":
+        with native_banners_hidden():
+            os.write(2, b"a banner")
+            time.sleep(60)
     if work == "notice" and process_id != 1:
         # As a step does whose exchange breaks off, before the group has noticed.
         raise RuntimeError("connection reset")
@@ -364,6 +369,20 @@ def test_a_process_that_fails_ends_all_with_its_reason(members):
     assert outputs[2] == ""
 
 
+def test_a_process_that_fails_when_others_are_done_fails_them_too(members):
+    codes, outputs = ends_of(members("end"))
+    assert codes == [1, 1, 1]
+    assert "UserError: cannot draw" in outputs[0]
+
+
+def test_what_is_said_of_a_lost_process_is_not_hidden_with_what_a_backend_says(members):
+    processes = members("hidden")
+    processes[1].kill()
+    _, outputs = ends_of(processes)
+    assert f"process 1 on {HOST} was lost" in outputs[0]
+    assert "a banner" not in outputs[0]
+
+
 def test_an_error_of_the_backend_gives_way_to_the_lost_process_that_it_comes_of(members):
     processes = members("notice")
     time.sleep(0.5)
@@ -386,6 +405,7 @@ def test_signs_of_life_come_far_more_often_than_silence_is_long():
         (("host:port", 2, 0), "host:port"),
         ((":80", 2, 0), ":80"),
         (("host:70000", 2, 0), "host:70000"),
+        (("host:0", 2, 0), "host:0"),
         (("host:80", 0, 0), "--num_processes=0"),
         (("host:80", 2, 2), "--process_id=2"),
         (("host:80", 2, -1), "--process_id=-1"),

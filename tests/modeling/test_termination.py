@@ -39,6 +39,13 @@ def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
     assert received == []
 
 
+def test_without_a_group_the_process_ends(received, number):
+    with pytest.raises(SystemExit) as raised, noticing_termination():
+        send(number)
+    assert raised.value.code == exit_code(number.name)
+    assert received == []
+
+
 def test_sigterm_may_come_again(group):
     with noticing_termination(group):
         for _ in range(3):
