@@ -159,6 +159,7 @@ def assert_told_once_and_in_full(said):
     assert not [line for line in said.splitlines() if line.startswith("[1]")], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir, tmp_path):
     forever = command(

@@ -92,6 +92,7 @@ def test_near_the_time_limit_a_job_stops_well_and_goes_back_into_the_queue(clust
     assert "the time limit is near" in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_requeued_stops_well(cluster, submit):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)

@@ -18,6 +18,9 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 SECONDS = 30
+pytestmark = pytest.mark.skipif(
+    os.environ["KERAS_BACKEND"] == "jax", reason="the same on both backends, tried on the other"
+)
 
 
 @pytest.fixture
