@@ -40,6 +40,9 @@ from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, Manifest
 
+# Little beside a model for which memory is short.
+_MEASURED_NUMBERS = 1 << 24
+
 
 def train(
     data_dir: Path,
@@ -184,10 +187,15 @@ class _Loop:
                     f"first step done after {time.perf_counter() - started:.1f} s; attention: "
                     + self._describe_attention(train_step)
                 )
-                num_parameters = self._update.model.count_params()
-                self._metrics.all_reduce_seconds = self._replicas.seconds_to_add(num_parameters)
+                self._metrics.all_reduce_seconds = self._all_reduce_seconds()
                 self._metrics.start_timing(step)
             self._tell(step, step == last)
+
+    def _all_reduce_seconds(self) -> float:
+        """What it takes to add the gradients up over all devices, measured with some of them."""
+        gradients = self._update.model.count_params()
+        measured = min(gradients, _MEASURED_NUMBERS)
+        return self._replicas.seconds_to_add(measured) * gradients / measured
 
     def _run_step(self, step: TrainStep, batch: Batch) -> dict[str, Any]:
         try:

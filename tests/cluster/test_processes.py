@@ -35,7 +35,7 @@ FIGURES = (
 HOST = socket.gethostname()
 
 
-def start(directory, *arguments):
+def start(directory, *arguments, num_devices=1):
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *map(str, arguments)],
         cwd=directory,
@@ -44,7 +44,8 @@ def start(directory, *arguments):
             "PYTHONPATH": str(ROOT),
             "CUDA_VISIBLE_DEVICES": "",
             # So small a model is compiled longer than it runs.
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            f"--xla_force_host_platform_device_count={num_devices}",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -282,6 +283,24 @@ def test_processes_with_different_weights_behind_the_same_path_are_refused(data_
     codes, said = end_of(*processes)
     assert codes == [1, 1]
     assert "the processes differ in the weights to start from" in said[0].splitlines()[-1]
+
+
+@needs_jax
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_devices_are_refused(data_dir, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    place = (f"--coordinator_address={address}", "--num_processes=2")
+    pretrain = command("jax", data_dir, "run", "--train_batch_size=12")
+    codes, said = end_of(
+        *(
+            start(tmp_path, *pretrain, *place, f"--process_id={i}", num_devices=1 + 2 * i)
+            for i in range(2)
+        )
+    )
+    assert codes == [1, 1]
+    message = f"differ in the number of devices: it is 3 in process 1 on {HOST}, 1 in process 0"
+    assert message in said[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
