@@ -35,6 +35,20 @@ FIGURES = (
 HOST = socket.gethostname()
 
 
+def free_address():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def places_of_two(*flags):
+    """The flags with which two processes find each other."""
+    address = free_address()
+    return [
+        (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}", *flags)
+        for i in range(2)
+    ]
+
+
 def start(directory, *arguments, num_devices=1):
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *map(str, arguments)],
@@ -169,18 +183,7 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir,
         "run",
         *("--num_train_steps=100000", "--save_checkpoints_steps=5", "--keep_checkpoints=1000"),
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [
-        start(
-            tmp_path,
-            *forever,
-            f"--coordinator_address={address}",
-            "--num_processes=2",
-            f"--process_id={i}",
-        )
-        for i in range(2)
-    ]
+    processes = [start(tmp_path, *forever, *place) for place in places_of_two()]
     wait_for_step(tmp_path / "run", 7, processes[0])
     killed = time.monotonic()
     processes[1].kill()
@@ -206,22 +209,11 @@ def test_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def two_with(tmp_path, data_dir, first=(), second=()):
-    """Exit codes and what was said of two processes with flags of their own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = (f"--coordinator_address={address}", "--num_processes=2")
+def end_of_two(directory, pretrain, changed):
+    """Exit codes and what was said of two processes, the second with another flag."""
+    first, second = places_of_two()
     return end_of(
-        *(
-            start(
-                tmp_path,
-                *command("tensorflow", data_dir, "run"),
-                *place,
-                f"--process_id={process_id}",
-                *own,
-            )
-            for process_id, own in enumerate((first, second))
-        )
+        start(directory, *pretrain, *first), start(directory, *pretrain, *second, changed)
     )
 
 
@@ -252,14 +244,15 @@ def test_processes_that_were_told_different_things_are_refused(
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "manifest.json").write_text(manifest.replace(old, new))
         changed = f"--data_dir={tmp_path / 'data'}"
-    codes, said = two_with(tmp_path, data_dir, second=[changed])
+    codes, said = end_of_two(tmp_path, command("tensorflow", data_dir, "run"), changed)
     assert codes == [1, 1]
     assert message in said[0].splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
 def test_host_without_the_data_says_so(data_dir, tmp_path):
-    codes, said = two_with(tmp_path, data_dir, second=["--data_dir=/nowhere"])
+    pretrain = command("tensorflow", data_dir, "run")
+    codes, said = end_of_two(tmp_path, pretrain, "--data_dir=/nowhere")
     assert codes == [1, 1]
     assert f"process 1 on {HOST} failed: /nowhere is not a data set" in said[0]
     assert f"clozemill pretrain: process 1 on {HOST}: /nowhere is not a data set" in said[1]
@@ -270,16 +263,13 @@ def test_processes_with_different_weights_behind_the_same_path_are_refused(data_
     """Which a folder that only looks shared can hold."""
     run(tmp_path, *command("tensorflow", data_dir, "one", "--num_train_steps=2"))
     run(tmp_path, *command("tensorflow", data_dir, "two", "--num_train_steps=4"))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pretrain = command("tensorflow", data_dir, "run", "--init_checkpoint=init")
     processes = []
-    for process_id, name in enumerate(("one", "two")):
-        directory = tmp_path / str(process_id)
+    for place, name in zip(places_of_two(), ("one", "two"), strict=True):
+        directory = tmp_path / f"host of {name}"
         directory.mkdir()
         (directory / "init").symlink_to(tmp_path / name)
-        place = (f"--coordinator_address={address}", "--num_processes=2")
-        pretrain = command("tensorflow", data_dir, "run", "--init_checkpoint=init")
-        processes.append(start(directory, *pretrain, *place, f"--process_id={process_id}"))
+        processes.append(start(directory, *pretrain, *place))
     codes, said = end_of(*processes)
     assert codes == [1, 1]
     assert "the processes differ in the weights to start from" in said[0].splitlines()[-1]
@@ -288,15 +278,10 @@ def test_processes_with_different_weights_behind_the_same_path_are_refused(data_
 @needs_jax
 @pytest.mark.slow
 def test_processes_with_different_numbers_of_devices_are_refused(data_dir, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = (f"--coordinator_address={address}", "--num_processes=2")
     pretrain = command("jax", data_dir, "run", "--train_batch_size=12")
+    first, second = places_of_two()
     codes, said = end_of(
-        *(
-            start(tmp_path, *pretrain, *place, f"--process_id={i}", num_devices=1 + 2 * i)
-            for i in range(2)
-        )
+        start(tmp_path, *pretrain, *first), start(tmp_path, *pretrain, *second, num_devices=3)
     )
     assert codes == [1, 1]
     message = f"differ in the number of devices: it is 3 in process 1 on {HOST}, 1 in process 0"
@@ -305,10 +290,7 @@ def test_processes_with_different_numbers_of_devices_are_refused(data_dir, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_process_that_is_told_to_end_before_the_others_come_ends(number, data_dir, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = (f"--coordinator_address={address}", "--num_processes=2", "--process_id=0")
-    process = start(tmp_path, *command("tensorflow", data_dir, "run"), *place)
+    process = start(tmp_path, *command("tensorflow", data_dir, "run"), *places_of_two()[0])
     assert "waiting at" in process.stderr.readline()
     process.send_signal(number)
     codes, _ = end_of(process)
@@ -336,13 +318,12 @@ def test_flags_of_a_job_repeat_it(data_dir, tmp_path):
 
 
 def test_a_process_that_is_missing_is_named(data_dir, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    place = (f"--coordinator_address={address}", "--num_processes=2", "--coordinator_timeout=2")
     pretrain = command("tensorflow", data_dir, "run")
-    (code,), (said,) = end_of(start(tmp_path, *pretrain, *place, "--process_id=0"))
+    first, second = places_of_two("--coordinator_timeout=2")
+    (code,), (said,) = end_of(start(tmp_path, *pretrain, *first))
     assert code == 1
     assert f"waited 2 s, but process 1 of 2 (here: process 0 on {HOST}) did not come" in said
-    (code,), (said,) = end_of(start(tmp_path, *pretrain, *place, "--process_id=1"))
+    (code,), (said,) = end_of(start(tmp_path, *pretrain, *second))
     assert code == 1
-    assert f"process 1 on {HOST}: the coordinator at {address} did not answer within 2 s" in said
+    assert f"process 1 on {HOST}: the coordinator at 127.0.0.1:" in said
+    assert "did not answer within 2 s" in said
