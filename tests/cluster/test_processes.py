@@ -201,6 +201,7 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir,
     assert f"going on from run/checkpoints/{saved[-1]}" in said
 
 
+@pytest.mark.slow
 def test_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
     pretrain = command("tensorflow", data_dir, "run", "--train_batch_size=7")
     (code,), (said,) = end_of(start(tmp_path, *two(*pretrain)))
@@ -297,6 +298,7 @@ def test_process_that_is_told_to_end_before_the_others_come_ends(number, data_di
     assert codes == [143]
 
 
+@pytest.mark.slow
 def test_job_that_is_told_to_end_while_it_starts_ends_as_one(data_dir, tmp_path):
     process = start(tmp_path, *two(*command("tensorflow", data_dir, "run")))
     while "are here" not in process.stderr.readline():
