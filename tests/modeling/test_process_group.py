@@ -279,7 +279,7 @@ from modeling.process_group import ProcessGroup
 from pipeline.errors import UserError
 
 process_id, address, work = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-coordinator.SECONDS_OF_SILENCE = 3
+coordinator.SECONDS_OF_SILENCE = 5
 with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
     print("met", flush=True)
     group.wait_for_all()
@@ -361,7 +361,7 @@ def test_a_process_that_hangs_is_lost(members):
     processes[2].send_signal(signal.SIGSTOP)
     codes, outputs = ends_of(processes[:2])
     assert codes == [1, 1]
-    assert f"process 2 on {HOST} was lost (nothing was heard for 3 s)" in outputs[0]
+    assert f"process 2 on {HOST} was lost (nothing was heard for 5 s)" in outputs[0]
 
 
 def test_a_process_that_fails_ends_all_with_its_reason(members):
