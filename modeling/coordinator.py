@@ -75,9 +75,8 @@ class Coordinator:
                     accepted, (ip, *_) = listener.accept()
                 except TimeoutError:
                     continue
-                except (
-                    OSError
-                ) as error:  # of a connection that broke at once, or for lack of handles
+                except OSError as error:
+                    # The connection broke at once, or there are too many open files.
                     logging.warning("cannot take a connection: %s", error.strerror)
                     time.sleep(SECONDS_BETWEEN_TRIES)
                     continue

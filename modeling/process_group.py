@@ -32,6 +32,8 @@ from modeling.coordinator import (
 from modeling.job_place import JobPlace
 from pipeline.errors import UserError
 
+# How long a process that fails waits for the coordinator's word, and process 0, told that another one has
+# failed, for an error of its own.
 _SECONDS_TO_FAIL = 5.0
 _SECONDS_TO_RAISE = 1.0
 # What draws the metrics has hidden it.

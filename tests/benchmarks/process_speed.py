@@ -13,18 +13,22 @@ from pathlib import Path
 from harness import generate_command, parser_of
 
 BACKENDS = ("tensorflow", "jax")
-FIRST_STEPS, STEPS = 5, 25
+BATCH_SIZE = 32
+STEPS_OF_A_LINE, LINES = 5, 6
 
 
 def pretrain(backend, num_processes, data_dir, run_dir):
-    """Trains and gives the last line of metrics, about the steps behind the first."""
+    """Trains and gives the lines of metrics but for the first, in which the step is compiled."""
     clozemill = str(Path(sys.executable).with_name("clozemill"))
     subprocess.run(
         [
             *(clozemill, "launch", f"--processes={num_processes}", "--", "pretrain"),
-            *(f"--backend={backend}", "--model=mini", "--train_batch_size=32"),
+            *(f"--backend={backend}", "--model=mini", f"--train_batch_size={BATCH_SIZE}"),
             *(f"--data_dir={data_dir}", f"--output_dir={run_dir}", "--num_warmup_steps=0"),
-            *(f"--num_train_steps={FIRST_STEPS + STEPS}", f"--log_every_steps={FIRST_STEPS}"),
+            *(
+                f"--num_train_steps={LINES * STEPS_OF_A_LINE}",
+                f"--log_every_steps={STEPS_OF_A_LINE}",
+            ),
         ],
         stderr=subprocess.DEVNULL,
         check=True,
@@ -48,13 +52,13 @@ def main():
             num_shards=2,
         )
         subprocess.run(command, capture_output=True, check=True)
-        print("BERT-mini, S 128, batch 32, float32; milliseconds a step")
+        print(f"BERT-mini, S 128, batch {BATCH_SIZE}, float32; milliseconds a step")
         for backend in BACKENDS:
             for num_processes in (1, 2):
                 run_dir = Path(directory) / f"{backend}-{num_processes}"
                 lines = pretrain(backend, num_processes, data_dir, run_dir)
                 speed = mean(lines, "sequences_per_second")
-                step = 1e3 * 32 / speed
+                step = 1e3 * BATCH_SIZE / speed
                 all_reduce = 1e3 * mean(lines, "all_reduce_seconds")
                 waiting = step * mean(lines, "input_wait")
                 print(
