@@ -217,6 +217,10 @@ class Connection:
         self._socket = connected
         self._sending = threading.Lock()
 
+    def fileno(self) -> int:
+        """The socket's file descriptor."""
+        return self._socket.fileno()
+
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message; an empty one is a sign of life."""
         with self._sending:

@@ -117,13 +117,11 @@ class ProcessGroup:
         if error is None or isinstance(error, SystemExit):
             self._send({"leave": True})
             self._reader.join()
-            if self._coordinator:
-                # Process 0 exits last: the backends' services run in it, and whoever loses them complains.
-                self._coordinator.wait_until_others_have_gone()
         else:
             self._is_failing.set()
             self._send({"failed": str(error).partition("\n")[0] or repr(error)})
             self._reader.join(_SECONDS_TO_FAIL)
+        self._let_others_go()
 
     @property
     def is_first(self) -> bool:
@@ -198,6 +196,8 @@ class ProcessGroup:
         self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_member = False
         self._is_failing = threading.Event()
+        # Never closed, for its end tells process 0 that this process has gone, with all that ends at exit.
+        os.dup(self._connection.fileno())
         # As it is now: while a backend starts, what it writes is hidden.
         self._stderr = os.dup(2)
         with socket.socket() as probe:
@@ -274,7 +274,13 @@ class ProcessGroup:
             line = reason if self.is_first else f"{self.name}: {reason}"
             show_cursor = _SHOW_CURSOR if os.isatty(self._stderr) else ""
             os.write(self._stderr, f"{show_cursor}{line}\n".encode())
+        self._let_others_go()
         os._exit(1)
+
+    def _let_others_go(self) -> None:
+        """Makes process 0 exit last: the backends' services run in it, and who loses them aborts."""
+        if self._coordinator:
+            self._coordinator.wait_until_others_have_gone()
 
     def _give_signs_of_life(self) -> None:
         is_told = False

@@ -130,8 +130,9 @@ def test_asked_before_the_first_step_none_begins(together):
     assert together(work) == [False] * 3
 
 
-def test_the_first_process_exits_last(members):
-    processes = members("leave")
+@pytest.mark.parametrize(("work", "code"), [("leave", 0), ("differ", 1), ("end", 1)])
+def test_the_first_process_exits_last(work, code, members):
+    processes = members(work)
     exited = []
     deadline = time.monotonic() + SECONDS
     while len(exited) < 3 and time.monotonic() < deadline:
@@ -139,7 +140,7 @@ def test_the_first_process_exits_last(members):
         time.sleep(0.01)
     assert sorted(exited) == [0, 1, 2]
     assert exited[-1] == 0
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [code] * 3
 
 
 def test_no_process_leaves_before_the_last_one(together):
@@ -271,7 +272,7 @@ def test_what_is_no_process_of_the_job_does_no_harm(together, address):
 
 
 MEMBER = """
-import os, sys, time
+import atexit, os, sys, time
 from launch.banners import native_banners_hidden
 from modeling import coordinator
 from modeling.job_place import JobPlace
@@ -280,27 +281,41 @@ from pipeline.errors import UserError
 
 process_id, address, work = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 coordinator.SECONDS_OF_SILENCE = 5
-with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
-    print("met", flush=True)
-    group.wait_for_all()
-    if work == "end" and process_id == 0:
-        time.sleep(0.5)
-        raise UserError("cannot draw")
-    if work == "end":
-        sys.exit(0)
-    if process_id == 1 and work == "fail":
-        raise UserError("the data are damaged")
-    if work == "hidden":
-        with native_banners_hidden():
-            os.write(2, b"a banner")
+
+def member():
+    with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
+        print("met", flush=True)
+        group.wait_for_all()
+        if work == "differ":
+            group.check_same({"number": process_id})
+        if work == "end" and process_id == 0:
+            time.sleep(0.5)
+            raise UserError("cannot draw")
+        if work == "end":
+            sys.exit(0)
+        if process_id == 1 and work == "fail":
+            raise UserError("the data are damaged")
+        if work == "hidden":
+            with native_banners_hidden():
+                os.write(2, b"a banner")
+                time.sleep(60)
+        if work == "notice" and process_id != 1:
+            # As a step does whose exchange breaks off, before the group has noticed.
+            raise RuntimeError("connection reset")
+        if work != "leave":
             time.sleep(60)
-    if work == "notice" and process_id != 1:
-        # As a step does whose exchange breaks off, before the group has noticed.
-        raise RuntimeError("connection reset")
-    if work != "leave":
-        time.sleep(60)
+
 if process_id == 2:
-    time.sleep(1)
+    # As backends do.
+    atexit.register(time.sleep, 1)
+try:
+    member()
+except (UserError, RuntimeError) as error:
+    print(repr(error), file=sys.stderr)
+    code = 1
+else:
+    code = 0
+sys.exit(code)
 """
 
 
@@ -368,14 +383,14 @@ def test_a_process_that_fails_ends_all_with_its_reason(members):
     codes, outputs = ends_of(members("fail"))
     assert codes == [1, 1, 1]
     assert f"process 1 on {HOST} failed: the data are damaged" in outputs[0]
-    assert "UserError: the data are damaged" in outputs[1]
+    assert "UserError('the data are damaged')" in outputs[1]
     assert outputs[2] == ""
 
 
 def test_a_process_that_fails_when_others_are_done_fails_them_too(members):
     codes, outputs = ends_of(members("end"))
     assert codes == [1, 1, 1]
-    assert "UserError: cannot draw" in outputs[0]
+    assert "UserError('cannot draw')" in outputs[0]
 
 
 def test_what_is_said_of_a_lost_process_is_not_hidden_with_what_a_backend_says(members):
