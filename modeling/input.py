@@ -339,8 +339,13 @@ def _parsed_batches(
             for name, values in batch.items()
         }
 
+    # TensorFlow's tuner, as it runs, is slower here than the parallelism it begins with; and where an iterator
+    # ends, it may miss that and hold up the process for ten seconds and more.
+    options = tf.data.Options()
+    options.autotune.enabled = False
     return (
         records.batch(batch_size, drop_remainder=drop_remainder)
         .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
+        .with_options(options)
     )
