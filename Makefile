@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/
 DEMO := demo
+# A file's tests in one of them, in the order of the files: the long ones come first.
+IN_TWO_PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /: /'
@@ -26,8 +28,8 @@ lint: .venv/.tested  ## Lint, check the format, check the types
 	$(RUN)mypy
 
 test: .venv/.tested  ## The tests, but for the slow ones; those of the model on both backends
-	$(RUN)pytest
-	KERAS_BACKEND=jax $(RUN)pytest tests/modeling tests/parity
+	$(RUN)pytest $(IN_TWO_PROCESSES)
+	KERAS_BACKEND=jax $(RUN)pytest $(IN_TWO_PROCESSES) -m 'not slow and not no_backend' tests/modeling tests/parity
 
 test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pytest -m slow

@@ -41,6 +41,7 @@ class TrainingState:
       options: the training options, by name.
       sums: what has been summed up for the next line of metrics.
       loss_scale: of float16, and the good updates since it was last doubled.
+      started_from: what the weights were those of at step 0, in words; None for random ones.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class TrainingState:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     loss_scale: list[float] | None = None
+    started_from: str | None = None
 
 
 class DamagedCheckpointError(UserError):

@@ -79,7 +79,9 @@ def _training(run: Run) -> dict[str, str]:
     """What the newest checkpoint says of the training."""
     options = run.state.options
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
+    started = {"started from": run.state.started_from} if run.state.started_from else {}
     return {
+        **started,
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
         **(averaged if run.averaged > 1 else {}),
         "sequences of a step": f"{options['train_batch_size']:,}",

@@ -61,6 +61,7 @@ def start(
         _check_options(run_dir, state.options, dataclasses.asdict(options))
     elif pretrained:
         _start_from(pretrained, update)
+        state = TrainingState(started_from=pretrained.source)
     if group.num_processes > 1:
         group.check_same(
             {

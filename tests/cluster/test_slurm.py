@@ -83,6 +83,7 @@ def has_lines(log, *lines):
     return all(f"{rank}: {line}" in found for line in lines for rank in range(2))
 
 
+@pytest.mark.slow
 def test_near_the_time_limit_a_job_stops_well_and_goes_back_into_the_queue(cluster, submit):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)

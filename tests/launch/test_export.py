@@ -63,6 +63,7 @@ def run_dir(tmp_path_factory):
         "options": dataclasses.asdict(TrainingOptions()),
         "sums": {},
         "loss_scale": None,
+        "started_from": None,
     }
     rng = np.random.default_rng(0)
     for step in (2, 4):

@@ -27,8 +27,7 @@ def tf_config(kind, index, **cluster):
 
 @pytest.fixture(autouse=True)
 def _parsed_flags():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["pretrain"])
+    flags.FLAGS.mark_as_parsed()
 
 
 def test_without_a_word_of_others_a_process_is_alone():

@@ -329,6 +329,7 @@ def test_saved_flags_repeat_the_run(pretrain, first_run, tmp_path):
 
 
 @needs_jax
+@pytest.mark.slow
 def test_jax_computes_the_same(first_run, tmp_path):
     run_dir, _ = first_run
     result = clozemill(
@@ -347,6 +348,7 @@ def test_jax_computes_the_same(first_run, tmp_path):
 
 
 @needs_jax
+@pytest.mark.slow
 def test_jax_evaluates_the_same(first_run, data_dir):
     run_dir, _ = first_run
     result = clozemill(

@@ -19,6 +19,8 @@ from modeling.huggingface import (
 )
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.no_backend
+
 BLOCK_NAMES = {
     "attention/self/query/kernel": "attention.self.query.weight",
     "attention/self/query/bias": "attention.self.query.bias",

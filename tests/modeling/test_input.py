@@ -25,6 +25,8 @@ from pipeline.errors import UserError
 from pipeline.manifest import Manifest, Shard
 from pipeline.records import frame_record, instance_features, read_frames, record_of
 
+pytestmark = pytest.mark.no_backend
+
 # Two passes of 17 and 15 instances; with groups of two shards, two groups and three groups.
 SHARDS = [
     ("train", 0, 5),
@@ -117,7 +119,7 @@ def test_a_pass_begins_with_any_of_its_shards(read_numbers):
 
 def test_skipped_instances_are_those_that_would_have_come_first(read_numbers):
     numbers = read_numbers(96 + 6)
-    for first_instance in (*range(0, 34, 2), 17, 33, 47, 49, 64, 90):
+    for first_instance in (0, 1, 2, 5, 8, 16, 17, 32, 33, 47, 49, 64, 90):
         rest = read_numbers(6, first_instance=first_instance)
         assert rest == numbers[first_instance : first_instance + 6], first_instance
 

@@ -11,6 +11,8 @@ from modeling.metrics import METRICS_NAME
 pytest.importorskip("matplotlib")
 from PIL import Image
 
+pytestmark = pytest.mark.no_backend
+
 
 def train_line(step, num_steps=1000):
     return {

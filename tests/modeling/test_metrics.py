@@ -10,6 +10,8 @@ from modeling.metrics import METRICS_NAME, MetricsWriter, read_metrics
 from modeling.summaries import SUMMARIES_NAME
 from pipeline.records import read_frames, record_of
 
+pytestmark = pytest.mark.no_backend
+
 SUMS = {
     "masked_lm_nll": 60.0,
     "masked_lm_correct": 5.0,

@@ -11,6 +11,8 @@ from modeling.pretrained import Pretrained, read_average, read_pretrained
 from modeling.tokenizer_settings import TokenizerSettings
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.no_backend
+
 yaml = pytest.importorskip("yaml")
 
 STEP = 3
@@ -153,9 +155,15 @@ def test_training_is_told_as_it_was(pretrained):
         "precision": "bfloat16",
         "random_seed": 7,
     }
-    state = dataclasses.replace(pretrained.run.state, step=1234, options=options)
+    state = dataclasses.replace(
+        pretrained.run.state,
+        step=1234,
+        options=options,
+        started_from="step-00090000 of runs/phase1",
+    )
     run = dataclasses.replace(pretrained.run, state=state)
     assert tables(card_of(dataclasses.replace(pretrained, run=run)))[1] == {
+        "started from": "step-00090000 of runs/phase1",
         "steps": "1,234 of 4,000 planned",
         "sequences of a step": "2,048",
         "optimizer": "lamb, weight decay 0.1",

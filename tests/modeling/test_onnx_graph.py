@@ -11,6 +11,8 @@ onnx = pytest.importorskip("onnx")
 
 from modeling.onnx_graph import onnx_model  # noqa: E402 - needs onnx
 
+pytestmark = pytest.mark.no_backend
+
 ENCODER_INPUTS = {
     name: ["batch", "sequence"] for name in ("input_ids", "input_mask", "segment_ids")
 }

@@ -7,6 +7,8 @@ import tensorflow as tf
 from modeling.original import find_original, read_original, write_original
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.no_backend
+
 DATA = "bert_model.ckpt.data-00000-of-00001"
 
 

@@ -18,9 +18,7 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 SECONDS = 30
-pytestmark = pytest.mark.skipif(
-    os.environ["KERAS_BACKEND"] == "jax", reason="the same on both backends, tried on the other"
-)
+pytestmark = pytest.mark.no_backend
 
 
 @pytest.fixture
@@ -83,8 +81,7 @@ def test_values_are_gathered_in_the_order_of_the_processes(together):
     assert together(work) == [expected] * 3
 
 
-@pytest.mark.parametrize("asking", [0, 1, 2])
-@pytest.mark.parametrize("first_step", [1, 1001])
+@pytest.mark.parametrize(("asking", "first_step"), [(0, 1), (1, 1001), (2, 1)])
 def test_all_stop_behind_the_furthest_step_that_one_has_begun(together, asking, first_step):
     def work(group):
         for step in range(first_step, first_step + 10_000):

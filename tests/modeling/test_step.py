@@ -260,11 +260,10 @@ def test_update_that_overflows_float16_is_left_out(float16_steps, batch):
     assert int(steps.loss_scale.good_updates) == 1
 
 
-@pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_update_of_the_whole(
-    steps_without_dropout, no_dropout, randomize, batch, parts
+    steps_without_dropout, no_dropout, randomize, batch
 ):
-    whole, in_parts = steps_without_dropout.started(1e-4), Steps(no_dropout, randomize, parts=parts)
+    whole, in_parts = steps_without_dropout.started(1e-4), Steps(no_dropout, randomize, parts=4)
     in_parts.started(1e-4)
     assert in_parts.train(batch) == pytest.approx(whole.train(batch), rel=1e-5)
     for moment, expected in zip(in_parts.moments(), whole.moments(), strict=True):
@@ -348,7 +347,7 @@ def test_jax_trains_as_tensorflow_does(steps, shallow_config, batch, tmp_path):
     assert_trains_alike(steps, shallow_config, batch, tmp_path, "jax")
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_devices_train_as_one_does(steps, shallow_config, batch, tmp_path, parts):
     """With the same dropout, and means over the whole batch."""
     backend = keras.config.backend()

@@ -8,6 +8,8 @@ import tensorflow as tf
 from modeling.summaries import SUMMARIES_NAME, SummaryWriter
 from pipeline.records import read_frames, record_of
 
+pytestmark = pytest.mark.no_backend
+
 TRAIN_TAGS = ("train/masked_lm_loss", "train/learning_rate")
 
 

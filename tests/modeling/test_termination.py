@@ -6,6 +6,8 @@ import pytest
 from modeling.process_group import ProcessGroup
 from modeling.termination import exit_code, noticing_termination
 
+pytestmark = pytest.mark.no_backend
+
 
 @pytest.fixture
 def group():

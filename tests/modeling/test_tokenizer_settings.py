@@ -14,6 +14,8 @@ from modeling.tokenizer_settings import (
 )
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.no_backend
+
 SHARED_VOCABULARIES = Path(__file__).resolve().parents[3] / "shared" / "vocab"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # With tokens that are not lower case, though all text is.

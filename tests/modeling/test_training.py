@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from modeling import input as modeling_input
 from modeling import training
-from modeling.checkpoints import CHECKPOINTS_NAME, list_checkpoints
+from modeling.checkpoints import CHECKPOINTS_NAME, list_checkpoints, read_state
 from modeling.input import readable, training_batches
 from modeling.losses import SUMS
 from modeling.metrics import METRICS_NAME
@@ -476,6 +476,7 @@ def passes(tmp_path, write_data_set, monkeypatch):
     return tmp_path / "data", write_data_set(tmp_path / "data", shards)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("log_every_steps", [1, 7, 50])
 @pytest.mark.parametrize(
     ("bad_step", "told", "last_checkpoint"),
@@ -554,6 +555,7 @@ class Slow(float):
         return 1.0
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("changes", [{"save_checkpoints_steps": 3}, {"eval_every_steps": 3}])
 def test_steps_that_a_checkpoint_or_an_evaluation_waits_for_count_as_training(
     fake_run, monkeypatch, changes
@@ -598,6 +600,7 @@ def test_compiling_does_not_count_as_training(fake_run):
     assert line["sequences_per_second"] > 3 * 4 / 0.5
 
 
+@pytest.mark.no_backend
 def test_waiting_for_batches_is_told(fake_run, monkeypatch):
     options = dataclasses.replace(FEW_STEPS, num_train_steps=6, log_every_steps=3)
     run_dir, _ = fake_run(options, at_step=lambda _step: time.sleep(0.05))
@@ -615,6 +618,7 @@ def test_waiting_for_batches_is_told(fake_run, monkeypatch):
     assert all(line["input_wait"] > 0.5 for line in training_lines(run_dir))
 
 
+@pytest.mark.no_backend
 def test_evaluations_read_the_same_few_batches_each_time(fake_run, monkeypatch, instance_numbers):
     read = []
 
@@ -629,6 +633,7 @@ def test_evaluations_read_the_same_few_batches_each_time(fake_run, monkeypatch, 
     assert [line["step"] for line in evaluation_lines(run_dir)] == [10, 20, 24]
 
 
+@pytest.mark.no_backend
 def test_evaluation_reads_no_more_than_there_is(fake_run, monkeypatch, instance_numbers):
     read = []
 
@@ -647,6 +652,7 @@ def test_data_set_without_eval_instances_is_told_before_training(fake_run, passe
         fake_run(options, passes, at_step=lambda step: pytest.fail(f"step {step}"))
 
 
+@pytest.mark.no_backend
 def test_data_set_without_eval_instances_is_enough_without_evaluations(fake_run, passes):
     run_dir, _ = fake_run(data_set=passes)
     assert evaluation_lines(run_dir) == []
@@ -658,6 +664,7 @@ def test_data_set_without_training_instances_is_told(fake_run, tmp_path, write_d
         fake_run(data_set=data_set)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("damage", ["missing", "cut off", "flipped byte"])
 def test_damaged_shard_is_told_of(fake_run, tmp_path, write_data_set, damage):
     manifest = write_data_set(tmp_path / "data", [("train", 0, 9), ("train", 0, 9)])
@@ -677,6 +684,7 @@ def test_damaged_shard_is_told_of(fake_run, tmp_path, write_data_set, damage):
     assert str(shard) in str(raised.value)
 
 
+@pytest.mark.no_backend
 def test_full_disk_leaves_the_checkpoint_before(fake_run, tmp_path, monkeypatch):
     savez, files = np.savez, []
 
@@ -793,6 +801,7 @@ def test_utilization_is_told_where_the_peak_is_known(fake_run, monkeypatch):
     assert environment["devices"] == ["NVIDIA H100 80GB HBM3"]
 
 
+@pytest.mark.no_backend
 def test_missing_matplotlib_is_told_at_the_end(fake_run, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.INFO, logger="absl"):
@@ -811,8 +820,12 @@ def test_new_run_starts_from_the_pretrained_weights(
     weights = read_weights(list_checkpoints(run_dir)[0])
     for name, values in pretrained.weights.items():
         np.testing.assert_array_equal(weights[name], values)
-    told = f"{len(weights)} variables start as those of step-00000003 of {tmp_path / 'first'}"
-    assert told in caplog.messages
+    source = f"step-00000003 of {tmp_path / 'first'}"
+    assert f"{len(weights)} variables start as those of {source}" in caplog.messages
+    fake_run(dataclasses.replace(FEW_STEPS, num_train_steps=25))
+    states = [read_state(checkpoint) for checkpoint in list_checkpoints(run_dir)]
+    assert states[-1].step == 25
+    assert [state.started_from for state in states] == [source] * len(states)
 
 
 def test_what_is_not_pretrained_starts_anew_and_is_told(
@@ -841,6 +854,7 @@ def test_run_that_goes_on_keeps_its_own_weights(fake_run, tmp_path, shallow_conf
     assert list_checkpoints(run_dir)[-1].name == "step-00000025"
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values)
+    assert read_state(list_checkpoints(run_dir)[-1]).started_from is None
 
 
 # Options.

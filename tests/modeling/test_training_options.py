@@ -5,6 +5,8 @@ import pytest
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from pipeline.errors import UserError
 
+pytestmark = pytest.mark.no_backend
+
 
 @pytest.mark.parametrize(
     "name",

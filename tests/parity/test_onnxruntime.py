@@ -11,6 +11,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from modeling.onnx_graph import onnx_model  # noqa: E402 - needs onnx
 
+pytestmark = pytest.mark.no_backend
+
 V, S, P = 60, 32, 4
 ENCODER_INPUTS = ["input_ids", "input_mask", "segment_ids"]
 ENCODER_OUTPUTS = ["sequence_output", "pooled_output"]

@@ -12,7 +12,10 @@ from pipeline.tokenization import FullTokenizer
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 GOLDEN = SHARED / "golden" / "tokenization.jsonl.gz"
 
-pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data is not beside us")
+pytestmark = [
+    pytest.mark.no_backend,
+    pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data is not beside us"),
+]
 
 
 @pytest.fixture(scope="module")

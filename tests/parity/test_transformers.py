@@ -218,6 +218,7 @@ def golden_lines():
     return lines
 
 
+@pytest.mark.no_backend
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data is not beside us")
 @pytest.mark.parametrize(
     ("vocabulary", "do_lower_case"),

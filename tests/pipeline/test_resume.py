@@ -131,6 +131,13 @@ def test_a_tokenized_corpus_serves_another_length_without_its_text(tmp_path):
     assert second["max_seq_length"] == 64
 
 
+@pytest.fixture(scope="module")
+def tokenized_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenized")
+    finish(directory / "data", f"--tokenized_dir={directory / 'tokenized'}")
+    return directory / "tokenized"
+
+
 @pytest.mark.parametrize(
     ("flag", "difference"),
     [
@@ -140,14 +147,12 @@ def test_a_tokenized_corpus_serves_another_length_without_its_text(tmp_path):
         (f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}", "another vocabulary"),
     ],
 )
-def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, flag, difference):
-    tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
-    finish(tmp_path / "first", tokenized)
-    process = start(tmp_path / "second", tokenized, flag)
+def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, tokenized_dir, flag, difference):
+    process = start(tmp_path / "data", f"--tokenized_dir={tokenized_dir}", flag)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert difference in stderr
-    assert not (tmp_path / "second").exists()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_corpus_edited_without_changing_its_size_is_noticed(tmp_path):
