@@ -131,11 +131,30 @@ def read_weights(run_dir, step=NUM_STEPS):
         return dict(weights)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, tmp_path):
-    """With dropout, on batches in the same order, stopped and gone on with at a step nobody chose."""
-    run(tmp_path, *command(backend, data_dir, "straight"))
+@pytest.fixture(scope="session")
+def straight(data_dir, tmp_path_factory):
+    """A function that gives the run by one process, with dropout, on a backend."""
+    directory = tmp_path_factory.mktemp("straight")
 
+    def train(backend):
+        if not (directory / backend).exists():
+            run(directory, *command(backend, data_dir, backend))
+        return directory / backend
+
+    return train
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_run_by_two_is_that_of_one(backend, data_dir, straight, tmp_path):
+    said = run(tmp_path, *two(*command(backend, data_dir, "run")))
+    assert_told_once_and_in_full(said)
+    assert_same_run(tmp_path / "run", straight(backend))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, straight, tmp_path):
+    """On batches in the same order, stopped and gone on with at a step nobody chose."""
     changing = command(backend, data_dir, "changing")
     stops = []
     for processes, step in (((), 3), (("two",), 9)):
@@ -144,25 +163,25 @@ def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, tmp_path
         process.send_signal(signal.SIGTERM)
         (code,), (said,) = end_of(process)
         assert code == 143, said
-        if processes:
-            assert_told_once_and_in_full(said)
         stops += [int(stop) for stop in re.findall(r"stopped by SIGTERM.* at step (\d+)", said)]
     assert len(stops) == 2
     assert 3 <= stops[0] < stops[1] < NUM_STEPS
     said = run(tmp_path, *changing)
     assert f"going on from changing/checkpoints/step-{stops[1]:08d}" in said
+    assert_same_run(tmp_path / "changing", straight(backend))
 
-    expected = list(read_metrics(tmp_path / "straight"))
-    actual = list(read_metrics(tmp_path / "changing"))
+
+def assert_same_run(run_dir, expected_dir):
+    expected, actual = list(read_metrics(expected_dir)), list(read_metrics(run_dir))
     assert [line["step"] for line in actual] == [line["step"] for line in expected]
     for line, other in zip(actual, expected, strict=True):
         for name in FIGURES:
             for prefix in ("", "eval_"):
                 if prefix + name in other:
                     assert line[prefix + name] == pytest.approx(other[prefix + name], abs=1e-5)
-    weights, expected = read_weights(tmp_path / "changing"), read_weights(tmp_path / "straight")
-    for name in expected:
-        np.testing.assert_allclose(weights[name], expected[name], atol=1e-5, err_msg=name)
+    weights = read_weights(run_dir)
+    for name, values in read_weights(expected_dir).items():
+        np.testing.assert_allclose(weights[name], values, atol=1e-5, err_msg=name)
 
 
 def assert_told_once_and_in_full(said):

@@ -381,6 +381,7 @@ def test_run_that_another_process_works_on_is_left_alone(pretrain, places, tmp_p
     captured(pretrain(*places, "--model=tiny", is_captured=True))
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     pretrain, first_run, tmp_path
 ):
