@@ -191,10 +191,10 @@ def test_steps_before_the_start_of_timing_do_not_count_as_speed(tmp_path, make_w
 def test_what_is_no_training_does_not_count_as_speed(tmp_path, make_writer):
     writer = make_writer()
     with writer.not_timed():
-        time.sleep(0.2)
+        time.sleep(0.5)
     time.sleep(0.02)
     writer.write(2, SUMS, 1e-3)
-    assert 8 / 0.2 < read_lines(tmp_path)[0]["sequences_per_second"] < 8 / 0.02
+    assert 8 / 0.5 < read_lines(tmp_path)[0]["sequences_per_second"] < 8 / 0.02
 
 
 def test_input_wait_is_the_share_of_the_time_since_the_last_line(tmp_path, make_writer):
@@ -360,4 +360,4 @@ def test_time_left_is_that_of_the_steps_that_are_left(make_writer, caplog):
         writer.write(2, SUMS, 1e-3)
     left = caplog.messages[0].partition(", ")[2].partition(" left")[0]
     hours, minutes, seconds = map(int, left.split(":"))
-    assert 5000 <= 3600 * hours + 60 * minutes + seconds < 10_000
+    assert 5000 <= 3600 * hours + 60 * minutes + seconds < 20_000
