@@ -132,7 +132,7 @@ from absl import logging
 info = logging.info
 def info_and_end(message, *values):
     info(message, *values)
-    if str(values[:1]).startswith("('step {step}/"):
+    if values and str(values[0]).startswith("step {step}/"):
         os.kill(os.getpid(), signal.{signal})
 logging.info = info_and_end
 """
