@@ -1,26 +1,33 @@
-"""The command line, the only place with flags: a module a verb, and what they share.
+"""The command line: one module a verb, and the only place with flags.
 
-The verbs, in the order in which one needs them::
+The verbs, in the order in which a user needs them::
 
-    vocab, generate, inspect, verify     text -> data set
-    pretrain                             data set -> trained BERT
-    launch, slurm, kubernetes            the same by several processes: each starts `pretrain` on them
-    evaluate, export                     what it has learnt, and where it goes
+    vocab       raw text -> a WordPiece vocabulary
+    generate    raw text -> a data set
+    inspect     a data set -> instances as text
+    verify      a data set -> whether its files are intact
+    pretrain    a data set -> a trained BERT
+    launch      `pretrain` by several processes on this machine
+    slurm       `pretrain` by the nodes of a Slurm cluster
+    kubernetes  `pretrain` by the pods of a Kubernetes Job
+    evaluate    a run -> losses and accuracies on the eval shards
+    export      a trained BERT -> a directory for other software
 
-What verbs share::
+Modules that verbs share::
 
-    __main__          finds the verb, parses its flags, turns errors into exit codes
-    flag_files        flags as help and as a file
-    input_flags       of verbs that read text
-    config_flags      of the model's config
-    backend           of the backend, which is chosen before Keras is imported
-    banners           what libraries write while they start, hidden
-    job               of a process's place in a job, and where it is found without flags
+    __main__      finds the verb, parses its flags, turns errors into exit codes
+    flag_files    flags as help text and as a flag file
+    input_flags   flags of the verbs that read text
+    config_flags  flags of the model's config
+    backend       the --backend flag, which must be read before Keras is imported
+    banners       hides what libraries print while they start
+    job           flags of a process's place in a job, and the environment variables instead of them
 
-What starts jobs of several processes::
+Modules that start jobs of several processes::
 
-    pretrain_command  the command behind `--`, checked before a job waits in a queue
-    gpus, processes   of `launch`: GPUs divided, and processes that start and end together
-    cluster_flags     of `slurm` and `kubernetes`, whose templates stand beside them
-    worker            a worker of Beam's, where a runner starts it as a process
+    pretrain_command  checks the `pretrain` command after `--` before a job waits in a queue
+    gpus              divides this machine's GPUs between processes
+    processes         processes that start and end together
+    cluster_flags     flags that `slurm` and `kubernetes` share
+    worker            a Beam worker that a runner starts as a process
 """

@@ -29,7 +29,7 @@ _EVAL_BATCH_SIZE = flags.DEFINE_integer(
 def main() -> None:
     """Evaluates and prints the results."""
     with backend.backend():
-        from modeling.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
+        from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 
     results = evaluate(Path(_RUN_DIR.value), Path(_DATA_DIR.value), _EVAL_BATCH_SIZE.value)
     for name, value in results.items():

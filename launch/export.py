@@ -46,8 +46,8 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "run_dir"], required=True)
 def main() -> None:
     """Exports and says where it went."""
     with native_banners_hidden():
-        from modeling.export import Format, check_output, export  # noqa: PLC0415 - takes seconds
-        from modeling.pretrained import read_average, read_pretrained  # noqa: PLC0415
+        from modeling.checkpoints.pretrained import read_average, read_pretrained  # noqa: PLC0415
+        from modeling.export.export import Format, check_output, export  # noqa: PLC0415 - takes seconds
 
     output_dir, export_format = Path(_OUTPUT_DIR.value), Format(_FORMAT.value)
     check_output(output_dir, export_format, _OVERWRITE.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from modeling.job_place import JobPlace
+from modeling.job.place import JobPlace
 from pipeline.errors import UserError
 
 COORDINATOR_VARIABLE = "CLOZEMILL_COORDINATOR_ADDRESS"

@@ -16,15 +16,15 @@ from absl import flags, logging
 from launch import backend, config_flags, job
 from launch.flag_files import flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
-from modeling.process_group import ProcessGroup
-from modeling.termination import noticing_termination
+from modeling.job.group import ProcessGroup
+from modeling.job.termination import noticing_termination
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 
 if TYPE_CHECKING:
-    from modeling.pretrained import Pretrained
+    from modeling.checkpoints.pretrained import Pretrained
 
 SHARED_FLAGS = (backend, config_flags, job)
 _DEFAULTS = TrainingOptions()
@@ -155,10 +155,10 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup) -> None:
     manifest = Manifest.read(data_dir)
     group.check_same(_facts(manifest))
     with backend.backend():
-        from modeling.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
-        from modeling.run import check_run  # noqa: PLC0415
-        from modeling.step import Replicas  # noqa: PLC0415
-        from modeling.training import train  # noqa: PLC0415
+        from modeling.step.backend import Replicas  # noqa: PLC0415
+        from modeling.training.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
+        from modeling.training.loop import train  # noqa: PLC0415
+        from modeling.training.run_directory import check_run  # noqa: PLC0415
 
         replicas = Replicas(group)
     # Only process 0 works in the run's directory.
@@ -177,8 +177,8 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup) -> None:
 
 def _model(manifest: Manifest, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
     """The model's config, and the weights that it starts from if they are not random or the run's."""
-    from modeling.checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
-    from modeling.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
+    from modeling.checkpoints.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
+    from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
 
     run_dir = Path(_OUTPUT_DIR.value)
     begun = None

@@ -1,49 +1,24 @@
-"""Shards to losses to checkpoints: BERT in Keras 3.
+"""Shards to batches to logits to losses to trained weights: BERT in Keras 3.
 
-The modules in the order of the flow, from a shard to an update of the weights::
+Eight files are the spine, in reading order::
 
-    config            BertConfig and its presets
-    training_options  how to train
-    input             shards -> batches, a dict with the names of `pipeline.records`
-    dropout           dropout whose masks follow from a key
-    bert              BertModel: tokens -> sequence and pooled output
-    pretraining       BertForPreTraining: its heads for masked words and next sentences
-    losses            outputs -> sums that add up over batches -> losses and accuracies
-    optimization      AdamW and LAMB, clipping, loss scale, warm-up and decay
-    update            one update of the weights, but for what a backend does its own way:
-    tensorflow_step   its gradients and its compilation by TensorFlow
-    jax_step          and by JAX
-    step              the one in use
-    devices           what it computes on
+    config                the size and shape of a BERT
+    training_options      how to train: batch size, learning rate, steps, precision
+    batches               shards -> batches, dicts with the feature names of `pipeline.records`
+    dropout               dropout whose masks follow from a seed, a step and a position alone
+    bert                  BertModel: token ids -> sequence output and pooled output
+    bert_for_pretraining  BertForPreTraining: BertModel with the two pretraining heads -> logits
+    losses                logits and labels -> sums -> losses and accuracies
+    optimization          AdamW and LAMB, gradient clipping, loss scale, warm-up and decay
 
-The processes of a job, which make one update together::
+Five rooms do the rest. A room imports the spine and the rooms above it, never one below::
 
-    job_place         a process's place among them
-    process_group     all of them, as one sees them
-    coordinator       what process 0 does for them
-    termination       SIGTERM, upon which all stop
+    job          the processes of one training job: how they meet, agree and end together
+    step         one weight update, compiled by TensorFlow or JAX, on all devices
+    checkpoints  trained weights on disk: ours, the original's, Hugging Face's
+    training     a run: the loop, how it resumes, its metrics and its evaluation
+    export       trained weights in the formats that other software opens
 
-A run, made of many updates::
-
-    run               the run's directory: config, vocabulary, manifest
-    checkpoints       all that is needed to go on, in one directory
-    metrics           what is told of a run while it goes, with `summaries` for TensorBoard
-    loss_plot         a picture of it
-    start             where training begins, or goes on
-    training          the loop
-    dry_run           what a run would be
-    evaluation        losses and accuracies on the eval shards
-
-A trained BERT, wherever it comes from and wherever it goes::
-
-    original            checkpoints of the original BERT: reading and writing
-    huggingface         the directory that `transformers` opens: reading and writing
-    tokenizer_settings  its vocabulary and lower-casing: reading, and writing for `transformers`
-    pretrained          a trained BERT from a run or any of these, and a model that starts with it
-    model_card          what is told of it
-    onnx_graph          it as an ONNX model
-    saved_model         and as a SavedModel
-    export              to a directory in one of these formats
-
-Of `pipeline`, only the record contract is imported: `records`, `manifest`, `files` and `errors`.
+Of `pipeline`, only the contract of a data set is imported: `records`, `manifest`, `files` and
+`errors`.
 """

@@ -11,12 +11,12 @@ import numpy as np
 from pipeline.documents import Document
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile
-from pipeline.splits import LARGEST_SPLIT_BYTES
+from pipeline.portions import LARGEST_PORTION_BYTES
 
 BUCKET_BYTES = 16 << 20
 LARGEST_BUCKET_BYTES = 512 << 20
 _SPLITS_PER_GROUP = 64
-_REGION_BYTES = LARGEST_SPLIT_BYTES
+_REGION_BYTES = LARGEST_PORTION_BYTES
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bucket:
 class BucketPlan:
     """Which bucket each document belongs to.
 
-    Documents are spread over the buckets by a hash of their id. Past 64 splits of the corpus, the
+    Documents are spread over the buckets by a hash of their id. Past 64 portions of the corpus, the
     buckets form groups, and all documents of a 64 MiB region of the corpus go to buckets of one
     group, so that the number of row groups grows with the corpus and not with its square.
 

@@ -71,7 +71,7 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Documents of one bucket, in the Parquet file of the split that they came from."""
+    """Documents of one bucket, in the Parquet file of the portion that they came from."""
 
     path: Path
     index: int

@@ -1,7 +1,7 @@
-"""Where a data set is made: unfinished parts apart, final names for what is whole.
+"""Where a data set is made: unfinished files apart, final names for what is whole.
 
-Every finished file of either stage has a *receipt*, a small JSON file which says what was counted while
-it was made. Receipts outlive a worker or a run that is killed: what has one is not made again.
+Unfinished files lie in a folder of their own inside the output directory. A file moves to its final
+name when it is whole, and gets a receipt (see `pipeline.receipts`), so that it is not made again.
 """
 
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import has_sha256, write_whole
+from pipeline.files import read_json, write_json
 from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
+from pipeline.receipts import files_with_receipt
 
 IN_PROGRESS_NAME = "clozemill_in_progress"
 _PLAN_NAME = "plan.json"
-_RECEIPT_SUFFIX = ".json"
 _OTHER_FILES = {
     "input_stamps_sha256": "other input files, or before they were changed",
     "vocab_sha256": "another vocabulary",
@@ -40,12 +40,13 @@ class Directories:
         self.in_progress = self.output / IN_PROGRESS_NAME
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
         self.receipts = self.in_progress / "receipts"
+        self.unfinished_shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
         self._plan = self.receipts / _PLAN_NAME
 
-    def tokenized_file(self, split_number: int) -> Path:
-        """The tokenized documents of a split."""
-        return self.tokenized / f"split-{split_number:05d}.parquet"
+    def tokenized_file(self, portion_number: int) -> Path:
+        """The tokenized documents of a portion."""
+        return self.tokenized / f"split-{portion_number:05d}.parquet"
 
     def duplicates_file(self, partition: int) -> Path:
         """The ids of the duplicates in a partition of the tokenized documents."""
@@ -67,7 +68,8 @@ class Directories:
                 (self.tokenized, tokenization_plan),
             ):
                 directory.mkdir(parents=True, exist_ok=True)
-                _write_json(directory / _PLAN_NAME, plan)
+                write_json(directory / _PLAN_NAME, plan)
+            self.unfinished_shards.mkdir(exist_ok=True)
             # The workers' copy: the output directory is where all of them can reach.
             self.vocabulary.write_bytes(vocabulary)
         except OSError as error:
@@ -135,31 +137,6 @@ class Directories:
             shutil.rmtree(self.in_progress, ignore_errors=True)
 
 
-def read_receipt(path: Path) -> dict[str, Any] | None:
-    """The receipt of the file that is or was made as `path`; None when there is none."""
-    return _read_json(_receipt(path))
-
-
-def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
-    """The receipt of a file that has the SHA-256 it says; None when the file has to be made."""
-    receipt = read_receipt(path)
-    return receipt if receipt and has_sha256(path, receipt["sha256"]) else None
-
-
-def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the receipt of a finished file; it appears when it is whole."""
-    _write_json(_receipt(path), content)
-
-
-def files_with_receipt(folder: Path, pattern: str) -> list[str]:
-    """The names of the finished files in a folder that match a glob."""
-    return [receipt.stem for receipt in folder.glob(pattern + _RECEIPT_SUFFIX)]
-
-
-def _receipt(path: Path) -> Path:
-    return path.with_name(path.name + _RECEIPT_SUFFIX)
-
-
 def _cannot_write(error: OSError, directory: Path) -> UserError:
     return UserError(
         f"cannot write to {error.filename or directory}: {error.strerror}; give another directory"
@@ -176,7 +153,7 @@ def _is_data_set(directory: Path) -> bool:
 
 def _differences(directory: Path, wanted: Plan) -> list[str]:
     """In what the plan of the files in a directory differs from another; nothing without a plan."""
-    found = _read_json(directory / _PLAN_NAME)
+    found = read_json(directory / _PLAN_NAME)
     if found is None:
         return []
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
@@ -185,17 +162,3 @@ def _differences(directory: Path, wanted: Plan) -> list[str]:
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a file; None when it is not there."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent}") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
-from pipeline.sentences import split_sentences
-from pipeline.splits import (
+from pipeline.portions import (
     DOC_LINE,
     FileRange,
     check_length_of_document,
@@ -23,6 +22,7 @@ from pipeline.splits import (
     row_group_ends,
     text_of,
 )
+from pipeline.sentences import split_sentences
 
 _BYTE_ORDER_MARK = codecs.BOM_UTF8
 _ROWS_PER_BATCH = 64
@@ -79,7 +79,7 @@ class Document:
       file: the name of its file (`InputFile.name`).
       offset: where it begins in that file: the byte, decompressed, or the row of a Parquet file. File
         and offset are the document's id: they depend neither on the order of arrival nor on where
-        splits are cut.
+        portions are cut.
       position: how much text of the file is before it, in bytes; an estimate in a Parquet file.
       sentences: its sentences, in order; none for a document without text.
     """

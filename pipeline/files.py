@@ -2,11 +2,13 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -17,6 +19,25 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file that is never seen half-written."""
     with whole_file(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that is never seen half-written."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file of the project; None when there is no such file.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent}") from error
 
 
 @contextmanager

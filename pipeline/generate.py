@@ -16,11 +16,11 @@ from pipeline.graph import run_pipeline
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, RandomToken
+from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
 from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.shards import plan_shards
-from pipeline.splits import Split, plan_splits
 from pipeline.statistics import BuildResults, check_documents_agree, summarize
 from pipeline.tokenization import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
@@ -52,20 +52,20 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # a wrong one is to be an error at once
     files = match_files(options.input_patterns, options.input_format)
-    splits = plan_splits(files)
+    portions = plan_portions(files)
     buckets = BucketPlan.for_corpus(
         sum(file.text_bytes for file in files), options.eval_fraction, options.num_shards
     )
     shard_plans = plan_shards(buckets, options.instances.dupe_factor)
     logging.info(
-        "input: %s, %.1f MB; splits: %d; shards to build: %d",
+        "input: %s, %.1f MB; portions: %d; shards to build: %d",
         describe_formats(files),
         sum(file.size for file in files) / 1e6,
-        len(splits),
+        len(portions),
         len(shard_plans),
     )
     directories = Directories(options.output_dir, options.tokenized_dir)
-    tokenization_plan = _plan_of_tokenization(options, files, splits, buckets, vocabulary)
+    tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
     with locked_directory(directories.output):
         directories.prepare(
             options.vocab_file,
@@ -78,7 +78,9 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
             options.overwrite,
         )
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
-            results = run_pipeline(options, splits, buckets, shard_plans, directories, beam_options)
+            results = run_pipeline(
+                options, portions, buckets, shard_plans, directories, beam_options
+            )
         results.corpus.update(
             input_files=len(files),
             input_bytes=sum(file.size for file in files),
@@ -99,7 +101,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
 def _plan_of_tokenization(
     options: GenerateOptions,
     files: list[InputFile],
-    splits: list[Split],
+    portions: list[Portion],
     buckets: BucketPlan,
     vocabulary: Vocabulary,
 ) -> Plan:
@@ -119,7 +121,7 @@ def _plan_of_tokenization(
         "vocab_sha256": vocabulary.sha256,
         "eval_fraction": buckets.eval_fraction,
         "num_train_buckets": buckets.num_train_buckets,
-        "num_splits": len(splits),
+        "num_splits": len(portions),
     }
 
 

@@ -1,12 +1,12 @@
 """The Beam graph: two stages with a barrier between them.
 
-1. *Tokenize*: each split of the input becomes a Parquet file of tokenized documents.
+1. *Tokenize*: each portion of the input becomes a Parquet file of tokenized documents.
 2. *Build*: each bucket of documents and each pass becomes a shard.
 
 When duplicates are to be dropped, the digests of all documents are compared in between.
 
 Only file names and bucket numbers cross Beam's shuffle, never text or tokens, so memory is bounded by
-one split and one bucket on every runner, however large the corpus. What the workers count stands in the
+one portion and one bucket on every runner, however large the corpus. What the workers count stands in the
 receipts of the files they finish.
 """
 
@@ -27,12 +27,7 @@ from pipeline.corpus import (
     tokenize_document,
     write_documents,
 )
-from pipeline.directories import (
-    Directories,
-    read_receipt,
-    read_receipt_of_whole,
-    write_receipt,
-)
+from pipeline.directories import Directories
 from pipeline.documents import read_documents
 from pipeline.duplicates import (
     count_partitions,
@@ -43,9 +38,10 @@ from pipeline.duplicates import (
 from pipeline.failures import as_a_user_can_mend_it
 from pipeline.files import has_sha256, sha256_of
 from pipeline.options import GenerateOptions
+from pipeline.portions import Portion
+from pipeline.receipts import read_receipt, read_receipt_of_whole, write_receipt
 from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
 from pipeline.shards import ShardPlan, build_shard
-from pipeline.splits import Split
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer, Vocabulary
 from pipeline.word_segmentation import load_segmenter
@@ -58,7 +54,7 @@ _BATCH_CHARACTERS = 32 << 20
 
 def run_pipeline(
     options: GenerateOptions,
-    splits: list[Split],
+    portions: list[Portion],
     buckets: BucketPlan,
     shard_plans: list[ShardPlan],
     directories: Directories,
@@ -82,13 +78,15 @@ def run_pipeline(
         ):
             row_groups = (
                 root
-                | "Splits" >> beam.Create(list(enumerate(splits)))
-                | "SpreadSplits" >> beam.Reshuffle()
-                | "Tokenize" >> beam.ParDo(TokenizeSplit(options, buckets, directories))
+                | "Portions" >> beam.Create(list(enumerate(portions)))
+                | "SpreadPortions" >> beam.Reshuffle()
+                | "Tokenize" >> beam.ParDo(TokenizePortion(options, buckets, directories))
             )
             duplicates = []
             if num_partitions:
-                found = _find_duplicates(root, row_groups, len(splits), num_partitions, directories)
+                found = _find_duplicates(
+                    root, row_groups, len(portions), num_partitions, directories
+                )
                 duplicates = [beam.pvalue.AsList(found)]
             plans = root | "Plans" >> beam.Create(
                 [(_key(plan.bucket), plan) for plan in shard_plans]
@@ -106,19 +104,19 @@ def run_pipeline(
         raise
     except Exception as error:
         raise as_a_user_can_mend_it(error, runner) from error
-    return _read_results(directories, len(splits), num_partitions, shard_plans)
+    return _read_results(directories, len(portions), num_partitions, shard_plans)
 
 
 def _find_duplicates(
     root: beam.Pipeline,
     row_groups: beam.PCollection,
-    num_splits: int,
+    num_portions: int,
     num_partitions: int,
     directories: Directories,
 ) -> beam.PCollection:
     """The files that name the duplicates, once all row groups are there."""
     num_row_groups = row_groups | "CountRowGroups" >> beam.combiners.Count.Globally()
-    find = FindDuplicates(num_splits, num_partitions, directories)
+    find = FindDuplicates(num_portions, num_partitions, directories)
     return (
         root
         | "Partitions" >> beam.Create(range(num_partitions))
@@ -127,8 +125,8 @@ def _find_duplicates(
     )
 
 
-class TokenizeSplit(beam.DoFn):
-    """A numbered split to a Parquet file: yields (bucket, row group). What has a receipt is not made again."""
+class TokenizePortion(beam.DoFn):
+    """A numbered portion to a Parquet file: yields (bucket, row group). What has a receipt is not made again."""
 
     def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
         self._options = options
@@ -144,18 +142,20 @@ class TokenizeSplit(beam.DoFn):
         )
         self._segment = load_segmenter(options.word_segmenter) if options.word_segmenter else None
 
-    def process(self, numbered_split: tuple[int, Split]) -> Iterator[tuple[_BucketKey, RowGroup]]:
-        """Reads, tokenizes and writes the split's documents."""
-        number, split = numbered_split
+    def process(
+        self, numbered_portion: tuple[int, Portion]
+    ) -> Iterator[tuple[_BucketKey, RowGroup]]:
+        """Reads, tokenizes and writes the portion's documents."""
+        number, portion = numbered_portion
         path = self._directories.tokenized_file(number)
         receipt = read_receipt_of_whole(path)
         if receipt is None:
             statistics: Counter[str] = Counter()
-            buckets = write_documents(path, self._tokenize(split, statistics))
+            buckets = write_documents(path, self._tokenize(portion, statistics))
             receipt = {
                 "buckets": [_key(bucket) for bucket in buckets],
                 "sha256": sha256_of(path),
-                "text_bytes": sum(file_range.text_bytes for file_range in split),
+                "text_bytes": sum(file_range.text_bytes for file_range in portion),
                 "statistics": statistics,
             }
             write_receipt(path, receipt)
@@ -163,12 +163,12 @@ class TokenizeSplit(beam.DoFn):
             yield (bucket_split, index), RowGroup(path, row_group)
 
     def _tokenize(
-        self, split: Split, statistics: Counter[str]
+        self, portion: Portion, statistics: Counter[str]
     ) -> Iterator[dict[Bucket, list[TokenizedDocument]]]:
-        """The split's documents by bucket, in batches that fit in memory."""
+        """The portion's documents by bucket, in batches that fit in memory."""
         documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
         characters = 0
-        for file_range in split:
+        for file_range in portion:
             for document in read_documents(file_range, self._options.reading, statistics):
                 tokenized = tokenize_document(document, self._tokenizer, statistics, self._segment)
                 if tokenized:
@@ -184,8 +184,8 @@ class TokenizeSplit(beam.DoFn):
 class FindDuplicates(beam.DoFn):
     """A partition of the documents, by digest, to a Parquet file with the ids of the duplicates."""
 
-    def __init__(self, num_splits: int, num_partitions: int, directories: Directories):
-        self._num_splits = num_splits
+    def __init__(self, num_portions: int, num_partitions: int, directories: Directories):
+        self._num_portions = num_portions
         self._num_partitions = num_partitions
         self._directories = directories
 
@@ -193,7 +193,7 @@ class FindDuplicates(beam.DoFn):
         """Compares the digests, once all row groups are there."""
         path = self._directories.duplicates_file(partition)
         if read_receipt_of_whole(path) is None:
-            tokenized_files = map(self._directories.tokenized_file, range(self._num_splits))
+            tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
             duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
             write_duplicates(path, duplicates)
             write_receipt(path, {"documents": len(duplicates), "sha256": sha256_of(path)})
@@ -228,7 +228,7 @@ class BuildShard(beam.DoFn):
             documents,
             self._vocabulary,
             self._options.instances,
-            self._directories.receipts,
+            self._directories.unfinished_shards,
             self._directories.output,
         )
         write_receipt(self._directories.receipts / plan.name, results.to_json())
@@ -254,7 +254,7 @@ def _pair_plans_with_row_groups(
 
 
 def _read_results(
-    directories: Directories, num_splits: int, num_partitions: int, shard_plans: list[ShardPlan]
+    directories: Directories, num_portions: int, num_partitions: int, shard_plans: list[ShardPlan]
 ) -> BuildResults:
     """What the workers counted, from the receipts of all files."""
 
@@ -263,9 +263,9 @@ def _read_results(
             return content
         raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
 
-    splits = [receipt(directories.tokenized_file(number)) for number in range(num_splits)]
+    portions = [receipt(directories.tokenized_file(number)) for number in range(num_portions)]
     duplicates = [receipt(directories.duplicates_file(number)) for number in range(num_partitions)]
     shards = [receipt(directories.receipts / plan.name) for plan in shard_plans]
-    corpus = sum_counters(split["statistics"] for split in splits)
+    corpus = sum_counters(portion["statistics"] for portion in portions)
     corpus["documents_duplicate"] = sum(partition["documents"] for partition in duplicates)
     return BuildResults(corpus, [ShardResults.from_json(shard) for shard in shards])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import write_whole
+from pipeline.files import write_json
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -101,7 +101,7 @@ class Manifest:
 
     def write(self, data_dir: Path) -> None:
         """Writes `manifest.json`."""
-        write_whole(data_dir / MANIFEST_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_json(data_dir / MANIFEST_NAME, dataclasses.asdict(self))
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

@@ -16,7 +16,8 @@ from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
-from pipeline.directories import Directories, files_with_receipt, read_receipt
+from pipeline.directories import Directories
+from pipeline.receipts import files_with_receipt, read_receipt
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0

@@ -95,7 +95,7 @@ class BuildResults:
     """What the workers counted.
 
     Attributes:
-      corpus: counts of `documents.read_documents` and `corpus.tokenize_document`, over all splits,
+      corpus: counts of `documents.read_documents` and `corpus.tokenize_document`, over all portions,
         and documents_duplicate.
       shards: the results of every shard.
     """

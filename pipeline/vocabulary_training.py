@@ -21,7 +21,7 @@ from absl import logging
 from pipeline.documents import ReadOptions, Sentences, read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile
-from pipeline.splits import Split, plan_splits
+from pipeline.portions import Portion, plan_portions
 from pipeline.tokenization import MAX_CHARACTERS_PER_WORD
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SUFFICIENT_COVERAGE = 0.9998
 _USUAL_ALPHABET = 1000
 # Small pieces from all over the corpus make a better sample than few large ones.
 _SAMPLED_BYTES = 1 << 20
-_MOST_PIECES = 4096
+_MOST_PORTIONS = 4096
 # The tokenizer makes [UNK] of longer words, and the trainer's time grows with their length squared.
 # Ideographs, which are words of their own, may stand in longer runs.
 _OVERLONG_WORD = re.compile(rf"[^\W\u3400-\u9fff]{{{MAX_CHARACTERS_PER_WORD + 1},}}")
@@ -97,13 +97,13 @@ def train_vocabulary(
 def read_sample(
     files: list[InputFile], options: ReadOptions, max_bytes: int, random_seed: int
 ) -> Iterator[str]:
-    """The lines of the corpus, or of pieces of it in random order until there are enough.
+    """The lines of the corpus, or of portions of it in random order until there are enough.
 
     Args:
       files: the corpus.
       options: how documents are read.
       max_bytes: how much text is enough.
-      random_seed: decides which pieces; the same seed and files give the same lines.
+      random_seed: decides which portions; the same seed and files give the same lines.
 
     Raises:
       UserError: a file cannot be read, or `max_bytes` is not positive.
@@ -112,26 +112,26 @@ def read_sample(
         raise UserError(f"--max_bytes={max_bytes} must be at least 1")
     total_bytes = sum(file.text_bytes for file in files)
     if total_bytes <= max_bytes:
-        pieces, bytes_of_each = plan_splits(files), total_bytes
-        order: Iterable[int] = range(len(pieces))
+        portions, bytes_of_each = plan_portions(files), total_bytes
+        order: Iterable[int] = range(len(portions))
     else:
-        pieces = plan_splits(files, max(_SAMPLED_BYTES, total_bytes // _MOST_PIECES))
-        bytes_of_each = max(_SAMPLED_BYTES, max_bytes // len(pieces))
+        portions = plan_portions(files, max(_SAMPLED_BYTES, total_bytes // _MOST_PORTIONS))
+        bytes_of_each = max(_SAMPLED_BYTES, max_bytes // len(portions))
         # A generator's `permutation` may change between versions of NumPy; its raw bits do not.
-        order = np.argsort(np.random.PCG64(random_seed).random_raw(len(pieces)), kind="stable")
+        order = np.argsort(np.random.PCG64(random_seed).random_raw(len(portions)), kind="stable")
     bytes_left = max_bytes
     for number in order:
-        for line in _read_beginning(pieces[number], options, min(bytes_of_each, bytes_left)):
+        for line in _read_beginning(portions[number], options, min(bytes_of_each, bytes_left)):
             bytes_left -= len(line.encode("utf-8", "ignore"))
             yield line
         if bytes_left <= 0:
             return
 
 
-def _read_beginning(split: Split, options: ReadOptions, num_bytes: int) -> Iterator[str]:
+def _read_beginning(portion: Portion, options: ReadOptions, num_bytes: int) -> Iterator[str]:
     """The lines of whole documents, until there are that many bytes."""
     lines_only = replace(options, sentences=Sentences.LINES)
-    for file_range in split:
+    for file_range in portion:
         for document in read_documents(file_range, lines_only, Counter()):
             yield from document.sentences
             num_bytes -= sum(len(line.encode("utf-8", "ignore")) for line in document.sentences)

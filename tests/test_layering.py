@@ -13,13 +13,22 @@ ROOT = Path(__file__).parents[1]
 RECORD_CONTRACT = {f"pipeline.{name}" for name in ("records", "manifest", "files", "errors")}
 
 
+# The rooms of `modeling`: each may import those before it, none after it.
+LADDER = ("job", "step", "checkpoints", "training", "export")
+
+
 def imports_of(package):
+    """The files of a package, and the modules that each imports, as absolute names."""
     for path in sorted((ROOT / package).rglob("*.py")):
+        file = str(path.relative_to(ROOT))
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                yield from ((path.name, alias.name) for alias in node.names)
+                yield from ((file, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                yield path.name, node.module
+                assert not node.level, f"{file} has a relative import"
+                yield file, node.module
+                # `from modeling.checkpoints import huggingface` imports that module too.
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def top_level(package):
@@ -45,8 +54,27 @@ def test_pipeline_knows_nothing_of_training():
 
 
 def test_modeling_knows_of_pipeline_only_the_record_contract():
-    found = {module for _, module in imports_of("modeling") if module.startswith("pipeline")}
+    found = {
+        ".".join(module.split(".")[:2])
+        for _, module in imports_of("modeling")
+        if module.startswith("pipeline")
+    }
     assert found == RECORD_CONTRACT
+
+
+def test_rooms_of_modeling_form_a_ladder():
+    """The spine imports no room; a room imports the spine, itself and the rooms before it."""
+    rooms = {path.parent.name for path in (ROOT / "modeling").glob("*/__init__.py")}
+    assert rooms == set(LADDER)
+    arrows_up = []
+    for file, module in imports_of("modeling"):
+        room = (*file.split("/")[1:-1], "spine")[0]
+        imported = (*module.split(".")[1:2], "")[0]
+        if module.startswith("modeling.") and imported in LADDER:
+            allowed = LADDER[: LADDER.index(room) + 1] if room in LADDER else ()
+            if imported not in allowed:
+                arrows_up.append((file, module))
+    assert not arrows_up
 
 
 def test_modeling_knows_nothing_of_beam_and_the_command_line():
@@ -66,7 +94,11 @@ def test_flags_are_defined_in_launch_only():
 
 
 def test_importing_all_of_modeling_loads_no_beam():
-    modules = [f"modeling.{path.stem}" for path in (ROOT / "modeling").glob("*.py")]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "modeling").rglob("*.py")
+    ]
+    assert "modeling.training.loop" in modules
     loaded = loaded_by(f"import {', '.join(modules)}")
     assert "keras" in loaded
     assert "apache_beam" not in loaded
@@ -90,7 +122,7 @@ def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):
 
 
 def test_options_and_config_load_neither_keras_nor_a_backend():
-    loaded = loaded_by("import modeling.config, modeling.training_options, modeling.devices")
+    loaded = loaded_by("import modeling.config, modeling.training_options, modeling.step.devices")
     assert "modeling" in loaded
     assert not loaded & {"keras", "tensorflow", "jax", "numpy"}
 
@@ -98,6 +130,9 @@ def test_options_and_config_load_neither_keras_nor_a_backend():
 def test_updates_by_jax_need_no_tensorflow():
     """From the model to the compiled step and its checkpoints."""
     pytest.importorskip("jax")
-    loaded = loaded_by("import modeling.step, modeling.checkpoints, modeling.run", backend="jax")
+    loaded = loaded_by(
+        "import modeling.step.backend, modeling.checkpoints.run_checkpoints, modeling.training.run_directory",
+        backend="jax",
+    )
     assert "jax" in loaded
     assert "tensorflow" not in loaded

@@ -23,11 +23,11 @@ STEPS_OF_A_ROUND = 4
 def clozemill():
     """The step of `clozemill pretrain`, on the backend that KERAS_BACKEND names."""
     from modeling.config import BertConfig
-    from modeling.step import TrainStep
+    from modeling.step.backend import TrainStep
+    from modeling.step.learner import new_learner
     from modeling.training_options import TrainingOptions
-    from modeling.update import new_update
 
-    step = TrainStep(new_update(BertConfig.preset("mini", BERT_VOCABULARY), TrainingOptions()))
+    step = TrainStep(new_learner(BertConfig.preset("mini", BERT_VOCABULARY), TrainingOptions()))
     batches = make_batches()
 
     def train():

@@ -68,7 +68,7 @@ def synthetic_batch(batch_size, seq_length, num_predictions, vocab_size, seed=0)
 def batches_of(arguments):
     """Endless batches, their S, P and the vocabulary's size."""
     if arguments.data_dir:
-        from modeling.input import readable, training_batches
+        from modeling.batches import readable, training_batches
         from pipeline.manifest import Manifest
 
         manifest = Manifest.read(arguments.data_dir)
@@ -94,9 +94,9 @@ def main():
     arguments = parse_arguments()
     os.environ["KERAS_BACKEND"] = arguments.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from modeling.devices import describe_devices, peak_flops
-    from modeling.step import TrainStep, device_names, peak_memory
-    from modeling.update import new_update
+    from modeling.step.backend import TrainStep, device_names, peak_memory
+    from modeling.step.devices import describe_devices, peak_flops
+    from modeling.step.learner import new_learner
 
     batches, seq_length, predictions, vocab_size = batches_of(arguments)
     config = dataclasses.replace(
@@ -104,13 +104,13 @@ def main():
         max_position_embeddings=max(512, seq_length),
         **{name: getattr(arguments, name) for name in DROPOUTS},
     )
-    update = new_update(config, options_of(arguments))
+    learner = new_learner(config, options_of(arguments))
     devices = device_names()
     print(
         f"{arguments.model} on {describe_devices(devices)}, {arguments.backend}, "
         f"{arguments.precision}: B {arguments.train_batch_size}, S {seq_length}, P {predictions}"
     )
-    step = TrainStep(update)
+    step = TrainStep(learner)
     started = time.perf_counter()
     float(step(next(batches))["sequences"])
     print(f"first step {time.perf_counter() - started:.1f} s; attention: {step.attention_kernel}")

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling.checkpoints import list_checkpoints
-from modeling.metrics import read_metrics
+from modeling.checkpoints.run_checkpoints import list_checkpoints
+from modeling.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"

@@ -101,8 +101,8 @@ def test_the_model_card_tells_of_data_training_and_evaluation(outputs):
 def test_the_run_is_written_as_a_checkpoint_of_the_original(outputs, tmp_path):
     import tensorflow as tf
 
-    from modeling.export import Format, export
-    from modeling.pretrained import read_pretrained
+    from modeling.checkpoints.pretrained import read_pretrained
+    from modeling.export.export import Format, export
 
     pretrained = read_pretrained(outputs[1])
     export(pretrained, tmp_path / "original", Format.ORIGINAL)
@@ -117,10 +117,10 @@ def test_transformers_opens_the_export_and_computes_the_same(outputs):
     transformers = pytest.importorskip("transformers")
     from keras import ops
 
-    from modeling.checkpoints import latest_checkpoint, load_weights
-    from modeling.input import evaluation_batches, readable
-    from modeling.pretraining import BertForPreTraining
-    from modeling.run import read_run
+    from modeling.batches import evaluation_batches, readable
+    from modeling.bert_for_pretraining import BertForPreTraining
+    from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
+    from modeling.training.run_directory import read_run
     from pipeline.manifest import Manifest
 
     data, run, exported = outputs

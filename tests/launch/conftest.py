@@ -31,15 +31,15 @@ SERVER = """
 import dataclasses, importlib, json, os, resource, sys, tempfile
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 from absl.testing import flagsaver
-import launch.__main__, modeling.training
+import launch.__main__, modeling.training.loop
 importlib.import_module(f"launch.{sys.argv[1]}")
 
 def run(arguments, missing, is_captured, max_bytes):
     before = {name: sys.modules.get(name) for name in missing}
     sys.modules.update(dict.fromkeys(missing))
-    train = modeling.training.train
+    train = modeling.training.loop.train
     if is_captured:
-        modeling.training.train = capture
+        modeling.training.loop.train = capture
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes or soft, hard))
     try:
@@ -47,14 +47,14 @@ def run(arguments, missing, is_captured, max_bytes):
             return launch.__main__.run(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        modeling.training.train = train
+        modeling.training.loop.train = train
         for name, module in before.items():
             del sys.modules[name]
             if module:
                 sys.modules[name] = module
 
 def capture(data_dir, manifest, run_dir, config, options, pretrained, flags, replicas):
-    modeling.training.prepare_run(run_dir, config, data_dir, manifest)
+    modeling.training.loop.prepare_run(run_dir, config, data_dir, manifest)
     (run_dir / "flags.txt").write_text(flags)
     print(json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)]), flush=True)
 

@@ -5,7 +5,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from launch import job
-from modeling.job_place import JobPlace
+from modeling.job.place import JobPlace
 from pipeline.errors import UserError
 
 SLURM = {

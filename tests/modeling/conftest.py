@@ -10,13 +10,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import numpy as np
 import pytest
 
-from modeling.checkpoints import TrainingState, save_checkpoint
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.run_checkpoints import TrainingState, save_checkpoint
 from modeling.config import BertConfig
 from modeling.optimization import AdamW
-from modeling.pretraining import BertForPreTraining
-from modeling.run import prepare_run
+from modeling.step.learner import Learner
+from modeling.training.run_directory import prepare_run
 from modeling.training_options import TrainingOptions
-from modeling.update import Update
 from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
 from pipeline.records import encode_examples
 
@@ -231,11 +231,11 @@ def write_run(data_set, randomize):
         model = BertForPreTraining(config)
         optimizer = AdamW(1e-3)
         optimizer.build(model.trainable_variables)
-        update = Update(model, optimizer)
+        learner = Learner(model, optimizer)
         for seed, saved in enumerate([*earlier_steps, step]):
             randomize(model, seed)
             state = TrainingState(step=saved, instances_seen=32 * saved, options=options)
-            save_checkpoint(run_dir, update, state, keep=5)
+            save_checkpoint(run_dir, learner, state, keep=5)
         return model
 
     return write

@@ -8,9 +8,9 @@ from keras import ops
 
 from modeling import bert
 from modeling.bert import BertModel, activation, attention_with_dropout, truncated_normal
+from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import GeluForm
 from modeling.dropout import dropout, dropout_key, example_keys, fold_in
-from modeling.pretraining import BertForPreTraining
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 KEY = dropout_key(5)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig, GeluForm, weight_shapes
-from modeling.pretraining import BertForPreTraining
 from pipeline.errors import UserError
 
 BERT_VOCAB_SIZE = 30522

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.tokenizer_settings import read_tokenizer_settings
 from modeling.config import BertConfig, weight_shapes
-from modeling.export import Format, export
-from modeling.pretrained import Pretrained
-from modeling.tokenizer_settings import read_tokenizer_settings
+from modeling.export.export import Format, export
 
 VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a good bad one two three four mill stone river turn turns "

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig
 from modeling.losses import batch_totals, masked_lm_loss, next_sentence_loss, pretraining_sums
 from modeling.optimization import AdamW
-from modeling.pretraining import BertForPreTraining
-from modeling.step import TrainStep
-from modeling.update import Update
+from modeling.step.backend import TrainStep
+from modeling.step.learner import Learner
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 
@@ -68,7 +68,7 @@ def test_losses_and_global_norm_of_the_gradients_in_training(golden):
     model, batch, expected, _ = golden
     optimizer = AdamW(0.0)
     optimizer.build(model.trainable_variables)
-    told = TrainStep(Update(model, optimizer))(batch)
+    told = TrainStep(Learner(model, optimizer))(batch)
     assert_losses(told, expected)
     norm = float(expected["gradient_global_norm"])
     assert float(told["gradient_norm"]) == pytest.approx(norm, rel=1e-5)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modeling.pretraining import BertForPreTraining
-from modeling.tokenizer_settings import TokenizerSettings, write_tokenizer
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.tokenizer_settings import TokenizerSettings, write_tokenizer
 from pipeline.tokenization import FullTokenizer
 
 if keras.config.backend() != "tensorflow":

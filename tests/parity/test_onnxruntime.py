@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig, GeluForm
-from modeling.pretraining import BertForPreTraining
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from modeling.onnx_graph import onnx_model  # noqa: E402 - needs onnx
+from modeling.export.onnx_graph import onnx_model  # noqa: E402 - needs onnx
 
 pytestmark = pytest.mark.no_backend
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.pretrained import initialize, read_pretrained
 from modeling.config import BertConfig, weight_shapes
-from modeling.pretrained import initialize, read_pretrained
-from modeling.pretraining import BertForPreTraining
 from pipeline.errors import UserError
 
 os.environ["HF_HUB_OFFLINE"] = "1"

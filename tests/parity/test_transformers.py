@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from modeling.config import GeluForm
-from modeling.pretraining import BertForPreTraining
-from modeling.tokenizer_settings import (
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.tokenizer_settings import (
     TokenizerSettings,
     read_tokenizer_settings,
     read_tokens,
     write_tokenizer,
 )
+from modeling.config import GeluForm
 from pipeline.manifest import Manifest
 from pipeline.tokenization import FullTokenizer
 

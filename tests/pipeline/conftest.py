@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.corpus import DocumentBatch, TokenizedDocument
 from pipeline.documents import Document, ReadOptions, read_documents
-from pipeline.splits import Split
+from pipeline.portions import Portion
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -57,16 +57,16 @@ def batch_of() -> Callable[..., DocumentBatch]:
 
 @pytest.fixture(scope="session")
 def documents_of() -> Callable[..., list[Document]]:
-    """Reads all documents of splits, with options of `ReadOptions`."""
+    """Reads all documents of portions, with options of `ReadOptions`."""
 
     def read(
-        splits: list[Split], statistics: Counter[str] | None = None, **reading: object
+        portions: list[Portion], statistics: Counter[str] | None = None, **reading: object
     ) -> list[Document]:
         counts = Counter() if statistics is None else statistics
         return [
             document
-            for split in splits
-            for file_range in split
+            for portion in portions
+            for file_range in portion
             for document in read_documents(file_range, ReadOptions(**reading), counts)
         ]
 

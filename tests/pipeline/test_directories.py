@@ -1,12 +1,7 @@
 import pytest
 
-from pipeline.directories import (
-    Directories,
-    read_receipt_of_whole,
-    write_receipt,
-)
+from pipeline.directories import Directories
 from pipeline.errors import UserError
-from pipeline.files import sha256_of
 
 
 @pytest.fixture
@@ -21,6 +16,7 @@ def test_prepared_directories_hold_the_vocabulary_and_can_be_discarded(tmp_path,
     directories.prepare(vocab_file, {}, {}, overwrite=False)
     assert directories.tokenized.is_dir()
     assert directories.receipts.is_dir()
+    assert directories.unfinished_shards.is_dir()
     assert directories.vocabulary.read_bytes() == vocab_file.read_bytes()
     (directories.output / "train-00000-of-00001.tfrecord").write_text("unfinished")
     directories.discard()
@@ -78,12 +74,3 @@ def test_foreign_files_are_no_tokenized_corpus(tmp_path, vocab_file):
     with pytest.raises(UserError, match="--tokenized_dir"):
         directories.prepare(vocab_file, {}, {}, overwrite=True)
     assert (tmp_path / "tokenized" / "split-00000.parquet").read_text() == "precious"
-
-
-def test_a_file_that_was_damaged_behind_its_receipt_is_made_again(tmp_path):
-    path = tmp_path / "split-00000.parquet"
-    path.write_bytes(b"content")
-    write_receipt(path, {"sha256": sha256_of(path)})
-    assert read_receipt_of_whole(path)
-    path.write_bytes(b"c0ntent")
-    assert read_receipt_of_whole(path) is None

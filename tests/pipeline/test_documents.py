@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.documents import BadRecord, ReadOptions, Sentences, read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat, match_files
-from pipeline.splits import FileRange, plan_splits
+from pipeline.portions import FileRange, plan_portions
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -24,8 +24,8 @@ def read(tmp_path_factory, documents_of):
 
     def read_bytes(content, input_format, statistics=None, **reading):
         path.write_bytes(content)
-        splits = plan_splits(match_files([str(path)], input_format))
-        documents = documents_of(splits, statistics, **reading)
+        portions = plan_portions(match_files([str(path)], input_format))
+        documents = documents_of(portions, statistics, **reading)
         assert {document.file for document in documents} <= {"corpus.txt"}
         assert all(document.position == document.offset for document in documents)
         return [(document.offset, document.sentences) for document in documents]
@@ -38,11 +38,11 @@ def read_table(tmp_path, documents_of):
     """Writes a column or a table to a Parquet file and reads its documents, as (row, sentences)."""
     path = tmp_path / "corpus.parquet"
 
-    def read_rows(rows, statistics=None, row_group_size=2, split_bytes=1 << 30, **reading):
+    def read_rows(rows, statistics=None, row_group_size=2, portion_bytes=1 << 30, **reading):
         table = rows if isinstance(rows, pa.Table) else pa.table({"text": rows})
         pq.write_table(table, path, row_group_size=row_group_size)
-        splits = plan_splits(match_files([str(path)]), split_bytes)
-        documents = documents_of(splits, statistics, **reading)
+        portions = plan_portions(match_files([str(path)]), portion_bytes)
+        documents = documents_of(portions, statistics, **reading)
         assert {document.file for document in documents} <= {"corpus.parquet"}
         return [(document.offset, document.sentences) for document in documents]
 
@@ -114,7 +114,7 @@ def test_files_without_a_final_blank_line_are_not_joined(tmp_path, documents_of)
         (tmp_path / name).write_text(f"From {name}.")
     documents = [
         (document.file, document.offset, document.sentences)
-        for document in documents_of(plan_splits(match_files([f"{tmp_path}/*.txt"])))
+        for document in documents_of(plan_portions(match_files([f"{tmp_path}/*.txt"])))
     ]
     assert documents == [("a.txt", 0, ["From a.txt."]), ("b.txt", 0, ["From b.txt."])]
 
@@ -310,8 +310,8 @@ def test_the_line_of_a_bad_record_is_that_of_the_file_and_not_of_the_range(tmp_p
     path.write_bytes(
         json_lines({"text": "A."}) + b"\r\n" + json_lines(*[{"text": "B."}] * 4) + b"?"
     )
-    splits = plan_splits(match_files([str(path)]), split_bytes=1)
-    (last,) = (part for split in splits for part in split if part.end is None)
+    portions = plan_portions(match_files([str(path)]), portion_bytes=1)
+    (last,) = (part for portion in portions for part in portion if part.end is None)
     assert last.start > 0
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 7: "):
         list(read_documents(last, ReadOptions(), Counter()))
@@ -322,7 +322,7 @@ def test_the_line_of_a_bad_record_is_found_in_a_compressed_file(tmp_path, docume
     members = [json_lines({"text": "A."}) * 3, b"\n" + json_lines({"text": "B."}), b"[]\n\n"]
     path.write_bytes(b"".join(map(gzip.compress, members)))
     with pytest.raises(UserError, match=r"corpus\.jsonl\.gz, line 6: not a JSON object"):
-        documents_of(plan_splits(match_files([str(path)])))
+        documents_of(plan_portions(match_files([str(path)])))
 
 
 @pytest.mark.parametrize("names", [["a\nb"], ["x" * 5000], [f"field{n}" for n in range(9999)]])
@@ -337,10 +337,10 @@ def test_fields_of_a_bad_record_make_a_short_line(names, read):
 
 
 @pytest.mark.parametrize("text_type", [pa.string(), pa.large_string()])
-@pytest.mark.parametrize("split_bytes", [1, 1 << 30])
-def test_rows_are_documents_of_paragraphs(text_type, split_bytes, read_table):
+@pytest.mark.parametrize("portion_bytes", [1, 1 << 30])
+def test_rows_are_documents_of_paragraphs(text_type, portion_bytes, read_table):
     texts = ["One. Two.\n\n Three. ", "漢。字", "", "\n", "Last"]
-    assert read_table(pa.array(texts, text_type), split_bytes=split_bytes) == [
+    assert read_table(pa.array(texts, text_type), portion_bytes=portion_bytes) == [
         (0, ["One.", "Two.", "Three."]),
         (1, ["漢。", "字"]),
         (2, []),
@@ -362,13 +362,15 @@ def test_there_are_more_rows_than_are_read_at_a_time(read_table, monkeypatch):
     assert documents == [(number, [text]) for number, text in enumerate(texts)]
 
 
-@pytest.mark.parametrize("split_bytes", [1, 1 << 30])
-def test_rows_without_text_are_bad_records(split_bytes, read_table):
+@pytest.mark.parametrize("portion_bytes", [1, 1 << 30])
+def test_rows_without_text_are_bad_records(portion_bytes, read_table):
     texts = pa.array(["A.", None, "B.", None, "C."], pa.string())
     with pytest.raises(UserError, match=r"corpus\.parquet, row 1: .*--on_bad_record=skip"):
-        read_table(texts, split_bytes=split_bytes)
+        read_table(texts, portion_bytes=portion_bytes)
     statistics = Counter()
-    documents = read_table(texts, statistics, split_bytes=split_bytes, on_bad_record=BadRecord.SKIP)
+    documents = read_table(
+        texts, statistics, portion_bytes=portion_bytes, on_bad_record=BadRecord.SKIP
+    )
     assert documents == [(0, ["A."]), (2, ["B."]), (4, ["C."])]
     assert statistics == {"records_skipped": 2, "documents_read": 3}
 
@@ -376,7 +378,7 @@ def test_rows_without_text_are_bad_records(split_bytes, read_table):
 def test_the_row_of_a_bad_record_is_that_of_the_file(read_table):
     texts = pa.array(["A."] * 7 + [None], pa.string())
     with pytest.raises(UserError, match="row 7: "):
-        read_table(texts, split_bytes=1)
+        read_table(texts, portion_bytes=1)
 
 
 @pytest.mark.parametrize("on_bad_record", BadRecord)
@@ -421,7 +423,7 @@ def test_invalid_utf8_in_a_column_of_strings_is_dropped(read_table):
 
 def test_a_parquet_file_of_no_rows_has_no_documents(read_table):
     assert read_table(pa.array([], pa.string())) == []
-    assert read_table(pa.array([], pa.string()), split_bytes=1) == []
+    assert read_table(pa.array([], pa.string()), portion_bytes=1) == []
 
 
 def test_a_title_beside_the_text_of_a_row_is_ignored(read_table):
@@ -459,7 +461,9 @@ def test_the_same_documents_have_the_same_sentences_in_all_formats(
     read = {
         path.name: [
             document.sentences
-            for document in documents_of(plan_splits(match_files([str(path)])), sentences=sentences)
+            for document in documents_of(
+                plan_portions(match_files([str(path)])), sentences=sentences
+            )
         ]
         for path in tmp_path.iterdir()
     }
@@ -535,10 +539,10 @@ def test_a_document_that_is_too_long_is_an_error_that_names_the_file(
     input_format, content, read, monkeypatch
 ):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", 8)
-    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 120)
+    monkeypatch.setattr("pipeline.portions.LONGEST_DOCUMENT_BYTES", 120)
     ((_, sentences),) = read(content, input_format)
     assert len(sentences) == 10
-    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 80)
+    monkeypatch.setattr("pipeline.portions.LONGEST_DOCUMENT_BYTES", 80)
     with pytest.raises(
         UserError, match=rf"/corpus\.txt has a document .*--input_format={input_format}"
     ):
@@ -546,7 +550,7 @@ def test_a_document_that_is_too_long_is_an_error_that_names_the_file(
 
 
 def test_a_row_that_is_too_long_is_an_error_that_names_the_file(read_table, monkeypatch):
-    monkeypatch.setattr("pipeline.splits.LONGEST_DOCUMENT_BYTES", 80)
+    monkeypatch.setattr("pipeline.portions.LONGEST_DOCUMENT_BYTES", 80)
     assert read_table(["x" * 80]) == [(0, ["x" * 80])]
     with pytest.raises(UserError, match=r"/corpus\.parquet has a document of more than"):
         read_table(["x" * 81])
@@ -570,7 +574,7 @@ def test_text_outside_of_documents_is_counted(tmp_path):
     path = tmp_path / "wiki_00"
     path.write_text('before\n\n<doc id="1" title="T">\nT\nInside.\n</doc>\nbetween\nand\n')
     statistics = Counter()
-    ((file_range,),) = plan_splits(match_files([str(path)], InputFormat.WIKIEXTRACTOR))
+    ((file_range,),) = plan_portions(match_files([str(path)], InputFormat.WIKIEXTRACTOR))
     (document,) = read_documents(file_range, ReadOptions(), statistics)
     assert document.sentences == ["Inside."]
     assert statistics["lines_outside_documents"] == 3
@@ -580,7 +584,7 @@ def test_text_outside_of_documents_is_counted(tmp_path):
 def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_path):
     mark = "" if encoding == "utf-16" else "\ufeff"
     (tmp_path / "a.txt").write_bytes((mark + "One.\n\nTwo.\n").encode(encoding))
-    ((file_range,),) = plan_splits(match_files([f"{tmp_path}/a.txt"]))
+    ((file_range,),) = plan_portions(match_files([f"{tmp_path}/a.txt"]))
     with pytest.raises(UserError, match=r"a\.txt is UTF-16"):
         list(read_documents(file_range, ReadOptions(), Counter()))
 
@@ -596,7 +600,7 @@ def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_
 def test_lines_with_invalid_utf8_are_counted(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     statistics = Counter()
-    ((file_range,),) = plan_splits(match_files([str(tmp_path / name)]))
+    ((file_range,),) = plan_portions(match_files([str(tmp_path / name)]))
     (document,) = read_documents(file_range, ReadOptions(), statistics)
     assert document.sentences == ["Br.", "One."]
     assert statistics["lines_with_invalid_utf8"] == 1

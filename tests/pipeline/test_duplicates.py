@@ -17,14 +17,14 @@ TRAIN, EVAL = Bucket("train", 0), Bucket("eval", 0)
 
 @pytest.fixture
 def write_corpus(tmp_path, tokenized_document):
-    """Writes splits, each a list of (file, offset, text), with two row groups each."""
+    """Writes portions, each a list of (file, offset, text), with two row groups each."""
 
-    def write(*splits):
+    def write(*portions):
         paths = []
-        for number, split in enumerate(splits):
+        for number, portion in enumerate(portions):
             documents = [
                 tokenized_document(file, offset, [1], digest=text.encode())
-                for file, offset, text in split
+                for file, offset, text in portion
             ]
             half = len(documents) // 2
             batches = [{TRAIN: documents[:half]} if half else {}, {EVAL: documents[half:]}]
@@ -41,11 +41,11 @@ def ids_of(table):
     return sorted(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
-def slow_duplicates(splits):
+def slow_duplicates(portions):
     """The ids of all documents whose text some document with a lower id has."""
     first = {}
     duplicates = []
-    for file, offset, text in sorted(document for split in splits for document in split):
+    for file, offset, text in sorted(document for portion in portions for document in portion):
         if first.setdefault(text, (file, offset)) != (file, offset):
             duplicates.append((file, offset))
     return duplicates
@@ -68,10 +68,10 @@ def test_offsets_are_numbers_and_not_text(write_corpus):
 
 
 @pytest.mark.parametrize(
-    "splits", [[[]], [[], []], [[("a", 0, "one")]], [[("a", 0, "one")], [], [("a", 4, "two")]]]
+    "portions", [[[]], [[], []], [[("a", 0, "one")]], [[("a", 0, "one")], [], [("a", 4, "two")]]]
 )
-def test_a_corpus_without_duplicates_has_none(splits, write_corpus):
-    table = find_duplicates(write_corpus(*splits), 0, 1)
+def test_a_corpus_without_duplicates_has_none(portions, write_corpus):
+    table = find_duplicates(write_corpus(*portions), 0, 1)
     assert ids_of(table) == []
     assert table.schema.types == [pa.string(), pa.int64(), pa.string()]
 
@@ -89,16 +89,16 @@ def test_a_corpus_without_duplicates_has_none(splits, write_corpus):
     st.randoms(use_true_random=False),
 )
 def test_partitions_together_find_the_same_as_one(
-    tmp_path_factory, tokenized_document, documents, num_splits, rng
+    tmp_path_factory, tokenized_document, documents, num_portions, rng
 ):
     folder = tmp_path_factory.mktemp("corpus")
-    splits = [documents[number::num_splits] for number in range(num_splits)]
-    for number, split in enumerate(splits):
-        rng.shuffle(split)
-        members = [tokenized_document(*place, [1], text.encode()) for *place, text in split]
+    portions = [documents[number::num_portions] for number in range(num_portions)]
+    for number, portion in enumerate(portions):
+        rng.shuffle(portion)
+        members = [tokenized_document(*place, [1], text.encode()) for *place, text in portion]
         write_documents(folder / f"{number}.parquet", [{TRAIN: members}] if members else [])
     paths = sorted(folder.iterdir())
-    expected = slow_duplicates(splits)
+    expected = slow_duplicates(portions)
     for partitions in (1, 7):
         tables = [find_duplicates(paths, number, partitions) for number in range(partitions)]
         assert sorted(ids_of(pa.concat_tables(tables))) == expected

@@ -23,8 +23,8 @@ from pipeline.generate import generate
 from pipeline.inputs import InputFormat, match_files
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
+from pipeline.portions import plan_portions
 from pipeline.shards import plan_shards
-from pipeline.splits import plan_splits
 from pipeline.tokenization import Vocabulary
 from pipeline.word_segmentation import describe_segmenter
 
@@ -194,16 +194,16 @@ def test_the_order_of_the_files_does_not_matter(data_set, options):
     assert generate(reordered, PipelineOptions([])) == data_set[1]
 
 
-@pytest.mark.parametrize("split_bytes", [1, 150])
-def test_the_cuts_of_the_splits_do_not_matter(split_bytes, data_set, options, monkeypatch):
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", split_bytes)
-    monkeypatch.setattr("pipeline.splits.LARGEST_SPLIT_BYTES", split_bytes)
+@pytest.mark.parametrize("portion_bytes", [1, 150])
+def test_the_cuts_of_the_portions_do_not_matter(portion_bytes, data_set, options, monkeypatch):
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", portion_bytes)
+    monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", portion_bytes)
     assert generate(options, PipelineOptions([])) == data_set[1]
 
 
 @pytest.mark.slow
 def test_shards_have_the_same_bytes_from_several_processes(data_set, options, monkeypatch):
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", 100)
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
     manifest = generate(options, PipelineOptions(TWO_PROCESSES))
     assert sha256s(manifest) == sha256s(data_set[1])
     assert names_in(options.output_dir) == names_in(data_set[0])
@@ -549,13 +549,13 @@ def test_files_of_all_formats_together_are_one_corpus(mixed):
     assert set(documents_of_first_pass(options.output_dir, manifest)) == set(range(40))
 
 
-@pytest.mark.parametrize("split_bytes", [1, 300])
+@pytest.mark.parametrize("portion_bytes", [1, 300])
 def test_order_and_cuts_of_files_of_all_formats_do_not_matter(
-    split_bytes, mixed, tmp_path, monkeypatch
+    portion_bytes, mixed, tmp_path, monkeypatch
 ):
     options, manifest = mixed
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", split_bytes)
-    monkeypatch.setattr("pipeline.splits.LARGEST_SPLIT_BYTES", split_bytes)
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", portion_bytes)
+    monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", portion_bytes)
     patterns = [*options.input_patterns[::-1], options.input_patterns[2]]
     again = replace(options, input_patterns=patterns, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == manifest
@@ -566,7 +566,7 @@ def test_order_and_cuts_of_files_of_all_formats_do_not_matter(
 def test_files_of_all_formats_have_the_same_bytes_from_several_processes(
     mixed, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", 100)
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
     options, manifest = mixed
     again = replace(options, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions(TWO_PROCESSES)) == manifest
@@ -676,8 +676,8 @@ def test_the_first_of_equal_documents_decides_where_its_text_goes(doubled, witho
     files = match_files(doubled.input_patterns)
     plan = BucketPlan.for_corpus(sum(file.text_bytes for file in files), 0.3, 3)
     first = {}
-    for split in plan_splits(files):
-        for file_range in split:
+    for portion in plan_portions(files):
+        for file_range in portion:
             for document in read_documents(file_range, ReadOptions(), Counter()):
                 bucket = plan.bucket_of(file_range.file, document)
                 first.setdefault(document.sentences[0].split()[0], bucket)
@@ -692,11 +692,11 @@ def test_the_first_of_equal_documents_decides_where_its_text_goes(doubled, witho
 
 
 @pytest.mark.parametrize("partitions", [1, 7])
-def test_duplicates_do_not_depend_on_splits_and_partitions(
+def test_duplicates_do_not_depend_on_portions_and_partitions(
     partitions, doubled, without_duplicates, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", 1)
-    monkeypatch.setattr("pipeline.splits.LARGEST_SPLIT_BYTES", 1)
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 1)
+    monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", 1)
     monkeypatch.setattr("pipeline.graph.count_partitions", lambda _: partitions)
     again = replace(doubled, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == without_duplicates
@@ -706,7 +706,7 @@ def test_duplicates_do_not_depend_on_splits_and_partitions(
 def test_duplicates_are_the_same_from_several_processes(
     doubled, without_duplicates, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.splits.SMALLEST_SPLIT_BYTES", 100)
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
     again = replace(doubled, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions(TWO_PROCESSES)) == without_duplicates
 

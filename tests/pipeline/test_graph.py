@@ -13,14 +13,15 @@ import pytest
 import pipeline.graph
 from pipeline.buckets import BucketPlan
 from pipeline.corpus import RowGroup, read_documents_of_bucket
-from pipeline.directories import Directories, read_receipt
+from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
-from pipeline.graph import BuildShard, FindDuplicates, TokenizeSplit
+from pipeline.graph import BuildShard, FindDuplicates, TokenizePortion
 from pipeline.inputs import match_files
 from pipeline.options import GenerateOptions, InstanceOptions
+from pipeline.portions import plan_portions
+from pipeline.receipts import read_receipt
 from pipeline.shards import plan_shards
-from pipeline.splits import plan_splits
 
 NUM_DOCUMENTS = 20
 
@@ -50,13 +51,13 @@ def directories(options):
 def tokenize(options, directories):
     """Tokenizes the corpus in so many buckets and gives what the step yields, in one split."""
 
-    def run(num_buckets=2, eval_fraction=0.0, split_bytes=1 << 30, **changes):
+    def run(num_buckets=2, eval_fraction=0.0, portion_bytes=1 << 30, **changes):
         files = match_files(options.input_patterns)
         plan = BucketPlan.for_corpus(1000, eval_fraction, num_buckets)
-        step = TokenizeSplit(replace(options, **changes), plan, directories)
+        step = TokenizePortion(replace(options, **changes), plan, directories)
         step.setup()
-        splits = plan_splits(files, split_bytes)
-        return [found for split in enumerate(splits) for found in step.process(split)]
+        portions = plan_portions(files, portion_bytes)
+        return [found for portion in enumerate(portions) for found in step.process(portion)]
 
     return run
 
@@ -128,9 +129,9 @@ def test_no_batch_is_much_longer_than_it_may_be(tokenize, monkeypatch):
 
 
 def test_what_is_tokenized_is_not_tokenized_again(tokenize, monkeypatch):
-    found = tokenize(split_bytes=100)
+    found = tokenize(portion_bytes=100)
     monkeypatch.setattr(pipeline.graph, "read_documents", never)
-    assert tokenize(split_bytes=100) == found
+    assert tokenize(portion_bytes=100) == found
 
 
 @pytest.mark.parametrize(
@@ -161,13 +162,13 @@ def test_text_that_cannot_be_read_leaves_no_receipt(tokenize, options, directori
 
 @pytest.fixture
 def find(tokenize, directories):
-    """Finds the duplicates of the corpus, in splits of a few documents, and gives their files."""
+    """Finds the duplicates of the corpus, in portions of a few documents, and gives their files."""
 
     def run(num_partitions):
-        tokenize(num_buckets=1, split_bytes=200)
-        num_splits = len(list(directories.tokenized.glob("split-*.parquet")))
-        assert num_splits == 3
-        step = FindDuplicates(num_splits, num_partitions, directories)
+        tokenize(num_buckets=1, portion_bytes=200)
+        num_portions = len(list(directories.tokenized.glob("split-*.parquet")))
+        assert num_portions == 3
+        step = FindDuplicates(num_portions, num_partitions, directories)
         return [path for n in range(num_partitions) for path in step.process(n, 99)]
 
     return run
@@ -204,7 +205,7 @@ def build(options, directories):
 
 def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(tokenize, find, build):
     duplicates = find(1)
-    found = tokenize(num_buckets=1, split_bytes=200)
+    found = tokenize(num_buckets=1, portion_bytes=200)
     receipt, path = build(found, duplicates)
     assert receipt["shard"]["documents"] == NUM_DOCUMENTS
     assert receipt["shard"]["bytes"] == path.stat().st_size

@@ -2,8 +2,9 @@ import threading
 
 import pytest
 
-from pipeline.directories import Directories, write_receipt
+from pipeline.directories import Directories
 from pipeline.progress import report_progress
+from pipeline.receipts import write_receipt
 
 
 @pytest.fixture

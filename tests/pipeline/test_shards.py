@@ -14,8 +14,8 @@ from pipeline.corpus import (
 )
 from pipeline.inputs import match_files
 from pipeline.options import InstanceOptions
+from pipeline.portions import plan_portions
 from pipeline.shards import ShardPlan, build_shard, plan_shards
-from pipeline.splits import plan_splits
 from pipeline.tokenization import FullTokenizer
 
 OPTIONS = InstanceOptions(max_seq_length=64, max_predictions_per_seq=10)
@@ -28,9 +28,9 @@ def sample(data_samples, tmp_path_factory, documents_of):
 
     def tokenize(name):
         tokenizer = FullTokenizer(data_samples / f"{name}_vocab.txt")
-        splits = plan_splits(match_files([f"{data_samples}/{name}.txt"]))
+        portions = plan_portions(match_files([f"{data_samples}/{name}.txt"]))
         documents = [
-            tokenize_document(document, tokenizer, Counter()) for document in documents_of(splits)
+            tokenize_document(document, tokenizer, Counter()) for document in documents_of(portions)
         ]
         path = tmp_path_factory.mktemp(name) / "split.parquet"
         write_documents(path, [{PLAN.bucket: documents}])

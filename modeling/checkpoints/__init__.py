@@ -1,0 +1,10 @@
+"""Trained weights on disk: ours, the original's, Hugging Face's.
+
+::
+
+    run_checkpoints     checkpoints of a run: weights, optimizer moments, the data's position
+    tensorflow1         checkpoints of the original BERT, in TensorFlow 1's format
+    huggingface         the directory that `transformers` opens: config and weights
+    tokenizer_settings  vocabulary and lower-casing of a trained BERT
+    pretrained          a trained BERT read from any of these
+"""

@@ -1,0 +1,279 @@
+"""A trained BERT from anywhere: a run, a checkpoint of the original, a Hugging Face directory.
+
+`read_pretrained` finds out what a path holds, `initialize` gives it to a model.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints import huggingface, run_checkpoints
+from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_huggingface
+from modeling.checkpoints.run_checkpoints import (
+    CHECKPOINTS_NAME,
+    TrainingState,
+    latest_checkpoint,
+    list_checkpoints,
+    read_mean_weights,
+    read_state,
+)
+from modeling.checkpoints.tensorflow1 import find_original, read_original
+from modeling.checkpoints.tokenizer_settings import (
+    TokenizerSettings,
+    read_tokenizer_settings,
+    read_tokens,
+)
+from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
+from pipeline.errors import UserError
+from pipeline.manifest import VOCABULARY_NAME, Manifest
+
+_IN_OTHER_FORM = {
+    "pytorch_model.bin": "as a pickle",
+    "model.safetensors.index.json": "in several files",
+}
+# No variable, though older versions of transformers store it as one.
+_POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
+_HINTS_FOR_ROWS = {
+    "bert/embeddings/word_embeddings": ": vocab_size must be that of the weights; they are of another vocabulary",
+    "bert/embeddings/position_embeddings": ": max_position_embeddings must be that of the weights",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that a BERT was trained in.
+
+    Attributes:
+      state: where training stood at its newest checkpoint.
+      averaged: of how many checkpoints the weights are the mean.
+      manifest: of the data.
+    """
+
+    state: TrainingState
+    averaged: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained BERT.
+
+    Attributes:
+      source: where it comes from, in words for people.
+      directory: of the run, or of the files that were read.
+      config: its size.
+      weights: its variables as float32, under the names of the original's checkpoints. The embeddings
+        and the encoder are whole; pooler and heads may be missing.
+      ignored: names found there of what is no part of a `BertForPreTraining`.
+      tokenizer: its vocabulary and what is done to a text, if a vocabulary is there.
+      run: how it was trained, if by `clozemill pretrain`.
+    """
+
+    source: str
+    directory: Path
+    config: BertConfig
+    weights: dict[str, np.ndarray]
+    ignored: list[str]
+    tokenizer: TokenizerSettings | None
+    run: Run | None = None
+
+
+def read_pretrained(path: Path) -> Pretrained:
+    """The trained BERT that a path means.
+
+    Args:
+      path: a run, of which the newest checkpoint is taken, or one of its checkpoints; a TensorFlow
+        checkpoint of the original with its bert_config.json beside it, by its prefix, one of its
+        files or its directory; or a directory that `transformers` saved as safetensors.
+
+    Raises:
+      UserError: there is none of these, or it cannot be read, or weights and config disagree.
+    """
+    if is_run(path):
+        return _read_run(path, [latest_checkpoint(path)])
+    if (path / run_checkpoints.WEIGHTS_NAME).exists():
+        checkpoint = path.resolve()
+        return _read_run(checkpoint.parent.parent, [checkpoint])
+    if (path / huggingface.WEIGHTS_NAME).exists():
+        return _read_huggingface(path)
+    if prefix := find_original(path):
+        return _read_original(prefix)
+    for name, form in _IN_OTHER_FORM.items():
+        if (path / name).exists():
+            raise UserError(
+                f"{path} holds its weights {form} ({name}), which is not read here: open it with "
+                "transformers' from_pretrained, save_pretrained it to another directory as one "
+                f"{huggingface.WEIGHTS_NAME}, and copy its {VOCABULARY_NAME} there"
+            )
+    raise UserError(
+        f"{path} is no trained BERT: give the --output_dir of `clozemill pretrain` or one of its "
+        f"checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside it), or a "
+        f"Hugging Face directory ({HUGGINGFACE_CONFIG_NAME} and {huggingface.WEIGHTS_NAME})"
+    )
+
+
+def read_average(run_dir: Path, number: int) -> Pretrained:
+    """The mean of so many of the newest checkpoints of a run.
+
+    Raises:
+      UserError: the directory is no run, or has not so many checkpoints, or one is damaged.
+    """
+    if not is_run(run_dir):
+        raise UserError(f"{run_dir} is no run, which is the --output_dir of `clozemill pretrain`")
+    latest_checkpoint(run_dir)  # that there is none has a message of its own
+    found = list_checkpoints(run_dir)
+    if len(found) < number:
+        raise UserError(
+            f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints decides how many "
+            "of those saved are kept"
+        )
+    return _read_run(run_dir, found[-number:])
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the directory of a run."""
+    return (path / CONFIG_NAME).exists() and (path / CHECKPOINTS_NAME).is_dir()
+
+
+def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
+    """Sets the model's variables to those of a trained BERT.
+
+    Returns:
+      The names of the variables that are not there, of pooler and heads; they keep their values.
+
+    Raises:
+      UserError: the model is another than the one that was trained. Its variables are then as before.
+    """
+    check_config(pretrained, model.config)
+    variables = model.named_weights()
+    for name, values in pretrained.weights.items():
+        variables[name].assign(values)
+    return [name for name in variables if name not in pretrained.weights]
+
+
+def check_config(pretrained: Pretrained, config: BertConfig) -> None:
+    """Sees that a model of this config computes what the BERT was trained to compute.
+
+    Dropout and the initial weights may be others.
+
+    Raises:
+      UserError: it would not, a variable has another shape, or one of the embeddings or the encoder
+        is missing.
+    """
+    _check_same_formulas(pretrained, config)
+    for name, shape in weight_shapes(config).items():
+        if name in pretrained.weights:
+            _check_shape(pretrained, name, shape)
+        elif name.startswith(("bert/embeddings/", "bert/encoder/")):
+            raise UserError(
+                f"{pretrained.source} has no variable {name}: are its config, which says "
+                f"num_hidden_layers {config.num_hidden_layers}, and its weights of the same BERT?"
+            )
+
+
+def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
+    """Sees that a vocabulary gives every token the id under which the BERT has learnt it.
+
+    A BERT that has no vocabulary is warned of.
+
+    Raises:
+      UserError: the vocabularies differ, or one cannot be read.
+    """
+    if pretrained.tokenizer is None:
+        logging.warning(
+            "%s has no vocabulary: see to it yourself that it was trained with the tokens of %s",
+            pretrained.source,
+            vocabulary,
+        )
+        return
+    pairs = zip_longest(read_tokens(vocabulary), pretrained.tokenizer.tokens)
+    for number, (token, trained) in enumerate(pairs):
+        if token != trained:
+            raise UserError(
+                f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained)} in "
+                f"{pretrained.tokenizer.vocabulary}: ids would mean other tokens; generate the data with the latter"
+            )
+
+
+def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
+    """One checkpoint of a run, or the mean of several."""
+    config = BertConfig.read(run_dir / CONFIG_NAME)
+    names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
+    weights, manifest = read_mean_weights(used), Manifest.read(run_dir)
+    pretrained = _pretrained(f"{names} of {run_dir}", config, weights, run_dir, manifest)
+    run = Run(read_state(used[-1]), len(used), manifest)
+    return dataclasses.replace(pretrained, run=run)
+
+
+def _read_original(prefix: Path) -> Pretrained:
+    config = BertConfig.read(prefix.parent / CONFIG_NAME)
+    weights = read_original(prefix)
+    return _pretrained(f"the original checkpoint {prefix}", config, weights, prefix.parent)
+
+
+def _read_huggingface(directory: Path) -> Pretrained:
+    config = BertConfig.read(directory / HUGGINGFACE_CONFIG_NAME)
+    weights = read_huggingface(directory, weight_shapes(config))
+    return _pretrained(f"the Hugging Face directory {directory}", config, weights, directory)
+
+
+def _pretrained(
+    source: str,
+    config: BertConfig,
+    arrays: Mapping[str, np.ndarray],
+    directory: Path,
+    manifest: Manifest | None = None,
+) -> Pretrained:
+    """Of what was read, that which is a BERT of this config."""
+    known = weight_shapes(config)
+    pretrained = Pretrained(
+        source=source,
+        directory=directory,
+        config=config,
+        weights={name: np.asarray(arrays[name], np.float32) for name in known if name in arrays},
+        ignored=sorted(arrays.keys() - known.keys() - _POSITION_IDS),
+        tokenizer=read_tokenizer_settings(directory, manifest),
+    )
+    check_config(pretrained, config)
+    for name in pretrained.ignored:
+        if name.startswith(("bert/encoder/", "bert.encoder.")):
+            raise UserError(
+                f"{source} has a variable {name}, of which its config knows nothing: are they of the same "
+                "BERT?"
+            )
+    return pretrained
+
+
+def _check_same_formulas(pretrained: Pretrained, config: BertConfig) -> None:
+    """Sees to what the shapes do not tell."""
+    names = ["num_hidden_layers", "num_attention_heads", "hidden_act"]
+    if config.hidden_act == "gelu":
+        names.append("gelu_form")
+    for name in names:
+        trained, wanted = getattr(pretrained.config, name), getattr(config, name)
+        if trained != wanted:
+            raise UserError(
+                f"{name} is {trained} in {pretrained.source}, but {wanted} in the model: "
+                "without --model and --bert_config_file, it is given the config of the weights"
+            )
+
+
+def _check_shape(pretrained: Pretrained, name: str, wanted: tuple[int, ...]) -> None:
+    found = pretrained.weights[name].shape
+    if found == wanted:
+        return
+    has_other_rows_only = found[1:] == wanted[1:]
+    hint = _HINTS_FOR_ROWS.get(name, "") if has_other_rows_only else ""
+    raise UserError(
+        f"{name} has the shape {found} in {pretrained.source}, but the config asks for {wanted}{hint}"
+    )
+
+
+def _quoted(token: str | None) -> str:
+    return "missing" if token is None else repr(token)

@@ -1,0 +1,9 @@
+"""Trained weights in the formats that other software opens.
+
+::
+
+    export       a trained BERT to a directory in one of the formats
+    model_card   the README of an export for Hugging Face
+    onnx_graph   BERT as an ONNX graph
+    saved_model  BERT as a SavedModel
+"""

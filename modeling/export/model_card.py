@@ -1,0 +1,105 @@
+"""The model card of an exported BERT: what it is, how it was trained, how to fine-tune it."""
+
+import math
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from modeling.checkpoints.pretrained import Pretrained, Run
+from modeling.checkpoints.tokenizer_settings import TokenizerSettings
+from modeling.config import weight_shapes
+from modeling.training.evaluation import read_results
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+
+_TEMPLATE_NAME = "model_card.md.jinja"
+
+
+def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
+    """The content of the README.md.
+
+    Args:
+      pretrained: the BERT.
+      tokenizer: its own.
+
+    Raises:
+      UserError: the run does not tell what the card is to say.
+    """
+    environment = Environment(
+        loader=PackageLoader("modeling", "."),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters["count"] = "{:,}".format
+    missing = weight_shapes(pretrained.config).keys() - pretrained.weights.keys()
+    run = pretrained.run
+    try:
+        data = _data(run.manifest) if run else {}
+        training = _training(run) if run else {}
+    except KeyError as error:
+        raise UserError(
+            f"{pretrained.source} does not say {error}, which the model card tells: another release "
+            "of Clozemill made it"
+        ) from error
+    return environment.get_template(_TEMPLATE_NAME).render(
+        config=pretrained.config,
+        parameters=sum(values.size for values in pretrained.weights.values()),
+        has_masked_lm_head=not any(name.startswith("cls/predictions/") for name in missing),
+        has_next_sentence_head=not any(name.startswith("cls/seq_") for name in missing),
+        tokenizer=tokenizer,
+        strips_accents=(
+            tokenizer.do_lower_case if tokenizer.strip_accents is None else tokenizer.strip_accents
+        ),
+        run=run,
+        data=data,
+        training=training,
+        results=_results(pretrained.directory, run) if run else {},
+    )
+
+
+def _data(manifest: Manifest) -> dict[str, str]:
+    """What the manifest says of the text and of the instances made of it."""
+    corpus, options = manifest.statistics["corpus"], manifest.options
+    instances = sum(shard.instances for shard in manifest.shards_of("train"))
+    return {
+        "documents": f"{corpus['documents_tokenized']:,}",
+        "sentences": f"{corpus['sentences_read']:,}",
+        "tokens": f"{corpus['tokens']:,}, {corpus['share_unknown']:.3%} of them [UNK]",
+        "text": f"{corpus['input_bytes'] / 1e6:,.1f} MB",
+        "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
+        "tokens of an instance": f"at most {manifest.max_seq_length}",
+        "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
+        "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
+        "word segmenter": options["word_segmenter"] or "none",
+        "SHA-256 of vocab.txt": f"`{manifest.vocab_sha256}`",
+    }
+
+
+def _training(run: Run) -> dict[str, str]:
+    """What the newest checkpoint says of the training."""
+    options = run.state.options
+    averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
+    started = {"started from": run.state.started_from} if run.state.started_from else {}
+    return {
+        **started,
+        "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
+        **(averaged if run.averaged > 1 else {}),
+        "sequences of a step": f"{options['train_batch_size']:,}",
+        "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
+        "learning rate": f"{options['learning_rate']}, reached in {options['num_warmup_steps']:,} steps, then falling to 0",
+        "precision": options["precision"],
+        "seed": f"{options['random_seed']}",
+    }
+
+
+def _results(run_dir: Path, run: Run) -> dict[str, str]:
+    """The losses and accuracies of just these weights, where they were evaluated."""
+    results = read_results(run_dir, run.state.step) if run.averaged == 1 else None
+    if results is None:
+        return {}
+    return {
+        "masked-LM loss": f"{results['masked_lm_loss']:.4f} nats, a perplexity of {math.exp(results['masked_lm_loss']):.2f}",
+        "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
+        "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
+        "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",
+    }

@@ -1,0 +1,64 @@
+"""What a run computes on: names, and the peak that its speed is compared with."""
+
+import re
+
+from modeling.job.group import ProcessGroup
+from pipeline.errors import listed
+
+# Dense bfloat16 (float16 on older ones) peaks in FLOP/s, from the makers' data sheets, by words of the
+# device's name; the first that fits counts.
+_PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A40": 150e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bfloat16 peak of a device, in FLOP/s, or None where it is not known."""
+    # Whole words, for an RTX A4000 is no A40.
+    fits = (peak for name, peak in _PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name))
+    return next(fits, None)
+
+
+def describe_devices(names: list[str]) -> str:
+    """What a process computes on, for people.
+
+    Args:
+      names: of its GPUs, if there are any.
+    """
+    if not names:
+        return "the processor; no GPU was found"
+    return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
+
+
+def describe_group(group: ProcessGroup, num_devices: int, batch_size: int) -> str:
+    """Who computes how much, for people.
+
+    Args:
+      group: the processes.
+      num_devices: of all of them.
+      batch_size: B, sequences of an update.
+    """
+    devices = f"{num_devices} devices, batch {batch_size}: {batch_size // num_devices} a device"
+    if group.num_processes == 1:
+        return devices
+    hosts = list(dict.fromkeys(group.hosts))
+    where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts ({listed(hosts)})"
+    return f"{group.num_processes} processes on {where}, found in {group.found_in}; {devices}"

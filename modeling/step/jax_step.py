@@ -1,0 +1,225 @@
+"""One update of the weights and one evaluation of a batch, compiled by JAX."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import keras
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.job.group import ProcessGroup
+from modeling.losses import batch_totals, pretraining_sums
+from modeling.step.learner import Batch, Learner, with_rows
+
+_REPLICA = "replica"
+_REPEATS = 3
+
+
+def device_names() -> list[str]:
+    """The names of this process's GPUs or TPUs."""
+    return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
+
+
+def peak_memory() -> int | None:
+    """The most memory that was in use on the GPU, in bytes; None without one."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics and statistics.get("peak_bytes_in_use")
+
+
+class Replicas:
+    """The devices of all processes, each of which computes a part of every batch.
+
+    To be made before anything is computed.
+
+    Args:
+      group: the processes; by default this one alone.
+
+    Attributes:
+      group: the processes.
+      count: how many devices all processes have.
+      local_count: how many this process has.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None):
+        self.group = group = group or ProcessGroup()
+        if group.num_processes > 1:
+            # The group notices lost processes and signals itself; JAX would abort with a dump.
+            jax.config.update("jax_enable_recoverability", True)
+            jax.config.update("jax_enable_preemption_service", False)
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            address = group.addresses[0]
+            jax.distributed.initialize(
+                address,
+                group.num_processes,
+                group.process_id,
+                cluster_detection_method="deactivate",
+                # JAX itself listens at all addresses of the host.
+                coordinator_bind_address=address if address.startswith("127.") else None,
+            )
+        self.count = jax.device_count()
+        self.local_count = jax.local_device_count()
+        group.check_same({"the number of devices": self.local_count})
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
+        self._shared = NamedSharding(mesh, PartitionSpec())
+        self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))
+        # Here, and not in the middle of the first step, it is seen whether the devices reach each other.
+        self.seconds_to_add(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self.group.num_processes == 1 or not (error is None or isinstance(error, SystemExit)):
+            return
+        # Process 0 last, for those that lose JAX's service abort.
+        if not self.group.is_first:
+            jax.distributed.shutdown()
+        self.group.wait_for_all()
+        if self.group.is_first:
+            jax.distributed.shutdown()
+
+    def share(self, variables: list[keras.Variable]) -> None:
+        """Gives every device the values that the variables have, the same in all processes."""
+        for variable in variables:
+            value = np.asarray(variable.value)
+            variable.assign(
+                jax.make_array_from_process_local_data(self._shared, value, value.shape)
+            )
+
+    def divide(self, batch: Batch) -> Batch:
+        """The process's part of a batch, divided among its devices."""
+        numbered = with_rows(batch, self.group.process_id, self.group.num_processes)
+        return {
+            name: jax.make_array_from_process_local_data(self._divided, values)
+            for name, values in numbered.items()
+        }
+
+    def compiled(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """A step of each device's, from the first argument, which all share, and its part of the others."""
+        shared, divided = PartitionSpec(), PartitionSpec(_REPLICA)
+        on_all = jax.shard_map(
+            step,
+            mesh=self._shared.mesh,
+            in_specs=(shared, *[divided] * (len(arguments) - 1)),
+            out_specs=shared,
+            check_vma=False,
+        )
+        # The old values' memory is used for the new ones.
+        return jax.jit(on_all, donate_argnums=0).lower(*arguments).compile()
+
+    def seconds_to_add(self, num_numbers: int) -> float:
+        """The seconds that it takes to add so many float32 numbers over all devices."""
+        if self.count == 1:
+            return 0.0
+        numbers = jax.make_array_from_process_local_data(
+            self._shared, np.zeros(num_numbers, np.float32), (num_numbers,)
+        )
+        add = self.compiled(_added_up, numbers)
+        numbers = jax.block_until_ready(add(numbers))
+        started = time.perf_counter()
+        for _ in range(_REPEATS):
+            numbers = jax.block_until_ready(add(numbers))
+        return (time.perf_counter() - started) / _REPEATS
+
+
+def _added_up(values: Any) -> Any:
+    """The sums of all devices' values, in all devices."""
+    return jax.lax.psum(values, _REPLICA)
+
+
+class TrainStep:
+    """Updates the weights by one batch at each call; the first call compiles.
+
+    Args:
+      learner: what is done; from now on its variables are in all devices.
+      replicas: the devices; by default those of this process.
+    """
+
+    def __init__(self, learner: Learner, replicas: Replicas | None = None):
+        self._learner = learner
+        self._replicas = replicas or Replicas()
+        self._variables = self._learner.variables
+        self._replicas.share(self._variables)
+        self._compiled: Any = None
+        self._told: dict[str, Any] = {}
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """Gives the totals and sums of a batch, and what `Learner.apply` tells.
+
+        Args:
+          batch: NumPy arrays, this process's part of the batch.
+        """
+        values = [variable.value for variable in self._variables]
+        batch = self._replicas.divide(batch)
+        if self._compiled is None:
+            self._compiled = self._replicas.compiled(self._step, values, batch)
+        values, told = self._compiled(values, batch)
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+        self._told = told
+        return told
+
+    def is_idle(self) -> bool:
+        """Whether the last step has ended."""
+        return all(value.is_ready() for value in self._told.values())
+
+    @property
+    def attention_kernel(self) -> str:
+        """What computes attention where its dropout is 0, once the step is compiled."""
+        is_fused = "fmha" in self._compiled.as_text()
+        return "cuDNN's fused kernel" if is_fused else "compiled by XLA"
+
+    def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
+        """What each device does with its part of the batch."""
+        totals = _added_up(batch_totals(batch))
+        with keras.StatelessScope(zip(self._variables, values, strict=True)):
+            batch = self._learner.with_keys(batch)
+        if self._learner.accumulation_steps == 1:
+            gradients, sums = self._gradients_and_sums(values, batch, totals)
+        else:
+            gradients, sums = self._accumulated(values, self._learner.parts(batch), totals)
+        gradients, sums = _added_up((gradients, sums))
+        with keras.StatelessScope(zip(self._variables, values, strict=True)) as scope:
+            told = self._learner.apply(gradients)
+        new_values = [scope.get_current_value(variable) for variable in self._variables]
+        return new_values, {**totals, **sums, **told}
+
+    def _gradients_and_sums(
+        self, values: list[Any], part: Batch, totals: Batch
+    ) -> tuple[list[Any], Any]:
+        num_weights = len(self._learner.weights)
+
+        def loss(weights: list[Any]) -> tuple[Any, Any]:
+            current = [*weights, *values[num_weights:]]
+            with keras.StatelessScope(zip(self._variables, current, strict=True)):
+                return self._learner.loss(part, totals)
+
+        return jax.grad(loss, has_aux=True)(values[:num_weights])
+
+    def _accumulated(self, values: list[Any], parts: Batch, totals: Batch) -> tuple[list[Any], Any]:
+        def add_part(so_far: list[Any], part: Batch) -> tuple[Any, Any]:
+            gradients, sums = self._gradients_and_sums(values, part, totals)
+            return [a + b for a, b in zip(so_far, gradients, strict=True)], sums
+
+        zeros = [jax.numpy.zeros_like(value) for value in values[: len(self._learner.weights)]]
+        gradients, sums = jax.lax.scan(add_part, zeros, parts)
+        return gradients, jax.tree.map(jax.numpy.sum, sums)
+
+
+def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
+    """A function that returns a batch's totals and sums without dropout, on one device."""
+
+    @jax.jit
+    def step(weights: list[Any], batch: Batch) -> dict[str, Any]:
+        with keras.StatelessScope(zip(model.trainable_variables, weights, strict=True)):
+            return {**batch_totals(batch), **pretraining_sums(model(batch), batch)}
+
+    return lambda batch: step(
+        [variable.value.addressable_data(0) for variable in model.trainable_variables], batch
+    )

@@ -1,0 +1,178 @@
+"""One update of the weights, but for what a backend does its own way.
+
+`tensorflow_step` and `jax_step` take the gradients of `Learner.loss` and compile the whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.config import BertConfig
+from modeling.dropout import dropout_key, example_keys, fold_in
+from modeling.losses import pretraining_sums, total_loss
+from modeling.optimization import (
+    AdamW,
+    Lamb,
+    LinearWarmupAndDecay,
+    LossScale,
+    clip_by_global_norm,
+)
+from modeling.training_options import OptimizerName, Precision, TrainingOptions
+
+Batch = Mapping[str, Any]
+"""Arrays of B examples, by the names of `pipeline.records`."""
+
+CLIP_NORM = 1.0
+_KEYS = "dropout_keys"
+_ROWS = "rows"
+
+
+class Learner:
+    """The parts of an update, and all variables that it changes.
+
+    Args:
+      model: whose weights are updated.
+      optimizer: built with the model's trainable variables.
+      seed: of dropout.
+      accumulation_steps: in how many parts, one after the other, a batch is computed.
+      loss_scale: for float16.
+      clip_norm: the largest global norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        model: BertForPreTraining,
+        optimizer: AdamW,
+        seed: int = 0,
+        accumulation_steps: int = 1,
+        loss_scale: LossScale | None = None,
+        clip_norm: float = CLIP_NORM,
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.seed = seed
+        self.accumulation_steps = accumulation_steps
+        self.loss_scale = loss_scale
+        self.clip_norm = clip_norm
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The variables that gradients are taken of."""
+        return self.model.trainable_variables
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables that an update changes, the weights first."""
+        scale = self.loss_scale.variables if self.loss_scale else []
+        return [*self.weights, *self.optimizer.variables, *scale]
+
+    def copy(self) -> "Learner":
+        """Another one, whose variables have the values that these have now."""
+        model, optimizer = self.model.copy(), self.optimizer.copy()
+        optimizer.build(model.trainable_variables)
+        scale = LossScale() if self.loss_scale else None
+        other = Learner(model, optimizer, self.seed, self.accumulation_steps, scale, self.clip_norm)
+        for variable, value in zip(other.variables, self.variables, strict=True):
+            variable.assign(value)
+        return other
+
+    def parts(self, batch: Batch) -> dict[str, Any]:
+        """The batch in parts, [accumulation steps, sequences of a part, …]."""
+        return {
+            name: ops.reshape(values, (self.accumulation_steps, -1, *values.shape[1:]))
+            for name, values in batch.items()
+        }
+
+    def with_keys(self, batch: Batch) -> dict[str, Any]:
+        """The batch with keys for this update's dropout, `dropout_keys` [B].
+
+        Args:
+          batch: a whole batch, or a device's part of it from `with_rows`.
+        """
+        key = fold_in(dropout_key(self.seed), self.optimizer.iterations)
+        rows = batch.get(_ROWS, ops.arange(batch["input_ids"].shape[0], dtype="int32"))
+        return {**batch, _KEYS: example_keys(key, rows)}
+
+    def loss(self, part: Batch, totals: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What to take the gradients of, and the `pretraining_sums` of a part.
+
+        Args:
+          part: of a batch with keys.
+          totals: `batch_totals` of the whole batch, so that the parts' gradients add up to its own.
+        """
+        sums = pretraining_sums(self.model(part, part[_KEYS]), part)
+        loss = total_loss({**sums, **totals})
+        return (loss * self.loss_scale.scale if self.loss_scale else loss), sums
+
+    def apply(self, gradients: list[Any]) -> dict[str, Any]:
+        """Updates all variables, given the gradients of the whole batch.
+
+        Returns:
+          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a loss
+          scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not finite: then
+          the weights stay as they are. A norm that is not finite even at the lowest scale is told.
+        """
+        if not self.loss_scale:
+            clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
+            self.optimizer.apply(clipped, self.weights)
+            return {"gradient_norm": norm, "updates": ops.ones(())}
+
+        gradients = [gradient / self.loss_scale.scale for gradient in gradients]
+        clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
+        is_finite = ops.isfinite(norm)
+        # Not the count of updates, which the learning rate and dropout follow.
+        kept = [*self.weights, *self.optimizer.first_moments, *self.optimizer.second_moments]
+        # Copied, for TensorFlow takes a variable as it is and reads it later.
+        before = [ops.copy(variable) for variable in kept]
+        self.optimizer.apply(clipped, self.weights)
+        for variable, value in zip(kept, before, strict=True):
+            variable.assign(ops.where(is_finite, ops.convert_to_tensor(variable), value))
+        is_told = ops.logical_or(is_finite, self.loss_scale.is_lowest())
+        self.loss_scale.update(is_finite)
+        updates = ops.cast(is_finite, "float32")
+        return {
+            "gradient_norm": ops.where(is_told, norm, 0.0),
+            "updates": updates,
+            "updates_left_out": 1.0 - updates,
+        }
+
+
+def with_rows(batch: Batch, process_id: int, num_processes: int) -> Batch:
+    """The part of a batch that one of N processes has, with `rows` [B]: its examples' numbers in the whole.
+
+    A process has every N-th example, as `batches.training_batches` gives them.
+    """
+    end = num_processes * len(batch["input_ids"])
+    return {**batch, _ROWS: np.arange(process_id, end, num_processes, dtype=np.int32)}
+
+
+def new_learner(config: BertConfig, options: TrainingOptions) -> Learner:
+    """The model with its initial weights, and what updates it."""
+    model = BertForPreTraining(
+        config, options.random_seed, options.precision, options.recompute_activations
+    )
+    rule = Lamb if options.optimizer == OptimizerName.LAMB else AdamW
+    optimizer = rule(
+        learning_rate_schedule(options),
+        options.weight_decay_rate,
+        bias_correction=options.adam_bias_correction,
+    )
+    optimizer.build(model.trainable_variables)
+    return Learner(
+        model,
+        optimizer,
+        options.random_seed,
+        options.gradient_accumulation_steps,
+        LossScale() if options.precision == Precision.FLOAT16 else None,
+    )
+
+
+def learning_rate_schedule(options: TrainingOptions) -> LinearWarmupAndDecay:
+    """The learning rate of each update."""
+    return LinearWarmupAndDecay(
+        options.learning_rate, options.num_train_steps, options.num_warmup_steps
+    )

@@ -1,0 +1,88 @@
+"""Masked-LM and next-sentence loss and accuracy on the eval shards."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from modeling.batches import evaluation_batches, readable
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
+from modeling.losses import losses_and_accuracies
+from modeling.step.backend import eval_step
+from modeling.training.metrics import EVAL_PREFIX, read_metrics
+from modeling.training.run_directory import check_length, check_same_vocabulary, read_run
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.manifest import Manifest
+
+RESULTS_NAME = "eval_results.json"
+
+
+def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]:
+    """Evaluates the run's newest checkpoint on all eval instances.
+
+    Returns:
+      `step` and the four losses and accuracies; also written to `eval_results.json` of the run.
+
+    Raises:
+      UserError: the run or the data set is unusable.
+    """
+    config, trained_on = read_run(run_dir)
+    manifest = Manifest.read(data_dir)
+    check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
+    check_length(config, data_dir, manifest)
+    batches = evaluation_batches(data_dir, manifest, batch_size)
+    model = BertForPreTraining(config)
+    step = load_weights(latest_checkpoint(run_dir), model)
+    sums = evaluation_sums(eval_step(model), readable(batches, data_dir, manifest))
+    results = {"step": step, **losses_and_accuracies(sums)}
+    write_json(run_dir / RESULTS_NAME, results)
+    return results
+
+
+def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
+    """The losses and accuracies of a run's checkpoint: of `evaluate`, or else of the training's evaluation.
+
+    Returns:
+      None: that checkpoint was not evaluated.
+
+    Raises:
+      UserError: the results of `evaluate` are damaged.
+    """
+    path = run_dir / RESULTS_NAME
+    if path.exists():
+        try:
+            results = json.loads(path.read_text("utf-8"))
+            if results["step"] == step:
+                return results
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}): evaluate again") from error
+    for line in read_metrics(run_dir):
+        if line["step"] == step and f"{EVAL_PREFIX}masked_lm_loss" in line:
+            return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
+    return None
+
+
+def evaluation_sums(
+    step: Callable[[Any], Mapping[str, Any]], batches: Iterable[Any]
+) -> dict[str, float]:
+    """The totals and sums of batches, added up.
+
+    Args:
+      step: `eval_step` of a model.
+      batches: of the model's data set.
+    """
+    return added_sums(
+        {name: float(value) for name, value in step(batch).items()} for batch in batches
+    )
+
+
+def added_sums(sums_of_parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sums of a whole, from those of its parts."""
+    added: dict[str, float] = defaultdict(float)
+    for sums in sums_of_parts:
+        for name, value in sums.items():
+            added[name] += value
+    return added

@@ -1,0 +1,135 @@
+"""A picture of how training goes: `loss.png` in the run's directory."""
+
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from modeling.training.metrics import read_metrics
+from pipeline.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSS_PLOT_NAME = "loss.png"
+
+_WIDTH, _HEIGHT, _DPI = 1000, 700, 100
+# More of them could not be told apart.
+_MOST_POINTS = 500
+
+
+class _Panel(NamedTuple):
+    """What is drawn in one of the panels, which lie one below the other."""
+
+    metric: str
+    title: str
+    unit: str
+    color: str
+    height: int
+
+
+_PANELS = (
+    _Panel("masked_lm_loss", "Masked LM loss", "nats", "tab:blue", 5),
+    _Panel("next_sentence_loss", "Next sentence loss", "nats", "tab:orange", 3),
+    _Panel("learning_rate", "Learning rate", "", "tab:green", 2),
+)
+
+
+def draw_losses(run_dir: Path) -> Path | None:
+    """Draws the losses and the learning rate of `metrics.jsonl` over the steps, as far as it goes.
+
+    The same metrics give the same bytes, as long as matplotlib is the same.
+
+    Returns:
+      The picture, or None when the package matplotlib is missing.
+    """
+    try:
+        # Without pyplot there is no window, and no state that outlives the call.
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError:
+        return None
+    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), layout="constrained")
+    _draw_panels(figure, _read_series(run_dir))
+    path = run_dir / LOSS_PLOT_NAME
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+    return path
+
+
+class _Series:
+    """The values of a metric and their steps, each in 8 bytes."""
+
+    def __init__(self) -> None:
+        self.steps = array("d")
+        self.values = array("d")
+
+    def append(self, step: float, value: float) -> None:
+        self.steps.append(step)
+        self.values.append(value)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def thinned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Means of neighbouring steps and of their values, and the least and greatest of these."""
+        steps, values = np.array(self.steps), np.array(self.values)
+        num_points = min(len(self), _MOST_POINTS)
+        starts = np.arange(num_points) * len(self) // num_points
+        sizes = np.diff(starts, append=len(self))
+        return (
+            np.add.reduceat(steps, starts) / sizes,
+            np.add.reduceat(values, starts) / sizes,
+            np.minimum.reduceat(values, starts),
+            np.maximum.reduceat(values, starts),
+        )
+
+
+def _read_series(run_dir: Path) -> Mapping[str, _Series]:
+    """Those that the panels show, of training and of evaluation."""
+    series = {f"{prefix}{panel.metric}": _Series() for panel in _PANELS for prefix in ("", "eval_")}
+    for line in read_metrics(run_dir):
+        for name in series.keys() & line.keys():
+            series[name].append(line["step"], line[name])
+    return series
+
+
+def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
+    heights = [panel.height for panel in _PANELS]
+    # Each has a scale of its own: one loss is many times the other.
+    all_axes = figure.subplots(len(_PANELS), 1, sharex=True, height_ratios=heights)
+    for axes, panel in zip(all_axes, _PANELS, strict=True):
+        _draw_line(axes, series[panel.metric], panel.color)
+        _draw_points(axes, series[f"eval_{panel.metric}"], panel.color)
+        axes.set_title(panel.title, loc="left")
+        axes.set_ylabel(panel.unit)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(series[f"eval_{panel.metric}"]):
+            # Above the panel, where it covers nothing.
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    lowest = all_axes[-1]
+    lowest.set_ylim(bottom=0)
+    lowest.set_xlim(left=0)
+    lowest.set_xlabel("step")
+    lowest.xaxis.set_major_formatter("{x:,.0f}")
+    lowest.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_line(axes: "Axes", series: _Series, color: str) -> None:
+    """A line through the means, in a band from the least to the greatest."""
+    if len(series):
+        steps, means, least, greatest = series.thinned()
+        axes.fill_between(steps, least, greatest, color=color, alpha=0.25, linewidth=0)
+        # A line through a single point would not be seen.
+        marker = "." if len(steps) == 1 else None
+        axes.plot(steps, means, color=color, marker=marker, label="training", zorder=3)
+
+
+def _draw_points(axes: "Axes", series: _Series, color: str) -> None:
+    if len(series):
+        steps, means, _, _ = series.thinned()
+        axes.scatter(steps, means, 20, color, edgecolors="black", label="evaluation")

@@ -1,0 +1,223 @@
+"""What is told of a run while it goes: `metrics.jsonl`, TensorBoard's summaries, and a line to look at."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from absl import logging
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from modeling.losses import losses_and_accuracies
+from modeling.training.tensorboard import SummaryWriter
+from pipeline.files import whole_file
+
+METRICS_NAME = "metrics.jsonl"
+EVAL_PREFIX = "eval_"
+# A share of the time that is worth a word.
+_NOTABLE_WAIT = 0.05
+
+
+def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
+    """The lines of a run's `metrics.jsonl`; one that was cut short is left out."""
+    path = run_dir / METRICS_NAME
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from (json.loads(line) for line in file if line.endswith("}\n"))
+
+
+class MetricsWriter:
+    """Writes a line of metrics now and then, each about the steps since the line before.
+
+    Lines are also shown: on a terminal as one line that changes, elsewhere in the log.
+
+    Args:
+      run_dir: where `metrics.jsonl` is; None: nothing is written or shown.
+      first_step: where training goes on; later lines, of a run that was killed, are removed.
+      num_train_steps: where it ends.
+      batch_size: sequences of a step.
+      flops_per_sequence: of the model, forward and backward.
+      peak_flops: of all devices, where it is known, in FLOP/s.
+
+    Attributes:
+      all_reduce_seconds: what the devices' exchange takes in a step, once it is known; 0 for one device.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | None,
+        first_step: int,
+        num_train_steps: int,
+        batch_size: int,
+        flops_per_sequence: int,
+        peak_flops: float | None = None,
+    ):
+        self._run_dir = run_dir
+        self._num_train_steps = num_train_steps
+        self._batch_size = batch_size
+        self._flops_per_sequence = flops_per_sequence
+        self._peak_flops = peak_flops
+        self.all_reduce_seconds = 0.0
+        self._live = None
+        self.start_timing(first_step)
+        if not run_dir:
+            return
+        kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
+        with whole_file(run_dir / METRICS_NAME) as temporary:
+            temporary.write_text("".join(map(_as_json, kept)), "utf-8")
+        self._summaries = SummaryWriter(run_dir, kept)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> "MetricsWriter":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def start_timing(self, step: int) -> None:
+        """Leaves out of the speed what has happened up to now, such as compiling."""
+        self._timed_from = step
+        self._started = time.perf_counter()
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting_for_input(self, is_idle: Callable[[], bool]) -> Iterator[None]:
+        """Around what gets the next batch: counts where the device has nothing to do at its end."""
+        started = time.perf_counter()
+        yield
+        if is_idle():
+            self._waited += time.perf_counter() - started
+
+    @contextmanager
+    def not_timed(self) -> Iterator[None]:
+        """Around what is no training, such as an evaluation."""
+        started = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - started
+
+    def write(
+        self,
+        step: int,
+        sums: Mapping[str, float],
+        learning_rate: float,
+        loss_scale: float | None = None,
+    ) -> None:
+        """Appends a line about the steps since the last one, and shows it.
+
+        Args:
+          step: the last one.
+          sums: what the steps told, added up.
+          learning_rate: of the last step.
+          loss_scale: of float16.
+        """
+        line = {
+            "step": step,
+            **losses_and_accuracies(sums),
+            "learning_rate": learning_rate,
+            "gradient_norm": sums["gradient_norm"] / max(sums["updates"], 1),
+        }
+        if loss_scale:
+            line["loss_scale"] = loss_scale
+            line["updates_left_out"] = sums["updates_left_out"]
+        if step > self._timed_from:
+            line |= self._speeds(step, sums["tokens"] / sums["sequences"])
+        self._append(line)
+        if self._run_dir:
+            self._show(line)
+        self.start_timing(step)
+
+    def write_evaluation(self, step: int, sums: Mapping[str, float]) -> None:
+        """Appends a line about an evaluation, and logs it."""
+        results = losses_and_accuracies(sums)
+        self._append({"step": step, **{EVAL_PREFIX + name: x for name, x in results.items()}})
+        self.log(f"evaluation at step {step}: {_describe(results)}")
+
+    def log(self, message: str) -> None:
+        """Logs a message, on a line of its own."""
+        if self._live:
+            self._live.console.print(message, highlight=False, soft_wrap=True)
+        elif self._run_dir:
+            logging.info("%s", message)
+
+    def _append(self, line: Mapping[str, float]) -> None:
+        if not self._run_dir:
+            return
+        with (self._run_dir / METRICS_NAME).open("a", encoding="utf-8") as file:
+            file.write(_as_json(line))
+        self._summaries.write(line)
+
+    def _speeds(self, step: int, tokens_per_sequence: float) -> dict[str, float]:
+        seconds = time.perf_counter() - self._started
+        sequences_per_second = (step - self._timed_from) * self._batch_size / seconds
+        flops_per_second = sequences_per_second * self._flops_per_sequence
+        speeds = {
+            "sequences_per_second": sequences_per_second,
+            "tokens_per_second": sequences_per_second * tokens_per_sequence,
+            "model_flops_per_second": flops_per_second,
+            "input_wait": self._waited / seconds,
+        }
+        if self.all_reduce_seconds:
+            speeds["step_seconds"] = seconds / (step - self._timed_from)
+            speeds["all_reduce_seconds"] = self.all_reduce_seconds
+        if self._peak_flops:
+            speeds["model_flops_utilization"] = flops_per_second / self._peak_flops
+        return speeds
+
+    def _show(self, line: Mapping[str, float]) -> None:
+        parts = [
+            f"step {line['step']}/{self._num_train_steps}",
+            _describe(line),
+            f"lr {line['learning_rate']:.2e}",
+            f"gradient {line['gradient_norm']:.2f}",
+        ]
+        if speed := line.get("sequences_per_second"):
+            seconds_left = (self._num_train_steps - line["step"]) * self._batch_size / speed
+            utilization = line.get("model_flops_utilization")
+            parts[0] += f", {timedelta(seconds=round(seconds_left))} left"
+            parts.append(
+                f"{speed:,.1f} seq/s, {line['tokens_per_second']:,.0f} tokens/s,"
+                f" {line['model_flops_per_second'] / 1e12:.3g} TFLOP/s"
+                + (f", {utilization:.1%} MFU" if utilization else "")
+            )
+            if "step_seconds" in line:
+                parts.append(_describe_step(line))
+            elif line["input_wait"] > _NOTABLE_WAIT:
+                parts.append(f"{line['input_wait']:.0%} waiting for input")
+        told = " | ".join(parts)
+        if self._live:
+            self._live.update(Text(told), refresh=True)
+        else:
+            logging.info("%s", told)
+
+
+def _describe(results: Mapping[str, float]) -> str:
+    """Losses, and accuracies behind them."""
+    return (
+        f"masked LM {results['masked_lm_loss']:.3f} ({results['masked_lm_accuracy']:.1%})"
+        f" | next sentence {results['next_sentence_loss']:.3f}"
+        f" ({results['next_sentence_accuracy']:.1%})"
+    )
+
+
+def _describe_step(line: Mapping[str, float]) -> str:
+    """Where the time of a step goes, in milliseconds."""
+    step, all_reduce = line["step_seconds"], line["all_reduce_seconds"]
+    waiting = line["input_wait"] * step
+    compute = max(step - all_reduce - waiting, 0.0)
+    return (
+        f"{step * 1e3:,.0f} ms a step: {compute * 1e3:,.0f} compute, {all_reduce * 1e3:,.0f} all-reduce, "
+        f"{waiting * 1e3:,.0f} input"
+    )
+
+
+def _as_json(line: Mapping[str, float]) -> str:
+    return json.dumps(line) + "\n"

@@ -1,0 +1,515 @@
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+from safetensors.numpy import load_file, save_file
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.pretrained import (
+    check_config,
+    check_vocabulary,
+    initialize,
+    read_average,
+    read_pretrained,
+)
+from modeling.checkpoints.tokenizer_settings import TokenizerSettings, read_tokens
+from modeling.config import GeluForm
+from modeling.export.export import Format, export
+from pipeline.errors import UserError
+
+WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
+POSITION_EMBEDDINGS = "bert/embeddings/position_embeddings"
+IN_THE_ENCODER = "bert/encoder/layer_1/output/dense/kernel"
+POOLER = {"bert/pooler/dense/kernel", "bert/pooler/dense/bias"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, config, write_run):
+    """A run directory and its model, neither to be changed."""
+    run_dir = tmp_path_factory.mktemp("run")
+    return run_dir, write_run(run_dir, config)
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    """The model of the run, not to be changed."""
+    return run[1]
+
+
+@pytest.fixture
+def own_run(tmp_path, run):
+    """A copy of the run that may be changed."""
+    return shutil.copytree(run[0], tmp_path / "own_run")
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    return {name: np.array(variable.numpy()) for name, variable in model.named_weights().items()}
+
+
+@pytest.fixture(scope="module")
+def write_original(run):
+    """A function that writes a checkpoint as the original's training does."""
+
+    def write(directory, weights, name="bert_model.ckpt"):
+        directory.mkdir(parents=True, exist_ok=True)
+        for copied in ("bert_config.json", "vocab.txt"):
+            shutil.copyfile(run[0] / copied, directory / copied)
+        tensors = {"global_step": np.int64(1000)}
+        for variable, values in weights.items():
+            tensors[variable] = values
+            tensors[f"{variable}/adam_m"] = tensors[f"{variable}/adam_v"] = 2 * values
+        tf.raw_ops.SaveV2(
+            prefix=str(directory / name),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
+        return directory / name
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, write_original, weights):
+    """The run's weights as a checkpoint of the original, not to be changed: its prefix."""
+    return write_original(tmp_path_factory.mktemp("original"), weights)
+
+
+@pytest.fixture(scope="module")
+def huggingface(tmp_path_factory, run):
+    """The run's weights as a Hugging Face directory, not to be changed."""
+    directory = tmp_path_factory.mktemp("huggingface")
+    export(read_pretrained(run[0]), directory, Format.HUGGINGFACE)
+    return directory
+
+
+@pytest.fixture
+def own_huggingface(tmp_path, huggingface):
+    """A copy of the Hugging Face directory that may be changed."""
+    return shutil.copytree(huggingface, tmp_path / "own_huggingface")
+
+
+@pytest.fixture(params=["run", "original", "huggingface"])
+def path(request, run, original, huggingface):
+    """The directory of each kind, not to be changed."""
+    return {"run": run[0], "original": original.parent, "huggingface": huggingface}[request.param]
+
+
+@pytest.fixture(scope="module")
+def pretrained(run):
+    return read_pretrained(run[0])
+
+
+def without(pretrained, *prefixes):
+    kept = {n: v for n, v in pretrained.weights.items() if not n.startswith(prefixes)}
+    return dataclasses.replace(pretrained, weights=kept)
+
+
+def with_vocabulary(pretrained, vocabulary):
+    settings = TokenizerSettings(vocabulary, read_tokens(vocabulary), True, None)
+    return dataclasses.replace(pretrained, tokenizer=settings)
+
+
+def assert_all_is_read(pretrained, config, weights):
+    assert pretrained.config == config
+    assert pretrained.weights.keys() == weights.keys()
+    for name, values in weights.items():
+        assert pretrained.weights[name].dtype == np.float32
+        np.testing.assert_array_equal(pretrained.weights[name], values, name)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints/step-00000003"])
+def test_a_run_and_its_checkpoint_are_read(run, config, weights, place):
+    pretrained = read_pretrained(run[0] / place)
+    assert_all_is_read(pretrained, config, weights)
+    assert pretrained.source == f"step-00000003 of {run[0]}"
+    assert pretrained.ignored == []
+    assert pretrained.tokenizer.vocabulary == run[0] / "vocab.txt"
+    assert pretrained.directory == run[0]
+    assert pretrained.run.state.step == 3
+    assert pretrained.run.state.options["train_batch_size"] == 32
+    assert pretrained.run.averaged == 1
+
+
+def test_a_checkpoint_is_read_from_within(run, config, weights, monkeypatch):
+    monkeypatch.chdir(run[0] / "checkpoints" / "step-00000003")
+    assert_all_is_read(read_pretrained(Path()), config, weights)
+
+
+def test_of_a_run_the_newest_checkpoint_is_read(own_run, weights):
+    older, newer = own_run / "checkpoints/step-00000003", own_run / "checkpoints/step-00000010"
+    shutil.copytree(older, newer)
+    np.savez(newer / "weights.npz", **{name: values + 1 for name, values in weights.items()})
+    for path, added in ((own_run, 1), (older, 0)):
+        read = read_pretrained(path).weights[WORD_EMBEDDINGS]
+        np.testing.assert_array_equal(read, weights[WORD_EMBEDDINGS] + added)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory, shallow_config, write_run):
+    """A run of three checkpoints, not to be changed."""
+    run_dir = tmp_path_factory.mktemp("long_run")
+    write_run(run_dir, shallow_config, step=20, earlier_steps=(8, 9))
+    return run_dir
+
+
+def test_the_newest_checkpoints_of_a_run_are_averaged(long_run):
+    pretrained = read_average(long_run, 2)
+    older, newer = (
+        read_pretrained(long_run / "checkpoints" / name).weights
+        for name in ("step-00000009", "step-00000020")
+    )
+    assert pretrained.weights.keys() == newer.keys()
+    for name, values in pretrained.weights.items():
+        mean = (older[name].astype(np.float64) + newer[name]) / 2
+        np.testing.assert_array_equal(values, mean.astype(np.float32), name, strict=True)
+    assert pretrained.source == f"the mean of step-00000009 to step-00000020 of {long_run}"
+    assert pretrained.run.averaged == 2
+    assert pretrained.run.state.step == 20
+
+
+def test_more_checkpoints_than_there_are_cannot_be_averaged(long_run):
+    assert read_average(long_run, 3).run.averaged == 3
+    with pytest.raises(UserError, match="holds 3 checkpoints, not 4") as raised:
+        read_average(long_run, 4)
+    assert str(long_run) in str(raised.value)
+
+
+def test_what_is_no_run_cannot_be_averaged(original, huggingface, long_run):
+    for path in (original.parent, huggingface, long_run / "checkpoints" / "step-00000020"):
+        with pytest.raises(UserError, match="is no run") as raised:
+            read_average(path, 2)
+        assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".index", ".data-00000-of-00001"])
+def test_an_original_checkpoint_is_read(original, config, weights, suffix):
+    pretrained = read_pretrained(original.with_name(original.name + suffix))
+    assert_all_is_read(pretrained, config, weights)
+    assert pretrained.source == f"the original checkpoint {original}"
+    assert pretrained.ignored == []
+    assert pretrained.tokenizer.vocabulary == original.parent / "vocab.txt"
+    assert pretrained.run is None
+
+
+def test_the_directory_of_an_original_checkpoint_is_read(original, config, weights):
+    pretrained = read_pretrained(original.parent)
+    assert_all_is_read(pretrained, config, weights)
+    assert pretrained.source == f"the original checkpoint {original}"
+
+
+def test_a_hugging_face_directory_is_read(huggingface, config, weights):
+    pretrained = read_pretrained(huggingface)
+    assert_all_is_read(pretrained, config, weights)
+    assert pretrained.source == f"the Hugging Face directory {huggingface}"
+    assert pretrained.ignored == []
+    assert pretrained.tokenizer.vocabulary == huggingface / "vocab.txt"
+    assert pretrained.run is None
+
+
+def test_half_precision_is_widened(own_huggingface, weights):
+    file = own_huggingface / "model.safetensors"
+    save_file({name: v.astype(np.float16) for name, v in load_file(file).items()}, file)
+    pretrained = read_pretrained(own_huggingface)
+    for name, values in pretrained.weights.items():
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(values, weights[name].astype(np.float16), name)
+
+
+def test_what_is_of_no_use_is_named(tmp_path, own_huggingface, write_original, weights):
+    file = own_huggingface / "model.safetensors"
+    others = {
+        "classifier.weight": np.ones((2, 16), np.float32),
+        # Of older versions, and no weight.
+        "bert.embeddings.position_ids": np.arange(16)[np.newaxis],
+    }
+    save_file(load_file(file) | others, file)
+    assert read_pretrained(own_huggingface).ignored == ["classifier.weight"]
+    prefix = write_original(tmp_path / "fine", weights | {"output_weights": np.ones((2, 16))})
+    assert read_pretrained(prefix).ignored == ["output_weights"]
+
+
+def test_more_layers_than_the_config_says_are_an_error(own_huggingface):
+    config = json.loads((own_huggingface / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (own_huggingface / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has a variable bert/?.*layer[_.]1.*config knows nothing"):
+        read_pretrained(own_huggingface)
+
+
+def test_variables_of_adapters_in_the_encoder_are_an_error(own_huggingface):
+    file = own_huggingface / "model.safetensors"
+    name = "bert.encoder.layer.0.attention.self.query.lora_A.default.weight"
+    save_file(load_file(file) | {name: np.ones((2, 16), np.float32)}, file)
+    with pytest.raises(UserError, match=f"has a variable {name}"):
+        read_pretrained(own_huggingface)
+
+
+def test_weights_in_several_files_are_told(own_huggingface):
+    (own_huggingface / "model.safetensors").unlink()
+    (own_huggingface / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"in several files \(model\.safetensors\.index\.json\)"):
+        read_pretrained(own_huggingface)
+
+
+def test_a_missing_vocabulary_is_none(tmp_path, path):
+    copy = shutil.copytree(path, tmp_path / "copy")
+    for name in ("vocab.txt", "tokenizer.json"):
+        (copy / name).unlink(missing_ok=True)
+    assert read_pretrained(copy).tokenizer is None
+
+
+def test_what_is_no_bert_is_told(tmp_path):
+    (tmp_path / "file.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    for name in ("file.txt", "empty", "nowhere", "nowhere/bert_model.ckpt"):
+        with pytest.raises(UserError, match=r"no trained BERT.*model\.safetensors") as raised:
+            read_pretrained(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value)
+
+
+def test_pickled_weights_are_refused_with_a_way_out(own_huggingface):
+    (own_huggingface / "model.safetensors").rename(own_huggingface / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained") as raised:
+        read_pretrained(own_huggingface)
+    assert str(own_huggingface) in str(raised.value)
+
+
+def test_pickled_weights_beside_others_are_not_minded(own_huggingface, config, weights):
+    (own_huggingface / "pytorch_model.bin").write_bytes(b"pickle")
+    assert_all_is_read(read_pretrained(own_huggingface), config, weights)
+
+
+def test_a_run_without_checkpoints_is_told(own_run):
+    shutil.rmtree(own_run / "checkpoints" / "step-00000003")
+    with pytest.raises(UserError, match="no checkpoint") as raised:
+        read_pretrained(own_run)
+    assert str(own_run) in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip"])
+def test_a_damaged_checkpoint_of_a_run_is_told(own_run, content):
+    file = own_run / "checkpoints" / "step-00000003" / "weights.npz"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged.*weights\.npz") as raised:
+        read_pretrained(own_run)
+    assert str(file.parent) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_config_is_told(tmp_path, original, own_huggingface, own_run):
+    copy = shutil.copytree(original.parent, tmp_path / "copy")
+    for directory, name in ((copy, "bert_config.json"), (own_huggingface, "config.json")):
+        (directory / name).unlink()
+        with pytest.raises(UserError) as raised:
+            read_pretrained(directory)
+        assert str(directory / name) in str(raised.value)
+    (own_run / "bert_config.json").unlink()
+    with pytest.raises(UserError) as raised:
+        read_pretrained(own_run / "checkpoints" / "step-00000003")
+    assert str(own_run / "bert_config.json") in str(raised.value)
+
+
+def test_a_missing_package_is_told(huggingface, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UserError, match=r"clozemill\[export\]"):
+        read_pretrained(huggingface)
+
+
+def test_weights_that_are_not_those_of_their_config_are_told(own_run, config):
+    for changed, told in (
+        (dataclasses.replace(config, num_hidden_layers=3), "bert/encoder/layer_2/"),
+        (dataclasses.replace(config, vocab_size=51), WORD_EMBEDDINGS),
+    ):
+        (own_run / "bert_config.json").write_text(changed.to_json())
+        with pytest.raises(UserError, match=told) as raised:
+            read_pretrained(own_run)
+        assert str(own_run) in str(raised.value)
+
+
+def test_a_directory_of_another_architecture_is_told(own_huggingface):
+    file = own_huggingface / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "roberta"}))
+    with pytest.raises(UserError, match="'roberta' but must be 'bert'") as raised:
+        read_pretrained(own_huggingface)
+    assert str(file) in str(raised.value)
+
+
+def test_weights_under_other_names_are_told(tmp_path, write_original, weights):
+    prefix = write_original(tmp_path, {f"model/{name}": v for name, v in weights.items()})
+    with pytest.raises(UserError, match=f"no variable {WORD_EMBEDDINGS}") as raised:
+        read_pretrained(prefix)
+    assert str(prefix) in str(raised.value)
+
+
+def test_a_model_computes_the_same(path, model, make_batch):
+    new = BertForPreTraining(model.config, seed=5)
+    assert initialize(new, read_pretrained(path)) == []
+    batch = make_batch(3)
+    expected, outputs = model(batch), new(batch)
+    for name, output in outputs.items():
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(output), ops.convert_to_numpy(expected[name]), name
+        )
+
+
+def test_pooler_and_heads_may_be_missing(pretrained, weights):
+    model = BertForPreTraining(pretrained.config, seed=5)
+    before = {name: np.array(variable.numpy()) for name, variable in model.named_weights().items()}
+    missing = initialize(model, without(pretrained, "bert/pooler", "cls/"))
+    assert missing == [n for n in weights if n in POOLER or n.startswith("cls/")]
+    for name, variable in model.named_weights().items():
+        expected = before[name] if name in missing else weights[name]
+        np.testing.assert_array_equal(variable.numpy(), expected, name)
+
+
+@pytest.mark.parametrize(
+    "name", [WORD_EMBEDDINGS, POSITION_EMBEDDINGS, "bert/embeddings/LayerNorm/beta", IN_THE_ENCODER]
+)
+def test_embeddings_and_encoder_must_be_whole(pretrained, name):
+    model = BertForPreTraining(pretrained.config, seed=5)
+    before = np.array(model.named_weights()[WORD_EMBEDDINGS].numpy())
+    with pytest.raises(UserError, match=f"no variable {name}:") as raised:
+        initialize(model, without(pretrained, name))
+    assert pretrained.source in str(raised.value)
+    np.testing.assert_array_equal(model.named_weights()[WORD_EMBEDDINGS].numpy(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "told"),
+    [
+        ({"vocab_size": 60}, WORD_EMBEDDINGS, r"\(50, 16\) .*\(60, 16\).*vocabulary"),
+        (
+            {"max_position_embeddings": 8},
+            POSITION_EMBEDDINGS,
+            r"\(16, 16\) .*\(8, 16\).*max_position_embeddings",
+        ),
+        ({"hidden_size": 32}, WORD_EMBEDDINGS, r"\(50, 16\) .*\(50, 32\)$"),
+        (
+            {"type_vocab_size": 3},
+            "bert/embeddings/token_type_embeddings",
+            r"\(2, 16\) .*\(3, 16\)$",
+        ),
+        (
+            {"intermediate_size": 64},
+            "bert/encoder/layer_0/intermediate/dense/kernel",
+            r"\(16, 32\) .*\(16, 64\)$",
+        ),
+    ],
+)
+def test_another_shape_is_told_with_both(pretrained, change, name, told):
+    config = dataclasses.replace(pretrained.config, **change)
+    with pytest.raises(UserError, match=told) as raised:
+        check_config(pretrained, config)
+    assert str(raised.value).startswith(f"{name} ")
+    assert pretrained.source in str(raised.value)
+    with pytest.raises(UserError, match=told):
+        initialize(BertForPreTraining(config), pretrained)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 2 .* but 1 "),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 2 .* but 3 "),
+        ({"num_attention_heads": 4}, "num_attention_heads is 2 .* but 4 "),
+        ({"hidden_act": "relu"}, "hidden_act is gelu .* but relu "),
+        ({"gelu_form": GeluForm.ERF}, "gelu_form is gelu_tanh .* but gelu_erf "),
+    ],
+)
+def test_a_model_of_other_formulas_is_refused(pretrained, change, told):
+    model = BertForPreTraining(dataclasses.replace(pretrained.config, **change))
+    with pytest.raises(UserError, match=told) as raised:
+        initialize(model, pretrained)
+    assert pretrained.source in str(raised.value)
+
+
+def test_what_matters_in_training_only_may_differ(pretrained):
+    config = dataclasses.replace(
+        pretrained.config,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.3,
+        initializer_range=0.01,
+    )
+    assert initialize(BertForPreTraining(config), pretrained) == []
+
+
+def test_the_form_of_gelu_does_not_matter_for_relu(pretrained):
+    relu = dataclasses.replace(pretrained.config, hidden_act="relu")
+    erf = dataclasses.replace(relu, gelu_form=GeluForm.ERF)
+    check_config(dataclasses.replace(pretrained, config=relu), erf)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[PAD]\n[UNK]\nword\n", "[PAD]\n[UNK]\nword", "[PAD]\r\n[UNK]\r\nword\r\n"],
+)
+def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, pretrained, content):
+    (tmp_path / "a.txt").write_text("[PAD]\n[UNK]\nword\n", newline="")
+    (tmp_path / "b.txt").write_text(content, newline="")
+    for one, other in (("a.txt", "b.txt"), ("b.txt", "a.txt")):
+        check_vocabulary(with_vocabulary(pretrained, tmp_path / one), tmp_path / other)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ("a\nb\nc\n", "a\nx\ny\n", "id 1 is 'b' in .*, but 'x' in "),
+        ("a\nb\nc\n", "a\nb\n", "id 2 is 'c' in .*, but missing in "),
+        ("a\n", "a\nb\n", "id 1 is missing in .*, but 'b' in "),
+        ("a\nB\n", "a\nb\n", "id 1 is 'B' in .*, but 'b' in "),
+    ],
+)
+def test_other_tokens_are_told(tmp_path, pretrained, ours, theirs, told):
+    vocabulary, trained = tmp_path / "ours.txt", tmp_path / "theirs.txt"
+    vocabulary.write_text(ours)
+    trained.write_text(theirs)
+    with pytest.raises(UserError, match=f"^{told}.*ids would mean other tokens") as raised:
+        check_vocabulary(with_vocabulary(pretrained, trained), vocabulary)
+    assert str(vocabulary) in str(raised.value)
+    assert str(trained) in str(raised.value)
+
+
+def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrained):
+    vocabulary, trained = tmp_path / "vocab.txt", tmp_path / "tokenizer.json"
+    trained.write_text('{"model": {"type": "WordPiece", "vocab": {"b": 1, "a": 0}}}')
+    pretrained = with_vocabulary(pretrained, trained)
+    vocabulary.write_text("a\nb\n")
+    check_vocabulary(pretrained, vocabulary)
+    vocabulary.write_text("b\na\n")
+    with pytest.raises(UserError, match=r"id 0 is 'b' in .*, but 'a' in .*tokenizer\.json"):
+        check_vocabulary(pretrained, vocabulary)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
+def test_tokenizer_json_without_vocabulary_is_told(own_huggingface, content):
+    (own_huggingface / "vocab.txt").unlink()
+    (own_huggingface / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError) as raised:
+        read_pretrained(own_huggingface)
+    assert str(own_huggingface / "tokenizer.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"[PAD]\n\xff\n"])
+def test_unreadable_vocabulary_is_told(tmp_path, pretrained, content):
+    if content is not None:
+        (tmp_path / "vocab.txt").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read the vocabulary") as raised:
+        check_vocabulary(pretrained, tmp_path / "vocab.txt")
+    assert str(tmp_path / "vocab.txt") in str(raised.value)
+
+
+def test_a_bert_without_vocabulary_is_warned_of(tmp_path, pretrained, caplog):
+    check_vocabulary(dataclasses.replace(pretrained, tokenizer=None), tmp_path / "vocab.txt")
+    assert pretrained.source in caplog.text
+    assert str(tmp_path / "vocab.txt") in caplog.text

@@ -1,0 +1,188 @@
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from modeling.checkpoints.tensorflow1 import find_original, read_original, write_original
+from pipeline.errors import UserError
+
+pytestmark = pytest.mark.no_backend
+
+DATA = "bert_model.ckpt.data-00000-of-00001"
+
+
+def write(prefix, tensors):
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+    )
+    return prefix
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    """A checkpoint of two variables."""
+    tensors = {"bert/a": np.arange(3, dtype=np.float32), "bert/b/kernel": np.ones((2, 3))}
+    return write(tmp_path / "bert_model.ckpt", tensors)
+
+
+@pytest.mark.parametrize("name", ["bert_model.ckpt", "bert_model.ckpt.index", DATA, ""])
+def test_a_prefix_a_file_and_the_directory_mean_the_checkpoint(tmp_path, prefix, name):
+    assert find_original(tmp_path / name) == prefix
+
+
+def test_the_files_of_a_graph_mean_its_checkpoint(tmp_path, prefix):
+    assert find_original(tmp_path / "bert_model.ckpt.meta") == prefix
+
+
+@pytest.mark.usefixtures("prefix")
+@pytest.mark.parametrize("name", ["other.ckpt", "bert_model", "nowhere/bert_model.ckpt", ".index"])
+def test_what_is_no_checkpoint_is_none(tmp_path, name):
+    assert find_original(tmp_path / name) is None
+
+
+def test_directory_without_a_checkpoint_is_none(tmp_path):
+    assert find_original(tmp_path) is None
+
+
+@pytest.mark.parametrize("moved_from", ["", "gs://bucket/run/", "/somewhere/else/"])
+def test_the_latest_checkpoint_of_several_is_taken(tmp_path, moved_from):
+    for step in (100, 200):
+        write(tmp_path / f"model.ckpt-{step}", {"bert/a": np.ones(2)})
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{moved_from}model.ckpt-200"\n')
+    assert find_original(tmp_path) == tmp_path / "model.ckpt-200"
+
+
+def test_the_only_checkpoint_is_taken_when_the_latest_is_gone(tmp_path, prefix):
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-200"\n')
+    assert find_original(tmp_path) == prefix
+
+
+@pytest.mark.usefixtures("prefix")
+def test_several_checkpoints_are_refused_by_name(tmp_path):
+    write(tmp_path / "model.ckpt-7", {"bert/a": np.ones(2)})
+    with pytest.raises(UserError, match=r"bert_model\.ckpt, model\.ckpt-7") as raised:
+        find_original(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.usefixtures("prefix")
+def test_file_that_cannot_name_the_latest_is_told(tmp_path):
+    (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="damaged") as raised:
+        find_original(tmp_path)
+    assert str(tmp_path / "checkpoint") in str(raised.value)
+
+
+def test_variables_are_read_without_the_optimizer(tmp_path):
+    variables = {
+        "bert/pooler/dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "bert/pooler/dense/bias": np.array([1, 2, 3], np.float32),
+        "output_weights": np.zeros((2, 3), np.float32),
+    }
+    optimizer = {"global_step": np.int64(900), "beta1_power": np.float32(0.5)}
+    for name, values in variables.items():
+        for slot in ("adam_m", "adam_v", "Momentum"):
+            optimizer[f"{name}/{slot}"] = values
+    arrays = read_original(write(tmp_path / "model.ckpt-900", variables | optimizer))
+    assert arrays.keys() == variables.keys()
+    for name, values in variables.items():
+        assert arrays[name].dtype == values.dtype
+        np.testing.assert_array_equal(arrays[name], values)
+
+
+def test_a_saver_of_tensorflow_1_is_read(tmp_path):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        with tf.compat.v1.variable_scope("bert/embeddings"):
+            tf.compat.v1.get_variable("word_embeddings", initializer=[[1.0, 2.0], [3.0, 4.0]])
+        tf.compat.v1.train.get_or_create_global_step()
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=0)
+    arrays = read_original(find_original(tmp_path))
+    assert list(arrays) == ["bert/embeddings/word_embeddings"]
+    np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("name", [DATA, "bert_model.ckpt.index"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "overwritten"])
+def test_damage_is_told(tmp_path, prefix, name, damage):
+    file = tmp_path / name
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:10] if damage == "cut off" else b"x" * len(content))
+    with pytest.raises(UserError, match="damaged") as raised:
+        read_original(prefix)
+    assert str(prefix) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def weights(original_shapes):
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in original_shapes.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, weights):
+    """The prefix of a checkpoint that was written, not to be changed."""
+    prefix = tmp_path_factory.mktemp("written") / "bert_model.ckpt"
+    write_original(prefix, weights, step=1_000_000)
+    return prefix
+
+
+def test_a_checkpoint_is_written_under_the_names_of_the_original(written, original_shapes):
+    shapes = {name: tuple(shape) for name, shape in tf.train.list_variables(str(written))}
+    assert shapes == original_shapes | {"global_step": ()}
+    dtypes = tf.train.load_checkpoint(str(written)).get_variable_to_dtype_map()
+    assert dtypes.pop("global_step") == tf.int64
+    assert set(dtypes.values()) == {tf.float32}
+    assert tf.train.load_variable(str(written), "global_step") == 1_000_000
+    assert {path.name for path in written.parent.iterdir()} == {DATA, "bert_model.ckpt.index"}
+
+
+def test_a_step_that_is_not_known_is_not_written(tmp_path, weights, original_shapes):
+    write_original(tmp_path / "bert_model.ckpt", weights, step=None)
+    names = {name for name, _ in tf.train.list_variables(str(tmp_path / "bert_model.ckpt"))}
+    assert names == original_shapes.keys()
+
+
+def test_what_is_written_is_read_back_unchanged(written, weights):
+    arrays = read_original(written)
+    assert arrays.keys() == weights.keys()
+    for name, values in weights.items():
+        np.testing.assert_array_equal(arrays[name], values, name, strict=True)
+
+
+def test_scripts_of_the_original_find_all_their_variables(written, weights):
+    """Those start from a checkpoint in this way, `get_assignment_map_from_checkpoint` first."""
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default(), tf1.Session() as session:
+        for name, values in weights.items():
+            tf1.get_variable(name, values.shape, initializer=tf1.zeros_initializer())
+        variables = {re.sub(r":\d+$", "", each.name): each for each in tf1.trainable_variables()}
+        stored = [name for name, _ in tf.train.list_variables(str(written))]
+        assignment_map = {name: name for name in stored if name in variables}
+        assert assignment_map.keys() == weights.keys()
+        tf1.train.init_from_checkpoint(str(written), assignment_map)
+        session.run(tf1.global_variables_initializer())
+        for name, values in session.run(variables).items():
+            np.testing.assert_array_equal(values, weights[name], name)
+
+
+def test_a_saver_of_tensorflow_1_restores_what_is_written(written, weights):
+    tf1 = tf.compat.v1
+    with tf.Graph().as_default(), tf1.Session() as session:
+        variable = tf1.get_variable("cls/seq_relationship/output_weights", (2, 16))
+        step = tf1.train.get_or_create_global_step()
+        tf1.train.Saver().restore(session, str(written))
+        np.testing.assert_array_equal(session.run(variable), weights[variable.op.name])
+        assert session.run(step) == 1_000_000

@@ -1,0 +1,272 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from modeling.checkpoints.tokenizer_settings import (
+    TokenizerSettings,
+    read_tokenizer_settings,
+    read_tokens,
+    write_tokenizer,
+    write_vocabulary,
+)
+from pipeline.errors import UserError
+
+pytestmark = pytest.mark.no_backend
+
+SHARED_VOCABULARIES = Path(__file__).resolve().parents[4] / "shared" / "vocab"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# With tokens that are not lower case, though all text is.
+LOWER_CASE = [*SPECIAL, "[unused1]", "<S>", "<T>", "mill", "##s", "é", "水", "[", "<", ""]
+CASED = [*LOWER_CASE, "Mill"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes vocab.txt, tokenizer.json and tokenizer_config.json, or some of them."""
+
+    def write_files(tokens=None, tokenizer=None, config=None):
+        if tokens is not None:
+            (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", "utf-8")
+        if tokenizer is not None:
+            (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+        if config is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+        return tmp_path
+
+    return write_files
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    directory = tmp_path / "output"
+    directory.mkdir()
+    return directory
+
+
+def tokenizer_json(tokens, **normalizer):
+    ids = {token: number for number, token in enumerate(tokens)}
+    backwards = dict(reversed(ids.items()))
+    return {
+        "normalizer": normalizer or None,
+        "model": {"type": "WordPiece", "vocab": backwards},
+    }
+
+
+@pytest.mark.parametrize(
+    ("do_lower_case", "strip_accents"), [(True, None), (False, None), (True, False), (False, True)]
+)
+def test_of_a_run_the_manifest_tells(write, data_set, do_lower_case, strip_accents):
+    directory = write(CASED if do_lower_case else LOWER_CASE, config={"do_lower_case": None})
+    manifest = dataclasses.replace(
+        data_set[1], do_lower_case=do_lower_case, strip_accents=strip_accents
+    )
+    settings = read_tokenizer_settings(directory, manifest)
+    assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, strip_accents)
+    assert settings.vocabulary == directory / "vocab.txt"
+
+
+@pytest.mark.parametrize(("tokens", "do_lower_case"), [(LOWER_CASE, True), (CASED, False)])
+def test_of_an_original_checkpoint_the_tokens_tell(write, tokens, do_lower_case):
+    directory = write(tokens)
+    assert read_tokenizer_settings(directory) == TokenizerSettings(
+        directory / "vocab.txt", tokens, do_lower_case, None
+    )
+
+
+@pytest.mark.skipif(not SHARED_VOCABULARIES.exists(), reason="the vocabularies are not beside us")
+@pytest.mark.parametrize(
+    ("name", "do_lower_case"),
+    [
+        ("bert-base-uncased", True),
+        ("bert-base-cased", False),
+        ("bert-base-chinese", True),
+        ("bert-base-multilingual-cased", False),
+    ],
+)
+def test_published_vocabularies_are_told_apart(tmp_path, name, do_lower_case):
+    (tmp_path / "vocab.txt").symlink_to(SHARED_VOCABULARIES / f"{name}.txt")
+    settings = read_tokenizer_settings(tmp_path)
+    assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, None)
+
+
+@pytest.mark.parametrize("tokens", [LOWER_CASE, CASED])
+@pytest.mark.parametrize("do_lower_case", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_of_a_hugging_face_directory_its_config_tells(write, tokens, do_lower_case, strip_accents):
+    others = tokenizer_json(tokens, lowercase=not do_lower_case, strip_accents=True)
+    told = {"do_lower_case": do_lower_case, "strip_accents": strip_accents}
+    settings = read_tokenizer_settings(write(tokens, others, told))
+    assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, strip_accents)
+
+
+@pytest.mark.parametrize("config", [None, {"model_max_length": 512}])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_where_no_config_tells_the_tokenizer_does(write, config, strip_accents):
+    tokenizer = tokenizer_json(CASED, lowercase=True, strip_accents=strip_accents)
+    directory = write(tokenizer=tokenizer, config=config)
+    assert read_tokenizer_settings(directory) == TokenizerSettings(
+        directory / "tokenizer.json", CASED, True, strip_accents
+    )
+
+
+@pytest.mark.parametrize("config", [None, {"model_max_length": 512}])
+@pytest.mark.parametrize(("tokens", "do_lower_case"), [(LOWER_CASE, True), (CASED, False)])
+def test_where_no_file_tells_the_tokens_do(write, config, tokens, do_lower_case):
+    settings = read_tokenizer_settings(write(tokenizer=tokenizer_json(tokens), config=config))
+    assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, None)
+
+
+def test_vocab_txt_goes_before_tokenizer_json(write):
+    directory = write(LOWER_CASE, tokenizer_json([*SPECIAL, "other"]))
+    assert read_tokenizer_settings(directory).tokens == LOWER_CASE
+    assert read_tokenizer_settings(directory).vocabulary == directory / "vocab.txt"
+
+
+def test_a_directory_without_vocabulary_has_none(write):
+    assert read_tokenizer_settings(write(config={"do_lower_case": True})) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.txt", b"[PAD]\n\xff\n"),
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"\xff"),
+        ("tokenizer_config.json", b"{"),
+    ],
+)
+def test_a_damaged_file_is_named(write, name, content):
+    directory = write(LOWER_CASE)
+    (directory / name).write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_tokenizer_settings(directory)
+    assert str(directory / name) in str(raised.value)
+
+
+def test_a_setting_that_is_no_truth_value_is_as_good_as_none(write):
+    directory = write(CASED, config={"do_lower_case": None})
+    assert read_tokenizer_settings(directory).do_lower_case is False
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config", "normalizer"])
+def test_ideographs_that_are_no_words_are_kept_so(write, output_dir, place):
+    if place == "normalizer":
+        directory = write(None, tokenizer_json(LOWER_CASE, handle_chinese_chars=False))
+    else:
+        directory = write(LOWER_CASE, config={"tokenize_chinese_chars": False})
+    settings = read_tokenizer_settings(directory)
+    write_tokenizer(output_dir, settings, 16)
+    assert read_tokenizer_settings(output_dir).tokenize_chinese_chars is False
+    assert Tokenizer.from_file(str(output_dir / "tokenizer.json")).encode("水mill").tokens == [
+        "[CLS]",
+        "[UNK]",
+        "[SEP]",
+    ]
+
+
+@pytest.mark.parametrize("with_vocabulary", [True, False])
+def test_added_tokens_come_last(write, output_dir, with_vocabulary):
+    tokenizer = tokenizer_json(LOWER_CASE)
+    tokenizer["added_tokens"] = [
+        {"id": 0, "content": "[PAD]"},
+        {"id": len(LOWER_CASE), "content": "newword"},
+    ]
+    directory = write(LOWER_CASE if with_vocabulary else None, tokenizer)
+    settings = read_tokenizer_settings(directory)
+    assert settings.tokens == [*LOWER_CASE, "newword"]
+    write_tokenizer(output_dir, settings, 16)
+    assert read_tokens(output_dir / "vocab.txt") == settings.tokens
+
+
+def test_another_kind_of_vocabulary_is_an_error(write):
+    tokenizer = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    with pytest.raises(UserError, match=r"tokenizer\.json is of the type BPE, not WordPiece"):
+        read_tokenizer_settings(write(None, tokenizer))
+
+
+def test_another_class_of_tokenizer_is_warned_of(write, caplog):
+    read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertTokenizer"}))
+    assert not caplog.records
+    read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertJapaneseTokenizer"}))
+    assert "BertJapaneseTokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], {"model": None}, {"model": {}}, {"model": {"vocab": [["a", 0.5]]}}]
+)
+def test_a_tokenizer_json_without_wordpieces_is_named(write, content):
+    directory = write(tokenizer=content)
+    with pytest.raises(UserError, match="no WordPiece vocabulary") as raised:
+        read_tokenizer_settings(directory)
+    assert str(directory / "tokenizer.json") in str(raised.value)
+
+
+def test_a_tokenizer_json_that_leaves_out_an_id_is_refused(write):
+    """Its tokens, one a line, would have other ids."""
+    tokenizer = tokenizer_json([*SPECIAL, "mill", "stone"])
+    del tokenizer["model"]["vocab"]["mill"]
+    directory = write(tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"leaves out ids .* copy the vocab\.txt") as raised:
+        read_tokenizer_settings(directory)
+    assert str(directory / "tokenizer.json") in str(raised.value)
+    tokens = [*SPECIAL, "mill", "mill", "stone"]
+    assert read_tokenizer_settings(write(tokens)).tokens == tokens
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_vocab_txt_is_copied_byte_by_byte(write, output_dir, end):
+    directory = write()
+    content = ("\r\n".join([*LOWER_CASE, "last"]) + end).encode()
+    (directory / "vocab.txt").write_bytes(content)
+    write_vocabulary(output_dir, read_tokenizer_settings(directory))
+    assert (output_dir / "vocab.txt").read_bytes() == content
+
+
+def test_vocab_txt_is_made_of_tokenizer_json(write, output_dir):
+    write_vocabulary(output_dir, read_tokenizer_settings(write(tokenizer=tokenizer_json(CASED))))
+    assert (output_dir / "vocab.txt").read_text("utf-8") == "\n".join(CASED) + "\n"
+    assert read_tokens(output_dir / "vocab.txt") == CASED
+
+
+@pytest.mark.parametrize("do_lower_case", [True, False])
+@pytest.mark.parametrize("strip_accents", [None, True, False])
+def test_what_is_written_is_read_back(write, output_dir, do_lower_case, strip_accents):
+    settings = TokenizerSettings(write(CASED) / "vocab.txt", CASED, do_lower_case, strip_accents)
+    write_tokenizer(output_dir, settings, max_length=77)
+    config = json.loads((output_dir / "tokenizer_config.json").read_text())
+    assert config == {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": do_lower_case,
+        "strip_accents": strip_accents,
+        "tokenize_chinese_chars": True,
+        "model_max_length": 77,
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
+    read = read_tokenizer_settings(output_dir)
+    assert read == dataclasses.replace(settings, vocabulary=output_dir / "vocab.txt")
+    (output_dir / "vocab.txt").unlink()
+    (output_dir / "tokenizer_config.json").unlink()
+    read = read_tokenizer_settings(output_dir)
+    assert read == dataclasses.replace(settings, vocabulary=output_dir / "tokenizer.json")
+
+
+@pytest.mark.parametrize(("length", "pieces"), [(200, ["a"] + 199 * ["##a"]), (201, ["[UNK]"])])
+def test_the_longest_word_is_that_of_the_original(write, output_dir, length, pieces):
+    write_tokenizer(output_dir, read_tokenizer_settings(write([*SPECIAL, "a", "##a"])), 77)
+    tokenizer = Tokenizer.from_file(str(output_dir / "tokenizer.json"))
+    assert tokenizer.encode(length * "a", add_special_tokens=False).tokens == pieces
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_a_missing_special_token_is_named(write, output_dir, token):
+    directory = write([other for other in CASED if other != token])
+    with pytest.raises(UserError) as raised:
+        write_tokenizer(output_dir, read_tokenizer_settings(directory), 77)
+    assert f"{directory / 'vocab.txt'} has no {token}," in str(raised.value)

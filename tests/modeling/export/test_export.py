@@ -1,0 +1,419 @@
+import dataclasses
+import errno
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modeling.export.export
+from modeling.checkpoints.pretrained import read_pretrained
+from modeling.config import BertConfig, GeluForm
+from modeling.export.export import Format, check_output, export
+from pipeline.errors import UserError
+
+FILES = {
+    Format.HUGGINGFACE: {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    },
+    Format.ORIGINAL: {
+        "bert_config.json",
+        "bert_model.ckpt.data-00000-of-00001",
+        "bert_model.ckpt.index",
+        "vocab.txt",
+    },
+    Format.ONNX: {"bert_config.json", "model.onnx", "vocab.txt"},
+    Format.SAVED_MODEL: {
+        "assets",
+        "bert_config.json",
+        "fingerprint.pb",
+        "saved_model.pb",
+        "variables",
+        "vocab.txt",
+    },
+    Format.KERAS: {"bert_config.json", "model.keras", "vocab.txt"},
+}
+# The others take seconds, or need TensorFlow or a package.
+QUICK = [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, shallow_config, write_run):
+    """A run directory and its model, neither to be changed. What "gelu" means is not the default."""
+    run_dir = tmp_path_factory.mktemp("run")
+    config = dataclasses.replace(shallow_config, gelu_form=GeluForm.ERF)
+    return run_dir, write_run(run_dir, config, step=7)
+
+
+@pytest.fixture(scope="module")
+def pretrained(run):
+    return read_pretrained(run[0])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, pretrained):
+    """A function that gives the run's export in a format, not to be changed."""
+    written = {}
+
+    def directory(export_format):
+        if export_format == Format.ONNX:
+            pytest.importorskip("onnx")
+        if export_format == Format.SAVED_MODEL and keras.config.backend() != "tensorflow":
+            pytest.skip("SavedModels are TensorFlow's")
+        if export_format not in written:
+            output_dir = tmp_path_factory.mktemp("exported") / "new" / export_format
+            export(pretrained, output_dir, export_format)
+            written[export_format] = output_dir
+        return written[export_format]
+
+    return directory
+
+
+def without(pretrained, *prefixes):
+    kept = {n: v for n, v in pretrained.weights.items() if not n.startswith(prefixes)}
+    return dataclasses.replace(pretrained, weights=kept)
+
+
+def contents(directory):
+    """What the directory holds: the bytes of each file."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name], name, strict=True)
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("export_format", Format)
+def test_the_directory_holds_the_files_of_its_format(run, exported, export_format):
+    directory = exported(export_format)
+    assert {path.name for path in directory.iterdir()} == FILES[export_format]
+    assert (directory / "vocab.txt").read_bytes() == (run[0] / "vocab.txt").read_bytes()
+    if export_format != Format.HUGGINGFACE:
+        assert BertConfig.read(directory / "bert_config.json") == run[1].config
+    assert [path.name for path in directory.parent.iterdir()] == [export_format]
+
+
+@pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL])
+def test_weights_are_read_back_identical(pretrained, exported, export_format):
+    read = read_pretrained(exported(export_format))
+    assert_same_weights(read.weights, pretrained.weights)
+    assert read.config == pretrained.config
+    assert read.ignored == []
+    assert read.tokenizer.tokens == pretrained.tokenizer.tokens
+    assert read.tokenizer.do_lower_case == pretrained.tokenizer.do_lower_case
+
+
+def test_conversions_one_after_the_other_lose_nothing(tmp_path, pretrained, exported):
+    first, second = exported(Format.ORIGINAL), tmp_path / "second"
+    export(read_pretrained(first), tmp_path / "hf", Format.HUGGINGFACE)
+    export(read_pretrained(tmp_path / "hf"), second, Format.ORIGINAL)
+    assert_same_weights(read_pretrained(second).weights, pretrained.weights)
+    for name in ("bert_config.json", "vocab.txt"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    # Which step it was, the Hugging Face directory does not tell.
+    assert tf.train.load_variable(str(first / "bert_model.ckpt"), "global_step") == 7
+    names = {name for name, _ in tf.train.list_variables(str(second / "bert_model.ckpt"))}
+    assert names == pretrained.weights.keys()
+
+
+def test_a_keras_file_computes_the_same(run, exported, make_batch):
+    # `import modeling.bert_for_pretraining`, which this module does, is what makes the class known.
+    loaded = keras.saving.load_model(exported(Format.KERAS) / "model.keras")
+    batch = make_batch(4)
+    expected = run[1](batch)
+    for name, output in loaded(batch).items():
+        assert keras.backend.standardize_dtype(output.dtype) == "float32"
+        np.testing.assert_allclose(output, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_an_average_is_exported_as_any_weights(tmp_path, pretrained):
+    averaged = dataclasses.replace(
+        pretrained, run=dataclasses.replace(pretrained.run, averaged=3), source="the mean of three"
+    )
+    export(averaged, tmp_path / "out", Format.HUGGINGFACE)
+    assert_same_weights(read_pretrained(tmp_path / "out").weights, pretrained.weights)
+    assert "not evaluated" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+# What may be in its place.
+
+
+def test_an_empty_directory_is_used(tmp_path, pretrained, exported):
+    export(pretrained, tmp_path, Format.ORIGINAL)
+    assert contents(tmp_path) == contents(exported(Format.ORIGINAL))
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_stays_a_link(tmp_path, pretrained, exported, is_there):
+    if is_there:
+        shutil.copytree(exported(Format.HUGGINGFACE), tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    export(pretrained, tmp_path / "link", Format.ORIGINAL, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real") == contents(exported(Format.ORIGINAL))
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "real"}
+
+
+@pytest.mark.parametrize("earlier", [Format.HUGGINGFACE, Format.ORIGINAL, Format.SAVED_MODEL])
+def test_an_earlier_export_is_replaced_wholly_when_that_is_asked_for(
+    tmp_path, pretrained, exported, earlier
+):
+    output_dir = tmp_path / "out"
+    shutil.copytree(exported(earlier), output_dir)
+    before = contents(output_dir)
+    with pytest.raises(UserError, match=r"is not empty: .*--overwrite") as raised:
+        export(pretrained, output_dir, Format.ORIGINAL)
+    assert str(output_dir) in str(raised.value)
+    assert contents(output_dir) == before
+    other = without(pretrained, "cls/")
+    export(other, output_dir, Format.ORIGINAL, overwrite=True)
+    assert {path.name for path in output_dir.iterdir()} == FILES[Format.ORIGINAL]
+    assert_same_weights(read_pretrained(output_dir).weights, other.weights)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "assets/thesis.tex", "variables/variables.tex"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_other_files_are_never_touched(tmp_path, pretrained, exported, name, overwrite):
+    shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"{name}, which is no part of an export") as raised:
+        export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=overwrite)
+    assert str(tmp_path / "out") in str(raised.value)
+    assert contents(tmp_path) == before
+
+
+def test_a_link_in_it_is_never_followed(tmp_path, pretrained):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "assets").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="assets, which is no part of an export"):
+        export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=True)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_run_is_not_overwritten(tmp_path, run, pretrained):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    with pytest.raises(UserError, match="no part of an export"):
+        export(pretrained, copy, Format.ORIGINAL, overwrite=True)
+    assert contents(copy) == contents(run[0])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_no_directory(tmp_path, pretrained, overwrite):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UserError, match="is a file") as raised:
+        export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=overwrite)
+    assert str(tmp_path / "out") in str(raised.value)
+    assert contents(tmp_path) == {"out": b"mine"}
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path, pretrained):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot write") as raised:
+        export(pretrained, tmp_path / "file" / "out", Format.ORIGINAL)
+    assert str(tmp_path / "file" / "out") in str(raised.value)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+# What fails on the way.
+
+
+@pytest.mark.parametrize(
+    ("error", "raised_then"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+        (tf.errors.ResourceExhaustedError(None, None, "No space left on device"), UserError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["OSError", "OpError", "KeyboardInterrupt"],
+)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_failure_leaves_what_was_there(
+    tmp_path, pretrained, exported, monkeypatch, error, raised_then, is_there
+):
+    def write(prefix, *_):
+        prefix.with_name("bert_model.ckpt.index").write_bytes(b"half")
+        raise error
+
+    output_dir = tmp_path / "out"
+    if is_there:
+        shutil.copytree(exported(Format.HUGGINGFACE), output_dir)
+    before = contents(tmp_path)
+    monkeypatch.setattr(modeling.export.export, "write_original", write)
+    with pytest.raises(raised_then) as raised:
+        export(pretrained, output_dir, Format.ORIGINAL, overwrite=True)
+    if raised_then is UserError:
+        assert f"cannot write {output_dir}" in str(raised.value)
+        assert "No space left on device" in str(raised.value)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"][: int(is_there)]
+
+
+def test_a_directory_that_is_there_stays_the_same(tmp_path, pretrained):
+    """It may be a mount point, or where somebody's shell stands."""
+    before = tmp_path.stat().st_ino
+    export(pretrained, tmp_path, Format.ORIGINAL)
+    export(pretrained, tmp_path, Format.KERAS, overwrite=True)
+    assert tmp_path.stat().st_ino == before
+    assert {path.name for path in tmp_path.iterdir()} == FILES[Format.KERAS]
+
+
+def test_what_is_exported_is_not_overwritten(tmp_path, exported):
+    copy = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "copy")
+    before = contents(copy)
+    with pytest.raises(UserError, match="would damage"):
+        export(read_pretrained(copy), copy, Format.HUGGINGFACE, overwrite=True)
+    assert contents(copy) == before
+
+
+def test_an_output_around_what_is_exported_is_refused(tmp_path, pretrained, exported):
+    output_dir = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
+    inside = dataclasses.replace(pretrained, directory=output_dir / "variables")
+    with pytest.raises(UserError, match="would damage"):
+        export(inside, output_dir, Format.KERAS, overwrite=True)
+    assert contents(output_dir) == contents(exported(Format.ORIGINAL))
+
+
+def test_an_output_among_the_checkpoints_of_the_run_is_refused(run, pretrained):
+    with pytest.raises(UserError, match="would damage"):
+        export(pretrained, run[0] / "checkpoints" / "step-00000099", Format.ORIGINAL)
+    assert [path.name for path in (run[0] / "checkpoints").iterdir()] == ["step-00000007"]
+
+
+def test_what_a_killed_export_has_left_does_not_stand_in_the_way(tmp_path, pretrained, exported):
+    shutil.copytree(exported(Format.ORIGINAL), tmp_path / "export.0123abcd.tmp")
+    export(pretrained, tmp_path, Format.ORIGINAL)
+    assert contents(tmp_path) == contents(exported(Format.ORIGINAL))
+
+
+@pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS])
+def test_heads_are_asked_for_where_they_are_a_choice(tmp_path, pretrained, export_format):
+    with pytest.raises(UserError, match=f"no use: --format={export_format}"):
+        export(pretrained, tmp_path / "out", export_format, heads=True)
+
+
+# What is missing.
+
+
+@pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL])
+def test_missing_variables_are_warned_of_by_name(tmp_path, pretrained, caplog, export_format):
+    lacking = without(pretrained, "cls/seq_relationship", "bert/pooler/dense/bias")
+    export(lacking, tmp_path / "out", export_format)
+    missing = [name for name in pretrained.weights if name not in lacking.weights]
+    assert len(missing) == 3
+    (warning,) = (line for line in caplog.messages if pretrained.source in line)
+    assert warning.endswith(f"nor will the export: {', '.join(missing)}")
+    assert_same_weights(read_pretrained(tmp_path / "out").weights, lacking.weights)
+
+
+@pytest.mark.parametrize(
+    ("export_format", "heads", "missing"),
+    [
+        (Format.KERAS, False, "cls/seq_relationship/output_bias"),
+        (Format.KERAS, False, "bert/pooler/dense/kernel"),
+        (Format.ONNX, False, "bert/pooler/dense/kernel"),
+        (Format.ONNX, True, "cls/predictions/output_bias"),
+        (Format.SAVED_MODEL, False, "bert/pooler/dense/kernel"),
+        (Format.SAVED_MODEL, True, "cls/predictions/output_bias"),
+    ],
+)
+def test_a_missing_variable_is_named_where_it_is_needed(
+    tmp_path, pretrained, export_format, heads, missing
+):
+    if export_format == Format.ONNX:
+        pytest.importorskip("onnx")
+    with pytest.raises(UserError, match=f"no variable {missing}, .*={export_format} ") as raised:
+        export(without(pretrained, missing), tmp_path / "out", export_format, heads)
+    assert pretrained.source in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export_format", [Format.ONNX, Format.SAVED_MODEL])
+def test_an_encoder_without_heads_is_enough_where_they_are_not_asked_for(
+    tmp_path, pretrained, monkeypatch, export_format
+):
+    if export_format == Format.ONNX:
+        pytest.importorskip("onnx")
+    written = []
+    monkeypatch.setattr(
+        modeling.export.export, "_write", lambda *arguments: written.append(arguments)
+    )
+    export(without(pretrained, "cls/"), tmp_path / "out", export_format)
+    assert written
+
+
+def test_what_is_left_out_is_warned_of(tmp_path, pretrained, caplog):
+    fine_tuned = dataclasses.replace(pretrained, ignored=["classifier.bias", "classifier.weight"])
+    export(fine_tuned, tmp_path / "out", Format.HUGGINGFACE)
+    assert "left out, as no part of a BERT: classifier.bias, classifier.weight" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("change", "is_warned"),
+    [({}, True), ({"gelu_form": GeluForm.TANH}, False), ({"hidden_act": "relu"}, False)],
+)
+def test_an_activation_that_the_original_lacks_is_warned_of(
+    tmp_path, pretrained, caplog, change, is_warned
+):
+    config = dataclasses.replace(pretrained.config, **change)
+    export(dataclasses.replace(pretrained, config=config), tmp_path / "out", Format.ORIGINAL)
+    assert any("computes gelu by tanh" in line for line in caplog.messages) == is_warned
+
+
+@pytest.mark.parametrize("export_format", QUICK)
+def test_a_vocabulary_of_another_model_is_refused(tmp_path, pretrained, export_format):
+    tokens = [*pretrained.tokenizer.tokens, "more"]
+    tokenizer = dataclasses.replace(pretrained.tokenizer, tokens=tokens)
+    with pytest.raises(UserError, match=r"vocab\.txt has 51 tokens, but .* knows 50"):
+        export(
+            dataclasses.replace(pretrained, tokenizer=tokenizer), tmp_path / "out", export_format
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("export_format", QUICK)
+def test_a_bert_without_vocabulary_is_told(tmp_path, pretrained, export_format):
+    with pytest.raises(UserError, match=r"has no vocabulary: copy its vocab\.txt") as raised:
+        export(dataclasses.replace(pretrained, tokenizer=None), tmp_path / "out", export_format)
+    assert pretrained.source in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("export_format", "package"),
+    [
+        (Format.HUGGINGFACE, "safetensors"),
+        (Format.HUGGINGFACE, "tokenizers"),
+        (Format.ONNX, "onnx"),
+    ],
+)
+def test_a_missing_package_is_told_with_what_to_install(
+    tmp_path, monkeypatch, export_format, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'clozemill\[export\]'") as raised:
+        check_output(tmp_path / "out", export_format, overwrite=False)
+    assert f"--format={export_format} needs the package {package}" in str(raised.value)
+
+
+@pytest.mark.parametrize("export_format", [Format.ORIGINAL, Format.KERAS, Format.SAVED_MODEL])
+def test_other_formats_need_no_package(tmp_path, monkeypatch, export_format):
+    for package in ("safetensors", "tokenizers", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+    check_output(tmp_path / "out", export_format, overwrite=False)

@@ -1,0 +1,155 @@
+"""A SavedModel is opened by TensorFlow alone, in a process that has neither Clozemill nor Keras."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from modeling.bert_for_pretraining import BertForPreTraining
+
+if keras.config.backend() != "tensorflow":
+    pytest.skip("SavedModels are TensorFlow's", allow_module_level=True)
+
+from modeling.export.saved_model import write_saved_model
+
+INPUTS = ["input_ids", "input_mask", "segment_ids"]
+# Reads requests (path, signature, file of inputs, file of outputs); tells what each signature takes and
+# gives, and the error if it fails.
+CLIENT = """
+import json, sys
+blocked = ["launch", "modeling", "pipeline", "keras", "tf_keras"]
+sys.modules.update(dict.fromkeys(blocked))
+import numpy as np
+import tensorflow as tf
+models, replies = {}, []
+for path, name, inputs, outputs in json.load(sys.stdin):
+    if path not in models:
+        models[path] = tf.saved_model.load(path)
+    signatures = models[path].signatures
+    signature = signatures[name]
+    specs = signature.structured_input_signature[1], signature.structured_outputs
+    reply = {
+        "signatures": list(signatures),
+        "specs": [{n: (s.dtype.name, s.shape.as_list()) for n, s in each.items()} for each in specs],
+    }
+    batch = {key: tf.constant(values) for key, values in np.load(inputs).items()}
+    try:
+        results = signature(**batch)
+        np.savez(outputs, **{key: value.numpy() for key, value in results.items()})
+    except tf.errors.InvalidArgumentError as error:
+        reply["error"] = str(error)
+    replies.append(reply)
+assert not any(sys.modules[name] for name in blocked)
+json.dump(replies, sys.stdout)
+"""
+# Directory, signature, batch size, sequence length.
+REQUESTS = [
+    ("encoder", "encode", 1, 16),
+    ("encoder", "serving_default", 5, 9),
+    ("encoder", "encode", 1, 17),
+    ("heads", "encode", 3, 16),
+    ("heads", "predict", 1, 16),
+    ("heads", "predict", 4, 12),
+]
+
+
+@pytest.fixture(scope="module")
+def model(shallow_config, randomize):
+    """A model of random weights, not to be changed."""
+    return randomize(BertForPreTraining(shallow_config))
+
+
+@pytest.fixture(scope="module")
+def batches(make_batch):
+    """A batch for each request."""
+    made = []
+    for _, name, size, length in REQUESTS:
+        batch = make_batch(size)
+        names = [*INPUTS, "masked_lm_positions"] if name == "predict" else INPUTS
+        cut = {name: batch[name][:, :length] for name in names}
+        if length > batch["input_ids"].shape[1]:
+            cut = {name: np.ones((size, length), np.int32) for name in names}
+        made.append(cut)
+    return made
+
+
+@pytest.fixture(scope="module")
+def replies(tmp_path_factory, model, batches):
+    """What the client says and, where there is no error, the outputs; one of each a request."""
+    directory = tmp_path_factory.mktemp("saved_model")
+    write_saved_model(directory / "encoder", model, heads=False)
+    write_saved_model(directory / "heads", model, heads=True)
+    requests = []
+    for number, (request, batch) in enumerate(zip(REQUESTS, batches, strict=True)):
+        inputs, outputs = (directory / f"{kind}{number}.npz" for kind in ("inputs", "outputs"))
+        np.savez(inputs, **batch)
+        requests.append([str(directory / request[0]), request[1], str(inputs), str(outputs)])
+    result = subprocess.run(
+        # -I: without this directory and PYTHONPATH.
+        [sys.executable, "-I", "-c", CLIENT],
+        cwd=directory,
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    for reply, request in zip(told, requests, strict=True):
+        if "error" not in reply:
+            with np.load(request[3]) as outputs:
+                reply["outputs"] = dict(outputs)
+    return told
+
+
+def expected_outputs(model, name, batch):
+    if name == "predict":
+        return {key: np.asarray(value) for key, value in model(batch).items()}
+    sequence_output, pooled_output = model.bert(*(batch[key] for key in INPUTS))
+    return {
+        "sequence_output": np.asarray(sequence_output),
+        "pooled_output": np.asarray(pooled_output),
+    }
+
+
+@pytest.mark.parametrize(
+    "number", [0, 1, 3, 4, 5], ids=lambda number: "-".join(map(str, REQUESTS[number]))
+)
+def test_tensorflow_alone_computes_the_same(model, batches, replies, number):
+    expected = expected_outputs(model, REQUESTS[number][1], batches[number])
+    outputs = replies[number]["outputs"]
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(outputs[name], values, atol=1e-5, err_msg=name)
+
+
+def test_signatures_are_named_and_of_any_batch_and_length(config, replies):
+    h = config.hidden_size
+    inputs = {name: ["int32", [None, None]] for name in INPUTS}
+    outputs = {
+        "sequence_output": ["float32", [None, None, h]],
+        "pooled_output": ["float32", [None, h]],
+    }
+    for reply in replies[:4]:
+        assert reply["specs"] == [inputs, outputs]
+    inputs["masked_lm_positions"] = ["int32", [None, None]]
+    outputs["masked_lm_logits"] = ["float32", [None, None, config.vocab_size]]
+    outputs["next_sentence_logits"] = ["float32", [None, 2]]
+    for reply in replies[4:]:
+        assert reply["specs"] == [inputs, outputs]
+    assert set(replies[0]["signatures"]) == {"encode", "serving_default"}
+    assert set(replies[-1]["signatures"]) == {"encode", "predict", "serving_default"}
+
+
+def test_sequences_longer_than_the_model_reads_are_an_error(replies):
+    assert "17" in replies[2]["error"]
+
+
+def test_weights_are_there_once(tmp_path, model):
+    write_saved_model(tmp_path, model, heads=True)
+    stored = sum(path.stat().st_size for path in (tmp_path / "variables").iterdir())
+    assert stored < 1.5 * sum(4 * variable.numpy().size for variable in model.weights)

@@ -1,0 +1,90 @@
+import os
+import signal
+
+import pytest
+
+from modeling.job.group import ProcessGroup
+from modeling.job.termination import exit_code, noticing_termination
+
+pytestmark = pytest.mark.no_backend
+
+
+@pytest.fixture
+def group():
+    return ProcessGroup()
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def number(request):
+    return request.param
+
+
+@pytest.fixture
+def received(number):
+    """The signals that the handler from before the block gets."""
+    received = []
+    before = signal.signal(number, lambda number, _frame: received.append(number))
+    yield received
+    signal.signal(number, before)
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
+    with noticing_termination(group):
+        assert group.may_begin(1)
+        send(number)
+        assert not group.may_begin(2)
+        assert group.stop.signal == number.name
+    assert received == []
+
+
+def test_without_a_group_the_process_ends(received, number):
+    with pytest.raises(SystemExit) as raised, noticing_termination():
+        send(number)
+    assert raised.value.code == exit_code(number.name)
+    assert received == []
+
+
+def test_sigterm_may_come_again(group):
+    with noticing_termination(group):
+        for _ in range(3):
+            send(signal.SIGTERM)
+        assert not group.may_begin(1)
+
+
+def test_the_first_signal_counts(group):
+    with noticing_termination(group):
+        send(signal.SIGUSR1)
+        send(signal.SIGINT)
+        assert not group.may_begin(1)
+        assert group.stop.signal == "SIGUSR1"
+
+
+def test_a_second_ctrl_c_does_not_wait(group):
+    with noticing_termination(group):
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_the_handler_from_before_is_back_afterwards(received, group, number):
+    with noticing_termination(group):
+        pass
+    send(number)
+    assert received == [number]
+    assert group.may_begin(1)
+
+
+def test_the_handler_from_before_is_back_after_an_error(received, group, number):
+    with pytest.raises(ValueError, match="bad batch"), noticing_termination(group):
+        raise ValueError("bad batch")
+    send(number)
+    assert received == [number]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_exit_codes(name, code):
+    assert exit_code(name) == code

@@ -1,0 +1,391 @@
+import dataclasses
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling import batches
+from modeling.batches import (
+    _lanes_of_process as lanes_of_process,
+)
+from modeling.batches import (
+    batches_in_order,
+    check_enough_shards,
+    evaluation_batches,
+    readable,
+    shard_groups,
+    shards_of_instances,
+    training_batches,
+)
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, Shard
+from pipeline.records import frame_record, instance_features, read_frames, record_of
+
+pytestmark = pytest.mark.no_backend
+
+# Two passes of 17 and 15 instances; with groups of two shards, two groups and three groups.
+SHARDS = [
+    ("train", 0, 5),
+    ("train", 0, 4),
+    ("train", 0, 6),
+    ("train", 0, 2),
+    ("train", 1, 3),
+    ("train", 1, 0),
+    ("train", 1, 4),
+    ("train", 1, 1),
+    ("train", 1, 5),
+    ("train", 1, 2),
+]
+PASSES = [set(range(17)), set(range(17, 32))]
+
+
+@pytest.fixture(scope="module")
+def passes_data_set(tmp_path_factory, write_data_set):
+    data_dir = tmp_path_factory.mktemp("passes")
+    return data_dir, write_data_set(data_dir, SHARDS)
+
+
+@pytest.fixture
+def read_numbers(passes_data_set, instance_numbers, monkeypatch):
+    """A function that reads the numbers of the first instances that training gets.
+
+    Groups are of two shards, shuffled four records at a time.
+    """
+    monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
+    monkeypatch.setattr(batches, "_SHUFFLE_BUFFER_RECORDS", 4)
+
+    def read(count, seed=1, first_instance=0, batch_size=1, process_id=0, num_processes=1):
+        batches = training_batches(
+            *passes_data_set, batch_size, seed, first_instance, process_id, num_processes
+        )
+        taken = itertools.islice(batches, -(-count * num_processes // batch_size))
+        return [number for batch in taken for number in instance_numbers(batch)][:count]
+
+    return read
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_each_epoch_yields_the_instances_of_its_pass_once(read_numbers, seed):
+    epochs = [PASSES[epoch % 2] for epoch in range(5)]
+    numbers = iter(read_numbers(sum(map(len, epochs)), seed))
+    for expected in epochs:
+        assert sorted(itertools.islice(numbers, len(expected))) == sorted(expected)
+
+
+def test_order_is_repeated_with_the_same_seed_only(read_numbers):
+    first = read_numbers(64, seed=1)
+    assert read_numbers(64, seed=1) == first
+    assert read_numbers(64, seed=2) != first
+
+
+def test_order_does_not_depend_on_tensorflows_global_seed(read_numbers):
+    before = read_numbers(64)
+    tf.random.set_seed(99)
+    try:
+        after = read_numbers(64)
+    finally:
+        tf.random.set_seed(None)
+    assert after == before
+
+
+def test_order_does_not_depend_on_the_batch_size(read_numbers):
+    assert read_numbers(60, batch_size=7) == read_numbers(60)
+
+
+def test_a_pass_is_read_in_another_order_the_next_time(read_numbers):
+    numbers = read_numbers(64)
+    first, second = numbers[:17], numbers[32:49]
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_shards_of_a_group_are_mixed(read_numbers, monkeypatch):
+    monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 8)
+    monkeypatch.setattr(batches, "_SHUFFLE_BUFFER_RECORDS", 10_000)
+    shard_ends = np.cumsum([count for _, pass_index, count in SHARDS if pass_index == 0])
+    shards = np.searchsorted(shard_ends, read_numbers(17), side="right")
+    assert np.count_nonzero(np.diff(shards)) > len(shard_ends) - 1
+
+
+def test_a_pass_begins_with_any_of_its_shards(read_numbers):
+    firsts = {read_numbers(1, seed)[0] for seed in range(5)}
+    assert any(number < 9 for number in firsts)
+    assert any(number >= 9 for number in firsts)
+
+
+def test_skipped_instances_are_those_that_would_have_come_first(read_numbers):
+    numbers = read_numbers(96 + 6)
+    for first_instance in (0, 1, 2, 5, 8, 16, 17, 32, 33, 47, 49, 64, 90):
+        rest = read_numbers(6, first_instance=first_instance)
+        assert rest == numbers[first_instance : first_instance + 6], first_instance
+
+
+def test_skipping_goes_on_through_groups_and_epochs(read_numbers):
+    numbers = read_numbers(100)
+    assert read_numbers(75, first_instance=25, batch_size=5) == numbers[25:]
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 4])
+@pytest.mark.parametrize("first_instance", [0, 40])
+def test_processes_share_the_instances_of_one(read_numbers, num_processes, first_instance):
+    expected = read_numbers(120, first_instance=first_instance)
+    shares = [
+        iter(
+            read_numbers(
+                120 // num_processes + 1,
+                first_instance=first_instance,
+                batch_size=num_processes,
+                process_id=i,
+                num_processes=num_processes,
+            )
+        )
+        for i in range(num_processes)
+    ]
+    actual = [next(shares[k % num_processes]) for k in range(120)]
+    assert actual == expected
+
+
+def test_a_process_gets_its_part_of_each_batch(read_numbers):
+    whole = read_numbers(64, batch_size=8)
+    parts = [read_numbers(16, batch_size=8, process_id=i, num_processes=4) for i in range(4)]
+    for step in range(8):
+        batch = whole[8 * step : 8 * (step + 1)]
+        for process_id, part in enumerate(parts):
+            assert part[2 * step : 2 * (step + 1)] == batch[process_id::4]
+
+
+def many_shards(counts_by_pass):
+    return Manifest(
+        max_seq_length=16,
+        max_predictions_per_seq=1,
+        do_lower_case=True,
+        vocab_size=1,
+        vocab_sha256="",
+        options={},
+        statistics={},
+        shards=[
+            Shard(f"{pass_index}-{i}", "train", pass_index, 1, count, 0, 0, "")
+            for pass_index, counts in enumerate(counts_by_pass)
+            for i, count in enumerate(counts)
+        ],
+    )
+
+
+@given(
+    counts=st.lists(st.integers(1, 50), min_size=1, max_size=300),
+    seed=st.integers(0, 1000),
+)
+def test_groups_hold_each_shard_of_a_pass_once_and_lanes_are_equal(counts, seed):
+    epoch = []
+    for group in shard_groups(many_shards([counts]), seed):
+        assert group.first_instance == sum(each.num_instances for each in epoch)
+        epoch.append(group)
+        if sum(len(each.shards) for each in epoch) >= len(counts):
+            break
+    names = [shard.name for group in epoch for shard in group.shards]
+    assert sorted(names) == sorted(f"0-{i}" for i in range(len(counts)))
+    for group in epoch:
+        assert len(group.shards) < 2 * 64
+        assert len(group.shards) >= min(64, len(counts))
+        assert group.num_lanes <= len(group.shards) < 2 * group.num_lanes
+        lanes = [group.lane(i) for i in range(group.num_lanes)]
+        assert [place for lane in lanes for place in lane] == list(range(group.num_instances))
+        assert {len(lane) for lane in lanes} <= {
+            group.num_instances // group.num_lanes,
+            group.num_instances // group.num_lanes + 1,
+        }
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 8, 64])
+def test_no_lane_is_read_by_two_processes_where_their_number_divides_the_lanes(num_processes):
+    manifest = many_shards([[100 + i for i in range(70)]] * 2)
+    for group in itertools.islice(shard_groups(manifest, seed=3), 4):
+        lanes = [lanes_of_process(group, i, num_processes) for i in range(num_processes)]
+        assert all(set(lane["step"]) == {1} for lane in lanes)
+        seeds = [seed for lane in lanes for seed in lane["seed"]]
+        assert len(set(seeds)) == len(seeds) == group.num_lanes == 64
+        assert sum(take for lane in lanes for take in lane["take"]) == group.num_instances
+
+
+def test_each_process_has_shards_of_its_own(passes_data_set):
+    # The second pass has four shards that hold anything.
+    data_dir, manifest = passes_data_set
+    for num_processes in (1, 2, 3, 4):
+        check_enough_shards(data_dir, manifest, num_processes)
+    with pytest.raises(UserError, match="5 processes are more than the 4 train shards") as raised:
+        check_enough_shards(data_dir, manifest, 5)
+    assert "--num_shards" in str(raised.value)
+    assert str(data_dir) in str(raised.value)
+
+
+def test_training_batches_have_static_shapes_and_narrow_types(data_set):
+    data_dir, manifest = data_set
+    batches = training_batches(data_dir, manifest, batch_size=4, seed=0)
+    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
+    assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
+        name: ((4, feature.length), tf.float32 if feature.dtype == "float32" else tf.int32)
+        for name, feature in features.items()
+    }
+    assert next(iter(batches))["input_ids"].shape == (4, 16)
+
+
+def test_batches_hold_what_was_written(data_set, make_batch):
+    batches = evaluation_batches(*data_set, batch_size=7)
+    batch = next(iter(batches))
+    written_first, written_second = make_batch(4, 26), make_batch(3, 30)
+    for name, values in batch.items():
+        expected = np.concatenate([written_first[name], written_second[name]])
+        assert values.numpy().dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
+    data_set, instance_numbers
+):
+    batches = [instance_numbers(batch) for batch in evaluation_batches(*data_set, batch_size=3)]
+    assert batches == [[26, 27, 28], [29, 30, 31], [32]]
+
+
+def shards_with(numbers):
+    """The names of the shards of `SHARDS` that hold these instances."""
+    ends = np.cumsum([count for _, _, count in SHARDS])
+    indices = np.searchsorted(ends, numbers, side="right")
+    return {f"train-{index:05d}-of-{len(SHARDS):05d}.tfrecord" for index in indices}
+
+
+def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes_data_set):
+    _, manifest = passes_data_set
+    numbers = read_numbers(200)
+    rng = np.random.default_rng(0)
+    positions = [*range(34), *rng.integers(34, 180, 40).tolist()]
+    counts = [1, *rng.integers(1, 20, len(positions) - 1).tolist()]
+    for first, count in zip(positions, counts, strict=True):
+        names = shards_of_instances(manifest, 1, first, count)
+        assert names == sorted(set(names))
+        assert shards_with(numbers[first : first + count]) <= set(names), (first, count)
+        # Groups of two, of which the first and the last may have been read in part.
+        assert len(names) <= count + 3, (first, count)
+
+
+def test_shards_of_one_instance_are_of_its_group(read_numbers, passes_data_set):
+    _, manifest = passes_data_set
+    numbers = read_numbers(64)
+    for first, number in enumerate(numbers):
+        names = shards_of_instances(manifest, 1, first, 1)
+        assert shards_with([number]) <= set(names)
+        assert len(names) <= 3
+
+
+@pytest.mark.usefixtures("read_numbers")
+def test_named_shards_depend_on_the_seed(passes_data_set):
+    _, manifest = passes_data_set
+    assert len({tuple(shards_of_instances(manifest, seed, 0, 1)) for seed in range(9)}) > 1
+
+
+def test_all_shards_of_both_passes_are_named_for_a_batch_of_them_all(passes_data_set):
+    _, manifest = passes_data_set
+    names = [shard.name for shard in manifest.shards if shard.instances]
+    assert shards_of_instances(manifest, 1, 0, 32) == names
+    assert shards_of_instances(manifest, 1, 0, 17) == names[:4]
+    assert shards_of_instances(manifest, 1, 16, 2) == names
+    assert shards_of_instances(manifest, 1, 17, 15) == names[4:]
+
+
+def test_readable_batches_are_numpy_arrays_in_the_same_order(data_set, instance_numbers):
+    read = list(readable(evaluation_batches(*data_set, batch_size=3), *data_set))
+    assert all(type(values) is np.ndarray for batch in read for values in batch.values())
+    assert [instance_numbers(batch) for batch in read] == [[26, 27, 28], [29, 30, 31], [32]]
+    assert {values.dtype.name for values in read[0].values()} == {"int32", "float32"}
+
+
+def test_some_shards_are_read_in_the_order_of_the_files(passes_data_set, instance_numbers):
+    data_dir, manifest = passes_data_set
+    shards = [manifest.shards[3], manifest.shards[0]]
+    batches = batches_in_order(data_dir, shards, manifest, batch_size=4)
+    assert [instance_numbers(batch) for batch in batches] == [[15, 16, 0, 1], [2, 3, 4]]
+
+
+READ = {"train": partial(training_batches, seed=0), "eval": evaluation_batches}
+LENGTH, CONTENT, CONTENT_CRC = 0, 20, -1
+
+
+@pytest.mark.parametrize("damaged_byte", [LENGTH, CONTENT, CONTENT_CRC])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_damaged_record_is_told_with_its_number_and_file(
+    tmp_path, write_data_set, split, damaged_byte
+):
+    manifest = write_data_set(
+        tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
+    )
+    shard = tmp_path / manifest.shards_of(split)[1].name
+    with shard.open("rb") as file:
+        frames = list(read_frames(file))
+    content = bytearray(frames[3])
+    content[damaged_byte] ^= 4
+    shard.write_bytes(b"".join([*frames[:3], bytes(content), *frames[4:]]))
+    batches = READ[split](tmp_path, manifest, batch_size=1)
+    with pytest.raises(UserError, match="generate it again") as raised:
+        list(itertools.islice(readable(batches, tmp_path, manifest), 11))
+    assert f"record 4 of {shard} is damaged" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_record_of_another_kind_is_told(tmp_path, write_data_set):
+    """Whole, but with features of another length than the manifest says."""
+    manifest = write_data_set(tmp_path, [("train", 0, 5)], max_seq_length=17)
+    manifest = dataclasses.replace(manifest, max_seq_length=16)
+    batches = training_batches(tmp_path, manifest, batch_size=1, seed=0)
+    with pytest.raises(UserError, match="no instance of this data set") as raised:
+        next(readable(batches, tmp_path, manifest))
+    assert f"record 1 of {tmp_path / manifest.shards[0].name}" in str(raised.value)
+
+
+def test_record_that_is_no_example_is_told(tmp_path, write_data_set):
+    """Its checksums are right."""
+    manifest = write_data_set(tmp_path, [("train", 0, 5)])
+    path = tmp_path / manifest.shards[0].name
+    with path.open("rb") as file:
+        frames = list(read_frames(file))
+    frames[3] = frame_record(b"\xff" * len(record_of(frames[3])))
+    path.write_bytes(b"".join(frames))
+    batches = training_batches(tmp_path, manifest, batch_size=5, seed=0)
+    with pytest.raises(UserError, match=r"record 4 of .*train-00000"):
+        next(readable(batches, tmp_path, manifest))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_shard_of_another_size_is_told_before_anything_is_read(
+    tmp_path, write_data_set, split, damage
+):
+    manifest = write_data_set(
+        tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
+    )
+    shard = tmp_path / manifest.shards_of(split)[1].name
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(UserError, match="clozemill verify") as raised:
+        READ[split](tmp_path, manifest, batch_size=1)
+    assert str(shard) in str(raised.value)
+
+
+@pytest.mark.parametrize("shards", [[], [("eval", 0, 3)], [("train", 0, 0), ("eval", 0, 3)]])
+def test_training_needs_a_training_instance(tmp_path, write_data_set, shards):
+    manifest = write_data_set(tmp_path, shards)
+    with pytest.raises(UserError, match="no training instance") as raised:
+        training_batches(tmp_path, manifest, batch_size=1, seed=0)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("shards", [[], [("train", 0, 3)], [("train", 0, 3), ("eval", 0, 0)]])
+def test_evaluation_needs_an_eval_instance(tmp_path, write_data_set, shards):
+    manifest = write_data_set(tmp_path, shards)
+    with pytest.raises(UserError, match="eval_fraction") as raised:
+        evaluation_batches(tmp_path, manifest, batch_size=1)
+    assert str(tmp_path) in str(raised.value)

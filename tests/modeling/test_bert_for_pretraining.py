@@ -1,0 +1,186 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.config import GeluForm
+from modeling.dropout import dropout_key, example_keys
+from modeling.losses import pretraining_sums
+from modeling.training_options import Precision
+
+# On a processor, JAX computes float16 attention with dropout only.
+SIZE = 4
+KEYS = example_keys(dropout_key(5), np.arange(SIZE))
+
+
+def values(model):
+    return {name: variable.numpy() for name, variable in model.named_weights().items()}
+
+
+def outputs(model, batch, keys=None):
+    return {name: np.asarray(output) for name, output in model(batch, keys).items()}
+
+
+def dtypes(tensors):
+    return {keras.backend.standardize_dtype(tensor.dtype) for tensor in tensors}
+
+
+@pytest.fixture(scope="module")
+def model(config, randomize):
+    """A model of random weights, not to be changed."""
+    return randomize(BertForPreTraining(config))
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(4)
+
+
+def test_variables_have_the_names_and_shapes_of_the_original(model, original_shapes):
+    shapes = {name: tuple(variable.shape) for name, variable in model.named_weights().items()}
+    assert shapes == original_shapes
+
+
+def test_named_weights_are_all_that_is_trained(model):
+    assert len(model.named_weights()) == len(model.trainable_variables)
+
+
+def test_second_model_of_the_process_has_the_same_names(model, config):
+    assert list(BertForPreTraining(config).named_weights()) == list(model.named_weights())
+
+
+def test_seed_decides_the_initial_weights_of_the_heads(config):
+    name = "cls/predictions/transform/dense/kernel"
+    first, same, other = (values(BertForPreTraining(config, seed))[name] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, same)
+    assert not np.isin(first, other).any()
+
+
+def test_masked_lm_logits_come_from_the_masked_positions_by_the_word_embeddings(model, batch):
+    weights, result = values(model), outputs(model, batch)
+    hidden = np.stack(
+        [
+            sequence[positions]
+            for sequence, positions in zip(
+                result["sequence_output"], batch["masked_lm_positions"], strict=True
+            )
+        ]
+    ).astype(np.float64)
+    transform = "cls/predictions/transform"
+    x = hidden @ weights[f"{transform}/dense/kernel"] + weights[f"{transform}/dense/bias"]
+    x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+    x = x * weights[f"{transform}/LayerNorm/gamma"] + weights[f"{transform}/LayerNorm/beta"]
+    expected = x @ weights["bert/embeddings/word_embeddings"].T
+    expected += weights["cls/predictions/output_bias"]
+    np.testing.assert_allclose(result["masked_lm_logits"], expected, atol=1e-4)
+
+
+def test_next_sentence_logits_come_from_the_pooled_output(model, batch):
+    weights, result = values(model), outputs(model, batch)
+    expected = result["pooled_output"] @ weights["cls/seq_relationship/output_weights"].T
+    expected += weights["cls/seq_relationship/output_bias"]
+    np.testing.assert_allclose(result["next_sentence_logits"], expected, atol=1e-5)
+
+
+def test_predictions_follow_the_order_of_the_positions(model, batch):
+    flipped = batch | {"masked_lm_positions": batch["masked_lm_positions"][:, ::-1]}
+    np.testing.assert_allclose(
+        outputs(model, flipped)["masked_lm_logits"],
+        outputs(model, batch)["masked_lm_logits"][:, ::-1],
+        atol=1e-5,
+    )
+
+
+def test_labels_are_not_looked_at(model, batch):
+    inputs = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
+    unlabelled = {name: batch[name] for name in inputs}
+    for name, output in outputs(model, unlabelled).items():
+        np.testing.assert_array_equal(output, outputs(model, batch)[name])
+
+
+def test_weights_set_by_name_give_the_same_outputs(model, config, batch):
+    other = BertForPreTraining(config, seed=9)
+    other.set_named_weights(values(model))
+    for name, output in outputs(other, batch).items():
+        np.testing.assert_allclose(output, outputs(model, batch)[name], atol=1e-6)
+
+
+def test_weight_without_a_value_is_an_error(model, config):
+    incomplete = values(model)
+    del incomplete["bert/pooler/dense/bias"]
+    with pytest.raises(KeyError, match="bert/pooler/dense/bias"):
+        BertForPreTraining(config).set_named_weights(incomplete)
+
+
+def test_dropout_is_on_with_a_key_only(model, batch):
+    without, first, same, other = (
+        outputs(model, batch, keys)
+        for keys in (None, KEYS, KEYS, example_keys(dropout_key(6), np.arange(SIZE)))
+    )
+    for name, output in first.items():
+        np.testing.assert_array_equal(output, same[name])
+        assert np.abs(output - without[name]).max() > 0.01
+        assert np.abs(output - other[name]).max() > 0.01
+
+
+@pytest.fixture(scope="module", params=Precision)
+def in_precision(request, config, randomize):
+    """A precision, and a model that computes in it."""
+    return request.param, randomize(BertForPreTraining(config, precision=request.param))
+
+
+def test_variables_are_float32_in_any_precision(in_precision):
+    assert dtypes(in_precision[1].variables) == {"float32"}
+
+
+def test_the_seed_gives_the_same_weights_in_any_precision(in_precision, config):
+    expected = values(BertForPreTraining(config, seed=3))
+    for name, weights in values(BertForPreTraining(config, 3, in_precision[0])).items():
+        np.testing.assert_array_equal(weights, expected[name])
+
+
+def test_outputs_are_of_the_precision_and_near_those_of_float32(in_precision, model, batch):
+    precision, narrow = in_precision
+    assert dtypes(narrow(batch, KEYS).values()) == {precision}
+    # About twenty times the distance of neighbouring numbers above 1.
+    tolerance = {Precision.FLOAT32: 0, Precision.BFLOAT16: 0.15, Precision.FLOAT16: 0.02}[precision]
+    expected = outputs(model, batch, KEYS)
+    for name, output in outputs(narrow, batch, KEYS).items():
+        difference = np.abs(output.astype(np.float32) - expected[name]).max()
+        assert difference <= tolerance * expected[name].std()
+        assert difference > 0 or precision == Precision.FLOAT32
+
+
+def test_losses_are_float32_in_any_precision(in_precision, batch):
+    sums = pretraining_sums(in_precision[1](batch, KEYS), batch)
+    assert dtypes(sums.values()) == {"float32"}
+    for name, value in sums.items():
+        assert np.isfinite(float(value)), name
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = BertForPreTraining(config, precision=Precision.FLOAT16)
+        assert keras.config.dtype_policy().name == policy
+    finally:
+        keras.config.set_dtype_policy(previous)
+    assert dtypes(model(batch, KEYS).values()) == {"float16"}
+
+
+def test_a_keras_file_holds_config_and_weights(tmp_path, config, randomize):
+    """Whatever the precision was, the model that is read computes in float32."""
+    config = dataclasses.replace(config, gelu_form=GeluForm.ERF, hidden_dropout_prob=0.3)
+    saved = randomize(BertForPreTraining(config, precision=Precision.BFLOAT16))
+    saved.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is BertForPreTraining
+    assert loaded.config == config
+    assert loaded.compute_dtype == "float32"
+    for name, expected in values(saved).items():
+        np.testing.assert_array_equal(values(loaded)[name], expected, name)

@@ -1,0 +1,80 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.config import BertConfig
+from modeling.training.dry_run import dry_run, memory_estimate
+from modeling.training_options import Precision, TrainingOptions
+from pipeline.errors import UserError
+
+OPTIONS = TrainingOptions(
+    train_batch_size=4, learning_rate=1e-2, num_train_steps=40, num_warmup_steps=0
+)
+
+
+@pytest.fixture(scope="module")
+def lines(data_set, shallow_config):
+    """What is told of a run, by the first words of its lines."""
+    lines = dry_run(*data_set, shallow_config, OPTIONS)
+    return dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+
+
+def test_parameters_and_work_are_those_of_the_model(lines, shallow_config):
+    assert lines["parameters"] == f"{BertForPreTraining(shallow_config).count_params():,}"
+    flops = shallow_config.flops_per_sequence(16, 3)
+    assert lines["work of a sequence"].startswith(f"{flops / 1e9:.3g} GFLOP, S 16")
+
+
+def test_passes_over_the_data_are_told(lines):
+    assert lines["data"] == "26 instances in 2 passes, 3.25 steps a pass"
+    assert lines["the whole run"] == "160 sequences, 12.3 passes"
+
+
+def test_memory_and_device_are_told(lines):
+    assert re.fullmatch(r"about \d+\.\d GiB a device", lines["memory"])
+    assert lines["device"]
+
+
+def test_two_steps_are_made_whose_loss_is_that_of_guessing_at_first(lines):
+    losses = [float(lines[f"step {n}"].split()[1].rstrip(",")) for n in (1, 2)]
+    assert losses[0] == pytest.approx(np.log(50) + np.log(2), abs=0.2)
+    assert losses[1] != losses[0]
+    assert "compiling included" in lines["step 1"]
+    assert "compiling" not in lines["step 2"]
+    assert "step 3" not in lines
+
+
+def test_data_set_that_cannot_be_read_is_told(tmp_path, write_data_set, shallow_config):
+    manifest = write_data_set(tmp_path, [("eval", 0, 3)])
+    with pytest.raises(UserError, match="no training instance") as raised:
+        list(dry_run(tmp_path, manifest, shallow_config, OPTIONS))
+    assert str(tmp_path) in str(raised.value)
+
+
+def estimate(seq_length=128, sequences=256, **options):
+    options = dataclasses.replace(OPTIONS, **options)
+    return memory_estimate(
+        BertConfig(vocab_size=30522), options, sequences, 110_000_000, seq_length, 20
+    )
+
+
+def test_weights_gradients_and_moments_are_the_least_that_is_needed():
+    smallest = estimate(sequences=1, recompute_activations=True, precision=Precision.BFLOAT16)
+    assert 16 * 110_000_000 < smallest < 2 * 16 * 110_000_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sequences": 64},
+        {"precision": Precision.BFLOAT16},
+        {"precision": Precision.FLOAT16},
+        {"recompute_activations": True},
+        {"seq_length": 64},
+    ],
+)
+def test_what_saves_memory_makes_the_estimate_smaller(options):
+    assert estimate(**options) < 0.8 * estimate()

@@ -1,0 +1,255 @@
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+from importlib import metadata
+
+import keras
+import pytest
+
+from modeling.config import BertConfig
+from modeling.training.run_directory import (
+    check_run,
+    check_same_vocabulary,
+    prepare_run,
+    read_run,
+    write_environment,
+)
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+
+
+@pytest.fixture
+def run_dir(tmp_path, config, data_set):
+    run_dir = tmp_path / "runs" / "first"
+    prepare_run(run_dir, config, *data_set)
+    return run_dir
+
+
+@pytest.fixture
+def other_vocabulary(tmp_path, data_set):
+    """Another data set: its directory and its manifest, with another vocabulary."""
+    data_dir = tmp_path / "other_data"
+    data_dir.mkdir()
+    manifest = dataclasses.replace(data_set[1], vocab_sha256="0" * 64)
+    manifest.write(data_dir)
+    (data_dir / "vocab.txt").write_text((data_set[0] / "vocab.txt").read_text().upper())
+    return data_dir, manifest
+
+
+@pytest.fixture
+def saved_run(run_dir):
+    """A run with a checkpoint."""
+    (run_dir / "checkpoints" / "step-00000005").mkdir(parents=True)
+    return run_dir
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_run_holds_config_manifest_and_vocabulary(run_dir, config, data_set):
+    data_dir, manifest = data_set
+    assert BertConfig.read(run_dir / "bert_config.json") == config
+    assert Manifest.read(run_dir) == manifest
+    assert (run_dir / "vocab.txt").read_bytes() == (data_dir / "vocab.txt").read_bytes()
+    assert read_run(run_dir) == (config, manifest)
+
+
+def test_same_run_is_prepared_again(run_dir, config, data_set):
+    before = contents(run_dir)
+    prepare_run(run_dir, config, *data_set)
+    assert contents(run_dir) == before
+
+
+def test_vocab_size_may_exceed_that_of_the_data(tmp_path, config, data_set):
+    config = dataclasses.replace(config, vocab_size=64)
+    prepare_run(tmp_path / "run", config, *data_set)
+    assert read_run(tmp_path / "run")[0].vocab_size == 64
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("vocab_size", 49, ["vocab_size", "49", "50", "vocab.txt"]),
+        ("max_position_embeddings", 15, ["max_position_embeddings", "15", "16"]),
+    ],
+)
+def test_model_that_is_too_small_for_the_data_is_refused(
+    tmp_path, config, data_set, field, value, told
+):
+    run_dir = tmp_path / "run"
+    with pytest.raises(UserError) as raised:
+        prepare_run(run_dir, dataclasses.replace(config, **{field: value}), *data_set)
+    for part in (*told, str(data_set[0])):
+        assert part in str(raised.value)
+    assert not run_dir.exists()
+
+
+def test_run_of_another_model_is_refused_with_the_differences(saved_run, config, data_set):
+    before = contents(saved_run)
+    other = dataclasses.replace(config, hidden_size=32, hidden_dropout_prob=0.2)
+    with pytest.raises(UserError) as raised:
+        prepare_run(saved_run, other, *data_set)
+    message = str(raised.value)
+    assert str(saved_run) in message
+    assert "hidden_size was 16, is 32" in message
+    assert "hidden_dropout_prob was 0.1, is 0.2" in message
+    assert "num_hidden_layers" not in message
+    assert contents(saved_run) == before
+
+
+def test_run_of_another_vocabulary_is_refused(saved_run, config, other_vocabulary):
+    before = contents(saved_run)
+    with pytest.raises(UserError, match="vocabular") as raised:
+        prepare_run(saved_run, config, *other_vocabulary)
+    assert str(saved_run) in str(raised.value)
+    assert str(other_vocabulary[0]) in str(raised.value)
+    assert contents(saved_run) == before
+
+
+def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocabulary):
+    check_same_vocabulary(run_dir, data_set[1], *data_set)
+    with pytest.raises(UserError, match="different vocabularies") as raised:
+        check_same_vocabulary(run_dir, data_set[1], *other_vocabulary)
+    assert str(run_dir) in str(raised.value)
+    assert str(other_vocabulary[0]) in str(raised.value)
+
+
+def test_check_of_a_new_run_writes_nothing(tmp_path, config, data_set):
+    check_run(tmp_path / "runs" / "new", config, *data_set)
+    (tmp_path / "empty").mkdir()
+    check_run(tmp_path / "empty", config, *data_set)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_check_of_a_run_writes_nothing(run_dir, config, data_set):
+    (run_dir / "vocab.txt").unlink()
+    before = contents(run_dir)
+    check_run(run_dir, config, *data_set)
+    assert contents(run_dir) == before
+
+
+def test_check_refuses_what_prepare_refuses(
+    saved_run, tmp_path, config, data_set, other_vocabulary
+):
+    other_model = dataclasses.replace(config, hidden_size=32)
+    with pytest.raises(UserError, match="hidden_size was 16, is 32"):
+        check_run(saved_run, other_model, *data_set)
+    with pytest.raises(UserError, match="vocabular"):
+        check_run(saved_run, config, *other_vocabulary)
+    with pytest.raises(UserError, match="no run"):
+        check_run(data_set[0], config, *data_set)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        check_run(tmp_path / "file", config, *data_set)
+
+
+def test_run_that_cannot_be_written_is_named(tmp_path, config, data_set):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as raised:
+        prepare_run(tmp_path / "file" / "run", config, *data_set)
+    assert str(tmp_path / "file" / "run") in str(raised.value)
+
+
+def test_directory_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match="is not a run") as raised:
+        read_run(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_run_without_a_readable_manifest_is_told(run_dir):
+    (run_dir / "manifest.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(UserError, match="format version") as raised:
+        read_run(run_dir)
+    assert str(run_dir) in str(raised.value)
+
+
+def test_run_on_another_data_set_is_refused(saved_run, tmp_path, config, write_data_set):
+    other = tmp_path / "other"
+    manifest = write_data_set(other, [("train", 0, 5)])
+    before = contents(saved_run)
+    with pytest.raises(UserError, match="another data set") as raised:
+        prepare_run(saved_run, config, other, manifest)
+    assert str(other) in str(raised.value)
+    assert contents(saved_run) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"options": {"dupe_factor": 3, "random_seed": 1}}, ["dupe_factor was 10, is 3"]),
+        (
+            {"options": {"dupe_factor": 10, "word_segmenter": "jieba"}},
+            ["random_seed was 1, is None", "word_segmenter was None, is 'jieba'"],
+        ),
+        ({"max_predictions_per_seq": 2}, ["max_predictions_per_seq was 3, is 2"]),
+        ({"strip_accents": False}, ["strip_accents was None, is False"]),
+        ({"shards": []}, ["the same options from other text"]),
+    ],
+)
+def test_options_in_which_the_data_sets_differ_are_told(
+    saved_run, tmp_path, config, data_set, changes, told
+):
+    options = {"dupe_factor": 10, "random_seed": 1}
+    first = dataclasses.replace(data_set[1], options=options)
+    first.write(saved_run)
+    with pytest.raises(UserError) as raised:
+        prepare_run(saved_run, config, tmp_path, dataclasses.replace(first, **changes))
+    assert f"({'; '.join(told)})" in str(raised.value).replace("made with ", "")
+
+
+def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
+    installed = metadata.version
+
+    def version(name):
+        if name == "jax":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    write_environment(run_dir, ["NVIDIA H100"] * 2, ["host1", "host2"], 4)
+    content = json.loads((run_dir / "environment.json").read_text())
+    assert content["backend"] == keras.config.backend()
+    assert content["devices"] == ["NVIDIA H100", "NVIDIA H100"]
+    assert content["python"] == platform.python_version()
+    assert content["processor_cores"] >= 1
+    versions = {name: installed(name) for name in ("keras", "tensorflow", "numpy", "clozemill")}
+    assert content["packages"].items() >= versions.items()
+    assert content["packages"]["jax"] is None
+    manifest = (run_dir / "manifest.json").read_bytes()
+    assert content["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
+
+
+def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_set):
+    other = tmp_path / "other_data"
+    shutil.copytree(data_set[0], other)
+    before = contents(other)
+    with pytest.raises(UserError, match="no run"):
+        prepare_run(other, config, *data_set)
+    assert contents(other) == before
+
+
+def test_run_that_has_saved_nothing_is_begun_anew(run_dir, config, other_vocabulary):
+    other_model = dataclasses.replace(config, hidden_size=32)
+    prepare_run(run_dir, other_model, *other_vocabulary)
+    assert read_run(run_dir) == (other_model, other_vocabulary[1])
+
+
+def test_run_killed_before_its_first_file_was_whole_is_no_foreign_directory(
+    tmp_path, config, data_set
+):
+    (tmp_path / "bert_config.json.0123.tmp").write_text("{")
+    prepare_run(tmp_path, config, *data_set)
+    assert read_run(tmp_path) == (config, data_set[1])
+
+
+def test_run_killed_while_it_was_made_is_completed(run_dir, config, data_set):
+    whole = contents(run_dir)
+    for name in ("manifest.json", "vocab.txt"):
+        (run_dir / name).unlink()
+        prepare_run(run_dir, config, *data_set)
+        (run_dir / "manifest.json").unlink()
+        prepare_run(run_dir, config, *data_set)
+        assert contents(run_dir) == whole
