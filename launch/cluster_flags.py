@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.errors import UserError
 from pipeline.files import write_whole
+from pipeline.templates import template_environment
 
 # Long enough for a cluster's names, and short enough that Kubernetes can append a node's number.
 _JOB_NAME_PATTERN = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
@@ -62,13 +62,7 @@ def write_job(
     Raises:
       UserError: a different file is there and is not to be replaced, or it cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("launch", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("launch")
     environment.filters |= filters
     text = environment.get_template(template_name).render(values)
     if not path.absolute().parent.is_dir():

@@ -34,6 +34,7 @@ Files beside the flow::
     progress             progress bars and log lines
     inspection           instances as text that a person can check
     report               a data set as an HTML page that a person can check
+    templates            Jinja templates, filled
     verification         the check of a data set's files against its manifest
     vocabulary_training  text -> a WordPiece vocabulary
 

@@ -7,12 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from pipeline.files import write_whole
 from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
 from pipeline.manifest import REPORT_NAME, Manifest, Shard
 from pipeline.statistics import DROP_REASONS
+from pipeline.templates import template_environment
 from pipeline.tokenization import Vocabulary
 
 _TEMPLATE_NAME = "report.html.jinja"
@@ -95,14 +96,7 @@ def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -
 
 
 def _template_environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("pipeline", autoescape=True)
     environment.filters.update(
         number=_format_number, percent=_format_percent, size=_format_size, range=_format_range
     )

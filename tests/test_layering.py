@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What training needs to know of the data: how records look, what the manifest says, how to complain.
-RECORD_CONTRACT = {f"pipeline.{name}" for name in ("records", "manifest", "files", "errors")}
+# What training needs to know of the data: how records look, what the manifest says, how to complain;
+# and how a template is filled.
+RECORD_CONTRACT = {
+    f"pipeline.{name}" for name in ("records", "manifest", "files", "errors", "templates")
+}
 
 
 # The rooms of `modeling`: each may import those before it, none after it.

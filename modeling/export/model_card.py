@@ -3,14 +3,13 @@
 import math
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from modeling.checkpoints.pretrained import Pretrained, Run
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.config import weight_shapes
 from modeling.training.evaluation import read_results
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.templates import template_environment
 
 _TEMPLATE_NAME = "model_card.md.jinja"
 
@@ -25,11 +24,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
     Raises:
       UserError: the run does not tell what the card is to say.
     """
-    environment = Environment(
-        loader=PackageLoader("modeling", "."),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("modeling.export")
     environment.filters["count"] = "{:,}".format
     missing = weight_shapes(pretrained.config).keys() - pretrained.weights.keys()
     run = pretrained.run

@@ -249,5 +249,5 @@ def test_what_the_image_copies_is_all_that_the_package_is_made_of(tmp_path):
         str(path.relative_to(ROOT))
         for package in packages
         for pattern in ("*.py", "*.jinja", "recipes/*.flags")
-        for path in (ROOT / package).glob(pattern)
+        for path in (ROOT / package).rglob(pattern)
     }
