@@ -139,7 +139,7 @@ def cluster(tmp_path_factory):
     """A Slurm cluster, whose every process has ended in the end."""
     programs = ("munged", "slurmctld", "slurmd", "sbatch")
     if missing := [name for name in programs if shutil.which(name, path=PATH) is None]:
-        pytest.skip(f"without {', '.join(missing)}")
+        pytest.skip(f"needs Slurm ({', '.join(missing)})")
     root = tmp_path_factory.mktemp("slurm")
     assert len(str(root)) <= LONGEST_PATH, "Unix sockets need a shorter path: --basetemp=/tmp/…"
     _write_configuration(root)

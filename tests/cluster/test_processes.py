@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
 NUM_STEPS = 80
 SECONDS = 120
-needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="without jax")
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 BACKENDS = ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]
 PRETRAIN = (
     *("pretrain", "--model=tiny", "--hidden_size=16", "--num_hidden_layers=1"),

@@ -25,7 +25,7 @@ SEEDS = (1, 2)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SHARED.is_dir(), reason="without the shared corpora"),
+    pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared (real corpora)"),
 ]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 JAR = os.environ.get("CLOZEMILL_FLINK_JAR")
 pytestmark = [
-    pytest.mark.skipif(not JAR, reason="CLOZEMILL_FLINK_JAR names no job server for Flink"),
-    pytest.mark.skipif(not shutil.which("java"), reason="there is no Java to run Flink with"),
+    pytest.mark.skipif(not JAR, reason="needs a Flink job server (CLOZEMILL_FLINK_JAR)"),
+    pytest.mark.skipif(not shutil.which("java"), reason="needs Java"),
 ]
 
 

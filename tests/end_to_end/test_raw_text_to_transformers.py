@@ -39,7 +39,7 @@ def clozemill(*arguments):
 def outputs(request, tmp_path_factory):
     backend = BACKENDS[request.param]
     if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"without {backend}")
+        pytest.skip(f"needs {backend}")
     directory = tmp_path_factory.mktemp(request.param)
     vocab_file = ROOT / "data_samples" / f"{request.param}_vocab.txt"
     config = CONFIG | {"vocab_size": len(vocab_file.read_text("utf-8").splitlines())}

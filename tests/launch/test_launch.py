@@ -142,7 +142,7 @@ def test_one_that_was_asked_to_stop_waits_for_the_others():
     assert stdout == ["[0] saved", "ending: 1 143 False"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_no_process_outlives_a_launcher_that_is_killed():
     says_pid = "import os, time; print(os.getpid()); time.sleep(60)"
     with running_together(says_pid, says_pid) as process:

@@ -40,7 +40,7 @@ def as_flags(values):
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="without jax")
+needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 SMALL = ("--model=tiny", *as_flags(SIZE | OPTIONS))
 
 

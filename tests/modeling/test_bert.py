@@ -134,7 +134,7 @@ def test_length_of_padding_does_not_matter(model, make_batch):
     np.testing.assert_allclose(pooled_output, padded_pooled_output, atol=1e-6)
 
 
-@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's graphs")
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="needs the TensorFlow backend")
 def test_a_graph_of_unknown_batch_and_length_computes_the_same(model, make_batch):
     import tensorflow as tf
 

@@ -3,6 +3,8 @@ import os
 # Before `transformers` is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import gzip
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,58 @@ VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a good bad one two three four mill stone river turn turns "
     "##s ##ing the some text . , !"
 ).split()
+
+ROOT = Path(__file__).parents[2]
+# What the clone holds, and the whole sets where they are beside it.
+GOLDEN_DIRS = [
+    directory
+    for directory in (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
+    if directory.is_dir()
+]
+# The published vocabularies, and whether they are of lower-cased text.
+PUBLISHED = {
+    "bert-base-uncased": True,
+    "bert-base-cased": False,
+    "bert-base-chinese": True,
+    "bert-base-multilingual-cased": False,
+}
+
+
+@dataclass(frozen=True)
+class GoldenTokenizations:
+    """What the original makes of texts: of each the text, its pieces and their ids."""
+
+    vocab_file: Path
+    do_lower_case: bool
+    lines: list[tuple[str, list[str], list[int]]]
+
+
+@pytest.fixture(scope="session", params=GOLDEN_DIRS, ids=lambda directory: directory.parent.name)
+def golden_dir(request):
+    """A folder of golden data, see `tests/golden/README.md`."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=PUBLISHED)
+def golden_tokenizations(request, golden_dir):
+    """With one of the published vocabularies, which is reduced in the clone."""
+    name, do_lower_case = request.param, PUBLISHED[request.param]
+    whole = golden_dir / "tokenization.jsonl.gz"
+    if whole.exists():
+        with gzip.open(whole, "rt", encoding="utf-8") as file:
+            whole_lines = [line for line in map(json.loads, file) if line["vocab"] == name]
+        assert {line["do_lower_case"] for line in whole_lines} == {do_lower_case}
+        vocab_file = golden_dir.parent / "vocab" / f"{name}.txt"
+        lines = [(line["text"], line["tokens"], line["ids"]) for line in whole_lines]
+    else:
+        vocab_file = golden_dir / "vocab" / f"{name}.txt"
+        tokens = vocab_file.read_text("utf-8").split("\n")
+        lines = []
+        with (golden_dir / "tokenization" / f"{name}.jsonl").open(encoding="utf-8") as file:
+            for line in map(json.loads, file):
+                pieces = line["pieces"].split()
+                lines.append((line["text"], pieces, [tokens.index(piece) for piece in pieces]))
+    return GoldenTokenizations(vocab_file, do_lower_case, lines)
 
 
 @dataclass(frozen=True)

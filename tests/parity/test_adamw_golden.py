@@ -1,15 +1,11 @@
 """AdamW with clipping and schedule against the trajectory of the original."""
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import keras
 import numpy as np
-import pytest
 
 from modeling.optimization import AdamW, LinearWarmupAndDecay, clip_by_global_norm
-
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "adamw_trajectory.npz"
 
 
 def named_variable(path, values):
@@ -20,9 +16,8 @@ def named_variable(path, values):
         return keras.Variable(values, name=name)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data are not here")
-def test_every_step_of_the_original():
-    with np.load(GOLDEN) as arrays:
+def test_every_step_of_the_original(golden_dir):
+    with np.load(golden_dir / "adamw_trajectory.npz") as arrays:
         golden = dict(arrays)
     names = [name.removeprefix("init:") for name in golden if name.startswith("init:")]
     variables = [named_variable(name, golden[f"init:{name}"]) for name in names]

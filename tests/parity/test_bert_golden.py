@@ -1,7 +1,6 @@
 """The model against an independent implementation in float64, see the golden data's README."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,6 @@ from modeling.optimization import AdamW
 from modeling.step.backend import TrainStep
 from modeling.step.learner import Learner
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
-
-pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data are not here")
-
 
 def read_arrays(path):
     with np.load(path) as arrays:
@@ -24,9 +19,9 @@ def read_arrays(path):
 
 
 @pytest.fixture(scope="module", params=["tiny_bert_gelu_tanh", "tiny_bert_gelu_erf"])
-def golden(request):
+def golden(request, golden_dir):
     """Model, batch and expected values."""
-    directory = GOLDEN / request.param
+    directory = golden_dir / request.param
     config = dataclasses.replace(
         BertConfig.read(directory / "bert_config.json"),
         hidden_dropout_prob=0.0,

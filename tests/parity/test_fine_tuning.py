@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+# What is exported does not depend on the backend: one is enough.
 if keras.config.backend() != "tensorflow":
-    pytest.skip("what is exported does not depend on the backend", allow_module_level=True)
+    pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

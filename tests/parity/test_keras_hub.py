@@ -11,8 +11,9 @@ from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings, write_tokenizer
 from pipeline.tokenization import FullTokenizer
 
+# What is exported does not depend on the backend: one is enough.
 if keras.config.backend() != "tensorflow":
-    pytest.skip("what is exported does not depend on the backend", allow_module_level=True)
+    pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
 keras_hub = pytest.importorskip("keras_hub")
 

@@ -1,9 +1,6 @@
 """An export in `transformers`: every class opens it, with the same outputs and the same token ids."""
 
-import gzip
 import json
-from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +21,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-GOLDEN = SHARED / "golden" / "tokenization.jsonl.gz"
 S = 20
 
 ENCODER = ("bert/",)
@@ -209,43 +204,23 @@ def tokenizers_of(directory):
     }
 
 
-@pytest.fixture(scope="module")
-def golden_lines():
-    lines = defaultdict(list)
-    with gzip.open(GOLDEN, "rt", encoding="utf-8") as file:
-        for line in map(json.loads, file):
-            lines[line["vocab"], line["do_lower_case"]].append(line)
-    return lines
-
-
 @pytest.mark.no_backend
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the golden data is not beside us")
-@pytest.mark.parametrize(
-    ("vocabulary", "do_lower_case"),
-    [
-        ("bert-base-uncased", True),
-        ("bert-base-cased", False),
-        ("bert-base-chinese", True),
-        ("bert-base-multilingual-cased", False),
-    ],
-)
-def test_ids_are_the_originals_where_those_of_hugging_face_are(
-    tmp_path, golden_lines, vocabulary, do_lower_case
-):
-    path = SHARED / "vocab" / f"{vocabulary}.txt"
+def test_ids_are_the_originals_where_those_of_hugging_face_are(tmp_path, golden_tokenizations):
+    path, do_lower_case = golden_tokenizations.vocab_file, golden_tokenizations.do_lower_case
     settings = TokenizerSettings(path, read_tokens(path), do_lower_case, None)
     write_tokenizer(tmp_path, settings, 512)
     of_export = tokenizers_of(tmp_path)
     fast = transformers.BertTokenizer(vocab=str(path), do_lower_case=do_lower_case)
     slow = transformers.BertTokenizerLegacy(str(path), do_lower_case=do_lower_case)
 
+    lines = golden_tokenizations.lines
     # Of 922 texts, many made to find differences, Hugging Face's fast tokenizer agrees with the
-    # original on 867 to 886, its slow one on 833 to 851. They differ in private-use and unassigned
-    # characters, in the limits of a word's length and in "[MASK]" within a text.
+    # original on 867 to 886, its slow one on 833 to 851. Of the 250 in the clone, they agree on 230
+    # to 237 and on 218 to 227. They differ in private-use and unassigned characters, in the limits
+    # of a word's length and in "[MASK]" within a text.
+    least_fast, least_slow = (0.93, 0.9) if len(lines) == 922 else (0.92, 0.87)
     agreed = {"fast": 0, "slow": 0}
-    lines = golden_lines[vocabulary, do_lower_case]
-    for line in lines:
-        text, ids = line["text"], line["ids"]
+    for text, _, ids in lines:
         if fast(text, add_special_tokens=False)["input_ids"] == ids:
             agreed["fast"] += 1
             assert of_export["fast"](text) == ids, text
@@ -253,8 +228,8 @@ def test_ids_are_the_originals_where_those_of_hugging_face_are(
         if slow(text, add_special_tokens=False)["input_ids"] == ids:
             agreed["slow"] += 1
             assert of_export["slow"](text) == ids, text
-    assert agreed["fast"] >= 0.93 * len(lines)
-    assert agreed["slow"] >= 0.9 * len(lines)
+    assert agreed["fast"] >= least_fast * len(lines)
+    assert agreed["slow"] >= least_slow * len(lines)
 
 
 @pytest.mark.parametrize(

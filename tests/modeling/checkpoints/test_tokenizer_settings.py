@@ -76,7 +76,7 @@ def test_of_an_original_checkpoint_the_tokens_tell(write, tokens, do_lower_case)
     )
 
 
-@pytest.mark.skipif(not SHARED_VOCABULARIES.exists(), reason="the vocabularies are not beside us")
+@pytest.mark.skipif(not SHARED_VOCABULARIES.exists(), reason="needs ../shared (whole vocabularies)")
 @pytest.mark.parametrize(
     ("name", "do_lower_case"),
     [

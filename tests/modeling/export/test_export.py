@@ -66,7 +66,7 @@ def exported(tmp_path_factory, pretrained):
         if export_format == Format.ONNX:
             pytest.importorskip("onnx")
         if export_format == Format.SAVED_MODEL and keras.config.backend() != "tensorflow":
-            pytest.skip("SavedModels are TensorFlow's")
+            pytest.skip("needs the TensorFlow backend")
         if export_format not in written:
             output_dir = tmp_path_factory.mktemp("exported") / "new" / export_format
             export(pretrained, output_dir, export_format)

@@ -11,7 +11,7 @@ import pytest
 from modeling.bert_for_pretraining import BertForPreTraining
 
 if keras.config.backend() != "tensorflow":
-    pytest.skip("SavedModels are TensorFlow's", allow_module_level=True)
+    pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
 from modeling.export.saved_model import write_saved_model
 

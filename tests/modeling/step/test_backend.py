@@ -341,7 +341,7 @@ def assert_trains_alike(steps, config, batch, directory, backend, num_devices=1,
 
 @pytest.mark.skipif(
     keras.config.backend() != "tensorflow" or importlib.util.find_spec("jax") is None,
-    reason="compares TensorFlow with JAX",
+    reason="needs the TensorFlow backend and jax",
 )
 def test_jax_trains_as_tensorflow_does(steps, shallow_config, batch, tmp_path):
     assert_trains_alike(steps, shallow_config, batch, tmp_path, "jax")

@@ -956,7 +956,7 @@ def test_interrupted_run_ends_as_if_it_had_not_been(interruptions, straight_run)
 
 def test_run_goes_on_under_the_other_backend(future_run_on_the_other_backend, straight_run):
     if future_run_on_the_other_backend is None:
-        pytest.skip(f"without {OTHER_BACKEND}")
+        pytest.skip(f"needs {OTHER_BACKEND}")
     run_dir, ended = future_run_on_the_other_backend.result()
     assert ended.returncode == 0, ended.log
     assert re.search("going on from .*/step-00000280\n", ended.log)
