@@ -9,6 +9,7 @@ from absl import flags
 
 from launch import backend
 from modeling.training_options import TrainingOptions
+from pipeline.manifest import DataSet
 
 SHARED_FLAGS = (backend,)
 
@@ -31,6 +32,7 @@ def main() -> None:
     with backend.backend():
         from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 
-    results = evaluate(Path(_RUN_DIR.value), Path(_DATA_DIR.value), _EVAL_BATCH_SIZE.value)
+    data_set = DataSet.read(Path(_DATA_DIR.value))
+    results = evaluate(Path(_RUN_DIR.value), data_set, _EVAL_BATCH_SIZE.value)
     for name, value in results.items():
         print(f"{name:<24} {value:.6g}")

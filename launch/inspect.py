@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline.inspection import describe_instance, read_instances
-from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.manifest import DataSet
 from pipeline.tokenization import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
@@ -22,10 +22,9 @@ _NUM_EXAMPLES = flags.DEFINE_integer(
 
 def main() -> None:
     """Prints the first instances of the first shard that has any."""
-    data_dir = Path(_DATA_DIR.value)
-    manifest = Manifest.read(data_dir)
-    vocabulary = Vocabulary(data_dir / VOCABULARY_NAME)
-    shard = next(shard for shard in manifest.shards if shard.instances)
-    instances = islice(read_instances(data_dir / shard.name), _NUM_EXAMPLES.value)
+    data_set = DataSet.read(Path(_DATA_DIR.value))
+    vocabulary = Vocabulary(data_set.vocabulary)
+    shard = next(shard for shard in data_set.manifest.shards if shard.instances)
+    instances = islice(read_instances(data_set.path_of(shard)), _NUM_EXAMPLES.value)
     for number, instance in enumerate(instances):
         print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")

@@ -17,11 +17,11 @@ from launch import backend, config_flags, job
 from launch.flag_files import flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.job.group import ProcessGroup
-from modeling.job.termination import noticing_termination
+from modeling.job.termination import Termination, noticing_termination
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
-from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.manifest import DataSet, Manifest
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
@@ -125,58 +125,57 @@ flags.DEFINE_integer(
 
 
 def main() -> None:
-    """Trains, or tells what training would be."""
+    """Trains, or reports what training would be."""
     names = [field.name for field in dataclasses.fields(TrainingOptions)]
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
     options = TrainingOptions(**given)
     place = job.job_place()
     if place.process_id:
-        # Process 0 tells; the others speak only when something is wrong.
+        # Process 0 reports; the others speak only when something is wrong.
         logging.set_verbosity(logging.ERROR)
-    with noticing_termination():
+    with noticing_termination() as termination:
         group = ProcessGroup(place, job.coordinator_timeout())
-    # One process alone can end at once until it trains.
-    is_agreed = group.num_processes > 1 and not _DRY_RUN.value
-    try:
-        with noticing_termination(group if is_agreed else None), group:
-            _pretrain(options, group)
-    except (UserError, OSError) as error:
-        if group.is_first:
-            raise
-        raise UserError(f"{group.name}: {error}") from error
+        # A process alone ends at once, until it trains.
+        if group.num_processes > 1 and not _DRY_RUN.value:
+            termination.group = group
+        try:
+            with group:
+                _pretrain(options, group, termination)
+        except (UserError, OSError) as error:
+            if group.is_first:
+                raise
+            raise UserError(f"{group.name}: {error}") from error
 
 
-def _pretrain(options: TrainingOptions, group: ProcessGroup) -> None:
-    # Where the data are may differ, if they are the same.
+def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termination) -> None:
+    # The place of the data may differ between processes, if the data are the same.
     own = (*job.PLACE_FLAGS, "data_dir")
     given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in own]
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
-    data_dir, run_dir = Path(_DATA_DIR.value), Path(_OUTPUT_DIR.value)
-    manifest = Manifest.read(data_dir)
-    group.check_same(_facts(manifest))
+    data_set, run_dir = DataSet.read(Path(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
+    group.check_same(_facts(data_set.manifest))
     with backend.backend():
         from modeling.step.backend import Replicas  # noqa: PLC0415
         from modeling.training.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
         from modeling.training.loop import train  # noqa: PLC0415
-        from modeling.training.run_directory import check_run  # noqa: PLC0415
 
         replicas = Replicas(group)
     # Only process 0 works in the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
     with replicas, locked_directory(run_dir) if is_writing else nullcontext():
-        config, pretrained = _model(manifest, group)
+        config, pretrained = _model(data_set, group)
         if _DRY_RUN.value:
-            check_run(run_dir, config, data_dir, manifest)
-            for line in dry_run(data_dir, manifest, config, options, replicas):
+            for line in dry_run(data_set, run_dir, config, options, replicas):
                 if group.is_first:
                     print(line, flush=True)
             return
         flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
-        train(data_dir, manifest, run_dir, config, options, pretrained, flag_lines, replicas)
+        termination.group = group
+        train(data_set, run_dir, config, options, pretrained, flag_lines, replicas)
 
 
-def _model(manifest: Manifest, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
-    """The model's config, and the weights that it starts from if they are not random or the run's."""
+def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
+    """The model's config, and the pretrained weights that a new run starts from."""
     from modeling.checkpoints.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
     from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
 
@@ -185,22 +184,22 @@ def _model(manifest: Manifest, group: ProcessGroup) -> "tuple[BertConfig, Pretra
     if group.is_first and list_checkpoints(run_dir):
         begun = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
     pretrained, default = None, None
-    # As process 0 finds it, for others may see the directory a little later.
+    # What process 0 finds counts, because others may see the directory a little later.
     if begun := group.gather(begun)[0]:
         default = BertConfig(**begun)
         if _INIT_CHECKPOINT.value:
             logging.info("--init_checkpoint is not read: %s has checkpoints", run_dir)
     elif _INIT_CHECKPOINT.value:
         pretrained = read_pretrained(Path(_INIT_CHECKPOINT.value))
-        check_vocabulary(pretrained, Path(_DATA_DIR.value) / VOCABULARY_NAME)
+        check_vocabulary(pretrained, data_set.vocabulary)
         default = pretrained.config
-    return config_flags.bert_config(manifest.vocab_size, default), pretrained
+    return config_flags.bert_config(data_set.manifest.vocab_size, default), pretrained
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:
-    """What has to be the same of the data set in all processes of a job."""
+    """The facts of the data set that must be equal in all processes of a job."""
     data = dataclasses.asdict(manifest)
-    # What follows from the others is named last.
+    # Facts that follow from the others come last.
     last = {name: data.pop(name) for name in ("statistics", "shards")}
     facts = {}
     for name, value in {**data.pop("options"), **data, **last}.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest
+from pipeline.manifest import DataSet
 from pipeline.verification import verify
 
 _DATA_DIR = flags.DEFINE_string(
@@ -17,9 +17,9 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Verifies and says that all is well, or what is not."""
-    data_dir = Path(_DATA_DIR.value)
-    if differences := list(verify(data_dir)):
+    """Verifies the data set, and says that it is intact or what is not."""
+    data_set = DataSet.read(Path(_DATA_DIR.value))
+    if differences := list(verify(data_set)):
         raise UserError("\n".join(differences))
-    shards = Manifest.read(data_dir).shards
-    print(f"{data_dir}: {len(shards)} shards as in the manifest")
+    num_shards = len(data_set.manifest.shards)
+    print(f"{data_set.directory}: {num_shards} shards as in the manifest")

@@ -1,36 +1,44 @@
-"""Shards to batches: a dict of arrays with the seven names of `pipeline.records`.
+"""Shards to batches: dicts of arrays with the seven feature names of `pipeline.records`.
 
-Training reads the data set pass by pass, for ever. A pass's shards are put in random order and taken
-in groups. The shards of a group, one behind the other, make one line of instances, which is cut into
-equal lanes; each lane is shuffled, and instances are taken from the lanes in turn. So the place of any
-instance in the order follows from the seed and the manifest's counts, and training goes on in the middle
-of a pass after reading a part of one group.
+Training reads a data set pass by pass, for ever. The order follows from the seed and the shards'
+counts alone, so that training resumes in the middle of a pass after it has read a part of one group:
 
-Of N processes each takes every N-th instance, and the order knows nothing of N. Where N divides the number of
-lanes, a power of two, a process takes its instances from lanes of its own; of a shard that lies on the border
-of two lanes, each has a part. Where it does not, N / gcd(N, lanes) processes share each lane.
+1. The shards of a pass are put in random order and cut into groups.
+2. The shards of a group, one after the other, form one line of instances.
+3. The line is cut into lanes of equal length, a power of two of them. Each lane is shuffled.
+4. Instances are taken from the lanes in turn.
+
+For example, a group of two shards with five and three instances has two lanes of four::
+
+    line      a0 a1 a2 a3 a4 b0 b1 b2
+    lanes     a0 a1 a2 a3 | a4 b0 b1 b2
+    shuffled  a2 a0 a3 a1 | b1 a4 b2 b0
+    order     a2 b1 a0 a4 a3 b2 a1 b0
+
+Of N processes, process i takes the instances number i, i + N, i + 2N, … of this order, which knows
+nothing of N. In the example, process 0 of 2 takes a2 a0 a3 a1: it reads the first lane alone. Where
+N does not divide the number of lanes, N / gcd(N, lanes) processes share each lane.
 """
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest, Shard
+from pipeline.manifest import DataSet, Manifest, Shard
 from pipeline.records import decode_example, instance_features, read_frames, record_of
 
-# At least, where a pass has so many; a power of two.
+# The smallest number of shards in a group, if the pass has that many; a power of two.
 _SHARDS_PER_GROUP = 64
 _SHUFFLE_BUFFER_RECORDS = 10_000
 
 if keras.config.backend() != "tensorflow":
-    # TensorFlow only reads; it would take the memory of GPUs from the backend that computes.
+    # TensorFlow only reads; it would take the GPUs' memory from the backend that computes.
     tf.config.set_visible_devices([], "GPU")
 
 
@@ -39,9 +47,9 @@ class ShardGroup:
     """Shards that are read side by side.
 
     Attributes:
-      shards: in the order of the line that they make.
-      first_instance: the number of its first instance.
-      shuffle_seed: of its lanes.
+      shards: in the order of the line that they form.
+      first_instance: the number of its first instance in the whole order.
+      shuffle_seed: seeds the shuffling of its lanes.
     """
 
     shards: list[Shard]
@@ -50,39 +58,44 @@ class ShardGroup:
 
     @property
     def num_instances(self) -> int:
-        """Of all its shards."""
+        """Instances of all its shards."""
         return sum(shard.instances for shard in self.shards)
 
     @property
     def num_lanes(self) -> int:
-        """The largest power of two that is not more than its shards."""
+        """The largest power of two that does not exceed the number of shards."""
         return 1 << (len(self.shards).bit_length() - 1)
 
+    @property
+    def shuffle_buffer(self) -> int:
+        """Records that the shuffling of one lane holds in memory."""
+        return max(1, _SHUFFLE_BUFFER_RECORDS // self.num_lanes)
+
     def lane(self, index: int) -> range:
-        """The places in the line that a lane holds; the first lanes may have one more."""
+        """The places in the line that a lane covers; the first lanes may have one more."""
         size, longer = divmod(self.num_instances, self.num_lanes)
         start = index * size + min(index, longer)
         return range(start, start + size + (index < longer))
 
 
-def check_enough_shards(data_dir: Path, manifest: Manifest, num_processes: int) -> None:
-    """Sees that each process can have lanes of its own.
+def check_enough_shards(data_set: DataSet, num_processes: int) -> None:
+    """Checks that each process can have lanes of its own.
 
     Raises:
       UserError: a pass has fewer shards than there are processes.
     """
-    passes = _shards_by_pass(manifest)
+    passes = _shards_by_pass(data_set.manifest)
     fewest = min((len(shards) for shards in passes), default=0)
     if num_processes > max(fewest, 1):
         raise UserError(
-            f"{num_processes} processes are more than the {fewest} train shards that a pass of {data_dir} "
-            "has: start fewer processes, or generate the data with a larger --num_shards"
+            f"{num_processes} processes exceed the {fewest} train shards of a pass of "
+            f"{data_set.directory}: start fewer processes, or generate the data with a larger "
+            "--num_shards"
         )
 
 
 def training_batches(
-    data_dir: Path,
-    manifest: Manifest,
+    data_set: DataSet,
     batch_size: int,
     seed: int,
     first_instance: int = 0,
@@ -92,31 +105,31 @@ def training_batches(
     """Endless batches of the train shards, in an order that `seed` decides.
 
     Args:
-      data_dir: the data set.
-      manifest: that of the data set.
+      data_set: the data set.
       batch_size: B, instances of a batch, of which each process gets an equal part.
-      seed: of the order.
-      first_instance: how many instances to leave out because training has seen them.
-      process_id: of this process, which gets every N-th instance from the one so far behind the first.
+      seed: decides the order.
+      first_instance: the number of instances to skip, because training has seen them.
+      process_id: i, the number of this process, from 0.
       num_processes: N, processes that share the instances; a divisor of B.
 
     Raises:
-      UserError: the data set has no training instance, or a shard is missing or cut off.
+      UserError: the data set has no training instance, or a shard is missing or truncated.
     """
-    shards = manifest.shards_of("train")
+    shards = data_set.manifest.shards_of("train")
     if not any(shard.instances for shard in shards):
-        raise UserError(f"the data set {data_dir} has no training instance; generate it again")
-    _check_sizes(data_dir, shards)
-    # The numbers modulo N of the instances that are this process's.
+        raise UserError(
+            f"the data set {data_set.directory} has no training instance: generate it again"
+        )
+    _check_sizes(data_set, shards)
+    # The numbers of this process's instances, modulo N.
     remainder = (first_instance + process_id) % num_processes
 
     def lanes_of_groups() -> Iterator[tuple[list[str], dict[str, list[int]], int]]:
-        for group in shard_groups(manifest, seed, first_instance):
-            paths = [str(data_dir / shard.name) for shard in group.shards]
-            # Those of the process that were seen.
-            first = _first_place(group, remainder, num_processes)
-            seen = len(range(first, first_instance - group.first_instance, num_processes))
-            yield paths, _lanes_of_process(group, remainder, num_processes), seen
+        for group in shard_groups(data_set.manifest, seed, first_instance):
+            paths = [str(data_set.path_of(shard)) for shard in group.shards]
+            first_place = (remainder - group.first_instance) % num_processes
+            seen = len(range(first_place, first_instance - group.first_instance, num_processes))
+            yield paths, _lanes_of_process(group, first_place, num_processes), seen
 
     groups = tf.data.Dataset.from_generator(
         lanes_of_groups,
@@ -127,65 +140,68 @@ def training_batches(
         ),
     )
     records = groups.flat_map(_records_of_lanes)
-    return _parsed_batches(records, manifest, batch_size // num_processes, drop_remainder=True)
+    return _parsed_batches(
+        records, data_set.manifest, batch_size // num_processes, drop_remainder=True
+    )
 
 
-def evaluation_batches(data_dir: Path, manifest: Manifest, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
     """All instances of the eval shards once, as `batches_in_order`.
 
     Raises:
       UserError: the data set has no eval instance.
     """
-    shards = [shard for shard in manifest.shards_of("eval") if shard.instances]
+    shards = [shard for shard in data_set.manifest.shards_of("eval") if shard.instances]
     if not shards:
         raise UserError(
-            f"the data set {data_dir} has no eval instance: generate it with --eval_fraction, "
-            "0.01 for example"
+            f"the data set {data_set.directory} has no eval instance: generate it with "
+            "--eval_fraction, 0.01 for example"
         )
-    return batches_in_order(data_dir, shards, manifest, batch_size)
+    return batches_in_order(data_set, shards, batch_size)
 
 
-def batches_in_order(
-    data_dir: Path, shards: list[Shard], manifest: Manifest, batch_size: int
-) -> tf.data.Dataset:
+def batches_in_order(data_set: DataSet, shards: list[Shard], batch_size: int) -> tf.data.Dataset:
     """All instances of some shards once, in the order of the files; the last batch may be smaller."""
-    _check_sizes(data_dir, shards)
-    records = tf.data.TFRecordDataset([str(data_dir / shard.name) for shard in shards])
-    return _parsed_batches(records, manifest, batch_size, drop_remainder=False)
+    _check_sizes(data_set, shards)
+    records = tf.data.TFRecordDataset([str(data_set.path_of(shard)) for shard in shards])
+    return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
 
 
-def readable(
-    batches: tf.data.Dataset, data_dir: Path, manifest: Manifest
-) -> Iterator[dict[str, np.ndarray]]:
+def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, np.ndarray]]:
     """The batches of a data set as NumPy arrays.
 
     Raises:
-      UserError: a shard cannot be read; its file and record are named.
+      UserError: a shard cannot be read; the message names its file and record.
     """
     try:
         yield from batches.as_numpy_iterator()
     except (tf.errors.OpError, UnicodeDecodeError) as error:
-        # The second, where TensorFlow's message quotes a record.
-        reason = _damage_in(data_dir, manifest) or str(error).partition("\n")[0]
+        # A UnicodeDecodeError, where TensorFlow's message quotes a record.
+        reason = _damage_in(data_set) or str(error).partition("\n")[0]
         raise UserError(
-            f"cannot read the data set {data_dir}: {reason}; generate it again"
+            f"cannot read the data set {data_set.directory}: {reason}; generate it again"
         ) from error
 
 
 def shards_of_instances(
     manifest: Manifest, seed: int, first_instance: int, count: int
 ) -> list[str]:
-    """The names of the shards that `count` instances from `first_instance` on may come from."""
+    """The names of the shards that `count` instances from `first_instance` on may come from.
+
+    Shuffling fills a buffer, and each instance that it gives is drawn from the buffer. So the n-th
+    instance that it gives stood among the first n + buffer of the lane. For example, with a buffer
+    of 3 the instances number 4 and 5 of a lane (from 0) stood in the lane's first 4 + 2 + 3 = 9
+    places. They may also have stood at its very beginning, and have waited in the buffer since.
+    """
     names = set()
     for group in shard_groups(manifest, seed, first_instance):
         if group.first_instance >= first_instance + count:
             break
         first = max(first_instance - group.first_instance, 0) // group.num_lanes
-        # From behind, the shuffling may have brought instances nearer; the first may have waited.
-        reach = -(-count // group.num_lanes) + _shuffle_buffer(group)
+        window = first + -(-count // group.num_lanes) + group.shuffle_buffer
         ends = list(itertools.accumulate(shard.instances for shard in group.shards))
         for lane in map(group.lane, range(group.num_lanes)):
-            read = lane[: first + reach]
+            read = lane[:window]
             names |= {
                 shard.name
                 for shard, end in zip(group.shards, ends, strict=True)
@@ -195,7 +211,7 @@ def shards_of_instances(
 
 
 def shard_groups(manifest: Manifest, seed: int, first_instance: int = 0) -> Iterator[ShardGroup]:
-    """The groups of train shards from that on which holds the instance number `first_instance`."""
+    """The groups of train shards, from the group that holds the instance `first_instance` on."""
     passes = _shards_by_pass(manifest)
     position = 0
     for epoch in itertools.count():
@@ -219,19 +235,20 @@ def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
     return [passes[index] for index in sorted(passes)]
 
 
-def _damage_in(data_dir: Path, manifest: Manifest) -> str | None:
+def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
+    manifest = data_set.manifest
     features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
     lengths = {name: feature.length for name, feature in features.items()}
     for shard in manifest.shards:
-        whole_records = 0
+        path, whole_records = data_set.path_of(shard), 0
         try:
-            with (data_dir / shard.name).open("rb") as file:
+            with path.open("rb") as file:
                 for frame in read_frames(file):
                     _check_record(record_of(frame), lengths)
                     whole_records += 1
         except (OSError, ValueError, KeyError, IndexError) as error:
-            return f"record {whole_records + 1} of {data_dir / shard.name} is damaged ({error})"
+            return f"record {whole_records + 1} of {path} is damaged ({error})"
     return None
 
 
@@ -241,71 +258,62 @@ def _check_record(record: bytes, lengths: dict[str, int]) -> None:
         raise ValueError("it is no instance of this data set")
 
 
-def _check_sizes(data_dir: Path, shards: list[Shard]) -> None:
+def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
     for shard in shards:
-        path = data_dir / shard.name
+        path = data_set.path_of(shard)
         if not path.exists() or path.stat().st_size != shard.bytes:
             raise UserError(
                 f"the shard {path} is missing or not {shard.bytes} bytes long: `clozemill verify` "
-                "tells which shards are damaged; generate the data set again"
+                "lists the damaged shards; generate the data set again"
             )
 
 
-# What a process reads of a lane. `paths` of its group's from `path` on are its files; of their records,
-# `take` behind the first `skip` are the lane. Shuffled in a buffer of `buffer` by `seed`, every `step`-th of
-# them from number `first` on is the process's.
+# What a process reads of a lane, as numbers that TensorFlow can hold. The lane's files are `paths`
+# of the group's, from number `path` on. The lane is the first `take` of their records after `skip`.
+# They are shuffled with a buffer of `buffer` by `seed`. The process takes every `step`-th of them,
+# from number `first` on. In the example above, process 1 of 4 shares the second lane with process 3:
+#
+#     path 0, paths 2, skip 4, take 4    a4 b0 b1 b2
+#     buffer, seed                       b1 a4 b2 b0
+#     step 2, first 0                    b1    b2
 _LANE_FIELDS = ("path", "paths", "skip", "take", "buffer", "seed", "step", "first")
 
 
 def _lanes_of_process(
-    group: ShardGroup, remainder: int, num_processes: int
+    group: ShardGroup, first_place: int, num_processes: int
 ) -> dict[str, list[int]]:
-    """The lanes from which a process takes its instances in turn, by `_LANE_FIELDS`.
+    """The lanes from which a process takes its instances in turn: a list for each of `_LANE_FIELDS`.
 
     Args:
-      group: of which the instances are.
-      remainder: modulo `num_processes`, of the numbers of the process's instances.
-      num_processes: that share the instances.
+      group: the shards.
+      first_place: the process's first place in the order of the group.
+      num_processes: N; the process has every N-th place from there on.
     """
     common = math.gcd(group.num_lanes, num_processes)
     ends = np.cumsum([shard.instances for shard in group.shards])
-    lanes: dict[str, list[int]] = {name: [] for name in _LANE_FIELDS}
-    first_place = _first_place(group, remainder, num_processes)
-    for turn in range(group.num_lanes // common):
-        place = first_place + turn * num_processes
-        if place >= group.num_instances:
-            break
+    lanes = []
+    # After group.num_lanes // common of its places, a process comes back to the first of its lanes.
+    last_place = first_place + group.num_lanes // common * num_processes
+    for place in range(first_place, min(last_place, group.num_instances), num_processes):
         first, index = divmod(place, group.num_lanes)
         line = group.lane(index)
         path, last_path = np.searchsorted(ends, [line.start, line.stop - 1], side="right")
-        lane = {
-            "path": path,
-            "paths": last_path - path + 1,
-            "skip": line.start - (ends[path] - group.shards[path].instances),
-            "take": len(line),
-            "buffer": _shuffle_buffer(group),
-            "seed": (group.shuffle_seed + index) % (1 << 62),
-            "step": num_processes // common,
-            "first": first,
-        }
-        for name, value in lane.items():
-            lanes[name].append(int(value))
-    return lanes
-
-
-def _first_place(group: ShardGroup, remainder: int, num_processes: int) -> int:
-    """The first place in a group's order that is a process's; every N-th behind it is, too."""
-    return (remainder - group.first_instance) % num_processes
-
-
-def _shuffle_buffer(group: ShardGroup) -> int:
-    return max(1, _SHUFFLE_BUFFER_RECORDS // group.num_lanes)
+        skip = line.start - (ends[path] - group.shards[path].instances)
+        seed = (group.shuffle_seed + index) % (1 << 62)
+        lanes.append(
+            (
+                *(path, last_path - path + 1, skip, len(line)),
+                *(group.shuffle_buffer, seed, num_processes // common, first),
+            )
+        )
+    columns = np.array(lanes, np.int64).reshape(-1, len(_LANE_FIELDS)).T
+    return dict(zip(_LANE_FIELDS, columns.tolist(), strict=True))
 
 
 def _records_of_lanes(
-    paths: tf.Tensor, lanes: dict[str, tf.Tensor], skip: tf.Tensor
+    paths: tf.Tensor, lanes: dict[str, tf.Tensor], seen: tf.Tensor
 ) -> tf.data.Dataset:
-    # Else `shuffle` would mix the global seed into the one that it is given.
+    # Otherwise `shuffle` would mix the global seed into the one that it is given.
     tf.compat.v1.set_random_seed(1)
 
     def records_of_lane(lane: dict[str, tf.Tensor]) -> tf.data.Dataset:
@@ -320,7 +328,7 @@ def _records_of_lanes(
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return records.skip(skip)
+    return records.skip(seen)
 
 
 def _parsed_batches(
@@ -339,8 +347,8 @@ def _parsed_batches(
             for name, values in batch.items()
         }
 
-    # TensorFlow's tuner, as it runs, is slower here than the parallelism it begins with; and where an iterator
-    # ends, it may miss that and hold up the process for ten seconds and more.
+    # TensorFlow's tuner is slower here than the parallelism that it begins with. Where an iterator
+    # ends, it may miss that and delay the end of the process by ten seconds and more.
     options = tf.data.Options()
     options.autotune.enabled = False
     return (

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,10 +13,44 @@ from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
 from pipeline.tokenization import Vocabulary
 
 Instances = dict[str, np.ndarray]
-"""A batch of instances under the seven names of `records.instance_features`."""
+"""A batch of N instances: arrays [N, length] under the names of `records.instance_features`."""
 
 # Part of what decides the bytes: the draws for masks are made batch by batch.
 _INSTANCES_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Layout:
+    """N pairs as `[CLS] A [SEP] B [SEP]` and padding, before any piece is masked.
+
+    Attributes:
+      input_ids: `Vocabulary.id_dtype` [N, S].
+      input_mask, segment_ids: uint8 [N, S].
+      is_word_start: bool [N, S], whether a word begins here.
+    """
+
+    input_ids: np.ndarray
+    input_mask: np.ndarray
+    segment_ids: np.ndarray
+    is_word_start: np.ndarray
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of N instances, and the ids that a model then reads.
+
+    Attributes:
+      input_ids: as of `Layout`, with M pieces replaced.
+      positions, ids: int64 [N, P], columns of the masked pieces and their ids before.
+      weights: float32 [N, P], 1.0 for a masked piece and 0.0 for an unused slot.
+      actions: int64 [M], 0 for `[MASK]`, 1 for kept, 2 for a random piece.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    ids: np.ndarray
+    weights: np.ndarray
+    actions: np.ndarray
 
 
 def generate_instances(
@@ -28,26 +63,35 @@ def generate_instances(
     """One pass over a bucket's documents: shuffled, masked instances in batches.
 
     Args:
-      documents: the bucket.
-      vocabulary: that of the documents' ids.
+      documents: the bucket's documents.
+      vocabulary: the vocabulary of their ids.
       options: how instances are made.
       rng: the source of all draws.
       statistics: counts are added to it: instances, tokens, random_next, chunks_without_next,
-        tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random, instances_without_mask.
+        tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random,
+        instances_without_mask.
     """
     pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
     statistics["chunks_without_next"] += pairs.chunks_without_next
     statistics["tokens_truncated"] += pairs.tokens_truncated
     ordinary_only = options.random_token == RandomToken.WORDS
     replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
-    padded = _pad(documents, options.max_seq_length)
+    padded = pad(documents, options.max_seq_length)
     for first in range(0, len(pairs), _INSTANCES_PER_BATCH):
         rows = slice(first, first + _INSTANCES_PER_BATCH)
-        instances, is_word_start = lay_out(padded, pairs, rows, vocabulary, options.max_seq_length)
-        mask_instances(
-            instances, is_word_start, vocabulary, replacement_ids, options, rng, statistics
-        )
-        yield instances
+        layout = lay_out(padded, pairs, rows, vocabulary, options.max_seq_length)
+        masks = mask_instances(layout, vocabulary, replacement_ids, options, rng)
+        is_random_next = pairs.is_random_next[rows, np.newaxis].astype(np.uint8)
+        _count(layout, masks, is_random_next, statistics)
+        yield {
+            "input_ids": masks.input_ids,
+            "input_mask": layout.input_mask,
+            "segment_ids": layout.segment_ids,
+            "masked_lm_positions": masks.positions,
+            "masked_lm_ids": masks.ids,
+            "masked_lm_weights": masks.weights,
+            "next_sentence_labels": is_random_next,
+        }
 
 
 def lay_out(
@@ -55,108 +99,105 @@ def lay_out(
     pairs: SegmentPairs,
     rows: slice,
     vocabulary: Vocabulary,
-    seq_length: int,
-) -> tuple[Instances, np.ndarray]:
+    max_seq_length: int,
+) -> Layout:
     """Puts `[CLS] A [SEP] B [SEP]` and padding in place for some of the pairs.
 
     Args:
-      padded: the documents' ids and word starts, as `_pad` gives them.
+      padded: the documents' ids and word starts, from `pad`.
       pairs: all pairs of the documents.
       rows: which of them to lay out, N.
-      vocabulary: knows `[CLS]` and `[SEP]`.
-      seq_length: S.
-
-    Returns:
-      `input_ids`, `input_mask`, `segment_ids`, each [N, S], and `next_sentence_labels` [N, 1]; and
-      bool [N, S], where a word begins.
+      vocabulary: gives the ids of `[CLS]` and `[SEP]`.
+      max_seq_length: S.
     """
-    ids, word_starts = (_windows(flat, seq_length) for flat in padded)
-    # Columns as narrow integers: what follows is bound by the memory it touches.
-    column = np.arange(seq_length, dtype=np.int16)
+    ids, word_starts = (_windows(flat, max_seq_length) for flat in padded)
+    # Narrow integers, because the speed of what follows is that of memory.
+    column = np.arange(max_seq_length, dtype=np.int16)
     first_separator = (pairs.a_length[rows, np.newaxis] + 1).astype(np.int16)
     last_separator = (first_separator + pairs.b_length[rows, np.newaxis] + 1).astype(np.int16)
     in_a = (column > 0) & (column < first_separator)
     in_b = (column > first_separator) & (column < last_separator)
     is_separator = (column == first_separator) | (column == last_separator)
-    # A's first token is at column 1, B's behind the first separator.
-    a_window = pairs.a_start[rows] + seq_length - 1
-    b_window = pairs.b_start[rows] + seq_length - pairs.a_length[rows] - 2
+    # A's first token stands in column 1, B's after the first separator.
+    a_window = pairs.a_start[rows] + max_seq_length - 1
+    b_window = pairs.b_start[rows] + max_seq_length - pairs.a_length[rows] - 2
 
     input_ids = ids[a_window] * in_a + ids[b_window] * in_b
     input_ids += is_separator * ids.dtype.type(vocabulary.ids["[SEP]"])
     input_ids[:, 0] = vocabulary.ids["[CLS]"]
 
     is_word_start = word_starts[a_window] & in_a | word_starts[b_window] & in_b
-    # What truncation left of a word is a word of its own, never part of the one before a [SEP].
+    # The rest of a truncated word is a word of its own, not part of the word before a [SEP].
     is_word_start[:, 1] = True
     is_word_start |= column == first_separator + 1
-
-    instances = {
-        "input_ids": input_ids,
-        "input_mask": (column <= last_separator).astype(np.uint8),
-        "segment_ids": (in_b | (column == last_separator)).astype(np.uint8),
-        "next_sentence_labels": pairs.is_random_next[rows, np.newaxis].astype(np.uint8),
-    }
-    return instances, is_word_start
+    return Layout(
+        input_ids=input_ids,
+        input_mask=(column <= last_separator).astype(np.uint8),
+        segment_ids=(in_b | (column == last_separator)).astype(np.uint8),
+        is_word_start=is_word_start,
+    )
 
 
 def mask_instances(
-    instances: Instances,
-    is_word_start: np.ndarray,
+    layout: Layout,
     vocabulary: Vocabulary,
     replacement_ids: np.ndarray,
     options: InstanceOptions,
     rng: np.random.Generator,
-    statistics: Counter[str],
-) -> None:
-    """Masks `input_ids` in place and adds the three `masked_lm_…` arrays, each [N, P]."""
-    input_ids, input_mask = instances["input_ids"], instances["input_mask"]
-    num_rows, num_slots = len(input_ids), options.max_predictions_per_seq
-    lengths = input_mask.sum(axis=1, dtype=np.int64)
-    separator = vocabulary.ids["[SEP]"]
-    is_special = (input_ids == separator) | (input_mask == 0)
+) -> Masks:
+    """Masks N instances.
+
+    Args:
+      layout: the instances.
+      vocabulary: gives the ids of `[SEP]` and `[MASK]`.
+      replacement_ids: the ids that random replacements are drawn from.
+      options: share and number of masked pieces, whole words or pieces.
+      rng: the source of all draws.
+    """
+    input_ids, is_word_start = layout.input_ids.copy(), layout.is_word_start
+    num_slots = options.max_predictions_per_seq
+    is_special = (input_ids == vocabulary.ids["[SEP]"]) | (layout.input_mask == 0)
     is_special[:, 0] = True
     if not options.do_whole_word_mask:
         is_word_start = ~is_special
 
-    pieces = choose_masked_pieces(
-        is_word_start,
-        is_word_start | is_special,
-        num_to_mask(lengths, options.masked_lm_prob, num_slots),
-        rng,
-    )
+    lengths = layout.input_mask.sum(axis=1, dtype=np.int64)
+    budget = num_to_mask(lengths, options.masked_lm_prob, num_slots)
+    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, rng)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
     acts_like = None
     if options.masked_word_action == MaskedWordAction.PER_WORD:
         acts_like = first_piece_of_word(is_word_start.reshape(-1)[pieces.position])
-    flat_ids[pieces.position], action = replace_pieces(
+    flat_ids[pieces.position], actions = replace_pieces(
         labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
     )
     is_used = np.arange(num_slots) < pieces.num_of_row[:, np.newaxis]
-    for name, dtype, values in (
-        ("masked_lm_positions", np.int64, pieces.column),
-        ("masked_lm_ids", np.int64, labels),
-        ("masked_lm_weights", np.float32, 1.0),
-    ):
-        instances[name] = np.zeros((num_rows, num_slots), dtype)
-        instances[name][is_used] = values
-
-    statistics["instances"] += num_rows
-    statistics["tokens"] += int(lengths.sum())
-    statistics["random_next"] += int(instances["next_sentence_labels"].sum())
-    statistics["masked"] += len(labels)
-    by_mask, kept, by_random = np.bincount(action, minlength=3).tolist()
-    statistics["masked_by_mask"] += by_mask
-    statistics["masked_kept"] += kept
-    statistics["masked_by_random"] += by_random
-    statistics["instances_without_mask"] += int(np.count_nonzero(pieces.num_of_row == 0))
+    positions, ids = np.zeros((2, *is_used.shape), np.int64)
+    positions[is_used], ids[is_used] = pieces.column, labels
+    return Masks(input_ids, positions, ids, is_used.astype(np.float32), actions)
 
 
-def _pad(documents: DocumentBatch, seq_length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(documents: DocumentBatch, max_seq_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and word starts with S more at both ends, so that every window lies inside."""
-    return np.pad(documents.ids, seq_length), np.pad(documents.word_starts, seq_length)
+    return np.pad(documents.ids, max_seq_length), np.pad(documents.word_starts, max_seq_length)
 
 
-def _windows(flat: np.ndarray, seq_length: int) -> np.ndarray:
-    return np.lib.stride_tricks.sliding_window_view(flat, seq_length)
+def _windows(flat: np.ndarray, length: int) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(flat, length)
+
+
+def _count(
+    layout: Layout, masks: Masks, is_random_next: np.ndarray, statistics: Counter[str]
+) -> None:
+    by_mask, kept, by_random = np.bincount(masks.actions, minlength=3).tolist()
+    statistics.update(
+        instances=len(is_random_next),
+        tokens=int(layout.input_mask.sum(dtype=np.int64)),
+        random_next=int(is_random_next.sum()),
+        masked=len(masks.actions),
+        masked_by_mask=by_mask,
+        masked_kept=kept,
+        masked_by_random=by_random,
+        instances_without_mask=int(np.count_nonzero(masks.weights.sum(axis=1) == 0)),
+    )

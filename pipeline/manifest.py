@@ -106,3 +106,34 @@ class Manifest:
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on disk.
+
+    Attributes:
+      directory: where its files are.
+      manifest: its description.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, directory: Path) -> "DataSet":
+        """The data set in a directory.
+
+        Raises:
+          UserError: see `Manifest.read`.
+        """
+        return cls(directory, Manifest.read(directory))
+
+    @property
+    def vocabulary(self) -> Path:
+        """The vocabulary that gives its ids their meaning."""
+        return self.directory / VOCABULARY_NAME
+
+    def path_of(self, shard: Shard) -> Path:
+        """The file of a shard."""
+        return self.directory / shard.name

@@ -1,10 +1,19 @@
-"""Which pieces of each instance are masked, and by what."""
+"""The choice of the pieces to mask in each instance, and of their replacements.
+
+Words are taken in random order. To shuffle the words of all rows by one sort, each word gets a key of
+32 bits: a zero bit, random bits, and in the low bits the column of its first piece. For example, with
+S = 8 (three bits for the column) and words that begin in columns 1, 2 and 5::
+
+    keys    0…0110 001   0…1011 010   0…0010 101     (the other five columns: all ones, no word)
+    sorted  0…0010 101   0…0110 001   0…1011 010
+    words   column 5,    column 1,    column 2
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# A sort key holds a zero bit, random bits, and the column of the word's first piece.
+# The key of a column where no word begins; it sorts last.
 _NO_WORD = np.uint32(0xFFFFFFFF)
 _RANKS_PER_BLOCK = 32
 
@@ -16,7 +25,7 @@ class MaskedPieces:
     Attributes:
       position: int64 [M], row · S + column.
       column: int64 [M].
-      num_of_row: int64 [N], how many pieces of each row are masked.
+      num_of_row: int64 [N], the number of masked pieces of each row.
     """
 
     position: np.ndarray
@@ -40,13 +49,13 @@ def choose_masked_pieces(
 ) -> MaskedPieces:
     """Chooses whole words in random order; a word that would exceed the budget is skipped.
 
-    A row may end with fewer pieces than its budget, even with none, when every word left is too long.
+    A row may get fewer pieces than its budget, or none, if every word that is left is too long.
 
     Args:
-      is_word_start: bool [N, S], where a word begins.
-      is_boundary: bool [N, S], where a word must have ended: word starts, special tokens, padding. A
-        row's last column is a boundary or its last word ends there.
-      budget: int64 [N], the most pieces to mask.
+      is_word_start: bool [N, S], whether a word begins here.
+      is_boundary: bool [N, S], whether a word must have ended before this column: word starts,
+        special tokens, padding. The end of a row is a boundary too.
+      budget: int64 [N], the largest number of pieces to mask.
       rng: the source of all draws.
     """
     num_rows, seq_length = is_word_start.shape
@@ -56,8 +65,8 @@ def choose_masked_pieces(
     used = np.zeros(num_rows, np.int32)
     starts, lengths = [], []
     rows = np.arange(num_rows)
-    # The words of all rows at once, one rank of the random order after the other. In between, rows
-    # that have enough leave.
+    # All rows take their first word, then their second word, and so on, in blocks of ranks. Between
+    # two blocks, rows that have enough words leave.
     for first_rank in range(0, seq_length, _RANKS_PER_BLOCK):
         rows = rows[(used[rows] < budget[rows]) & (keys[rows, first_rank] != _NO_WORD)]
         if not rows.size:
@@ -83,17 +92,18 @@ def replace_pieces(
     rng: np.random.Generator,
     acts_like: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each piece becomes `[MASK]` in 80 % of cases, stays in 10 %, is drawn at random in 10 %.
+    """Replaces pieces: 80 % by `[MASK]`, 10 % by themselves, 10 % by a random piece.
 
     Args:
       ids: [M], the pieces to replace.
-      mask_id: id of `[MASK]`.
-      replacement_ids: ids that random replacements are drawn from.
+      mask_id: the id of `[MASK]`.
+      replacement_ids: the ids that random replacements are drawn from.
       rng: the source of all draws.
-      acts_like: int64 [M], the number of the piece whose draw decides for this one; None: its own.
+      acts_like: int64 [M], the number of the piece whose draw decides for this one; None: each
+        piece's own draw decides.
 
     Returns:
-      The new ids [M], and int64 [M] which says 0 masked, 1 kept, 2 random.
+      The new ids [M], and int64 [M]: 0 for `[MASK]`, 1 for kept, 2 for a random piece.
     """
     tenth = rng.integers(0, 10, len(ids))
     action = np.maximum(tenth - 7, 0)
@@ -111,15 +121,15 @@ def first_piece_of_word(begins_word: np.ndarray) -> np.ndarray:
 def _words_that_fit(
     lengths: np.ndarray, used: np.ndarray, budget: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Takes one word after the other that does not exceed the budget.
+    """Takes words in order; skips each word that would exceed the budget.
 
     Args:
-      lengths: int16 [ranks, N], pieces of the words in their order.
+      lengths: int16 [ranks, N], pieces of each word.
       used: int32 [N], pieces taken before.
-      budget: [N], the most pieces to take.
+      budget: [N], the largest number of pieces to take.
 
     Returns:
-      bool [ranks, N], which words are taken; int32 [N], pieces taken.
+      bool [ranks, N], whether a word is taken; int32 [N], pieces taken so far.
     """
     fits = np.empty(lengths.shape, bool)
     for rank, length in enumerate(lengths):
@@ -129,7 +139,7 @@ def _words_that_fit(
 
 
 def _distances_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
-    """int16 [N, S]: how far behind each position the next boundary or the end of the row is."""
+    """int16 [N, S]: the distance from each position to the next boundary or the end of the row."""
     num_rows, seq_length = is_boundary.shape
     column = np.arange(seq_length, dtype=np.int16)
     boundary = np.maximum(column, ~is_boundary * np.int16(seq_length))
@@ -141,7 +151,7 @@ def _distances_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
 def _words_in_random_order(
     is_word_start: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.uint32]:
-    """Sorted keys, uint32 [N, S], `_NO_WORD` last; and the mask that gives a key's column."""
+    """Sorted keys, uint32 [N, S], with `_NO_WORD` last; and the bit mask of a key's column."""
     seq_length = is_word_start.shape[1]
     column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
     random = rng.integers(0, 1 << 32, is_word_start.shape, dtype=np.uint32) >> 1
@@ -152,7 +162,7 @@ def _words_in_random_order(
 
 
 def _expand(starts: list[np.ndarray], lengths: list[np.ndarray]) -> np.ndarray:
-    """All positions of the words that begin at `starts`."""
+    """All positions of the words with these starts and lengths."""
     start = np.concatenate([np.zeros(0, np.int64), *starts])
     length = np.concatenate([np.zeros(0, np.int64), *lengths])
     first = np.cumsum(length) - length

@@ -1,7 +1,7 @@
-"""The record contract: what a `tf.train.Example` of an instance holds, and its bytes.
+"""The record contract: the features of an instance's `tf.train.Example`, and its bytes.
 
-The seven features and their shapes are those of the original BERT. A whole batch is serialized at
-once, as columns of bytes: the result is what protobuf's deterministic serialization gives.
+The seven features and their shapes are the original's. A whole batch is serialized at once, as
+columns of bytes. The result equals protobuf's deterministic serialization.
 """
 
 import functools
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 _BITS_PER_VARINT_BYTE = 7
 _MORE_FOLLOWS = 0x80
 _LENGTH_BYTES, _CRC_BYTES = 8, 4
-# Protobuf: the numbers of the fields of tf.train.Feature, and what a tag says beside the number.
+# Protobuf: the field numbers of tf.train.Feature, and the type that a tag holds beside the number.
 _FLOAT_LIST, _INT64_LIST = 2, 3
 _TAG_TYPE_BITS, _DELIMITED = 3, 2
 _SMALLEST_TABLE_BITS = 15
@@ -30,7 +30,7 @@ class Feature:
 
     Attributes:
       dtype: "int64" or "float32".
-      length: how many values; 0 pads the unused ones.
+      length: the number of values; unused ones are 0.
     """
 
     dtype: str
@@ -40,8 +40,8 @@ class Feature:
 def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict[str, Feature]:
     """The features of a record with S tokens and P predictions.
 
-    `next_sentence_labels` is 0 where B follows A and 1 where it is random; `masked_lm_positions` rise,
-    and `masked_lm_weights` are 1.0 for real predictions.
+    `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
+    ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
     """
     return {
         "input_ids": Feature("int64", max_seq_length),
@@ -55,12 +55,12 @@ def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict
 
 
 def frame_record(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file: length, its CRC, content, its CRC."""
+    """A record as a TFRecord file holds it: length, CRC of the length, content, CRC of it."""
     return _frame_head(len(record)) + record + _masked_crc(record)
 
 
 def read_frames(file: BinaryIO) -> Iterator[bytes]:
-    """The frames of a TFRecord file, one a record, with both checksums checked.
+    """The frames of a TFRecord file, one for each record; checks both checksums.
 
     Raises:
       ValueError: the file ends within a frame, or a checksum is wrong.
@@ -94,7 +94,7 @@ def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:
 
 
 def decode_example(record: bytes) -> dict[str, np.ndarray]:
-    """The features of a serialized `tf.train.Example`, by name: to look at a few, not to train."""
+    """The features of a serialized `tf.train.Example`, by name. Slow: for a few records."""
     ((_, features),) = _fields(record)
     values = {}
     for _, entry in _fields(features):
@@ -114,13 +114,21 @@ def _frame_head(record_bytes: int) -> bytes:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    """The CRC-32C in the rotated form in which TFRecord files store it."""
+    """The CRC-32C of data, in the rotated form that TFRecord files store."""
     crc = google_crc32c.value(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _map_entry(name: str, values: np.ndarray) -> "_Messages":
-    """An entry of the map from feature name to `tf.train.Feature`."""
+    """An entry of the map from feature name to `tf.train.Feature`.
+
+    A message that holds another one is built from the inside out. For example, `[5, 300]` as the
+    feature "ids" of one record (300 is the varint ac 02; before each field are its tag and length)::
+
+        Int64List   0a 03  05 ac 02
+        Feature     1a 05  0a 03 05 ac 02
+        entry       0a 03  "ids"   12 07  1a 05 0a 03 05 ac 02
+    """
     packed = _Messages(len(values))
     if values.dtype == np.float32:
         packed.append_bytes(np.ascontiguousarray(values).view(np.uint8))
@@ -136,7 +144,7 @@ def _map_entry(name: str, values: np.ndarray) -> "_Messages":
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of a protobuf message's fields, which all have a length before them."""
+    """Number and content of each field of a protobuf message, whose fields all have a length."""
     position = 0
     while position < len(message):
         end_of_length = position + 2
@@ -160,9 +168,9 @@ def _decode_varints(packed: bytes) -> np.ndarray:
 
 
 class _Messages:
-    """N protobuf messages side by side: the parts that follow each other in every one of them.
+    """N protobuf messages side by side, as the sequence of parts that each of them consists of.
 
-    A part is a constant, or a column of N byte strings. Arrow joins them without a loop in Python.
+    A part is a constant, or a column of N byte strings. Arrow joins the parts without a Python loop.
     """
 
     def __init__(self, num_messages: int):
@@ -186,7 +194,7 @@ class _Messages:
         self._lengths += rows.shape[1]
 
     def append_varints(self, values: np.ndarray) -> None:
-        """Adds not negative integers [N, K], K > 0, as varints."""
+        """Adds non-negative integers [N, K], K > 0, as varints."""
         largest = int(values.max(initial=0))
         if largest < _MORE_FOLLOWS:
             self.append_bytes(values.astype(np.uint8))
@@ -213,7 +221,7 @@ class _Messages:
         self._lengths += other._lengths
 
     def as_field(self, number: int) -> "_Messages":
-        """The same, as a field of messages around these: behind a tag and the length."""
+        """These messages as a field of outer messages: a tag, the length, the message."""
         field = _Messages(self._num_messages)
         field.append_constant(bytes([_tag(number)]))
         if (self._lengths == self._lengths[0]).all():
@@ -224,7 +232,7 @@ class _Messages:
         return field
 
     def to_bytes(self) -> list[bytes]:
-        """Each message."""
+        """The N messages."""
         columns = [pa.scalar(part) if isinstance(part, bytes) else part for part in self._parts]
         return pc.binary_join_element_wise(*columns, pa.scalar(b"")).to_pylist()
 
@@ -235,12 +243,12 @@ def _varint_table(bits: int) -> pa.Array:
 
 
 def _varints(largest: int) -> pa.Array:
-    """The varints of 0, 1, 2, … up to `largest` or more."""
+    """The varints of 0, 1, 2, … up to at least `largest`."""
     return _varint_table(max(_SMALLEST_TABLE_BITS, largest.bit_length()))
 
 
 def _varint(value: int) -> bytes:
-    """The protobuf varint of a number that is not negative, low bits first."""
+    """The protobuf varint of a non-negative number: seven bits a byte, low bits first."""
     varint = bytearray()
     while value >= _MORE_FOLLOWS:
         varint.append(value & (_MORE_FOLLOWS - 1) | _MORE_FOLLOWS)
@@ -250,5 +258,5 @@ def _varint(value: int) -> bytes:
 
 
 def _tag(field_number: int) -> int:
-    """What stands before a field that has a length."""
+    """The byte before the length of a field."""
     return field_number << _TAG_TYPE_BITS | _DELIMITED

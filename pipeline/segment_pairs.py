@@ -1,9 +1,15 @@
 """Documents to plans of `[CLS] A [SEP] B [SEP]`: where A and B begin and how long they are.
 
-The rules are the original's (create_pretraining_data.py), without three of its faults: text of A's
-own document never counts as a random B, also where no other document exists; and a chunk that then
-has no B is dropped and counted. Only the cursor that walks a document's sentences is sequential;
-all else is drawn for all pairs at once.
+The rules are the original's (create_pretraining_data.py), without two of its faults. Text of A's own
+document is never a random B, even if there is no other document. A chunk that then has no B is
+dropped and counted. Only the walk over a document's sentences is sequential; everything else is drawn
+for all pairs at once.
+
+For example, a document of sentences s0 to s4 with 4 tokens each, and a target of 10 tokens::
+
+    chunk s0 s1 s2   A ends after s0, B follows:  A = s0, B = s1 s2; the next chunk begins at s3
+    chunk s3 s4      A ends after s3, B random:   A = s3, B from elsewhere; s4 is still unused
+    chunk s4         a single sentence is all A:  A = s4, B from elsewhere
 """
 
 from bisect import bisect_left
@@ -24,8 +30,9 @@ class SegmentPairs:
     Attributes:
       a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1.
       is_random_next: bool [N], whether B comes from another document instead of following A.
-      chunks_without_next: chunks dropped because they had no next sentence and no other document.
-      tokens_truncated: tokens of the pairs that did not fit.
+      chunks_without_next: the number of chunks that were dropped, because they had no next sentence
+        and there was no other document.
+      tokens_truncated: the number of tokens that did not fit.
     """
 
     a_start: np.ndarray
@@ -42,7 +49,7 @@ class SegmentPairs:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """Runs of sentences that fill an instance, as int64 [N]; B begins where A ends or elsewhere."""
+    """Runs of sentences that fill an instance: int64 [N]. B begins where A ends, or elsewhere."""
 
     document: np.ndarray
     first_sentence: np.ndarray
@@ -56,12 +63,12 @@ class _Chunks:
 def plan_segment_pairs(
     documents: DocumentBatch, max_seq_length: int, short_seq_prob: float, rng: np.random.Generator
 ) -> SegmentPairs:
-    """One pass over the documents, in random order of the pairs.
+    """Plans one pass over the documents; the pairs are in random order.
 
     Args:
       documents: the documents to pair with each other.
       max_seq_length: S; a pair has at most S - 3 tokens.
-      short_seq_prob: share of documents whose pairs aim at a length drawn from [2, S - 3].
+      short_seq_prob: the share of documents whose pairs aim at a length drawn from [2, S - 3].
       rng: the source of all draws.
     """
     max_tokens = max_seq_length - SPECIAL_TOKENS_PER_INSTANCE
@@ -98,13 +105,13 @@ def _plan_chunks(
     num_sentences, num_documents = len(documents.sentence_ends), len(documents.document_ends)
     is_short = rng.random(num_documents) < short_seq_prob
     targets = np.where(is_short, rng.integers(2, max_tokens + 1, num_documents), max_tokens)
-    # One draw for each sentence that could begin a chunk.
+    # A draw for each sentence that could begin a chunk.
     wants_random = (rng.random(num_sentences) < 0.5).tolist()
     a_share = rng.random(num_sentences).tolist()
     sentence_ends = documents.sentence_ends.tolist()
     other_documents_exist = num_documents > 1
 
-    chunks: list[int] = []  # of each its first sentence, the end of A, its end, whether B is random
+    chunks: list[int] = []  # four numbers a chunk: first sentence, end of A, end, B is random
     dropped = first = token = 0
     for target, document_end in zip(
         targets.tolist(), documents.document_ends.tolist(), strict=True
@@ -121,7 +128,7 @@ def _plan_chunks(
                 chunks += (first, a_end, end, is_random)
             else:
                 dropped += 1
-            # With a random B, the sentences behind A are still unused.
+            # With a random B, the sentences after A are still unused.
             first = a_end if is_random else end
             token = sentence_ends[first - 1]
     first_sentence, a_end_sentence, end_sentence, is_random_next = (
@@ -145,7 +152,7 @@ def _draw_random_segments(
     target_length: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start and length of whole sentences from other documents, of at least `target_length` if there."""
+    """Start and length of whole sentences from other documents; of `target_length`, if they last."""
     num_documents = len(documents.document_ends)
     document = rng.integers(0, max(1, num_documents - 1), len(own_document))
     document += document >= own_document
@@ -154,7 +161,7 @@ def _draw_random_segments(
     document_end = documents.document_ends[document]
     sentence = rng.integers(first_sentences[document], document_end)
     start = sentence_starts[sentence]
-    # The sentence that reaches the target, and at least one.
+    # Up to the sentence that reaches the target, and at least one sentence.
     reaches = np.searchsorted(documents.sentence_ends, start + np.maximum(target_length, 1))
     end = sentence_starts[np.minimum(reaches + 1, document_end)]
     return start, end - start
@@ -163,7 +170,7 @@ def _draw_random_segments(
 def _tokens_to_remove(
     a_length: np.ndarray, b_length: np.ndarray, max_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What A and B lose when the longer loses one token at a time (a tie shortens B) until they fit."""
+    """The tokens to remove from A and from B: one at a time from the longer (from B in a tie)."""
     excess = np.maximum(a_length + b_length - max_tokens, 0)
     a_first = np.clip(a_length - b_length, 0, excess)
     b_first = np.clip(b_length - a_length, 0, excess)
@@ -172,9 +179,9 @@ def _tokens_to_remove(
 
 
 def _count_heads(flips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How many of `flips` fair coins show heads: tokens to cut from the front.
+    """The number of heads among `flips` fair coins: the tokens to remove from the front.
 
-    Counted in random bits, since NumPy may change its binomial draws between versions.
+    It counts random bits, because NumPy may change its binomial draws between versions.
     """
     heads = np.zeros_like(flips)
     remaining = flips.copy()

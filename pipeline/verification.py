@@ -5,24 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.files import has_sha256
-from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.manifest import DataSet, Shard
 from pipeline.records import read_frames
 
 
-def verify(data_dir: Path) -> Iterator[str]:
-    """Reads everything and yields what differs from the manifest, a line each, with the file's name.
-
-    Raises:
-      UserError: there is no manifest, or it cannot be understood.
-    """
-    manifest = Manifest.read(data_dir)
+def verify(data_set: DataSet) -> Iterator[str]:
+    """Reads every file, and yields a line with the file's name for each that differs."""
+    manifest = data_set.manifest
     for shard in manifest.shards:
-        yield from _verify_shard(data_dir / shard.name, shard)
+        yield from _verify_shard(data_set.path_of(shard), shard)
     known = {shard.name for shard in manifest.shards}
-    for path in sorted(data_dir.glob("*.tfrecord")):
+    for path in sorted(data_set.directory.glob("*.tfrecord")):
         if path.name not in known:
             yield f"{path} is not in the manifest"
-    vocabulary = data_dir / VOCABULARY_NAME
+    vocabulary = data_set.vocabulary
     if not vocabulary.exists():
         yield f"{vocabulary} is missing"
     elif not has_sha256(vocabulary, manifest.vocab_sha256):

@@ -16,8 +16,8 @@ from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints import huggingface, run_checkpoints
 from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_huggingface
 from modeling.checkpoints.run_checkpoints import (
-    CHECKPOINTS_NAME,
     TrainingState,
+    is_run,
     latest_checkpoint,
     list_checkpoints,
     read_mean_weights,
@@ -134,11 +134,6 @@ def read_average(run_dir: Path, number: int) -> Pretrained:
             "of those saved are kept"
         )
     return _read_run(run_dir, found[-number:])
-
-
-def is_run(path: Path) -> bool:
-    """Whether a path is the directory of a run."""
-    return (path / CONFIG_NAME).exists() and (path / CHECKPOINTS_NAME).is_dir()
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:

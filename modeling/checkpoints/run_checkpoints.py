@@ -22,8 +22,10 @@ import numpy as np
 from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.config import CONFIG_NAME
 from modeling.step.learner import Learner
 from pipeline.errors import UserError
+from pipeline.manifest import MANIFEST_NAME
 
 CHECKPOINTS_NAME = "checkpoints"
 WEIGHTS_NAME = "weights.npz"
@@ -89,6 +91,12 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return directory
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory is that of a run, which may not have saved any checkpoint yet."""
+    has_data = (directory / MANIFEST_NAME).exists() or (directory / CHECKPOINTS_NAME).is_dir()
+    return has_data and (directory / CONFIG_NAME).exists()
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

@@ -3,8 +3,9 @@
 ::
 
     learner          Learner: model, optimizer, dropout keys and loss of one update
-    tensorflow_step  gradients of a Learner's loss, compiled by TensorFlow
-    jax_step         gradients of a Learner's loss, compiled by JAX
-    backend          the step of the backend that Keras uses, and what both steps implement
+    interface        Replicas and TrainStep, which both backends implement
+    tensorflow_step  the step compiled by TensorFlow
+    jax_step         the step compiled by JAX
+    backend          the step of the backend that Keras uses
     devices          names and peak FLOP/s of the devices
 """

@@ -1,4 +1,7 @@
-"""The compiled steps of the backend in use, and its devices."""
+"""The step of the backend that Keras uses, and what it can compute on this machine.
+
+Both backends implement `modeling.step.interface`.
+"""
 
 import keras
 
@@ -8,7 +11,7 @@ from pipeline.errors import UserError
 if keras.config.backend() == "jax":
     from modeling.step.jax_step import Replicas, TrainStep, device_names, eval_step, peak_memory
 else:
-    from modeling.step.tensorflow_step import (  # type: ignore[assignment] # of the same form
+    from modeling.step.tensorflow_step import (  # type: ignore[assignment] # the same interface
         Replicas,
         TrainStep,
         device_names,
@@ -28,26 +31,27 @@ __all__ = [
 
 
 def check_precision(precision: Precision) -> None:
-    """Sees that the backend computes in a precision on this machine.
+    """Checks that the backend computes in a precision on this machine.
 
     Raises:
       UserError: it does not.
     """
     if precision == Precision.FLOAT16 and keras.config.backend() == "jax" and not device_names():
-        raise UserError("JAX computes in float16 on GPUs only: give --precision=bfloat16")
+        raise UserError("JAX computes in float16 only on GPUs: give --precision=bfloat16")
 
 
 def check_divisible(options: TrainingOptions, num_replicas: int) -> None:
-    """Sees that every device gets the same number of a batch's sequences, in each of its parts.
+    """Checks that every device gets the same number of sequences in each part of a batch.
 
     Raises:
-      UserError: the batch cannot be divided so.
+      UserError: the batch cannot be divided in this way.
     """
     parts = num_replicas * options.gradient_accumulation_steps
     if options.train_batch_size % parts:
         accumulated = f", {options.gradient_accumulation_steps} times each"
         raise UserError(
-            f"--train_batch_size={options.train_batch_size} cannot be divided among {num_replicas} devices"
+            f"--train_batch_size={options.train_batch_size} cannot be divided among "
+            f"{num_replicas} devices"
             + (accumulated if options.gradient_accumulation_steps > 1 else "")
             + f": give a multiple of {parts}"
         )

@@ -1,4 +1,4 @@
-"""One update of the weights and one evaluation of a batch, compiled by JAX."""
+"""One weight update and one evaluation of a batch, compiled by JAX."""
 
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.job.group import ProcessGroup
 from modeling.losses import batch_totals, pretraining_sums
+from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
 
 _REPLICA = "replica"
@@ -30,24 +31,13 @@ def peak_memory() -> int | None:
     return statistics and statistics.get("peak_bytes_in_use")
 
 
-class Replicas:
-    """The devices of all processes, each of which computes a part of every batch.
-
-    To be made before anything is computed.
-
-    Args:
-      group: the processes; by default this one alone.
-
-    Attributes:
-      group: the processes.
-      count: how many devices all processes have.
-      local_count: how many this process has.
-    """
+class Replicas(interface.Replicas):
+    """The devices of all processes, in one mesh."""
 
     def __init__(self, group: ProcessGroup | None = None):
         self.group = group = group or ProcessGroup()
         if group.num_processes > 1:
-            # The group notices lost processes and signals itself; JAX would abort with a dump.
+            # The group itself notices lost processes and signals; JAX would abort with a dump.
             jax.config.update("jax_enable_recoverability", True)
             jax.config.update("jax_enable_preemption_service", False)
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -57,7 +47,7 @@ class Replicas:
                 group.num_processes,
                 group.process_id,
                 cluster_detection_method="deactivate",
-                # JAX itself listens at all addresses of the host.
+                # By default, JAX listens at all addresses of the host.
                 coordinator_bind_address=address if address.startswith("127.") else None,
             )
         self.count = jax.device_count()
@@ -66,7 +56,7 @@ class Replicas:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
         self._shared = NamedSharding(mesh, PartitionSpec())
         self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))
-        # Here, and not in the middle of the first step, it is seen whether the devices reach each other.
+        # This finds out whether the devices reach each other, before the first step.
         self.seconds_to_add(1)
 
     def __enter__(self) -> Self:
@@ -77,7 +67,7 @@ class Replicas:
     ) -> None:
         if self.group.num_processes == 1 or not (error is None or isinstance(error, SystemExit)):
             return
-        # Process 0 last, for those that lose JAX's service abort.
+        # Process 0 shuts down last, because a process that loses JAX's service aborts.
         if not self.group.is_first:
             jax.distributed.shutdown()
         self.group.wait_for_all()
@@ -85,7 +75,7 @@ class Replicas:
             jax.distributed.shutdown()
 
     def share(self, variables: list[keras.Variable]) -> None:
-        """Gives every device the values that the variables have, the same in all processes."""
+        """Gives every device the values of the variables, which are equal in all processes."""
         for variable in variables:
             value = np.asarray(variable.value)
             variable.assign(
@@ -93,7 +83,6 @@ class Replicas:
             )
 
     def divide(self, batch: Batch) -> Batch:
-        """The process's part of a batch, divided among its devices."""
         numbered = with_rows(batch, self.group.process_id, self.group.num_processes)
         return {
             name: jax.make_array_from_process_local_data(self._divided, values)
@@ -101,7 +90,7 @@ class Replicas:
         }
 
     def compiled(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        """A step of each device's, from the first argument, which all share, and its part of the others."""
+        """Compiles a step: each device gets the first argument whole and its part of the others."""
         shared, divided = PartitionSpec(), PartitionSpec(_REPLICA)
         on_all = jax.shard_map(
             step,
@@ -110,11 +99,10 @@ class Replicas:
             out_specs=shared,
             check_vma=False,
         )
-        # The old values' memory is used for the new ones.
+        # The new values reuse the memory of the old ones.
         return jax.jit(on_all, donate_argnums=0).lower(*arguments).compile()
 
     def seconds_to_add(self, num_numbers: int) -> float:
-        """The seconds that it takes to add so many float32 numbers over all devices."""
         if self.count == 1:
             return 0.0
         numbers = jax.make_array_from_process_local_data(
@@ -133,13 +121,8 @@ def _added_up(values: Any) -> Any:
     return jax.lax.psum(values, _REPLICA)
 
 
-class TrainStep:
-    """Updates the weights by one batch at each call; the first call compiles.
-
-    Args:
-      learner: what is done; from now on its variables are in all devices.
-      replicas: the devices; by default those of this process.
-    """
+class TrainStep(interface.TrainStep):
+    """One function of all variables and a batch, compiled for all devices."""
 
     def __init__(self, learner: Learner, replicas: Replicas | None = None):
         self._learner = learner
@@ -147,52 +130,44 @@ class TrainStep:
         self._variables = self._learner.variables
         self._replicas.share(self._variables)
         self._compiled: Any = None
-        self._told: dict[str, Any] = {}
+        self._results: dict[str, Any] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Gives the totals and sums of a batch, and what `Learner.apply` tells.
-
-        Args:
-          batch: NumPy arrays, this process's part of the batch.
-        """
         values = [variable.value for variable in self._variables]
         batch = self._replicas.divide(batch)
         if self._compiled is None:
             self._compiled = self._replicas.compiled(self._step, values, batch)
-        values, told = self._compiled(values, batch)
+        values, self._results = self._compiled(values, batch)
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
-        self._told = told
-        return told
+        return self._results
 
     def is_idle(self) -> bool:
-        """Whether the last step has ended."""
-        return all(value.is_ready() for value in self._told.values())
+        return all(value.is_ready() for value in self._results.values())
 
     @property
     def attention_kernel(self) -> str:
-        """What computes attention where its dropout is 0, once the step is compiled."""
         is_fused = "fmha" in self._compiled.as_text()
         return "cuDNN's fused kernel" if is_fused else "compiled by XLA"
 
     def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
-        """What each device does with its part of the batch."""
+        """The update, as each device computes it from its part of the batch."""
         totals = _added_up(batch_totals(batch))
         with keras.StatelessScope(zip(self._variables, values, strict=True)):
             batch = self._learner.with_keys(batch)
         if self._learner.accumulation_steps == 1:
-            gradients, sums = self._gradients_and_sums(values, batch, totals)
+            sums, gradients = self._sums_and_gradients(values, batch, totals)
         else:
-            gradients, sums = self._accumulated(values, self._learner.parts(batch), totals)
-        gradients, sums = _added_up((gradients, sums))
+            sums, gradients = self._accumulated(values, self._learner.parts(batch), totals)
+        sums, gradients = _added_up((sums, gradients))
         with keras.StatelessScope(zip(self._variables, values, strict=True)) as scope:
-            told = self._learner.apply(gradients)
+            applied = self._learner.apply(gradients)
         new_values = [scope.get_current_value(variable) for variable in self._variables]
-        return new_values, {**totals, **sums, **told}
+        return new_values, {**totals, **sums, **applied}
 
-    def _gradients_and_sums(
+    def _sums_and_gradients(
         self, values: list[Any], part: Batch, totals: Batch
-    ) -> tuple[list[Any], Any]:
+    ) -> tuple[Any, list[Any]]:
         num_weights = len(self._learner.weights)
 
         def loss(weights: list[Any]) -> tuple[Any, Any]:
@@ -200,16 +175,17 @@ class TrainStep:
             with keras.StatelessScope(zip(self._variables, current, strict=True)):
                 return self._learner.loss(part, totals)
 
-        return jax.grad(loss, has_aux=True)(values[:num_weights])
+        gradients, sums = jax.grad(loss, has_aux=True)(values[:num_weights])
+        return sums, gradients
 
-    def _accumulated(self, values: list[Any], parts: Batch, totals: Batch) -> tuple[list[Any], Any]:
+    def _accumulated(self, values: list[Any], parts: Batch, totals: Batch) -> tuple[Any, list[Any]]:
         def add_part(so_far: list[Any], part: Batch) -> tuple[Any, Any]:
-            gradients, sums = self._gradients_and_sums(values, part, totals)
+            sums, gradients = self._sums_and_gradients(values, part, totals)
             return [a + b for a, b in zip(so_far, gradients, strict=True)], sums
 
         zeros = [jax.numpy.zeros_like(value) for value in values[: len(self._learner.weights)]]
         gradients, sums = jax.lax.scan(add_part, zeros, parts)
-        return gradients, jax.tree.map(jax.numpy.sum, sums)
+        return jax.tree.map(jax.numpy.sum, sums), gradients
 
 
 def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""One update of the weights, but for what a backend does its own way.
+"""One weight update, except for the backend-specific parts.
 
-`tensorflow_step` and `jax_step` take the gradients of `Learner.loss` and compile the whole.
+A step asks its `Learner` for the loss of a batch, takes the gradients of that loss in the way of its
+backend, and gives them to `Learner.apply`.
 """
 
 from collections.abc import Mapping
@@ -32,14 +33,14 @@ _ROWS = "rows"
 
 
 class Learner:
-    """The parts of an update, and all variables that it changes.
+    """The parts of a weight update, and all variables that it changes.
 
     Args:
-      model: whose weights are updated.
-      optimizer: built with the model's trainable variables.
-      seed: of dropout.
-      accumulation_steps: in how many parts, one after the other, a batch is computed.
-      loss_scale: for float16.
+      model: the model to train.
+      optimizer: an optimizer that was built with the model's trainable variables.
+      seed: seeds dropout.
+      accumulation_steps: the number of parts in which a batch is computed, one after the other.
+      loss_scale: the loss scale of float16.
       clip_norm: the largest global norm of the gradients.
     """
 
@@ -61,17 +62,17 @@ class Learner:
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """The variables that gradients are taken of."""
+        """The variables for which gradients are computed."""
         return self.model.trainable_variables
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All variables that an update changes, the weights first."""
+        """All variables that an update changes; the weights come first."""
         scale = self.loss_scale.variables if self.loss_scale else []
         return [*self.weights, *self.optimizer.variables, *scale]
 
     def copy(self) -> "Learner":
-        """Another one, whose variables have the values that these have now."""
+        """Another learner whose variables have the values that these have now."""
         model, optimizer = self.model.copy(), self.optimizer.copy()
         optimizer.build(model.trainable_variables)
         scale = LossScale() if self.loss_scale else None
@@ -81,7 +82,7 @@ class Learner:
         return other
 
     def parts(self, batch: Batch) -> dict[str, Any]:
-        """The batch in parts, [accumulation steps, sequences of a part, …]."""
+        """The batch in parts: arrays [accumulation steps, sequences of a part, …]."""
         return {
             name: ops.reshape(values, (self.accumulation_steps, -1, *values.shape[1:]))
             for name, values in batch.items()
@@ -98,11 +99,12 @@ class Learner:
         return {**batch, _KEYS: example_keys(key, rows)}
 
     def loss(self, part: Batch, totals: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """What to take the gradients of, and the `pretraining_sums` of a part.
+        """The loss whose gradients are needed, and the `pretraining_sums` of a part.
 
         Args:
-          part: of a batch with keys.
-          totals: `batch_totals` of the whole batch, so that the parts' gradients add up to its own.
+          part: a part of a batch with keys.
+          totals: `batch_totals` of the whole batch, so that the gradients of its parts add up to
+            the gradients of the whole.
         """
         sums = pretraining_sums(self.model(part, part[_KEYS]), part)
         loss = total_loss({**sums, **totals})
@@ -113,8 +115,9 @@ class Learner:
 
         Returns:
           `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a loss
-          scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not finite: then
-          the weights stay as they are. A norm that is not finite even at the lowest scale is told.
+          scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not finite: the
+          weights then stay as they are. A norm that is not finite even at the lowest scale is
+          returned as it is.
         """
         if not self.loss_scale:
             clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
@@ -124,34 +127,34 @@ class Learner:
         gradients = [gradient / self.loss_scale.scale for gradient in gradients]
         clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
         is_finite = ops.isfinite(norm)
-        # Not the count of updates, which the learning rate and dropout follow.
+        # The count of updates goes on, because the learning rate and dropout follow it.
         kept = [*self.weights, *self.optimizer.first_moments, *self.optimizer.second_moments]
-        # Copied, for TensorFlow takes a variable as it is and reads it later.
+        # Copies, because TensorFlow would read a variable only later.
         before = [ops.copy(variable) for variable in kept]
         self.optimizer.apply(clipped, self.weights)
         for variable, value in zip(kept, before, strict=True):
             variable.assign(ops.where(is_finite, ops.convert_to_tensor(variable), value))
-        is_told = ops.logical_or(is_finite, self.loss_scale.is_lowest())
+        is_returned = ops.logical_or(is_finite, self.loss_scale.is_lowest())
         self.loss_scale.update(is_finite)
         updates = ops.cast(is_finite, "float32")
         return {
-            "gradient_norm": ops.where(is_told, norm, 0.0),
+            "gradient_norm": ops.where(is_returned, norm, 0.0),
             "updates": updates,
             "updates_left_out": 1.0 - updates,
         }
 
 
 def with_rows(batch: Batch, process_id: int, num_processes: int) -> Batch:
-    """The part of a batch that one of N processes has, with `rows` [B]: its examples' numbers in the whole.
+    """One process's part of a batch, with `rows` [B]: the numbers of its examples in the whole batch.
 
-    A process has every N-th example, as `batches.training_batches` gives them.
+    Each of N processes has every N-th example, as `batches.training_batches` gives them.
     """
     end = num_processes * len(batch["input_ids"])
     return {**batch, _ROWS: np.arange(process_id, end, num_processes, dtype=np.int32)}
 
 
 def new_learner(config: BertConfig, options: TrainingOptions) -> Learner:
-    """The model with its initial weights, and what updates it."""
+    """A model with its initial weights, and the optimizer that trains it."""
     model = BertForPreTraining(
         config, options.random_seed, options.precision, options.recompute_activations
     )

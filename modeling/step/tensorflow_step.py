@@ -1,4 +1,4 @@
-"""One update of the weights and one evaluation of a batch, compiled by TensorFlow with XLA."""
+"""One weight update and one evaluation of a batch, compiled by TensorFlow with XLA."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import tensorflow as tf
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS, batch_totals, pretraining_sums
+from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
 
 _compiled = partial(tf.function, jit_compile=True, autograph=False)
@@ -30,19 +31,11 @@ def peak_memory() -> int | None:
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
-class Replicas:
-    """The devices of all processes, each of which computes a part of every batch.
-
-    To be made before anything is computed.
-
-    Args:
-      group: the processes; by default this one alone.
+class Replicas(interface.Replicas):
+    """The devices of all processes.
 
     Attributes:
-      group: the processes.
-      count: how many devices all processes have.
-      local_count: how many this process has.
-      strategy: how they reach each other.
+      strategy: what connects them.
     """
 
     def __init__(self, group: ProcessGroup | None = None):
@@ -75,7 +68,6 @@ class Replicas:
         pass
 
     def divide(self, batch: Batch) -> Any:
-        """The process's part of a batch, divided among its devices."""
         if self.count == 1:
             return batch
         numbered = with_rows(batch, self.group.process_id, self.group.num_processes)
@@ -89,12 +81,11 @@ class Replicas:
         )
 
     def index(self, context: Any) -> int:
-        """Which of this process's devices it is."""
+        """The number of a device among the devices of this process."""
         number = context.replica_id_in_sync_group  # inside a tf.function, a constant tensor
         return int(tf.get_static_value(number)) % self.local_count
 
     def seconds_to_add(self, num_numbers: int) -> float:
-        """The seconds that it takes to add so many float32 numbers over all devices."""
         if self.count == 1:
             return 0.0
 
@@ -117,18 +108,12 @@ def added_up(values: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-class TrainStep:
-    """Updates the weights by one batch at each call; the first call compiles.
+class TrainStep(interface.TrainStep):
+    """One compiled step for one device; compiled parts with exchanges between them for several.
 
-    One device has the whole step compiled. Several exchange totals and gradients between compiled parts,
-    for XLA cannot; each has its own copy of all variables, and all copies are updated alike.
-
-    Args:
-      learner: what is done.
-      replicas: the devices; by default those of this process.
-
-    Attributes:
-      attention_kernel: what computes attention where its dropout is 0.
+    Several devices exchange totals and gradients outside the compiled parts, because TensorFlow's
+    XLA cannot exchange anything. Each device has its own copy of all variables, and all copies are
+    updated alike.
     """
 
     attention_kernel = "compiled by XLA"
@@ -147,31 +132,25 @@ class TrainStep:
         self._run = tf.function(self._run_on_all, autograph=False)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        """Gives the totals and sums of a batch, and what `Learner.apply` tells.
-
-        Args:
-          batch: NumPy arrays, this process's part of the batch.
-        """
         return self._run(self._replicas.divide(batch))
 
     def is_idle(self) -> bool:
-        """Whether the last step has ended, as far as is known: TensorFlow does not tell."""
-        return True
+        return True  # TensorFlow does not say
 
     def _run_on_all(self, batch: Any) -> dict[str, Any]:
         def run(part: Batch) -> dict[str, Any]:
             index = self._replicas.index(tf.distribute.get_replica_context())
             return self._copies[index].step(part)
 
-        told = self._replicas.strategy.run(run, (batch,))
+        results = self._replicas.strategy.run(run, (batch,))
         return {
             name: self._replicas.strategy.experimental_local_results(value)[0]
-            for name, value in told.items()
+            for name, value in results.items()
         }
 
 
 class _Replica:
-    """What one device does, with its own copy of the variables."""
+    """The update, as one device computes it with its own copy of the variables."""
 
     def __init__(self, learner: Learner):
         self._learner = learner
@@ -181,15 +160,16 @@ class _Replica:
         self._apply: Callable[..., Any] = learner.apply
 
     def compile_parts(self) -> None:
-        """Compiles what lies between the exchanges with other devices."""
+        """Compiles the parts between the exchanges with other devices."""
         self._totals = _compiled(self._totals)
         self._sums_and_gradients = _compiled(self._sums_and_gradients)
         gradients = [tf.TensorSpec(weight.shape, weight.dtype) for weight in self._weights]
-        # Traced here, for among several devices Keras's optimizer would add the gradients up once more.
+        # Traced here, because Keras's optimizer would add the gradients up once more inside the
+        # strategy.
         self._apply = _compiled(self._apply).get_concrete_function(gradients)
 
     def step(self, batch: Batch) -> dict[str, Any]:
-        """One update, in all devices at once."""
+        """One update; all devices call it at once."""
         totals = added_up(self._totals(batch))
         sums, gradients = added_up(self._sums_and_gradients(batch, totals))
         return {**totals, **sums, **self._apply(gradients)}

@@ -1,53 +1,45 @@
-"""What a run would be: its size, its cost, and two steps of it, without writing anything."""
+"""A run without writing anything: its size, its cost, and two of its steps."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from modeling.batches import check_enough_shards, readable, training_batches
+from modeling.batches import readable, training_batches
 from modeling.config import BertConfig
 from modeling.losses import total_loss
-from modeling.step.backend import (
-    Replicas,
-    TrainStep,
-    check_divisible,
-    check_precision,
-    device_names,
-    peak_memory,
-)
+from modeling.step.backend import Replicas, TrainStep, device_names, peak_memory
 from modeling.step.devices import describe_devices, describe_group
 from modeling.step.learner import new_learner
+from modeling.training.loop import check_can_train
 from modeling.training_options import Precision, TrainingOptions
-from pipeline.manifest import Manifest
+from pipeline.manifest import DataSet
 
 _STEPS = 2
 _GIB = 2**30
 
 
 def dry_run(
-    data_dir: Path,
-    manifest: Manifest,
+    data_set: DataSet,
+    run_dir: Path,
     config: BertConfig,
     options: TrainingOptions,
     replicas: Replicas | None = None,
 ) -> Iterator[str]:
-    """Lines about a run: parameters, work, memory, passes over the data, and two steps.
+    """Lines about a run: parameters, FLOPs, memory, steps per pass, and two steps.
 
     Args:
-      data_dir: the data set.
-      manifest: that of the data set.
-      config: of the model.
+      data_set: the data.
+      run_dir: the run, which is looked at but not changed.
+      config: the model's size.
       options: how to train.
-      replicas: what to train on; by default the devices of this process.
+      replicas: the devices to train on; by default those of this process.
 
     Raises:
-      UserError: the data set cannot be read.
+      UserError: `check_can_train` fails, or the data set cannot be read.
     """
     replicas = replicas or Replicas()
-    group = replicas.group
-    check_precision(options.precision)
-    check_divisible(options, replicas.count)
-    check_enough_shards(data_dir, manifest, group.num_processes)
+    group, manifest = replicas.group, data_set.manifest
+    check_can_train(data_set, run_dir, config, options, replicas)
     learner = new_learner(config, options)
     parameters = learner.model.count_params()
     seq_length, predictions = manifest.max_seq_length, manifest.max_predictions_per_seq
@@ -73,19 +65,18 @@ def dry_run(
 
     step = TrainStep(learner, replicas)
     batches = training_batches(
-        data_dir,
-        manifest,
+        data_set,
         options.train_batch_size,
         options.random_seed,
         process_id=group.process_id,
         num_processes=group.num_processes,
     )
-    for number, batch in zip(range(_STEPS), readable(batches, data_dir, manifest), strict=False):
+    for number, batch in zip(range(_STEPS), readable(batches, data_set), strict=False):
         started = time.perf_counter()
-        told = {name: float(value) for name, value in step(batch).items()}
+        results = {name: float(value) for name, value in step(batch).items()}
         seconds = time.perf_counter() - started
         compiled = ", compiling included" if not number else ""
-        yield f"step {number + 1}               loss {total_loss(told):.3f}, {seconds:.2f} s{compiled}"
+        yield f"step {number + 1}               loss {total_loss(results):.3f}, {seconds:.2f} s{compiled}"
     if peak := peak_memory():
         yield f"memory in use        {peak / _GIB:,.1f} GiB at most"
 

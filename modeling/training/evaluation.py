@@ -15,12 +15,12 @@ from modeling.training.metrics import EVAL_PREFIX, read_metrics
 from modeling.training.run_directory import check_length, check_same_vocabulary, read_run
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.manifest import Manifest
+from pipeline.manifest import DataSet
 
 RESULTS_NAME = "eval_results.json"
 
 
-def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]:
+def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, float]:
     """Evaluates the run's newest checkpoint on all eval instances.
 
     Returns:
@@ -30,23 +30,22 @@ def evaluate(run_dir: Path, data_dir: Path, batch_size: int) -> dict[str, float]
       UserError: the run or the data set is unusable.
     """
     config, trained_on = read_run(run_dir)
-    manifest = Manifest.read(data_dir)
-    check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
-    check_length(config, data_dir, manifest)
-    batches = evaluation_batches(data_dir, manifest, batch_size)
+    check_same_vocabulary(run_dir, trained_on, data_set)
+    check_length(config, data_set)
+    batches = evaluation_batches(data_set, batch_size)
     model = BertForPreTraining(config)
     step = load_weights(latest_checkpoint(run_dir), model)
-    sums = evaluation_sums(eval_step(model), readable(batches, data_dir, manifest))
+    sums = evaluation_sums(eval_step(model), readable(batches, data_set))
     results = {"step": step, **losses_and_accuracies(sums)}
     write_json(run_dir / RESULTS_NAME, results)
     return results
 
 
 def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
-    """The losses and accuracies of a run's checkpoint: of `evaluate`, or else of the training's evaluation.
+    """Losses and accuracies of a run's checkpoint, from `evaluate` or else from the training.
 
     Returns:
-      None: that checkpoint was not evaluated.
+      The figures by name; None when the checkpoint was not evaluated.
 
     Raises:
       UserError: the results of `evaluate` are damaged.
@@ -58,7 +57,9 @@ def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
             if results["step"] == step:
                 return results
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): evaluate again") from error
+            raise UserError(
+                f"{path} is damaged ({error}): run `clozemill evaluate` again"
+            ) from error
     for line in read_metrics(run_dir):
         if line["step"] == step and f"{EVAL_PREFIX}masked_lm_loss" in line:
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
@@ -74,12 +75,10 @@ def evaluation_sums(
       step: `eval_step` of a model.
       batches: of the model's data set.
     """
-    return added_sums(
-        {name: float(value) for name, value in step(batch).items()} for batch in batches
-    )
+    return add_up({name: float(value) for name, value in step(batch).items()} for batch in batches)
 
 
-def added_sums(sums_of_parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def add_up(sums_of_parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The sums of a whole, from those of its parts."""
     added: dict[str, float] = defaultdict(float)
     for sums in sums_of_parts:

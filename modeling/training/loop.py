@@ -1,12 +1,17 @@
-"""The training loop: batches in, updates, metrics and checkpoints out; goes on where it stopped."""
+"""The training loop: batches in, weight updates, metrics and checkpoints out.
+
+`train` prepares a run, and `_Loop.run` makes its steps.
+"""
 
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from absl import logging
 
 from modeling.batches import (
@@ -19,7 +24,7 @@ from modeling.batches import (
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.run_checkpoints import TrainingState, list_checkpoints, save_checkpoint
 from modeling.config import BertConfig
-from modeling.job.termination import exit_code, noticing_termination
+from modeling.job.termination import exit_code
 from modeling.step.backend import (
     Replicas,
     TrainStep,
@@ -29,8 +34,8 @@ from modeling.step.backend import (
     eval_step,
 )
 from modeling.step.devices import describe_devices, describe_group, peak_flops
-from modeling.step.learner import Batch, Learner, learning_rate_schedule, new_learner
-from modeling.training.evaluation import added_sums, evaluation_sums
+from modeling.step.learner import Learner, learning_rate_schedule, new_learner
+from modeling.training.evaluation import add_up, evaluation_sums
 from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.training.metrics import MetricsWriter
 from modeling.training.resume import restore_or_begin
@@ -38,15 +43,14 @@ from modeling.training.run_directory import check_run, prepare_run, write_enviro
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
-from pipeline.manifest import FLAGS_NAME, Manifest
+from pipeline.manifest import FLAGS_NAME, DataSet
 
-# Little beside a model for which memory is short.
+# Numbers that are added up to measure an exchange: few beside a model for which memory is short.
 _MEASURED_NUMBERS = 1 << 24
 
 
 def train(
-    data_dir: Path,
-    manifest: Manifest,
+    data_set: DataSet,
     run_dir: Path,
     config: BertConfig,
     options: TrainingOptions,
@@ -56,76 +60,91 @@ def train(
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
 
-    All processes of a group call it alike; process 0 writes and tells. After SIGTERM, SIGUSR1 or SIGINT
-    to any of them it saves a checkpoint and exits in all of them, with code 143 or, after SIGINT, 130.
+    All processes of a group call it alike; process 0 writes and reports. When a signal has asked the
+    group to stop (see `modeling.job.termination`), it saves a checkpoint and exits in all processes,
+    with code 143, or 130 after SIGINT.
 
     Args:
-      data_dir: the data set.
-      manifest: that of the data set.
+      data_set: the data.
       run_dir: the run.
-      config: of the model.
+      config: the model's size.
       options: how to train.
-      pretrained: the weights that a new run starts from, in place of random ones.
+      pretrained: the weights that a new run starts from, instead of random ones.
       flags: the content of the run's flags.txt.
-      replicas: what to train on; by default the devices of this process.
+      replicas: the devices to train on; by default those of this process.
 
     Raises:
-      UserError: the model does not go with the data or the run, the data set cannot be read or
-        divided, the loss is no longer finite, a checkpoint cannot be written, or all of them are damaged.
+      UserError: `check_can_train` fails, the data set cannot be read, the loss is no longer finite,
+        a checkpoint cannot be written, or all checkpoints are damaged.
     """
     replicas = replicas or Replicas()
     group = replicas.group
+    check_can_train(data_set, run_dir, config, options, replicas)
+    learner = new_learner(config, options)
+    devices = device_names()
+    logging.info(
+        "%s parameters, on %s", f"{learner.model.count_params():,}", describe_devices(devices)
+    )
+    if replicas.count > 1:
+        logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
+    state = restore_or_begin(run_dir, learner, options, pretrained, group)
+    if state.step >= options.num_train_steps:
+        logging.info("nothing to do: the run has reached step %d", state.step)
+        if group.is_first and not (run_dir / LOSS_PLOT_NAME).exists():
+            _draw(run_dir)
+        return
     if group.is_first:
-        check_run(run_dir, config, data_dir, manifest)
+        prepare_run(run_dir, config, data_set)
+        write_environment(run_dir, devices, group.hosts, replicas.count)
+        write_whole(run_dir / FLAGS_NAME, flags)
+    manifest = data_set.manifest
+    metrics = MetricsWriter(
+        run_dir if group.is_first else None,
+        state.step,
+        options.num_train_steps,
+        options.train_batch_size,
+        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+        (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+    )
+    with metrics:
+        _Loop(data_set, run_dir, options, learner, state, metrics, replicas).run()
+    if group.is_first:
+        _draw(run_dir)
+
+
+def check_can_train(
+    data_set: DataSet,
+    run_dir: Path,
+    config: BertConfig,
+    options: TrainingOptions,
+    replicas: Replicas,
+) -> None:
+    """Checks that a model can be trained with these options, on these data and devices.
+
+    Raises:
+      UserError: the model does not fit the data or the run, the devices cannot compute in the
+        precision, or the batch or the data set cannot be divided among devices and processes.
+    """
+    if replicas.group.is_first:
+        check_run(run_dir, config, data_set)
     check_precision(options.precision)
     check_divisible(options, replicas.count)
-    check_enough_shards(data_dir, manifest, group.num_processes)
-    with noticing_termination(group):
-        learner = new_learner(config, options)
-        devices = device_names()
-        logging.info(
-            "%s parameters, on %s", f"{learner.model.count_params():,}", describe_devices(devices)
-        )
-        if replicas.count > 1:
-            logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
-        state = restore_or_begin(run_dir, learner, options, pretrained, group)
-        if state.step >= options.num_train_steps:
-            logging.info("nothing to do: the run has reached step %d", state.step)
-            if group.is_first and not (run_dir / LOSS_PLOT_NAME).exists():
-                _draw(run_dir)
-            return
-        if group.is_first:
-            prepare_run(run_dir, config, data_dir, manifest)
-            write_environment(run_dir, devices, group.hosts, replicas.count)
-            write_whole(run_dir / FLAGS_NAME, flags)
-        metrics = MetricsWriter(
-            run_dir if group.is_first else None,
-            state.step,
-            options.num_train_steps,
-            options.train_batch_size,
-            config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
-            (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
-        )
-        with metrics:
-            _Loop(data_dir, manifest, run_dir, options, learner, state, metrics, replicas).run()
-        if group.is_first:
-            _draw(run_dir)
+    check_enough_shards(data_set, replicas.group.num_processes)
 
 
 def _draw(run_dir: Path) -> None:
     if plot := draw_losses(run_dir):
         logging.info("drew %s", plot)
     else:
-        logging.info("no loss.png, which needs matplotlib: pip install 'clozemill[plot]'")
+        logging.info("no loss.png, because matplotlib is missing: pip install 'clozemill[plot]'")
 
 
 class _Loop:
-    """The steps from `start` to the last one."""
+    """The steps from the one after `start` to the last one."""
 
     def __init__(
         self,
-        data_dir: Path,
-        manifest: Manifest,
+        data_set: DataSet,
         run_dir: Path,
         options: TrainingOptions,
         learner: Learner,
@@ -133,163 +152,203 @@ class _Loop:
         metrics: MetricsWriter,
         replicas: Replicas,
     ):
-        self._manifest = manifest
+        self._data_set = data_set
         self._run_dir = run_dir
         self._options = options
         self._learner = learner
         self._start = start
         self._metrics = metrics
         self._replicas = replicas
-        self._group = group = replicas.group
+        self._group = replicas.group
+        self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
-        self._batches = readable(
-            training_batches(
-                data_dir,
-                manifest,
-                options.train_batch_size,
-                options.random_seed,
-                start.instances_seen,
-                group.process_id,
-                group.num_processes,
-            ),
-            data_dir,
-            manifest,
-        )
+        self._eval_step = eval_step(learner.model)
+        # Before the first step, so that a data set without eval instances is an error at once.
         self._eval_batches = (
-            evaluation_batches(data_dir, manifest, options.eval_batch_size)
+            evaluation_batches(data_set, options.eval_batch_size)
             .take(options.max_eval_steps)
-            .shard(group.num_processes, group.process_id)
+            .shard(self._group.num_processes, self._group.process_id)
             if options.eval_every_steps
             else None
         )
-        self._eval_step = eval_step(learner.model)
-        self._data_dir = data_dir
-        # Summed up since the last line of metrics, and told by steps but not read yet: reading
-        # waits for the step to end.
-        self._sums = dict(start.sums)
-        self._unread: list[tuple[int, Mapping[str, Any]]] = []
 
     def run(self) -> None:
-        """Trains to the end, or until a signal asks to stop."""
+        """Trains to the last step, or until a signal asks to stop."""
+        options, metrics, last = self._options, self._metrics, self._options.num_train_steps
         train_step = TrainStep(self._learner, self._replicas)
-        first, last = self._start.step + 1, self._options.num_train_steps
-        self._metrics.log("compiling the first step")
+        batches = self._batches()
+        metrics.log("compiling the first step")
         started = time.perf_counter()
-        for step in range(first, last + 1):
+        for step in range(self._start.step + 1, last + 1):
+
+            def due(every_steps: int, step: int = step) -> bool:
+                return every_steps > 0 and (step % every_steps == 0 or step == last)
+
             if not self._group.may_begin(step):
-                self._stop(step - 1)
-            with self._metrics.waiting_for_input(train_step.is_idle):
-                batch = next(self._batches)
-            self._unread.append((step, self._run_step(train_step, batch)))
-            if step == first:
-                self._read()
-                self._metrics.log(
-                    f"first step done after {time.perf_counter() - started:.1f} s; attention: "
-                    + self._describe_attention(train_step)
+                self._stop_after(step - 1)
+            with metrics.waiting_for_input(train_step.is_idle):
+                batch = next(batches)
+            with _memory_errors_explained():
+                self._results.add(step, train_step(batch))
+            if step == self._start.step + 1:
+                self._read_results()
+                seconds, attention = time.perf_counter() - started, self._attention(train_step)
+                metrics.log(f"first step done after {seconds:.1f} s; attention: {attention}")
+                metrics.all_reduce_seconds = self._all_reduce_seconds()
+                metrics.start_timing(step)
+            if due(options.log_every_steps):
+                self._log(step)
+            if due(options.eval_every_steps):
+                self._evaluate(step)
+            if due(options.save_checkpoints_steps):
+                self._save(step)
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The parts of the batches that this process has, from the first step on."""
+        batches = training_batches(
+            self._data_set,
+            self._options.train_batch_size,
+            self._options.random_seed,
+            self._start.instances_seen,
+            self._group.process_id,
+            self._group.num_processes,
+        )
+        return readable(batches, self._data_set)
+
+    def _log(self, step: int) -> None:
+        sums = self._read_results()
+        scale = self._learner.loss_scale
+        learning_rate = float(self._schedule(step - 1))
+        self._metrics.write(step, sums, learning_rate, float(scale.scale) if scale else None)
+        self._results = _Results({})
+
+    def _evaluate(self, step: int) -> None:
+        self._read_results()
+        with self._metrics.not_timed():
+            batches = readable(self._eval_batches, self._data_set)
+            sums = evaluation_sums(self._eval_step, batches)
+            self._metrics.write_evaluation(step, add_up(self._group.gather(sums)))
+
+    def _save(self, step: int) -> None:
+        sums = self._read_results()
+        with self._metrics.not_timed():
+            state = dataclasses.replace(
+                self._start, step=step, instances_seen=self._instances_seen(step), sums=sums
+            )
+            if self._group.is_first:
+                path = save_checkpoint(
+                    self._run_dir, self._learner, state, self._options.keep_checkpoints
                 )
-                self._metrics.all_reduce_seconds = self._all_reduce_seconds()
-                self._metrics.start_timing(step)
-            self._tell(step, step == last)
+                self._metrics.log(f"saved {path}")
+            # The others wait here, and not in the next step, where a backend has its own time limits.
+            self._group.wait_for_all()
 
-    def _all_reduce_seconds(self) -> float:
-        """What it takes to add the gradients up over all devices, measured with some of them."""
-        gradients = self._learner.model.count_params()
-        measured = min(gradients, _MEASURED_NUMBERS)
-        return self._replicas.seconds_to_add(measured) * gradients / measured
-
-    def _run_step(self, step: TrainStep, batch: Batch) -> dict[str, Any]:
-        try:
-            return step(batch)
-        except Exception as error:  # each backend has its own
-            if "out of memory" not in str(error).lower():
-                raise
-            raise UserError(
-                "the device has too little memory for this batch: raise --gradient_accumulation_steps, or "
-                "give --precision=bfloat16 or --recompute_activations"
-            ) from error
-
-    def _stop(self, step: int) -> NoReturn:
-        """Ends the run behind a step, as all processes have agreed."""
+    def _stop_after(self, step: int) -> NoReturn:
+        """Ends the run after a step, as all processes have agreed."""
         stop = self._group.stop
         assert stop
         if step > self._start.step and step % self._options.save_checkpoints_steps:
             self._save(step)
         by = f" to {stop.process}" if self._group.num_processes > 1 else ""
         self._metrics.log(
-            f"stopped by {stop.signal}{by} at step {step}: the same command goes on from there"
+            f"stopped by {stop.signal}{by} at step {step}: the same command resumes from there"
         )
         raise SystemExit(exit_code(stop.signal))
 
-    def _tell(self, step: int, is_last: bool) -> None:
-        """Writes metrics, evaluates and saves, where it is time."""
-        options = self._options
-        if step % options.log_every_steps == 0 or is_last:
-            self._read()
-            scale = self._learner.loss_scale
-            self._metrics.write(
-                step,
-                self._sums,
-                float(self._schedule(step - 1)),
-                float(scale.scale) if scale else None,
-            )
-            self._sums = {}
-        if self._eval_batches and (step % options.eval_every_steps == 0 or is_last):
-            self._read()
-            with self._metrics.not_timed():
-                batches = readable(self._eval_batches, self._data_dir, self._manifest)
-                sums = evaluation_sums(self._eval_step, batches)
-                sums = added_sums(self._group.gather(sums))
-                self._metrics.write_evaluation(step, sums)
-        if step % options.save_checkpoints_steps == 0 or is_last:
-            self._save(step)
+    def _read_results(self) -> dict[str, float]:
+        """The sums of the steps since the last line of metrics.
 
-    def _read(self) -> None:
-        """Adds up what the steps told, and sees that training has not gone astray."""
-        for step, told in self._unread:
-            for name, value in told.items():
-                number = float(value)
-                if not math.isfinite(number):
-                    raise self._gone_astray(step)
-                self._sums[name] = self._sums.get(name, 0.0) + number
-        self._unread = []
+        Raises:
+          UserError: a step's loss or gradient is not finite.
+        """
+        try:
+            return self._results.read()
+        except _NotFiniteError as error:
+            raise self._diverged(error.step) from None
 
-    def _gone_astray(self, step: int) -> UserError:
+    def _diverged(self, step: int) -> UserError:
         checkpoints = list_checkpoints(self._run_dir)
         kept = f"is {checkpoints[-1].name}" if checkpoints else "does not exist yet"
         shards = shards_of_instances(
-            self._manifest,
+            self._data_set.manifest,
             self._options.random_seed,
             self._instances_seen(step - 1),
             self._options.train_batch_size,
         )
         return UserError(
-            f"the loss or the gradient is no longer a finite number at step {step}, whose batch is of "
+            f"the loss or the gradient is no longer finite at step {step}, whose batch is from "
             f"{listed(shards)}; the last good checkpoint of {self._run_dir} {kept}: lower "
             "--learning_rate or raise --num_warmup_steps"
         )
-
-    def _save(self, step: int) -> None:
-        self._read()
-        with self._metrics.not_timed():
-            reached = dataclasses.replace(
-                self._start,
-                step=step,
-                instances_seen=self._instances_seen(step),
-                sums=self._sums,
-            )
-            if self._group.is_first:
-                path = save_checkpoint(
-                    self._run_dir, self._learner, reached, self._options.keep_checkpoints
-                )
-                self._metrics.log(f"saved {path}")
-            # Not in the middle of the next step, where a backend has its own limits of time.
-            self._group.wait_for_all()
 
     def _instances_seen(self, step: int) -> int:
         steps = step - self._start.step
         return self._start.instances_seen + steps * self._options.train_batch_size
 
-    def _describe_attention(self, train_step: TrainStep) -> str:
+    def _all_reduce_seconds(self) -> float:
+        """The time to add the gradients up over all devices, measured with some of their numbers."""
+        gradients = self._learner.model.count_params()
+        measured = min(gradients, _MEASURED_NUMBERS)
+        return self._replicas.seconds_to_add(measured) * gradients / measured
+
+    def _attention(self, train_step: TrainStep) -> str:
         if self._learner.model.config.attention_probs_dropout_prob:
             return "with dropout of its probabilities, compiled by XLA"
         return train_step.attention_kernel
+
+
+class _NotFiniteError(Exception):
+    """A step's loss or gradient is not finite.
+
+    Attributes:
+      step: the first such step.
+    """
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+
+
+class _Results:
+    """What steps returned, added up.
+
+    To read a number, a process must wait for its step to end. So results are kept unread until
+    `read` is called, and steps follow each other without a pause.
+    """
+
+    def __init__(self, sums: Mapping[str, float]):
+        self._sums = dict(sums)
+        self._unread: list[tuple[int, Mapping[str, Any]]] = []
+
+    def add(self, step: int, results: Mapping[str, Any]) -> None:
+        """Adds the results of a step, without waiting for them."""
+        self._unread.append((step, results))
+
+    def read(self) -> dict[str, float]:
+        """The sums of all results, by name.
+
+        Raises:
+          _NotFiniteError: a number is not finite.
+        """
+        for step, results in self._unread:
+            for name, value in results.items():
+                number = float(value)
+                if not math.isfinite(number):
+                    raise _NotFiniteError(step)
+                self._sums[name] = self._sums.get(name, 0.0) + number
+        self._unread = []
+        return self._sums
+
+
+@contextmanager
+def _memory_errors_explained() -> Iterator[None]:
+    """Around a step: turns a device's lack of memory into an error that says what helps."""
+    try:
+        yield
+    except Exception as error:  # each backend has its own
+        if "out of memory" not in str(error).lower():
+            raise
+        raise UserError(
+            "the device has too little memory for this batch: raise --gradient_accumulation_steps, "
+            "or give --precision=bfloat16 or --recompute_activations"
+        ) from error

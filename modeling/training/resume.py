@@ -1,4 +1,4 @@
-"""Where training begins, or goes on: at the run's newest checkpoint, at pretrained weights, or at random ones."""
+"""The first step: from the run's newest checkpoint, from pretrained weights, or from random ones."""
 
 import dataclasses
 import hashlib
@@ -30,37 +30,37 @@ def restore_or_begin(
     pretrained: Pretrained | None,
     group: ProcessGroup,
 ) -> TrainingState:
-    """Sets all variables as they are where training goes on, or begins.
+    """Sets all variables to their values at the step where training resumes or begins.
 
     Args:
       run_dir: the run.
-      learner: with the variables.
-      options: how training goes on.
-      pretrained: the weights that a new run starts from, in place of random ones.
+      learner: the variables.
+      options: how training continues.
+      pretrained: the weights that a new run starts from, instead of random ones.
       group: the processes, which all start alike.
 
     Raises:
-      UserError: the run cannot go on with these options, all its checkpoints are damaged, or not all
-        processes see them or start with the same weights.
+      UserError: the run cannot resume with these options, all its checkpoints are damaged, or the
+        processes do not all see them or do not start with the same weights.
     """
     found = load_newest_checkpoint(run_dir, learner) if group.is_first else None
-    # What process 0 has found good, all others load.
+    # All other processes load the checkpoint that process 0 has found intact.
     name = group.gather(found and found[0].name)[0]
     if name and not group.is_first:
         checkpoint = run_dir / CHECKPOINTS_NAME / name
         if not checkpoint.exists():
             raise UserError(
-                f"{checkpoint}, from which process 0 goes on, does not exist here: all hosts have to share "
-                "the run's directory"
+                f"{checkpoint}, from which process 0 resumes, does not exist here: all hosts must "
+                "share the run's directory"
             )
         found = checkpoint, load_checkpoint(checkpoint, learner)
     state = TrainingState()
     if found:
         checkpoint, state = found
-        logging.info("going on from %s", checkpoint)
+        logging.info("resuming from %s", checkpoint)
         _check_options(run_dir, state.options, dataclasses.asdict(options))
     elif pretrained:
-        _start_from(pretrained, learner)
+        _begin_with(pretrained, learner)
         state = TrainingState(started_from=pretrained.source)
     if group.num_processes > 1:
         group.check_same(
@@ -72,14 +72,14 @@ def restore_or_begin(
     return dataclasses.replace(state, options=dataclasses.asdict(options))
 
 
-def _start_from(pretrained: Pretrained, learner: Learner) -> None:
-    left = initialize(learner.model, pretrained)
-    loaded = len(learner.model.named_weights()) - len(left)
-    logging.info("%d variables start as those of %s", loaded, pretrained.source)
-    if left:
-        logging.info("%d are not there and start anew: %s", len(left), ", ".join(left))
+def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
+    missing = initialize(learner.model, pretrained)
+    loaded = len(learner.model.named_weights()) - len(missing)
+    logging.info("loaded %d variables from %s", loaded, pretrained.source)
+    if missing:
+        logging.info("%d start from random values: %s", len(missing), ", ".join(missing))
     if pretrained.ignored:
-        logging.info("of no use here: %s", ", ".join(pretrained.ignored))
+        logging.info("not used: %s", ", ".join(pretrained.ignored))
 
 
 def _sha256_of_weights(learner: Learner) -> str:
@@ -90,12 +90,12 @@ def _sha256_of_weights(learner: Learner) -> str:
 
 
 def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuses what a run cannot go on with, and tells of all else that has changed."""
+    """Refuses options that a run cannot resume with, and logs all others that have changed."""
     for name in ("random_seed", "optimizer"):
         if old[name] != new[name]:
             raise UserError(
-                f"{run_dir} was begun with --{name}={old[name]}: go on with that, or give another "
-                "--output_dir, with this run as --init_checkpoint if it is to start from its weights"
+                f"{run_dir} was begun with --{name}={old[name]}: resume with that, or give another "
+                "--output_dir (and this run as --init_checkpoint, to start from its weights)"
             )
     for name, value in new.items():
         if old.get(name) != value:

@@ -7,53 +7,52 @@ from pathlib import Path
 
 import keras
 
-from modeling.checkpoints.run_checkpoints import list_checkpoints
+from modeling.checkpoints.run_checkpoints import is_run, list_checkpoints
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
 from pipeline.files import sha256_of, write_json, write_whole
-from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, DataSet, Manifest
 
 ENVIRONMENT_NAME = "environment.json"
 _PACKAGES = ("clozemill", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 
 
-def check_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
-    """Sees that the model can be trained on the data there, without writing anything.
+def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
+    """Checks that the model can be trained on the data in this directory; writes nothing.
 
     Raises:
-      UserError: the model does not go with the data, or the directory holds something else than a
-        run of this model on these data.
+      UserError: the model does not fit the data, or the directory holds something other than a run
+        of this model on these data.
     """
-    if config.vocab_size < manifest.vocab_size:
+    vocab_size = data_set.manifest.vocab_size
+    if config.vocab_size < vocab_size:
         raise UserError(
-            f"the model's vocab_size {config.vocab_size} is smaller than the {manifest.vocab_size} "
-            f"entries of {data_dir / VOCABULARY_NAME}: give another vocab_size"
+            f"the model's vocab_size {config.vocab_size} is smaller than the {vocab_size} entries "
+            f"of {data_set.vocabulary}: give another vocab_size"
         )
-    check_length(config, data_dir, manifest)
+    check_length(config, data_set)
     if list_checkpoints(run_dir):
         _check_same_model(run_dir, config)
-        _check_same_data(run_dir, data_dir, manifest)
-    elif run_dir.exists() and not _is_run_or_empty(run_dir):
+        _check_same_data(run_dir, data_set)
+    elif run_dir.exists() and not _may_hold_run(run_dir):
         raise UserError(
-            f"{run_dir} is a file or holds files that are no run: give an empty --output_dir"
+            f"{run_dir} is a file, or holds files that are not a run: give an empty --output_dir"
         )
 
 
-def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Manifest) -> None:
-    """Makes the directory, or sees that the run in it is of the same model and data set.
+def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
+    """Makes the directory of a run that `check_run` has found to be possible.
 
     Raises:
-      UserError: as `check_run`, or the directory cannot be written.
+      UserError: the directory cannot be written.
     """
-    check_run(run_dir, config, data_dir, manifest)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        # What was begun with another model or data set but never saved anything is begun anew.
+        # A run that never saved a checkpoint begins anew, even with another model or data set.
         if not list_checkpoints(run_dir):
             write_whole(run_dir / CONFIG_NAME, config.to_json())
-            vocabulary = (data_dir / VOCABULARY_NAME).read_text("utf-8")
-            write_whole(run_dir / VOCABULARY_NAME, vocabulary)
-            manifest.write(run_dir)
+            write_whole(run_dir / VOCABULARY_NAME, data_set.vocabulary.read_text("utf-8"))
+            data_set.manifest.write(run_dir)
     except OSError as error:
         raise UserError(f"cannot write the run {run_dir}: {error}") from error
 
@@ -61,13 +60,13 @@ def prepare_run(run_dir: Path, config: BertConfig, data_dir: Path, manifest: Man
 def write_environment(
     run_dir: Path, devices: list[str], hosts: list[str], num_devices: int
 ) -> None:
-    """Writes what this start of the run computes with, so that its figures can be understood later.
+    """Writes what the run computes with from now on, which explains its speed later.
 
     Args:
       run_dir: the run.
       devices: names of process 0's GPUs.
-      hosts: of its processes, by process.
-      num_devices: of all processes.
+      hosts: names of the processes' hosts, by process.
+      num_devices: the number of devices of all processes.
     """
     environment = {
         "backend": keras.config.backend(),
@@ -89,46 +88,45 @@ def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
     Raises:
       UserError: the directory is not that of a run.
     """
-    if not (run_dir / CONFIG_NAME).exists():
-        raise UserError(
-            f"{run_dir} is not a run: it has no {CONFIG_NAME}; give the --output_dir of "
-            "`clozemill pretrain`"
-        )
+    if not is_run(run_dir):
+        raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
     return BertConfig.read(run_dir / CONFIG_NAME), Manifest.read(run_dir)
 
 
-def check_length(config: BertConfig, data_dir: Path, data: Manifest) -> None:
-    """Sees that a model can read the instances of a data set.
+def check_length(config: BertConfig, data_set: DataSet) -> None:
+    """Checks that a model can read the instances of a data set.
 
     Raises:
-      UserError: they are longer than its position embeddings reach.
+      UserError: the instances are longer than the model's position embeddings reach.
     """
-    if config.max_position_embeddings < data.max_seq_length:
+    max_seq_length = data_set.manifest.max_seq_length
+    if config.max_position_embeddings < max_seq_length:
         raise UserError(
-            f"the model reads at most max_position_embeddings {config.max_position_embeddings} tokens, "
-            f"but the instances of {data_dir} have {data.max_seq_length}"
+            "the model reads at most max_position_embeddings "
+            f"{config.max_position_embeddings} tokens, but the instances of {data_set.directory} "
+            f"have {max_seq_length}"
         )
 
 
-def check_same_vocabulary(run_dir: Path, run: Manifest, data_dir: Path, data: Manifest) -> None:
-    """Sees that a run and a data set agree on what the ids mean.
+def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet) -> None:
+    """Checks that a run and a data set agree on what the ids mean.
 
     Raises:
       UserError: they were made with different vocabularies.
     """
-    if run.vocab_sha256 != data.vocab_sha256:
+    if trained_on.vocab_sha256 != data_set.manifest.vocab_sha256:
         raise UserError(
-            f"the run {run_dir} and the data set {data_dir} were made with different vocabularies; "
-            "generate the data with the run's vocab.txt"
+            f"the run {run_dir} and the data set {data_set.directory} were made with different "
+            "vocabularies: generate the data with the run's vocab.txt"
         )
 
 
-def _is_run_or_empty(run_dir: Path) -> bool:
+def _may_hold_run(run_dir: Path) -> bool:
+    """Whether it is the directory of a run, is empty, or was left by a run killed as it began."""
     if not run_dir.is_dir():
         return False
-    # A run that was killed may have left the beginnings of a file.
-    files = [path for path in run_dir.iterdir() if path.suffix != ".tmp"]
-    return not files or (run_dir / CONFIG_NAME).exists()
+    files = {path.name for path in run_dir.iterdir() if path.suffix != ".tmp"}
+    return is_run(run_dir) or files <= {CONFIG_NAME, VOCABULARY_NAME}
 
 
 def _check_same_model(run_dir: Path, config: BertConfig) -> None:
@@ -144,14 +142,14 @@ def _check_same_model(run_dir: Path, config: BertConfig) -> None:
         )
 
 
-def _check_same_data(run_dir: Path, data_dir: Path, manifest: Manifest) -> None:
-    """The place in the data where a run goes on means nothing in another data set."""
+def _check_same_data(run_dir: Path, data_set: DataSet) -> None:
+    """A position in one data set, where a run resumes, means nothing in another."""
     trained_on = Manifest.read(run_dir)
-    check_same_vocabulary(run_dir, trained_on, data_dir, manifest)
-    if trained_on != manifest:
+    check_same_vocabulary(run_dir, trained_on, data_set)
+    if trained_on != data_set.manifest:
         raise UserError(
-            f"{run_dir} holds a run on another data set than {data_dir} "
-            f"({_difference(trained_on, manifest)}): give another --output_dir"
+            f"{run_dir} holds a run on another data set than {data_set.directory} "
+            f"({_difference(trained_on, data_set.manifest)}): give another --output_dir"
         )
 
 

@@ -69,12 +69,13 @@ def batches_of(arguments):
     """Endless batches, their S, P and the vocabulary's size."""
     if arguments.data_dir:
         from modeling.batches import readable, training_batches
-        from pipeline.manifest import Manifest
+        from pipeline.manifest import DataSet
 
-        manifest = Manifest.read(arguments.data_dir)
-        batches = training_batches(arguments.data_dir, manifest, arguments.train_batch_size, seed=0)
+        data_set = DataSet.read(arguments.data_dir)
+        batches = training_batches(data_set, arguments.train_batch_size, seed=0)
+        manifest = data_set.manifest
         sizes = manifest.max_seq_length, manifest.max_predictions_per_seq, manifest.vocab_size
-        return readable(batches, arguments.data_dir, manifest), *sizes
+        return readable(batches, data_set), *sizes
     seq_length = arguments.max_seq_length
     predictions = arguments.max_predictions_per_seq or round(0.15 * seq_length) + 1
     sizes = seq_length, predictions, arguments.vocab_size

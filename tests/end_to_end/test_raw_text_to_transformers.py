@@ -121,14 +121,14 @@ def test_transformers_opens_the_export_and_computes_the_same(outputs):
     from modeling.bert_for_pretraining import BertForPreTraining
     from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
     from modeling.training.run_directory import read_run
-    from pipeline.manifest import Manifest
+    from pipeline.manifest import DataSet
 
     data, run, exported = outputs
     config, _ = read_run(run)
     model = BertForPreTraining(config)
     load_weights(latest_checkpoint(run), model)
-    manifest = Manifest.read(data)
-    batch = next(readable(evaluation_batches(data, manifest, 16), data, manifest))
+    data_set = DataSet.read(data)
+    batch = next(readable(evaluation_batches(data_set, 16), data_set))
     ours = {name: ops.convert_to_numpy(value) for name, value in model(batch).items()}
 
     theirs, loading = transformers.BertForPreTraining.from_pretrained(

@@ -17,7 +17,7 @@ from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from modeling.training.run_directory import prepare_run
 from modeling.training_options import TrainingOptions
-from pipeline.manifest import VOCABULARY_NAME, Manifest, Shard
+from pipeline.manifest import VOCABULARY_NAME, DataSet, Manifest, Shard
 from pipeline.records import encode_examples
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
@@ -185,17 +185,17 @@ def write_data_set():
             shards=described,
         )
         manifest.write(data_dir)
-        return manifest
+        return DataSet(data_dir, manifest)
 
     return write
 
 
 @pytest.fixture(scope="session")
 def data_set(tmp_path_factory, write_data_set):
-    """A small data set, not to be changed: its directory and its manifest."""
+    """A small data set, not to be changed."""
     data_dir = tmp_path_factory.mktemp("data")
     shards = [("train", 0, 7), ("train", 0, 6), ("train", 1, 13), ("eval", 0, 4), ("eval", 0, 3)]
-    return data_dir, write_data_set(data_dir, shards)
+    return write_data_set(data_dir, shards)
 
 
 @pytest.fixture(scope="session")
@@ -223,11 +223,10 @@ def write_run(data_set, randomize):
 
     It gives the model with the weights of the newest.
     """
-    data_dir, manifest = data_set
     options = dataclasses.asdict(TrainingOptions())
 
     def write(run_dir, config, step=3, earlier_steps=()):
-        prepare_run(run_dir, config, data_dir, manifest)
+        prepare_run(run_dir, config, data_set)
         model = BertForPreTraining(config)
         optimizer = AdamW(1e-3)
         optimizer.build(model.trainable_variables)

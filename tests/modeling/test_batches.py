@@ -22,7 +22,7 @@ from modeling.batches import (
     training_batches,
 )
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest, Shard
+from pipeline.manifest import DataSet, Manifest, Shard
 from pipeline.records import frame_record, instance_features, read_frames, record_of
 
 pytestmark = pytest.mark.no_backend
@@ -46,7 +46,7 @@ PASSES = [set(range(17)), set(range(17, 32))]
 @pytest.fixture(scope="module")
 def passes_data_set(tmp_path_factory, write_data_set):
     data_dir = tmp_path_factory.mktemp("passes")
-    return data_dir, write_data_set(data_dir, SHARDS)
+    return write_data_set(data_dir, SHARDS)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def read_numbers(passes_data_set, instance_numbers, monkeypatch):
 
     def read(count, seed=1, first_instance=0, batch_size=1, process_id=0, num_processes=1):
         batches = training_batches(
-            *passes_data_set, batch_size, seed, first_instance, process_id, num_processes
+            passes_data_set, batch_size, seed, first_instance, process_id, num_processes
         )
         taken = itertools.islice(batches, -(-count * num_processes // batch_size))
         return [number for batch in taken for number in instance_numbers(batch)][:count]
@@ -213,18 +213,17 @@ def test_no_lane_is_read_by_two_processes_where_their_number_divides_the_lanes(n
 
 def test_each_process_has_shards_of_its_own(passes_data_set):
     # The second pass has four shards that hold anything.
-    data_dir, manifest = passes_data_set
     for num_processes in (1, 2, 3, 4):
-        check_enough_shards(data_dir, manifest, num_processes)
-    with pytest.raises(UserError, match="5 processes are more than the 4 train shards") as raised:
-        check_enough_shards(data_dir, manifest, 5)
+        check_enough_shards(passes_data_set, num_processes)
+    with pytest.raises(UserError, match="5 processes exceed the 4 train shards") as raised:
+        check_enough_shards(passes_data_set, 5)
     assert "--num_shards" in str(raised.value)
-    assert str(data_dir) in str(raised.value)
+    assert str(passes_data_set.directory) in str(raised.value)
 
 
 def test_training_batches_have_static_shapes_and_narrow_types(data_set):
-    data_dir, manifest = data_set
-    batches = training_batches(data_dir, manifest, batch_size=4, seed=0)
+    manifest = data_set.manifest
+    batches = training_batches(data_set, batch_size=4, seed=0)
     features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
     assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
         name: ((4, feature.length), tf.float32 if feature.dtype == "float32" else tf.int32)
@@ -234,7 +233,7 @@ def test_training_batches_have_static_shapes_and_narrow_types(data_set):
 
 
 def test_batches_hold_what_was_written(data_set, make_batch):
-    batches = evaluation_batches(*data_set, batch_size=7)
+    batches = evaluation_batches(data_set, batch_size=7)
     batch = next(iter(batches))
     written_first, written_second = make_batch(4, 26), make_batch(3, 30)
     for name, values in batch.items():
@@ -246,7 +245,7 @@ def test_batches_hold_what_was_written(data_set, make_batch):
 def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
     data_set, instance_numbers
 ):
-    batches = [instance_numbers(batch) for batch in evaluation_batches(*data_set, batch_size=3)]
+    batches = [instance_numbers(batch) for batch in evaluation_batches(data_set, batch_size=3)]
     assert batches == [[26, 27, 28], [29, 30, 31], [32]]
 
 
@@ -258,7 +257,7 @@ def shards_with(numbers):
 
 
 def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes_data_set):
-    _, manifest = passes_data_set
+    manifest = passes_data_set.manifest
     numbers = read_numbers(200)
     rng = np.random.default_rng(0)
     positions = [*range(34), *rng.integers(34, 180, 40).tolist()]
@@ -272,7 +271,7 @@ def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes
 
 
 def test_shards_of_one_instance_are_of_its_group(read_numbers, passes_data_set):
-    _, manifest = passes_data_set
+    manifest = passes_data_set.manifest
     numbers = read_numbers(64)
     for first, number in enumerate(numbers):
         names = shards_of_instances(manifest, 1, first, 1)
@@ -282,12 +281,12 @@ def test_shards_of_one_instance_are_of_its_group(read_numbers, passes_data_set):
 
 @pytest.mark.usefixtures("read_numbers")
 def test_named_shards_depend_on_the_seed(passes_data_set):
-    _, manifest = passes_data_set
+    manifest = passes_data_set.manifest
     assert len({tuple(shards_of_instances(manifest, seed, 0, 1)) for seed in range(9)}) > 1
 
 
 def test_all_shards_of_both_passes_are_named_for_a_batch_of_them_all(passes_data_set):
-    _, manifest = passes_data_set
+    manifest = passes_data_set.manifest
     names = [shard.name for shard in manifest.shards if shard.instances]
     assert shards_of_instances(manifest, 1, 0, 32) == names
     assert shards_of_instances(manifest, 1, 0, 17) == names[:4]
@@ -296,16 +295,15 @@ def test_all_shards_of_both_passes_are_named_for_a_batch_of_them_all(passes_data
 
 
 def test_readable_batches_are_numpy_arrays_in_the_same_order(data_set, instance_numbers):
-    read = list(readable(evaluation_batches(*data_set, batch_size=3), *data_set))
+    read = list(readable(evaluation_batches(data_set, batch_size=3), data_set))
     assert all(type(values) is np.ndarray for batch in read for values in batch.values())
     assert [instance_numbers(batch) for batch in read] == [[26, 27, 28], [29, 30, 31], [32]]
     assert {values.dtype.name for values in read[0].values()} == {"int32", "float32"}
 
 
 def test_some_shards_are_read_in_the_order_of_the_files(passes_data_set, instance_numbers):
-    data_dir, manifest = passes_data_set
-    shards = [manifest.shards[3], manifest.shards[0]]
-    batches = batches_in_order(data_dir, shards, manifest, batch_size=4)
+    shards = [passes_data_set.manifest.shards[number] for number in (3, 0)]
+    batches = batches_in_order(passes_data_set, shards, batch_size=4)
     assert [instance_numbers(batch) for batch in batches] == [[15, 16, 0, 1], [2, 3, 4]]
 
 
@@ -318,43 +316,44 @@ LENGTH, CONTENT, CONTENT_CRC = 0, 20, -1
 def test_damaged_record_is_told_with_its_number_and_file(
     tmp_path, write_data_set, split, damaged_byte
 ):
-    manifest = write_data_set(
+    data_set = write_data_set(
         tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
     )
-    shard = tmp_path / manifest.shards_of(split)[1].name
+    shard = data_set.path_of(data_set.manifest.shards_of(split)[1])
     with shard.open("rb") as file:
         frames = list(read_frames(file))
     content = bytearray(frames[3])
     content[damaged_byte] ^= 4
     shard.write_bytes(b"".join([*frames[:3], bytes(content), *frames[4:]]))
-    batches = READ[split](tmp_path, manifest, batch_size=1)
+    batches = READ[split](data_set, batch_size=1)
     with pytest.raises(UserError, match="generate it again") as raised:
-        list(itertools.islice(readable(batches, tmp_path, manifest), 11))
+        list(itertools.islice(readable(batches, data_set), 11))
     assert f"record 4 of {shard} is damaged" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_record_of_another_kind_is_told(tmp_path, write_data_set):
     """Whole, but with features of another length than the manifest says."""
-    manifest = write_data_set(tmp_path, [("train", 0, 5)], max_seq_length=17)
-    manifest = dataclasses.replace(manifest, max_seq_length=16)
-    batches = training_batches(tmp_path, manifest, batch_size=1, seed=0)
+    written = write_data_set(tmp_path, [("train", 0, 5)], max_seq_length=17)
+    manifest = dataclasses.replace(written.manifest, max_seq_length=16)
+    data_set = DataSet(tmp_path, manifest)
+    batches = training_batches(data_set, batch_size=1, seed=0)
     with pytest.raises(UserError, match="no instance of this data set") as raised:
-        next(readable(batches, tmp_path, manifest))
-    assert f"record 1 of {tmp_path / manifest.shards[0].name}" in str(raised.value)
+        next(readable(batches, data_set))
+    assert f"record 1 of {data_set.path_of(manifest.shards[0])}" in str(raised.value)
 
 
 def test_record_that_is_no_example_is_told(tmp_path, write_data_set):
     """Its checksums are right."""
-    manifest = write_data_set(tmp_path, [("train", 0, 5)])
-    path = tmp_path / manifest.shards[0].name
+    data_set = write_data_set(tmp_path, [("train", 0, 5)])
+    path = data_set.path_of(data_set.manifest.shards[0])
     with path.open("rb") as file:
         frames = list(read_frames(file))
     frames[3] = frame_record(b"\xff" * len(record_of(frames[3])))
     path.write_bytes(b"".join(frames))
-    batches = training_batches(tmp_path, manifest, batch_size=5, seed=0)
+    batches = training_batches(data_set, batch_size=5, seed=0)
     with pytest.raises(UserError, match=r"record 4 of .*train-00000"):
-        next(readable(batches, tmp_path, manifest))
+        next(readable(batches, data_set))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
@@ -362,30 +361,30 @@ def test_record_that_is_no_example_is_told(tmp_path, write_data_set):
 def test_shard_of_another_size_is_told_before_anything_is_read(
     tmp_path, write_data_set, split, damage
 ):
-    manifest = write_data_set(
+    data_set = write_data_set(
         tmp_path, [("train", 0, 5), ("train", 0, 6), ("eval", 0, 5), ("eval", 0, 6)]
     )
-    shard = tmp_path / manifest.shards_of(split)[1].name
+    shard = data_set.path_of(data_set.manifest.shards_of(split)[1])
     if damage == "missing":
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-5])
     with pytest.raises(UserError, match="clozemill verify") as raised:
-        READ[split](tmp_path, manifest, batch_size=1)
+        READ[split](data_set, batch_size=1)
     assert str(shard) in str(raised.value)
 
 
 @pytest.mark.parametrize("shards", [[], [("eval", 0, 3)], [("train", 0, 0), ("eval", 0, 3)]])
 def test_training_needs_a_training_instance(tmp_path, write_data_set, shards):
-    manifest = write_data_set(tmp_path, shards)
+    data_set = write_data_set(tmp_path, shards)
     with pytest.raises(UserError, match="no training instance") as raised:
-        training_batches(tmp_path, manifest, batch_size=1, seed=0)
+        training_batches(data_set, batch_size=1, seed=0)
     assert str(tmp_path) in str(raised.value)
 
 
 @pytest.mark.parametrize("shards", [[], [("train", 0, 3)], [("train", 0, 3), ("eval", 0, 0)]])
 def test_evaluation_needs_an_eval_instance(tmp_path, write_data_set, shards):
-    manifest = write_data_set(tmp_path, shards)
+    data_set = write_data_set(tmp_path, shards)
     with pytest.raises(UserError, match="eval_fraction") as raised:
-        evaluation_batches(tmp_path, manifest, batch_size=1)
+        evaluation_batches(data_set, batch_size=1)
     assert str(tmp_path) in str(raised.value)

@@ -6,6 +6,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.generate import generate
+from pipeline.manifest import DataSet
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.verification import verify
 
@@ -44,7 +45,7 @@ def change_manifest(data_dir, change):
 
 
 def test_nothing_differs_in_a_fresh_data_set(data_dir):
-    assert list(verify(data_dir)) == []
+    assert list(verify(DataSet.read(data_dir))) == []
 
 
 @pytest.mark.parametrize("position", [0, 9, 100, -1])
@@ -52,25 +53,25 @@ def test_a_flipped_byte_is_found_and_its_record_named(data_dir, shard, position)
     content = bytearray(shard.read_bytes())
     content[position] ^= 1
     shard.write_bytes(content)
-    (difference,) = verify(data_dir)
+    (difference,) = verify(DataSet.read(data_dir))
     assert difference.startswith(f"{shard} is damaged: record ")
 
 
 def test_a_truncated_shard_is_found(data_dir, shard):
     shard.write_bytes(shard.read_bytes()[:-20])
-    (difference,) = verify(data_dir)
+    (difference,) = verify(DataSet.read(data_dir))
     assert difference.startswith(f"{shard} has ")
     assert "bytes" in difference
 
 
 def test_a_missing_shard_is_found(data_dir, shard):
     shard.unlink()
-    assert list(verify(data_dir)) == [f"{shard} is missing"]
+    assert list(verify(DataSet.read(data_dir))) == [f"{shard} is missing"]
 
 
 def test_an_extra_shard_is_found(data_dir, shard):
     extra = shutil.copy(shard, data_dir / "train-00009-of-00010.tfrecord")
-    assert list(verify(data_dir)) == [f"{extra} is not in the manifest"]
+    assert list(verify(DataSet.read(data_dir))) == [f"{extra} is not in the manifest"]
 
 
 def test_a_wrong_count_is_found(data_dir, shard):
@@ -78,7 +79,7 @@ def test_a_wrong_count_is_found(data_dir, shard):
         content["shards"][1]["instances"] += 1
 
     change_manifest(data_dir, miscount)
-    (difference,) = verify(data_dir)
+    (difference,) = verify(DataSet.read(data_dir))
     assert difference.startswith(f"{shard} has ")
     assert "records" in difference
 
@@ -93,13 +94,15 @@ def test_swapped_records_are_found(data_dir, shard):
 
     change_manifest(data_dir, pretend)
     shutil.copy(other, shard)
-    assert list(verify(data_dir)) == [f"{shard} has another SHA-256 than in the manifest"]
+    assert list(verify(DataSet.read(data_dir))) == [
+        f"{shard} has another SHA-256 than in the manifest"
+    ]
 
 
 def test_another_vocabulary_is_found(data_dir):
     vocabulary = data_dir / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text("utf-8") + "more\n", "utf-8")
-    (difference,) = verify(data_dir)
+    (difference,) = verify(DataSet.read(data_dir))
     assert difference.startswith(f"{vocabulary} is not the vocabulary")
 
 
@@ -107,4 +110,4 @@ def test_all_differences_are_told(data_dir):
     for path in data_dir.glob("*.tfrecord"):
         path.unlink()
     (data_dir / "vocab.txt").unlink()
-    assert len(list(verify(data_dir))) == 5
+    assert len(list(verify(DataSet.read(data_dir)))) == 5

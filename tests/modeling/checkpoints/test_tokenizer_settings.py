@@ -61,7 +61,7 @@ def tokenizer_json(tokens, **normalizer):
 def test_of_a_run_the_manifest_tells(write, data_set, do_lower_case, strip_accents):
     directory = write(CASED if do_lower_case else LOWER_CASE, config={"do_lower_case": None})
     manifest = dataclasses.replace(
-        data_set[1], do_lower_case=do_lower_case, strip_accents=strip_accents
+        data_set.manifest, do_lower_case=do_lower_case, strip_accents=strip_accents
     )
     settings = read_tokenizer_settings(directory, manifest)
     assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, strip_accents)

@@ -110,12 +110,12 @@ def test_facts_of_the_manifest_are_told(pretrained, data_set):
         "masked": "15% of the tokens",
         "whole words masked": "yes",
         "word segmenter": "none",
-        "SHA-256 of vocab.txt": f"`{data_set[1].vocab_sha256}`",
+        "SHA-256 of vocab.txt": f"`{data_set.manifest.vocab_sha256}`",
     }
 
 
 def test_facts_are_those_of_its_own_manifest(own_run, data_set):
-    manifest = data_set[1]
+    manifest = data_set.manifest
     options = {
         "dupe_factor": 5,
         "masked_lm_prob": 0.2,

@@ -48,6 +48,15 @@ def test_without_a_group_the_process_ends(received, number):
     assert received == []
 
 
+def test_a_process_ends_at_once_until_it_has_a_group_to_ask(received, group, number):
+    with noticing_termination() as termination:
+        with pytest.raises(SystemExit):
+            send(number)
+        termination.group = group
+        send(number if number != signal.SIGINT else signal.SIGTERM)
+        assert not group.may_begin(1)
+
+
 def test_sigterm_may_come_again(group):
     with noticing_termination(group):
         for _ in range(3):

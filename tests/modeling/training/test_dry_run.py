@@ -16,9 +16,10 @@ OPTIONS = TrainingOptions(
 
 
 @pytest.fixture(scope="module")
-def lines(data_set, shallow_config):
-    """What is told of a run, by the first words of its lines."""
-    lines = dry_run(*data_set, shallow_config, OPTIONS)
+def lines(data_set, shallow_config, tmp_path_factory):
+    """The report on a run, by the first words of its lines."""
+    run_dir = tmp_path_factory.mktemp("dry") / "run"
+    lines = dry_run(data_set, run_dir, shallow_config, OPTIONS)
     return dict(re.split(r"  +", line, maxsplit=1) for line in lines)
 
 
@@ -48,9 +49,9 @@ def test_two_steps_are_made_whose_loss_is_that_of_guessing_at_first(lines):
 
 
 def test_data_set_that_cannot_be_read_is_told(tmp_path, write_data_set, shallow_config):
-    manifest = write_data_set(tmp_path, [("eval", 0, 3)])
+    data_set = write_data_set(tmp_path, [("eval", 0, 3)])
     with pytest.raises(UserError, match="no training instance") as raised:
-        list(dry_run(tmp_path, manifest, shallow_config, OPTIONS))
+        list(dry_run(data_set, tmp_path / "run", shallow_config, OPTIONS))
     assert str(tmp_path) in str(raised.value)
 
 

@@ -13,6 +13,7 @@ from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from modeling.training.evaluation import RESULTS_NAME, evaluate, evaluation_sums, read_results
 from pipeline.errors import UserError
+from pipeline.manifest import DataSet
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,10 @@ def nll_and_hit(logits, label):
     return np.log(np.exp(logits).sum()) - logits[label], np.argmax(logits) == label
 
 
-def results_by_hand(model, data_dir, manifest):
+def results_by_hand(model, data_set):
     masked_lm, next_sentence = [], []
-    batches = evaluation_batches(data_dir, manifest, batch_size=7)
-    for labels in readable(batches, data_dir, manifest):
+    batches = evaluation_batches(data_set, batch_size=7)
+    for labels in readable(batches, data_set):
         outputs = {name: ops.convert_to_numpy(value) for name, value in model(labels).items()}
         for i, label in enumerate(labels["next_sentence_labels"][:, 0]):
             next_sentence.append(nll_and_hit(outputs["next_sentence_logits"][i], label))
@@ -58,8 +59,8 @@ def test_figures_of_the_newest_checkpoint_are_those_over_all_eval_instances(
     run, data_set, batch_size
 ):
     run_dir, model = run
-    results = evaluate(run_dir, data_set[0], batch_size)
-    assert results == pytest.approx({"step": 12, **results_by_hand(model, *data_set)}, rel=1e-4)
+    results = evaluate(run_dir, data_set, batch_size)
+    assert results == pytest.approx({"step": 12, **results_by_hand(model, data_set)}, rel=1e-4)
     assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
 
 
@@ -87,19 +88,19 @@ def test_damaged_checkpoint_is_told(tmp_path, run, data_set):
     newest = run_dir / "checkpoints" / "step-00000012"
     (newest / "weights.npz").write_bytes(b"")
     with pytest.raises(UserError, match="damaged") as raised:
-        evaluate(run_dir, data_set[0], batch_size=4)
+        evaluate(run_dir, data_set, batch_size=4)
     assert str(newest) in str(raised.value)
 
 
 def test_damaged_shard_is_told(tmp_path, run, data_set):
     data_dir = tmp_path / "data"
-    shutil.copytree(data_set[0], data_dir)
-    shard = data_dir / data_set[1].shards_of("eval")[0].name
+    shutil.copytree(data_set.directory, data_dir)
+    shard = data_dir / data_set.manifest.shards_of("eval")[0].name
     content = bytearray(shard.read_bytes())
     content[20] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match="record 1 of") as raised:
-        evaluate(run[0], data_dir, batch_size=4)
+        evaluate(run[0], DataSet.read(data_dir), batch_size=4)
     assert str(shard) in str(raised.value)
 
 
@@ -111,33 +112,28 @@ def test_sums_of_batches_are_added_up():
 
 def test_directory_without_a_run_is_told(tmp_path, data_set):
     with pytest.raises(UserError, match="is not a run"):
-        evaluate(tmp_path, data_set[0], batch_size=4)
-
-
-def test_directory_without_a_data_set_is_told(tmp_path, run):
-    with pytest.raises(UserError, match="is not a data set"):
-        evaluate(run[0], tmp_path, batch_size=4)
+        evaluate(tmp_path, data_set, batch_size=4)
 
 
 def test_run_without_a_checkpoint_is_told(tmp_path, run, data_set):
     run_dir = tmp_path / "run"
     shutil.copytree(run[0], run_dir, ignore=shutil.ignore_patterns("step-*"))
     with pytest.raises(UserError, match="no checkpoint") as raised:
-        evaluate(run_dir, data_set[0], batch_size=4)
+        evaluate(run_dir, data_set, batch_size=4)
     assert str(run_dir) in str(raised.value)
 
 
 def test_data_set_without_eval_shards_is_told(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("train", 0, 3)])
     with pytest.raises(UserError, match="eval_fraction") as raised:
-        evaluate(run[0], tmp_path, batch_size=4)
+        evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
     assert str(tmp_path) in str(raised.value)
 
 
 def test_data_of_another_vocabulary_is_told(tmp_path, run, data_set):
-    dataclasses.replace(data_set[1], vocab_sha256="0" * 64).write(tmp_path)
+    dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64).write(tmp_path)
     with pytest.raises(UserError, match="vocabular") as raised:
-        evaluate(run[0], tmp_path, batch_size=4)
+        evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
     assert str(run[0]) in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
@@ -145,5 +141,5 @@ def test_data_of_another_vocabulary_is_told(tmp_path, run, data_set):
 def test_data_of_longer_instances_than_the_model_reads_is_told(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("eval", 0, 3)], max_seq_length=17)
     with pytest.raises(UserError, match="max_position_embeddings") as raised:
-        evaluate(run[0], tmp_path, batch_size=3)
+        evaluate(run[0], DataSet.read(tmp_path), batch_size=3)
     assert str(tmp_path) in str(raised.value)

@@ -26,8 +26,10 @@ from modeling import batches
 from modeling.batches import readable, training_batches
 from modeling.checkpoints.pretrained import read_pretrained
 from modeling.checkpoints.run_checkpoints import CHECKPOINTS_NAME, list_checkpoints, read_state
+from modeling.job.termination import noticing_termination
 from modeling.losses import SUMS
 from modeling.optimization import AdamW, Lamb
+from modeling.step.backend import Replicas
 from modeling.step.learner import new_learner
 from modeling.training import loop
 from modeling.training.loop import train
@@ -192,7 +194,7 @@ class Pretrain:
 
 @pytest.fixture(scope="module")
 def pretrain(tmp_path_factory, data_set, shallow_config):
-    pretrain = Pretrain(tmp_path_factory.mktemp("processes"), data_set[0], shallow_config)
+    pretrain = Pretrain(tmp_path_factory.mktemp("processes"), data_set.directory, shallow_config)
     yield pretrain
     pretrain.close()
 
@@ -246,8 +248,7 @@ def future_run_on_the_other_backend(background, pretrain, straight_run, tmp_path
 def straight_run(tmp_path_factory, data_set, shallow_config):
     """A run without an interruption, through many epochs of few instances."""
     run_dir = tmp_path_factory.mktemp("straight")
-    data_dir, manifest = data_set
-    train(data_dir, manifest, run_dir, shallow_config, OPTIONS)
+    train(data_set, run_dir, shallow_config, OPTIONS)
     return run_dir
 
 
@@ -332,8 +333,7 @@ def test_finished_run_is_left_alone(straight_run, data_set, shallow_config):
         }
 
     before = files()
-    data_dir, manifest = data_set
-    train(data_dir, manifest, straight_run, shallow_config, OPTIONS)
+    train(data_set, straight_run, shallow_config, OPTIONS)
     assert files() == before
 
 
@@ -341,8 +341,7 @@ def test_missing_picture_of_a_finished_run_is_drawn(copy_of_run, data_set, shall
     pytest.importorskip("matplotlib")
     picture = (copy_of_run / "loss.png").read_bytes()
     (copy_of_run / "loss.png").unlink()
-    data_dir, manifest = data_set
-    train(data_dir, manifest, copy_of_run, shallow_config, OPTIONS)
+    train(data_set, copy_of_run, shallow_config, OPTIONS)
     assert (copy_of_run / "loss.png").read_bytes() == picture
 
 
@@ -357,23 +356,21 @@ def test_run_goes_on_from_the_newest_checkpoint_that_is_whole(
     (second / "optimizer.npz").write_bytes(moments)
     with (copy_of_run / METRICS_NAME).open("a") as file:
         file.write('{"step": 310, "masked_lm')
-    data_dir, manifest = data_set
     with caplog.at_level(logging.INFO, logger="absl"):
-        train(data_dir, manifest, copy_of_run, shallow_config, OPTIONS)
+        train(data_set, copy_of_run, shallow_config, OPTIONS)
     assert_same_run(copy_of_run, straight_run)
     for damaged in (first, second):
         assert any(f"{damaged} is damaged" in message for message in caplog.messages)
         assert len(list(damaged.parent.glob(f"{damaged.name}.damaged-*"))) == 1
-    assert any(f"going on from {third}" in message for message in caplog.messages)
+    assert any(f"resuming from {third}" in message for message in caplog.messages)
 
 
 def test_run_without_a_whole_checkpoint_is_refused(copy_of_run, data_set, shallow_config):
     checkpoints = list_checkpoints(copy_of_run)
     for checkpoint in checkpoints:
         (checkpoint / "state.json").write_text("")
-    data_dir, manifest = data_set
     with pytest.raises(UserError, match=r"damaged.*state\.json") as raised:
-        train(data_dir, manifest, copy_of_run, shallow_config, OPTIONS)
+        train(data_set, copy_of_run, shallow_config, OPTIONS)
     assert str(checkpoints[-1]) in str(raised.value)
     assert list_checkpoints(copy_of_run) == checkpoints
 
@@ -385,23 +382,21 @@ def test_run_without_a_whole_checkpoint_is_refused(copy_of_run, data_set, shallo
 def test_what_the_run_was_begun_with_has_to_stay(
     straight_run, data_set, shallow_config, changes, told
 ):
-    data_dir, manifest = data_set
     options = dataclasses.replace(OPTIONS, num_train_steps=400, **changes)
     with pytest.raises(UserError, match=told) as raised:
-        train(data_dir, manifest, straight_run, shallow_config, options)
+        train(data_set, straight_run, shallow_config, options)
     assert str(straight_run) in str(raised.value)
 
 
 def test_training_that_goes_astray_stops_and_keeps_what_was_good(
     tmp_path, data_set, shallow_config
 ):
-    data_dir, manifest = data_set
     # The first update has the rate 0, the second one ruins the weights.
     options = dataclasses.replace(
         FEW_STEPS, learning_rate=1e30, num_warmup_steps=2, save_checkpoints_steps=2
     )
     with pytest.raises(UserError, match=r"at step 3, .* is step-00000002: lower --learning_rate"):
-        train(data_dir, manifest, tmp_path, shallow_config, options)
+        train(data_set, tmp_path, shallow_config, options)
     (checkpoint,) = list_checkpoints(tmp_path)
     assert all(np.isfinite(values).all() for values in read_weights(checkpoint).values())
 
@@ -448,7 +443,10 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
             return steps[-1]
 
         monkeypatch.setattr(loop, "TrainStep", make_step)
-        train(*data_set, tmp_path / "run", shallow_config, options, pretrained, flags)
+        replicas = Replicas()
+        arguments = (tmp_path / "run", shallow_config, options, pretrained, flags, replicas)
+        with noticing_termination(replicas.group):
+            train(data_set, *arguments)
         return tmp_path / "run", steps[-1]
 
     def open_batches(*arguments):
@@ -467,7 +465,7 @@ def passes(tmp_path, write_data_set, monkeypatch):
     """A data set of two passes, each of three groups of shards."""
     monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
     shards = [("train", pass_index, 5) for pass_index in (0, 1) for _ in range(6)]
-    return tmp_path / "data", write_data_set(tmp_path / "data", shards)
+    return write_data_set(tmp_path / "data", shards)
 
 
 @pytest.mark.no_backend
@@ -484,7 +482,7 @@ def passes(tmp_path, write_data_set, monkeypatch):
 def test_first_bad_step_is_named_with_its_shards_and_the_last_good_checkpoint(
     fake_run, tmp_path, passes, instance_numbers, bad_step, told, last_checkpoint, log_every_steps
 ):
-    _, manifest = passes
+    manifest = passes.manifest
     options = dataclasses.replace(FEW_STEPS, log_every_steps=log_every_steps)
     told_at = {bad_step: told, bad_step + 2: {"masked_lm_nll": np.nan}}
     with pytest.raises(UserError, match=f"at step {bad_step},") as raised:
@@ -523,8 +521,8 @@ def test_sums_are_those_of_the_whole_interval_where_the_run_goes_on(fake_run):
 
 def read_batches(data_set, count):
     """The first batches of a run with `FEW_STEPS`."""
-    batches = training_batches(*data_set, FEW_STEPS.train_batch_size, FEW_STEPS.random_seed)
-    with contextlib.closing(readable(batches, *data_set)) as batches:
+    batches = training_batches(data_set, FEW_STEPS.train_batch_size, FEW_STEPS.random_seed)
+    with contextlib.closing(readable(batches, data_set)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -653,7 +651,7 @@ def test_data_set_without_eval_instances_is_enough_without_evaluations(fake_run,
 
 
 def test_data_set_without_training_instances_is_told(fake_run, tmp_path, write_data_set):
-    data_set = tmp_path / "data", write_data_set(tmp_path / "data", [("eval", 0, 3)])
+    data_set = write_data_set(tmp_path / "data", [("eval", 0, 3)])
     with pytest.raises(UserError, match="no training instance"):
         fake_run(data_set=data_set)
 
@@ -661,8 +659,8 @@ def test_data_set_without_training_instances_is_told(fake_run, tmp_path, write_d
 @pytest.mark.no_backend
 @pytest.mark.parametrize("damage", ["missing", "cut off", "flipped byte"])
 def test_damaged_shard_is_told_of(fake_run, tmp_path, write_data_set, damage):
-    manifest = write_data_set(tmp_path / "data", [("train", 0, 9), ("train", 0, 9)])
-    shard = tmp_path / "data" / manifest.shards[1].name
+    data_set = write_data_set(tmp_path / "data", [("train", 0, 9), ("train", 0, 9)])
+    shard = data_set.path_of(data_set.manifest.shards[1])
     content = bytearray(shard.read_bytes())
     if damage == "missing":
         shard.unlink()
@@ -672,7 +670,7 @@ def test_damaged_shard_is_told_of(fake_run, tmp_path, write_data_set, damage):
         content[40] ^= 1
         shard.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        fake_run(data_set=(tmp_path / "data", manifest))
+        fake_run(data_set=data_set)
     told = "record 1 of " if damage == "flipped byte" else "clozemill verify"
     assert told in str(raised.value)
     assert str(shard) in str(raised.value)
@@ -815,7 +813,7 @@ def test_new_run_starts_from_the_pretrained_weights(
     for name, values in pretrained.weights.items():
         np.testing.assert_array_equal(weights[name], values)
     source = f"step-00000003 of {tmp_path / 'first'}"
-    assert f"{len(weights)} variables start as those of {source}" in caplog.messages
+    assert f"loaded {len(weights)} variables from {source}" in caplog.messages
     fake_run(dataclasses.replace(FEW_STEPS, num_train_steps=25))
     states = [read_state(checkpoint) for checkpoint in list_checkpoints(run_dir)]
     assert states[-1].step == 25
@@ -832,8 +830,8 @@ def test_what_is_not_pretrained_starts_anew_and_is_told(
     pretrained = dataclasses.replace(whole, weights=weights, ignored=["classifier/bias"])
     with caplog.at_level(logging.INFO, logger="absl"):
         run_dir, _ = fake_run(pretrained=pretrained)
-    assert f"1 are not there and start anew: {head}" in caplog.messages
-    assert "of no use here: classifier/bias" in caplog.messages
+    assert f"1 start from random values: {head}" in caplog.messages
+    assert "not used: classifier/bias" in caplog.messages
     values = read_weights(list_checkpoints(run_dir)[0])[head]
     assert not np.array_equal(values, whole.weights[head])
 
@@ -932,7 +930,7 @@ def test_process_killed_while_it_saved_leaves_the_checkpoint_before(interruption
 def test_process_killed_behind_a_line_of_metrics_has_gone_on_from_a_whole_checkpoint(interruptions):
     _, (_, killed, *_) = interruptions
     assert killed.returncode == -signal.SIGKILL, killed.log
-    assert re.search("going on from .*/step-00000020\n", killed.log)
+    assert re.search("resuming from .*/step-00000020\n", killed.log)
     assert killed.checkpoints == ["step-00000020", "step-00000040", "step-00000060"]
 
 
@@ -940,11 +938,11 @@ def test_terminated_process_saves_and_tells_how_to_go_on(interruptions):
     _, (_, _, terminated, last) = interruptions
     assert terminated.returncode == 143, terminated.log
     told = re.search(
-        r"stopped by SIGTERM at step (\d+): the same command goes on from there\n$", terminated.log
+        r"stopped by SIGTERM at step (\d+): the same command resumes from there\n$", terminated.log
     )
     assert int(told[1]) == 105
     assert terminated.checkpoints[-1] == "step-00000105"
-    assert re.search("going on from .*/step-00000105\n", last.log)
+    assert re.search("resuming from .*/step-00000105\n", last.log)
 
 
 def test_interrupted_run_ends_as_if_it_had_not_been(interruptions, straight_run):
@@ -959,7 +957,7 @@ def test_run_goes_on_under_the_other_backend(future_run_on_the_other_backend, st
         pytest.skip(f"needs {OTHER_BACKEND}")
     run_dir, ended = future_run_on_the_other_backend.result()
     assert ended.returncode == 0, ended.log
-    assert re.search("going on from .*/step-00000280\n", ended.log)
+    assert re.search("resuming from .*/step-00000280\n", ended.log)
     first, second = (read_weights(list_checkpoints(each)[-1]) for each in (run_dir, straight_run))
     assert any(np.any(first[name] != second[name]) for name in second)
     for name, values in second.items():

@@ -17,25 +17,25 @@ from modeling.training.run_directory import (
     write_environment,
 )
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest
+from pipeline.manifest import DataSet, Manifest
 
 
 @pytest.fixture
 def run_dir(tmp_path, config, data_set):
     run_dir = tmp_path / "runs" / "first"
-    prepare_run(run_dir, config, *data_set)
+    prepare_run(run_dir, config, data_set)
     return run_dir
 
 
 @pytest.fixture
 def other_vocabulary(tmp_path, data_set):
-    """Another data set: its directory and its manifest, with another vocabulary."""
+    """Another data set, with another vocabulary."""
     data_dir = tmp_path / "other_data"
     data_dir.mkdir()
-    manifest = dataclasses.replace(data_set[1], vocab_sha256="0" * 64)
+    manifest = dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64)
     manifest.write(data_dir)
-    (data_dir / "vocab.txt").write_text((data_set[0] / "vocab.txt").read_text().upper())
-    return data_dir, manifest
+    (data_dir / "vocab.txt").write_text((data_set.directory / "vocab.txt").read_text().upper())
+    return DataSet(data_dir, manifest)
 
 
 @pytest.fixture
@@ -50,22 +50,22 @@ def contents(directory):
 
 
 def test_run_holds_config_manifest_and_vocabulary(run_dir, config, data_set):
-    data_dir, manifest = data_set
+    manifest = data_set.manifest
     assert BertConfig.read(run_dir / "bert_config.json") == config
     assert Manifest.read(run_dir) == manifest
-    assert (run_dir / "vocab.txt").read_bytes() == (data_dir / "vocab.txt").read_bytes()
+    assert (run_dir / "vocab.txt").read_bytes() == data_set.vocabulary.read_bytes()
     assert read_run(run_dir) == (config, manifest)
 
 
 def test_same_run_is_prepared_again(run_dir, config, data_set):
     before = contents(run_dir)
-    prepare_run(run_dir, config, *data_set)
+    prepare_run(run_dir, config, data_set)
     assert contents(run_dir) == before
 
 
 def test_vocab_size_may_exceed_that_of_the_data(tmp_path, config, data_set):
     config = dataclasses.replace(config, vocab_size=64)
-    prepare_run(tmp_path / "run", config, *data_set)
+    prepare_run(tmp_path / "run", config, data_set)
     assert read_run(tmp_path / "run")[0].vocab_size == 64
 
 
@@ -81,8 +81,8 @@ def test_model_that_is_too_small_for_the_data_is_refused(
 ):
     run_dir = tmp_path / "run"
     with pytest.raises(UserError) as raised:
-        prepare_run(run_dir, dataclasses.replace(config, **{field: value}), *data_set)
-    for part in (*told, str(data_set[0])):
+        check_run(run_dir, dataclasses.replace(config, **{field: value}), data_set)
+    for part in (*told, str(data_set.directory)):
         assert part in str(raised.value)
     assert not run_dir.exists()
 
@@ -91,7 +91,7 @@ def test_run_of_another_model_is_refused_with_the_differences(saved_run, config,
     before = contents(saved_run)
     other = dataclasses.replace(config, hidden_size=32, hidden_dropout_prob=0.2)
     with pytest.raises(UserError) as raised:
-        prepare_run(saved_run, other, *data_set)
+        check_run(saved_run, other, data_set)
     message = str(raised.value)
     assert str(saved_run) in message
     assert "hidden_size was 16, is 32" in message
@@ -103,53 +103,53 @@ def test_run_of_another_model_is_refused_with_the_differences(saved_run, config,
 def test_run_of_another_vocabulary_is_refused(saved_run, config, other_vocabulary):
     before = contents(saved_run)
     with pytest.raises(UserError, match="vocabular") as raised:
-        prepare_run(saved_run, config, *other_vocabulary)
+        check_run(saved_run, config, other_vocabulary)
     assert str(saved_run) in str(raised.value)
-    assert str(other_vocabulary[0]) in str(raised.value)
+    assert str(other_vocabulary.directory) in str(raised.value)
     assert contents(saved_run) == before
 
 
 def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocabulary):
-    check_same_vocabulary(run_dir, data_set[1], *data_set)
+    check_same_vocabulary(run_dir, data_set.manifest, data_set)
     with pytest.raises(UserError, match="different vocabularies") as raised:
-        check_same_vocabulary(run_dir, data_set[1], *other_vocabulary)
+        check_same_vocabulary(run_dir, data_set.manifest, other_vocabulary)
     assert str(run_dir) in str(raised.value)
-    assert str(other_vocabulary[0]) in str(raised.value)
+    assert str(other_vocabulary.directory) in str(raised.value)
 
 
 def test_check_of_a_new_run_writes_nothing(tmp_path, config, data_set):
-    check_run(tmp_path / "runs" / "new", config, *data_set)
+    check_run(tmp_path / "runs" / "new", config, data_set)
     (tmp_path / "empty").mkdir()
-    check_run(tmp_path / "empty", config, *data_set)
+    check_run(tmp_path / "empty", config, data_set)
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_check_of_a_run_writes_nothing(run_dir, config, data_set):
     (run_dir / "vocab.txt").unlink()
     before = contents(run_dir)
-    check_run(run_dir, config, *data_set)
+    check_run(run_dir, config, data_set)
     assert contents(run_dir) == before
 
 
-def test_check_refuses_what_prepare_refuses(
-    saved_run, tmp_path, config, data_set, other_vocabulary
-):
-    other_model = dataclasses.replace(config, hidden_size=32)
-    with pytest.raises(UserError, match="hidden_size was 16, is 32"):
-        check_run(saved_run, other_model, *data_set)
-    with pytest.raises(UserError, match="vocabular"):
-        check_run(saved_run, config, *other_vocabulary)
-    with pytest.raises(UserError, match="no run"):
-        check_run(data_set[0], config, *data_set)
+def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path, config, data_set):
+    with pytest.raises(UserError, match="not a run"):
+        check_run(data_set.directory, config, data_set)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        check_run(tmp_path / "file", config, *data_set)
+        check_run(tmp_path / "file", config, data_set)
+
+
+def test_an_original_checkpoint_is_not_the_directory_of_a_run(tmp_path, config, data_set):
+    (tmp_path / "bert_config.json").write_text(config.to_json())
+    (tmp_path / "bert_model.ckpt.index").write_text("")
+    with pytest.raises(UserError, match="not a run"):
+        check_run(tmp_path, config, data_set)
 
 
 def test_run_that_cannot_be_written_is_named(tmp_path, config, data_set):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as raised:
-        prepare_run(tmp_path / "file" / "run", config, *data_set)
+        prepare_run(tmp_path / "file" / "run", config, data_set)
     assert str(tmp_path / "file" / "run") in str(raised.value)
 
 
@@ -168,10 +168,10 @@ def test_run_without_a_readable_manifest_is_told(run_dir):
 
 def test_run_on_another_data_set_is_refused(saved_run, tmp_path, config, write_data_set):
     other = tmp_path / "other"
-    manifest = write_data_set(other, [("train", 0, 5)])
+    other_data = write_data_set(other, [("train", 0, 5)])
     before = contents(saved_run)
     with pytest.raises(UserError, match="another data set") as raised:
-        prepare_run(saved_run, config, other, manifest)
+        check_run(saved_run, config, other_data)
     assert str(other) in str(raised.value)
     assert contents(saved_run) == before
 
@@ -193,10 +193,10 @@ def test_options_in_which_the_data_sets_differ_are_told(
     saved_run, tmp_path, config, data_set, changes, told
 ):
     options = {"dupe_factor": 10, "random_seed": 1}
-    first = dataclasses.replace(data_set[1], options=options)
+    first = dataclasses.replace(data_set.manifest, options=options)
     first.write(saved_run)
     with pytest.raises(UserError) as raised:
-        prepare_run(saved_run, config, tmp_path, dataclasses.replace(first, **changes))
+        check_run(saved_run, config, DataSet(tmp_path, dataclasses.replace(first, **changes)))
     assert f"({'; '.join(told)})" in str(raised.value).replace("made with ", "")
 
 
@@ -224,32 +224,32 @@ def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
 
 def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_set):
     other = tmp_path / "other_data"
-    shutil.copytree(data_set[0], other)
+    shutil.copytree(data_set.directory, other)
     before = contents(other)
-    with pytest.raises(UserError, match="no run"):
-        prepare_run(other, config, *data_set)
+    with pytest.raises(UserError, match="not a run"):
+        check_run(other, config, data_set)
     assert contents(other) == before
 
 
 def test_run_that_has_saved_nothing_is_begun_anew(run_dir, config, other_vocabulary):
     other_model = dataclasses.replace(config, hidden_size=32)
-    prepare_run(run_dir, other_model, *other_vocabulary)
-    assert read_run(run_dir) == (other_model, other_vocabulary[1])
+    prepare_run(run_dir, other_model, other_vocabulary)
+    assert read_run(run_dir) == (other_model, other_vocabulary.manifest)
 
 
 def test_run_killed_before_its_first_file_was_whole_is_no_foreign_directory(
     tmp_path, config, data_set
 ):
     (tmp_path / "bert_config.json.0123.tmp").write_text("{")
-    prepare_run(tmp_path, config, *data_set)
-    assert read_run(tmp_path) == (config, data_set[1])
+    check_run(tmp_path, config, data_set)
+    prepare_run(tmp_path, config, data_set)
+    assert read_run(tmp_path) == (config, data_set.manifest)
 
 
 def test_run_killed_while_it_was_made_is_completed(run_dir, config, data_set):
     whole = contents(run_dir)
     for name in ("manifest.json", "vocab.txt"):
         (run_dir / name).unlink()
-        prepare_run(run_dir, config, *data_set)
-        (run_dir / "manifest.json").unlink()
-        prepare_run(run_dir, config, *data_set)
+        check_run(run_dir, config, data_set)
+        prepare_run(run_dir, config, data_set)
         assert contents(run_dir) == whole

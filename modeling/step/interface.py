@@ -1,0 +1,73 @@
+"""What the step of a backend offers to the training loop: Replicas and TrainStep."""
+
+from abc import abstractmethod
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from modeling.job.group import ProcessGroup
+from modeling.step.learner import Batch, Learner
+
+
+class Replicas(Protocol):
+    """The devices of all processes, each of which computes a part of every batch.
+
+    Create it before anything is computed. It is a context manager, so that the processes part in
+    order at its end.
+
+    Attributes:
+      group: the processes.
+      count: devices of all processes.
+      local_count: devices of this process.
+    """
+
+    group: ProcessGroup
+    count: int
+    local_count: int
+
+    @abstractmethod
+    def __init__(self, group: ProcessGroup | None = None):
+        """Connects the devices of a group; by default, this process is the only one."""
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    @abstractmethod
+    def divide(self, batch: Batch) -> Any:
+        """A batch's part of this process, NumPy arrays, divided among its devices."""
+
+    @abstractmethod
+    def seconds_to_add(self, num_numbers: int) -> float:
+        """The seconds that it takes to add so many float32 numbers over all devices."""
+
+
+class TrainStep(Protocol):
+    """Updates the weights by one batch at each call; the first call compiles."""
+
+    @abstractmethod
+    def __init__(self, learner: Learner, replicas: Replicas | None = None):
+        """Takes the variables of a learner to the devices; by default, those of this process."""
+
+    @property
+    @abstractmethod
+    def attention_kernel(self) -> str:
+        """What computes attention without dropout, once the step is compiled; for people."""
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """Makes an update; returns the batch's totals and sums, and what `Learner.apply` returns.
+
+        Args:
+          batch: NumPy arrays, this process's part of the batch.
+        """
+
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether the last step has ended, as far as the backend can say."""
