@@ -1,11 +1,13 @@
-"""What made a pipeline fail, told so that a user can mend it.
+"""Why a pipeline failed, as an error that a user can fix.
 
-A worker's exception arrives with additions, or as text with a traceback. What a runner itself cannot do,
-such as to start a job server or a worker, Beam raises as exceptions of any type.
+A worker's exception arrives with additions of Beam, or only as text with a traceback. A runner that
+fails itself, because it cannot start a job server or a worker for example, makes Beam raise exceptions
+of any type.
 """
 
 import re
-import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import PicklingError
 
 from pipeline.errors import UserError
@@ -13,9 +15,7 @@ from pipeline.runner import EMBEDDED_RUNNER
 
 _UP_TO_BEAMS_ADDITION = r"(.*?)(?: \[while running|$)"
 _TRACEBACK = "Traceback (most recent call last):"
-# Our steps in a traceback, a worker's or this process's, but not that which waits for the runner.
-_OUR_CODE = re.compile(r'pipeline[/\\]graph\.py", line \d+, in (?!run_pipeline$)', re.MULTILINE)
-# What a mistake in a program raises, and trouble with its surroundings does not.
+# Exceptions that a mistake in a program raises, and that a fault of its surroundings does not.
 _MISTAKES = (
     ArithmeticError,
     AssertionError,
@@ -25,53 +25,65 @@ _MISTAKES = (
     PicklingError,
     TypeError,
 )
-# What is to be done about what Beam says, where that does not say it.
+# What a user can do about a message of Beam that contains these words, if it does not say so itself.
 _ADVICE = {
     "beam:env:process": "this job service starts no processes; use --environment_type=EXTERNAL",
-    "'docker'": "docker must run where the workers are to be, and --sdk_container_image name an image "
-    "that it finds there; or use --environment_type=EXTERNAL",
+    "'docker'": "docker must run on the workers' machines, and --sdk_container_image must name an "
+    "image that it finds there; or use --environment_type=EXTERNAL",
     "JSONDecodeError": '--environment_config of PROCESS must be JSON: {"command": "…"}',
-    "FutureTimeoutError": "what answers at --job_endpoint is no job service",
-    "failed to connect": "see that what --job_endpoint and --environment_config name is running",
-    "Channel closed": "a worker died, perhaps for lack of memory: the same command goes on with what is "
-    "finished",
-    "java'": "install Java, or say where it is with --job_server_java_launcher",
-    "Service failed to start": "the job server ended at once, and the lines above say why",
+    "FutureTimeoutError": "the process that answers at --job_endpoint is not a job service",
+    "failed to connect": "check that the services at --job_endpoint and --environment_config run",
+    "Channel closed": "a worker died, perhaps for lack of memory: the same command resumes with the "
+    "finished files",
+    "java'": "install Java, or name its program with --job_server_java_launcher",
+    "Service failed to start": "the job server ended at once; the lines above say why",
     "job server jar": "or name it with --flink_job_server_jar or --spark_job_server_jar",
-    "prism binary": "download it where there is network and name it with --prism_location",
-    "No module named 'pipeline'": "the workers must have this version of Clozemill installed",
+    "prism binary": "download it on a machine with network and name it with --prism_location",
+    "No module named 'pipeline'": "install this version of Clozemill on the workers",
 }
 
 
-def as_a_user_can_mend_it(error: Exception, runner: str) -> Exception:
-    """The error for the user when one can do something about it; else the exception itself.
+class StepError(Exception):
+    """A step of the pipeline failed: our code, not the runner."""
+
+
+@contextmanager
+def step_errors_marked() -> Iterator[None]:
+    """Around the work of a step: an exception becomes a `StepError`, whose name survives as text.
+
+    A `UserError` stays as it is, because its name says as much.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise StepError(str(error) if isinstance(error, OSError) else repr(error)) from error
+
+
+def as_user_error(error: Exception, runner: str) -> Exception:
+    """The error to show to a user who can fix its cause; otherwise the exception itself.
 
     Args:
-      error: what Beam raised.
+      error: the exception that Beam raised.
       runner: the value of --runner.
     """
     text = f"{type(error).__name__}: {error}"
     if match := re.search(rf"UserError: {_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
         return UserError(match[1])
-    if runner != EMBEDDED_RUNNER and not _is_ours(error):
+    is_ours = isinstance(error, (StepError, *_MISTAKES)) or StepError.__name__ in text
+    if runner != EMBEDDED_RUNNER and not is_ours:
         reason = _in_one_line(text)
         advice = [_ADVICE[part] for part in _ADVICE if part in reason]
         return UserError("; ".join([f"{runner} failed: {reason}", *advice[:1]]))
     if match := re.search(rf"Error: (?=\[Errno \d+\]){_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
         where = "" if runner == EMBEDDED_RUNNER else "; all workers must reach the same directories"
-        return OSError(f"{match[1]}{where}; the same command goes on with what is finished")
+        return OSError(f"{match[1]}{where}; the same command resumes with the finished files")
     return error
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether code of ours failed, in a worker or in this process, rather than the runner."""
-    return isinstance(error, _MISTAKES) or bool(
-        _OUR_CODE.search("".join(traceback.format_exception(error)))
-    )
-
-
 def _in_one_line(text: str) -> str:
-    """The last exception in the text, without its traceback; of one of gRPC, the details."""
+    """The last exception in the text, without its traceback; for gRPC's exceptions, the details."""
     if details := re.search(r'details = "(.*)"', text):
         return details[1]
     lines = text.rpartition(_TRACEBACK)[2].splitlines()

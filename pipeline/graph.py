@@ -3,11 +3,11 @@
 1. *Tokenize*: each portion of the input becomes a Parquet file of tokenized documents.
 2. *Build*: each bucket of documents and each pass becomes a shard.
 
-When duplicates are to be dropped, the digests of all documents are compared in between.
+To drop duplicates, a stage between them compares the digests of all documents.
 
-Only file names and bucket numbers cross Beam's shuffle, never text or tokens, so memory is bounded by
-one portion and one bucket on every runner, however large the corpus. What the workers count stands in the
-receipts of the files they finish.
+Only file names and bucket numbers cross Beam's shuffle, never text or tokens. So one portion and one
+bucket bound the memory on every runner, however large the corpus is. The workers' counts are in the
+receipts of the files that they finish.
 """
 
 from collections import Counter, defaultdict
@@ -35,7 +35,7 @@ from pipeline.duplicates import (
     read_duplicates,
     write_duplicates,
 )
-from pipeline.failures import as_a_user_can_mend_it
+from pipeline.failures import as_user_error, step_errors_marked
 from pipeline.files import has_sha256, sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
@@ -48,7 +48,7 @@ from pipeline.word_segmentation import load_segmenter
 
 _BucketKey = tuple[str, int]
 
-# How much text a worker tokenizes before it writes the tokens down.
+# The text that a worker tokenizes before it writes the tokens to disk.
 _BATCH_CHARACTERS = 32 << 20
 
 
@@ -60,12 +60,12 @@ def run_pipeline(
     directories: Directories,
     beam_options: PipelineOptions,
 ) -> BuildResults:
-    """Makes all shards and returns what the workers counted.
+    """Makes all shards and returns the workers' counts.
 
     Raises:
-      UserError: a worker met text that cannot be read, or the runner could not do its part.
-      OSError: a worker could not write a file.
-      RuntimeError: a file was never finished; the runner has lost work.
+      UserError: a worker cannot read the text, or the runner fails.
+      OSError: a worker cannot write a file.
+      RuntimeError: a file was never finished, because the runner has lost work.
     """
     num_partitions = count_partitions(buckets.corpus_bytes) if options.drop_duplicates else 0
     runner = beam_options.view_as(StandardOptions).runner  # Beam forgets it on the way
@@ -100,10 +100,10 @@ def run_pipeline(
             )
     except KeyboardInterrupt:
         if job := getattr(root, "result", None):
-            job.cancel()  # on a cluster it would go on, and meet the next run in the same directory
+            job.cancel()  # on a cluster it would continue, and meet the next run in its directory
         raise
     except Exception as error:
-        raise as_a_user_can_mend_it(error, runner) from error
+        raise as_user_error(error, runner) from error
     return _read_results(directories, len(portions), num_partitions, shard_plans)
 
 
@@ -114,7 +114,7 @@ def _find_duplicates(
     num_partitions: int,
     directories: Directories,
 ) -> beam.PCollection:
-    """The files that name the duplicates, once all row groups are there."""
+    """The files that list the duplicates; they wait for all row groups."""
     num_row_groups = row_groups | "CountRowGroups" >> beam.combiners.Count.Globally()
     find = FindDuplicates(num_portions, num_partitions, directories)
     return (
@@ -126,7 +126,7 @@ def _find_duplicates(
 
 
 class TokenizePortion(beam.DoFn):
-    """A numbered portion to a Parquet file: yields (bucket, row group). What has a receipt is not made again."""
+    """A numbered portion to a Parquet file, unless that has a receipt: yields (bucket, row group)."""
 
     def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
         self._options = options
@@ -134,13 +134,15 @@ class TokenizePortion(beam.DoFn):
         self._directories = directories
 
     def setup(self) -> None:
-        """Loads the vocabulary once a worker."""
+        """Loads the vocabulary, once for each worker."""
         _give_freed_memory_back()
         options = self._options
-        self._tokenizer = FullTokenizer(
-            self._directories.vocabulary, options.do_lower_case, options.strip_accents
-        )
-        self._segment = load_segmenter(options.word_segmenter) if options.word_segmenter else None
+        with step_errors_marked():
+            self._tokenizer = FullTokenizer(
+                self._directories.vocabulary, options.do_lower_case, options.strip_accents
+            )
+            name = options.word_segmenter
+            self._segment = load_segmenter(name) if name else None
 
     def process(
         self, numbered_portion: tuple[int, Portion]
@@ -148,19 +150,23 @@ class TokenizePortion(beam.DoFn):
         """Reads, tokenizes and writes the portion's documents."""
         number, portion = numbered_portion
         path = self._directories.tokenized_file(number)
-        receipt = read_receipt_of_whole(path)
-        if receipt is None:
-            statistics: Counter[str] = Counter()
-            buckets = write_documents(path, self._tokenize(portion, statistics))
-            receipt = {
-                "buckets": [_key(bucket) for bucket in buckets],
-                "sha256": sha256_of(path),
-                "text_bytes": sum(file_range.text_bytes for file_range in portion),
-                "statistics": statistics,
-            }
-            write_receipt(path, receipt)
+        with step_errors_marked():
+            receipt = read_receipt_of_whole(path) or self._write(path, portion)
         for row_group, (bucket_split, index) in enumerate(receipt["buckets"]):
             yield (bucket_split, index), RowGroup(path, row_group)
+
+    def _write(self, path: Path, portion: Portion) -> dict[str, Any]:
+        """Writes the portion's tokens and returns their receipt."""
+        statistics: Counter[str] = Counter()
+        buckets = write_documents(path, self._tokenize(portion, statistics))
+        receipt = {
+            "buckets": [_key(bucket) for bucket in buckets],
+            "sha256": sha256_of(path),
+            "text_bytes": sum(file_range.text_bytes for file_range in portion),
+            "statistics": statistics,
+        }
+        write_receipt(path, receipt)
+        return receipt
 
     def _tokenize(
         self, portion: Portion, statistics: Counter[str]
@@ -182,7 +188,7 @@ class TokenizePortion(beam.DoFn):
 
 
 class FindDuplicates(beam.DoFn):
-    """A partition of the documents, by digest, to a Parquet file with the ids of the duplicates."""
+    """A partition of the documents, by digest, to a Parquet file that lists the duplicates' ids."""
 
     def __init__(self, num_portions: int, num_partitions: int, directories: Directories):
         self._num_portions = num_portions
@@ -190,33 +196,40 @@ class FindDuplicates(beam.DoFn):
         self._directories = directories
 
     def process(self, partition: int, num_row_groups: int) -> Iterator[Path]:
-        """Compares the digests, once all row groups are there."""
+        """Compares the digests of all documents, which the number of row groups waits for."""
         path = self._directories.duplicates_file(partition)
-        if read_receipt_of_whole(path) is None:
-            tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
-            duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
-            write_duplicates(path, duplicates)
-            write_receipt(path, {"documents": len(duplicates), "sha256": sha256_of(path)})
+        with step_errors_marked():
+            if read_receipt_of_whole(path) is None:
+                tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
+                duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
+                write_duplicates(path, duplicates)
+                write_receipt(path, {"documents": len(duplicates), "sha256": sha256_of(path)})
         yield path
 
 
 class BuildShard(beam.DoFn):
-    """A shard's plan and the row groups of its bucket to a shard, unless it is there already."""
+    """A shard's plan and the row groups of its bucket to a shard, unless that is finished already."""
 
     def __init__(self, options: GenerateOptions, directories: Directories):
         self._options = options
         self._directories = directories
 
     def setup(self) -> None:
-        """Loads the vocabulary once a worker."""
+        """Loads the vocabulary, once for each worker."""
         _give_freed_memory_back()
-        self._vocabulary = Vocabulary(self._directories.vocabulary)
+        with step_errors_marked():
+            self._vocabulary = Vocabulary(self._directories.vocabulary)
 
     def process(
         self, plan_and_row_groups: tuple[ShardPlan, list[RowGroup]], duplicates: Sequence[Path] = ()
     ) -> None:
-        """Reads the bucket, without what the files `duplicates` name, and writes the shard."""
-        plan, row_groups = plan_and_row_groups
+        """Reads the bucket, without the documents that `duplicates` list, and writes the shard."""
+        with step_errors_marked():
+            self._build(*plan_and_row_groups, duplicates)
+
+    def _build(
+        self, plan: ShardPlan, row_groups: list[RowGroup], duplicates: Sequence[Path]
+    ) -> None:
         receipt = read_receipt(self._directories.receipts / plan.name)
         if receipt and has_sha256(self._directories.output / plan.name, receipt["shard"]["sha256"]):
             return
@@ -235,7 +248,7 @@ class BuildShard(beam.DoFn):
 
 
 def _give_freed_memory_back() -> None:
-    """Makes Arrow use the C library's allocator: its own one keeps what the largest bucket took."""
+    """Makes Arrow use the C library's allocator; its own keeps the memory of the largest bucket."""
     pa.set_memory_pool(pa.system_memory_pool())
 
 
@@ -246,7 +259,7 @@ def _key(bucket: Bucket) -> _BucketKey:
 def _pair_plans_with_row_groups(
     grouped: tuple[_BucketKey, dict[str, Iterable[Any]]],
 ) -> Iterator[tuple[ShardPlan, list[RowGroup]]]:
-    """The plans of a bucket's shards, each with all its row groups (none for an empty bucket)."""
+    """The plans of a bucket's shards, each with all row groups of the bucket (none if it is empty)."""
     _, members = grouped
     row_groups = list(members["row_groups"])
     for plan in members["plans"]:
@@ -256,7 +269,7 @@ def _pair_plans_with_row_groups(
 def _read_results(
     directories: Directories, num_portions: int, num_partitions: int, shard_plans: list[ShardPlan]
 ) -> BuildResults:
-    """What the workers counted, from the receipts of all files."""
+    """The workers' counts, from the receipts of all files."""
 
     def receipt(path: Path) -> dict[str, Any]:
         if content := read_receipt(path):

@@ -25,7 +25,7 @@ class ShardPlan:
     """A shard to build.
 
     Attributes:
-      bucket: whose documents it holds.
+      bucket: the documents that it holds.
       pass_index: the pass over them, from 0.
       name: of the file.
     """
@@ -38,7 +38,7 @@ class ShardPlan:
 def plan_shards(buckets: BucketPlan, dupe_factor: int) -> list[ShardPlan]:
     """All shards: the train passes one after the other, then one pass of the eval buckets.
 
-    The eval documents need no second pass: they are to be the same ones each time.
+    The eval documents get no second pass, because every evaluation uses the same instances.
     """
     plans = []
     for split, num_passes in (("train", dupe_factor), ("eval", 1)):
@@ -59,10 +59,10 @@ def build_shard(
     temporary_dir: Path,
     output_dir: Path,
 ) -> ShardResults:
-    """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts what is in it.
+    """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts its content.
 
-    All draws come from a generator seeded by (random_seed, split, bucket, pass): the same shard has
-    the same bytes wherever and however often it is built.
+    All draws come from a generator seeded by (random_seed, split, bucket, pass). So a shard has the
+    same bytes wherever and however often it is built.
     """
     seed = np.random.SeedSequence(
         [options.random_seed, _SPLIT_NUMBERS[plan.bucket.split], plan.bucket.index, plan.pass_index]

@@ -18,7 +18,7 @@ from absl.testing import flagsaver
 
 import launch.__main__
 import launch.generate
-from pipeline.manifest import Manifest
+from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def assert_works(generate, tmp_path):
     def run(input_file, *flags):
         code, lines = generate(input_file, *flags)
         assert (code, lines) == (0, [])
-        assert list(verify(tmp_path / "data")) == []
+        assert list(verify(DataSet.read(tmp_path / "data"))) == []
         assert not (tmp_path / "data" / "clozemill_in_progress").exists()
         return Manifest.read(tmp_path / "data").statistics
 

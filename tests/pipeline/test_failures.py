@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.failures import as_a_user_can_mend_it
+from pipeline.failures import StepError, as_user_error, step_errors_marked
 from pipeline.runner import EMBEDDED_RUNNER
 
 OF_JOB = "Pipeline job-1 failed in state FAILED: Error running pipeline.\n"
@@ -12,9 +12,7 @@ IN_BEAM = """Traceback (most recent call last):
     response = task()
                ^^^^^^
 """
-IN_OUR_STEP = f"""{IN_BEAM}  File "site-packages/pipeline/graph.py", line 167, in process
-    receipt = read_receipt(path)
-"""
+IN_OUR_STEP = f"""{IN_BEAM}pipeline.failures.StepError: """
 NO_ANSWER = """grpc._channel._InactiveRpcError: <_InactiveRpcError of RPC that terminated with:
 \tstatus = StatusCode.UNAVAILABLE
 \tdetails = "failed to connect to all addresses; ipv4:127.0.0.1:1: Connection refused"
@@ -27,23 +25,23 @@ NO_ANSWER = """grpc._channel._InactiveRpcError: <_InactiveRpcError of RPC that t
     "text",
     [
         "a.txt is UTF-16; convert it [while running 'Tokenize-ptransform-5']",
-        f"{OF_JOB}{IN_OUR_STEP}pipeline.errors.UserError: a.txt is UTF-16; convert it\n\n",
+        f"{OF_JOB}{IN_BEAM}pipeline.errors.UserError: a.txt is UTF-16; convert it\n\n",
     ],
 )
-def test_what_a_worker_told_the_user_is_told_again(text, runner):
+def test_a_workers_message_to_the_user_is_shown(text, runner):
     error = (UserError if text.startswith("a.txt") else RuntimeError)(text)
-    found = as_a_user_can_mend_it(error, runner)
+    found = as_user_error(error, runner)
     assert isinstance(found, UserError)
     assert str(found) == "a.txt is UTF-16; convert it"
 
 
 @pytest.mark.parametrize("runner", [EMBEDDED_RUNNER, "FlinkRunner"])
-def test_a_file_that_a_worker_cannot_write_is_told(runner):
-    text = f"{OF_JOB}{IN_OUR_STEP}PermissionError: [Errno 13] Permission denied: '/data/x'"
-    found = as_a_user_can_mend_it(RuntimeError(text), runner)
+def test_a_file_that_a_worker_cannot_write_is_named(runner):
+    text = f"{OF_JOB}{IN_OUR_STEP}[Errno 13] Permission denied: '/data/x'"
+    found = as_user_error(RuntimeError(text), runner)
     assert isinstance(found, OSError)
     assert "[Errno 13] Permission denied: '/data/x'" in str(found)
-    assert "the same command goes on" in str(found)
+    assert "the same command resumes" in str(found)
     assert ("all workers must reach" in str(found)) == (runner == "FlinkRunner")
 
 
@@ -56,11 +54,11 @@ def test_a_file_that_a_worker_cannot_write_is_told(runner):
         ),
         (
             RuntimeError(f"{OF_JOB}{IN_BEAM}{NO_ANSWER}"),
-            "failed to connect to all addresses; ipv4:127.0.0.1:1: Connection refused; see that",
+            "failed to connect to all addresses; ipv4:127.0.0.1:1: Connection refused; check that",
         ),
         (
             RuntimeError(f"{IN_BEAM}ModuleNotFoundError: No module named 'pipeline'"),
-            "the workers must have this version of Clozemill",
+            "install this version of Clozemill on the workers",
         ),
         (RuntimeError(f"{IN_BEAM}RuntimeError: Channel closed prematurely."), "a worker died"),
         (FileNotFoundError(2, "No such file or directory", "java"), "install Java"),
@@ -71,7 +69,7 @@ def test_a_file_that_a_worker_cannot_write_is_told(runner):
     ],
 )
 def test_what_a_runner_cannot_do_is_one_line(error, says):
-    found = as_a_user_can_mend_it(error, "FlinkRunner")
+    found = as_user_error(error, "FlinkRunner")
     assert isinstance(found, UserError)
     assert str(found).startswith("FlinkRunner failed: ")
     assert says in str(found)
@@ -82,11 +80,32 @@ def test_what_a_runner_cannot_do_is_one_line(error, says):
 @pytest.mark.parametrize(
     ("error", "runner"),
     [
-        (RuntimeError(f"{OF_JOB}{IN_OUR_STEP}ValueError: a bug"), "FlinkRunner"),
+        (RuntimeError(f"{OF_JOB}{IN_OUR_STEP}ValueError('a bug')"), "FlinkRunner"),
         (TypeError("cannot pickle '_thread.lock' object"), "FlinkRunner"),
         (pickle.PicklingError("cannot pickle a lambda"), "FlinkRunner"),
         (RuntimeError("a bug"), EMBEDDED_RUNNER),
     ],
 )
 def test_bugs_are_left_as_they_are(error, runner):
-    assert as_a_user_can_mend_it(error, runner) is error
+    assert as_user_error(error, runner) is error
+
+
+def test_an_error_of_a_step_is_marked_and_keeps_its_cause():
+    with pytest.raises(StepError, match=r"ValueError\('a bug'\)") as raised, step_errors_marked():
+        raise ValueError("a bug")
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert as_user_error(raised.value, "FlinkRunner") is raised.value
+    assert as_user_error(raised.value, EMBEDDED_RUNNER) is raised.value
+
+
+def test_a_step_passes_the_users_errors_on():
+    with pytest.raises(UserError, match="a wrong option"), step_errors_marked():
+        raise UserError("a wrong option")
+
+
+def test_a_full_disk_in_a_step_stays_an_error_of_the_system():
+    with pytest.raises(StepError) as raised, step_errors_marked():
+        raise OSError(28, "No space left on device", "/data/x")
+    found = as_user_error(raised.value, EMBEDDED_RUNNER)
+    assert isinstance(found, OSError)
+    assert "[Errno 28] No space left on device: '/data/x'" in str(found)

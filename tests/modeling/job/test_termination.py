@@ -48,7 +48,7 @@ def test_without_a_group_the_process_ends(received, number):
     assert received == []
 
 
-def test_a_process_ends_at_once_until_it_has_a_group_to_ask(received, group, number):
+def test_a_process_ends_at_once_until_it_has_a_group_to_ask(group, number):
     with noticing_termination() as termination:
         with pytest.raises(SystemExit):
             send(number)
