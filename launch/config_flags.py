@@ -6,22 +6,23 @@ from typing import Any
 
 from absl import flags
 
+from modeling.checkpoints.huggingface import read_config
 from modeling.config import PRESETS, BertConfig, GeluForm
 
 _MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "The model's size.")
 _BERT_CONFIG_FILE = flags.DEFINE_string(
     "bert_config_file",
     None,
-    "A bert_config.json, or a config.json of Hugging Face, in place of --model.",
+    "Instead of --model: an original bert_config.json, or a config.json of Hugging Face.",
 )
 _FIELDS = [
     flags.DEFINE_integer(
-        "vocab_size", None, "Rows of the word embeddings; by default those of the data."
+        "vocab_size", None, "Rows of the word embeddings (default: those of the data's vocabulary)."
     ),
     flags.DEFINE_integer("hidden_size", None, "Width of the model."),
     flags.DEFINE_integer("num_hidden_layers", None, "Transformer blocks."),
     flags.DEFINE_integer(
-        "num_attention_heads", None, "Attention heads, which divide --hidden_size."
+        "num_attention_heads", None, "Attention heads; --hidden_size must be a multiple."
     ),
     flags.DEFINE_integer("intermediate_size", None, "Width of the feed-forward layers."),
     flags.DEFINE_enum("hidden_act", None, ["gelu", "relu"], "The activation function."),
@@ -29,14 +30,14 @@ _FIELDS = [
         "gelu_form",
         None,
         list(GeluForm),
-        "The formula of gelu: the original's tanh approximation, or the exact one, which Hugging Face "
-        "calls gelu.",
+        "The formula of gelu: the original's tanh approximation, or the exact one (Hugging Face's "
+        "gelu).",
     ),
-    flags.DEFINE_float("hidden_dropout_prob", None, "Dropout behind embeddings and dense layers."),
+    flags.DEFINE_float("hidden_dropout_prob", None, "Dropout after embeddings and dense layers."),
     flags.DEFINE_float(
         "attention_probs_dropout_prob",
         None,
-        "Dropout of the attention probabilities; with 0, fused attention kernels can be used.",
+        "Dropout of the attention probabilities; 0 allows fused attention kernels.",
     ),
     flags.DEFINE_integer(
         "max_position_embeddings", None, "The longest sequence that the model can read."
@@ -50,8 +51,8 @@ def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
     """The config that the flags describe.
 
     Args:
-      vocab_size: of the data.
-      default: in place of --model and --bert_config_file.
+      vocab_size: entries of the data's vocabulary.
+      default: the config without --model and --bert_config_file.
 
     Raises:
       flags.Error: no size is given, or two are.
@@ -62,7 +63,7 @@ def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
     if _MODEL.value:
         config = BertConfig.preset(_MODEL.value, vocab_size)
     elif _BERT_CONFIG_FILE.value:
-        config = BertConfig.read(Path(_BERT_CONFIG_FILE.value))
+        config = read_config(Path(_BERT_CONFIG_FILE.value))
     elif default:
         config = default
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.banners import native_banners_hidden
+from modeling.export.formats import Format
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -22,10 +23,10 @@ _RUN_DIR = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Where the export goes; a new or empty directory.", required=True
 )
-_FORMAT = flags.DEFINE_enum(
+_FORMAT = flags.DEFINE_enum_class(
     "format",
-    "huggingface",
-    ["huggingface", "original", "onnx", "saved_model", "keras"],
+    Format.HUGGINGFACE,
+    Format,
     "huggingface: what transformers' from_pretrained opens, and keras_hub's from_preset. original: a "
     "TensorFlow checkpoint bert_model.ckpt under the original's names. onnx: the encoder as "
     "model.onnx. saved_model: the encoder for TensorFlow Serving. keras: model.keras.",
@@ -47,9 +48,9 @@ def main() -> None:
     """Exports and says where it went."""
     with native_banners_hidden():
         from modeling.checkpoints.pretrained import read_average, read_pretrained  # noqa: PLC0415
-        from modeling.export.export import Format, check_output, export  # noqa: PLC0415 - takes seconds
+        from modeling.export.export import check_output, export  # noqa: PLC0415 - takes seconds
 
-    output_dir, export_format = Path(_OUTPUT_DIR.value), Format(_FORMAT.value)
+    output_dir, export_format = Path(_OUTPUT_DIR.value), _FORMAT.value
     check_output(output_dir, export_format, _OVERWRITE.value)
     path = Path(_RUN_DIR.value or _CHECKPOINT.value or "")  # one of them is given
     if _RUN_DIR.value or _AVERAGE_LAST.value > 1:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,38 +13,11 @@ from pipeline.errors import UserError
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
 
-# In the configs of the original's multilingual and Chinese models; no code of its ever read them.
-_ORIGINAL_IGNORED = frozenset(
+# In the configs of the original's multilingual and Chinese models; its code never read them.
+ORIGINAL_IGNORED = frozenset(
     "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_size_per_head pooler_type".split()
 )
-# What Hugging Face's config.json says of heads for other tasks, of outputs, of storage and, in older
-# versions, of generating text.
-_HUGGINGFACE_IGNORED = _ORIGINAL_IGNORED | frozenset(
-    "_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures "
-    "attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
-    "classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty "
-    "do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id eos_token_ids "
-    "experts_implementation exponential_decay_length_penalty finetuning_task forced_bos_token_id "
-    "forced_eos_token_id gradient_checkpointing id2label label2id language length_penalty "
-    "max_length min_length name name_or_path no_repeat_ngram_size num_beam_groups "
-    "num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past "
-    "output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty "
-    "return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params "
-    "temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype "
-    "torchscript transformers_version typical_p use_bfloat16 use_cache xla_device".split()
-)
-# The only values there of the model that this BERT computes.
-_HUGGINGFACE_NEEDED = {
-    "model_type": "bert",
-    "layer_norm_eps": LAYER_NORM_EPSILON,
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-    "pruned_heads": {},
-}
 
 
 class GeluForm(StrEnum):
@@ -54,15 +27,6 @@ class GeluForm(StrEnum):
     """The tanh approximation, as in the last version of the original; "gelu_new" elsewhere."""
     ERF = "gelu_erf"
     """The exact form, what Hugging Face calls "gelu"."""
-
-
-# Hugging Face's `hidden_act`: ours, and the formula.
-_HUGGINGFACE_ACTIVATIONS = {
-    "gelu": ("gelu", GeluForm.ERF),
-    "gelu_new": ("gelu", GeluForm.TANH),
-    "gelu_pytorch_tanh": ("gelu", GeluForm.TANH),
-    "relu": ("relu", GeluForm.TANH),
-}
 
 
 @dataclass(frozen=True)
@@ -75,12 +39,13 @@ class BertConfig:
       num_hidden_layers: L, transformer blocks.
       num_attention_heads: N.
       intermediate_size: F, width of the feed-forward layer.
-      hidden_act: "gelu" (in the form that `gelu_form` says) or "relu".
-      hidden_dropout_prob: dropout behind embeddings and dense layers.
+      hidden_act: "gelu" (in the form of `gelu_form`) or "relu".
+      hidden_dropout_prob: dropout after embeddings and dense layers.
       attention_probs_dropout_prob: dropout of the attention probabilities.
       max_position_embeddings: the longest sequence the model can read.
       type_vocab_size: segment types.
-      initializer_range: standard deviation of the truncated normal that weights are drawn from.
+      initializer_range: standard deviation of the truncated normal distribution of the initial
+        weights.
       gelu_form: the formula of "gelu".
 
     Raises:
@@ -143,28 +108,37 @@ class BertConfig:
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
-        """The config in a JSON file: the original's bert_config.json or Hugging Face's config.json.
+        """The config in an original bert_config.json, or in one that `to_json` made.
 
-        Names that are known to have no influence on the model are ignored. Unless `gelu_form` stands
-        there, "gelu" is the tanh form in the original's file and the exact form in the other.
+        Unless the file has a `gelu_form`, "gelu" is the tanh form.
 
         Raises:
-          UserError: the file cannot be read, has unknown names, or is not that of a BERT that
-            `BertForPreTraining` computes.
+          UserError: the file cannot be read, has unknown names, or has an impossible value.
         """
+        return cls.from_content(read_config_content(path), path, ORIGINAL_IGNORED)
+
+    @classmethod
+    def from_content(
+        cls, content: Mapping[str, Any], path: Path, ignored: Set[str]
+    ) -> "BertConfig":
+        """The config with these fields.
+
+        Args:
+          content: the fields by name, and the ignored names.
+          path: the file that the content comes from, for errors.
+          ignored: names that are known to have no influence on the model.
+
+        Raises:
+          UserError: a name is unknown, or a value is impossible.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
         try:
-            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the model config {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"the model config {path} is not JSON: {error}") from error
-        if not isinstance(content, dict) or "vocab_size" not in content:
-            raise UserError(f"the model config {path} gives no vocab_size")
-        is_huggingface = "model_type" in content or "architectures" in content
-        try:
-            if is_huggingface:
-                return cls(**_from_huggingface(content))
-            return cls(**_without(_ORIGINAL_IGNORED, content))
+            if unknown := sorted(content.keys() - known - ignored):
+                raise UserError(
+                    f"unknown names: {', '.join(unknown)}; known are {', '.join(sorted(known))}; "
+                    "remove those that have no influence on the model"
+                )
+            return cls(**{name: value for name, value in content.items() if name in known})
         except UserError as error:
             raise UserError(f"in the model config {path}: {error}") from error
 
@@ -175,9 +149,9 @@ class BertConfig:
     def flops_per_sequence(self, seq_length: int, num_predictions: int) -> int:
         """Floating-point operations of a sequence's forward and backward pass, padding included.
 
-        Matrix products only, the backward pass counted as two forward ones: blocks, attention over
-        `seq_length` positions, the masked-LM head on `num_predictions` positions, pooler and
-        next-sentence head.
+        Only matrix products count, and the backward pass counts as two forward ones: blocks,
+        attention over `seq_length` positions, the masked-LM head on `num_predictions` positions,
+        pooler and next-sentence head.
         """
         s, m, h, f = seq_length, num_predictions, self.hidden_size, self.intermediate_size
         blocks = self.num_hidden_layers * (6 * s * (4 * h * h + 2 * h * f) + 12 * h * s * s)
@@ -185,10 +159,27 @@ class BertConfig:
         return blocks + masked_lm_head + 6 * (h * h + 2 * h)
 
 
-def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each variable of `BertForPreTraining`, under its name in the original's checkpoints.
+def read_config_content(path: Path) -> dict[str, Any]:
+    """The content of a model config's JSON file.
 
-    Names that begin with `bert/` are the encoder's with its pooler, with `cls/` those of the heads.
+    Raises:
+      UserError: the file cannot be read, or is no model config.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the model config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"the model config {path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or "vocab_size" not in content:
+        raise UserError(f"the model config {path} has no vocab_size")
+    return content
+
+
+def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each variable of `BertForPreTraining`, by its name in original checkpoints.
+
+    Variables of the encoder and its pooler begin with `bert/`, those of the heads with `cls/`.
     """
     h, f = config.hidden_size, config.intermediate_size
 
@@ -219,35 +210,6 @@ def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
         "cls/seq_relationship/output_weights": (2, h),
         "cls/seq_relationship/output_bias": (2,),
     }
-
-
-def _from_huggingface(content: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `BertConfig` in the content of a config.json."""
-    for name, needed in _HUGGINGFACE_NEEDED.items():
-        if content.get(name, needed) != needed:
-            raise UserError(
-                f"{name} is {content[name]!r} but must be {needed!r}: this BERT computes nothing else, "
-                "so the weights would compute something else than they were trained for"
-            )
-    name = content.get("hidden_act", "gelu")
-    if name not in tuple(_HUGGINGFACE_ACTIVATIONS):
-        raise UserError(
-            f"hidden_act is {name!r} but must be one of {', '.join(_HUGGINGFACE_ACTIVATIONS)}"
-        )
-    hidden_act, gelu_form = _HUGGINGFACE_ACTIVATIONS[name]
-    known = _without(_HUGGINGFACE_IGNORED | _HUGGINGFACE_NEEDED.keys(), content)
-    return {"gelu_form": gelu_form} | known | {"hidden_act": hidden_act}
-
-
-def _without(ignored: Set[str], content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config but for the ignored names; all others must be a `BertConfig`'s."""
-    known = {field.name for field in dataclasses.fields(BertConfig)}
-    if unknown := sorted(content.keys() - known - ignored):
-        raise UserError(
-            f"unknown names: {', '.join(unknown)}; known are {', '.join(sorted(known))}; remove those "
-            "that have no influence on the model"
-        )
-    return {name: value for name, value in content.items() if name in known}
 
 
 # (layers, hidden size), from "Well-Read Students Learn Better" (Turc et al., 2019) and the original.

@@ -9,11 +9,53 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - without it, NumPy does not know bfloat16
 import numpy as np
 
-from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm, weight_shapes
+from modeling.config import (
+    LAYER_NORM_EPSILON,
+    ORIGINAL_IGNORED,
+    BertConfig,
+    GeluForm,
+    read_config_content,
+    weight_shapes,
+)
 from pipeline.errors import UserError
 
 WEIGHTS_NAME = "model.safetensors"
 HUGGINGFACE_CONFIG_NAME = "config.json"
+
+# Names in config.json that have no influence on this BERT: heads for other tasks, outputs, storage
+# and, in older versions, text generation.
+_IGNORED = ORIGINAL_IGNORED | frozenset(
+    "_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures "
+    "attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
+    "classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty "
+    "do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id eos_token_ids "
+    "experts_implementation exponential_decay_length_penalty finetuning_task forced_bos_token_id "
+    "forced_eos_token_id gradient_checkpointing id2label label2id language length_penalty "
+    "max_length min_length name name_or_path no_repeat_ngram_size num_beam_groups "
+    "num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past "
+    "output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty "
+    "return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params "
+    "temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype "
+    "torchscript transformers_version typical_p use_bfloat16 use_cache xla_device".split()
+)
+# The values that config.json must have for the model to be this BERT.
+_NEEDED = {
+    "model_type": "bert",
+    "layer_norm_eps": LAYER_NORM_EPSILON,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "pruned_heads": {},
+}
+# `hidden_act` there: ours, and the formula of gelu.
+_ACTIVATIONS = {
+    "gelu": ("gelu", GeluForm.ERF),
+    "gelu_new": ("gelu", GeluForm.TANH),
+    "gelu_pytorch_tanh": ("gelu", GeluForm.TANH),
+    "relu": ("relu", GeluForm.TANH),
+}
 
 # The original's names, part by part, in the order in which they are replaced.
 _RENAMED_PARTS = (
@@ -109,6 +151,35 @@ def to_huggingface(name: str, values: np.ndarray) -> np.ndarray:
 def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
     """The inverse of `to_huggingface`."""
     return to_huggingface(name, values)  # to transpose again
+
+
+def read_config(path: Path) -> BertConfig:
+    """The config in a config.json of Hugging Face, or else in an original bert_config.json.
+
+    "gelu" is the exact form in the former, the tanh form in the latter.
+
+    Raises:
+      UserError: the file cannot be read, has unknown names, or is not the config of a BERT that
+        `BertForPreTraining` computes.
+    """
+    content = read_config_content(path)
+    if not {"model_type", "architectures"} & content.keys():
+        return BertConfig.read(path)
+    for name, needed in _NEEDED.items():
+        if content.get(name, needed) != needed:
+            raise UserError(
+                f"in the model config {path}: {name} is {content[name]!r} but must be {needed!r}, "
+                "because this BERT computes nothing else"
+            )
+    name = content.get("hidden_act", "gelu")
+    if name not in tuple(_ACTIVATIONS):
+        raise UserError(
+            f"in the model config {path}: hidden_act is {name!r} but must be one of "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    hidden_act, gelu_form = _ACTIVATIONS[name]
+    content = {"gelu_form": gelu_form, **content, "hidden_act": hidden_act}
+    return BertConfig.from_content(content, path, _IGNORED | _NEEDED.keys())
 
 
 def huggingface_config(config: BertConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints import huggingface, run_checkpoints
-from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_huggingface
+from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_config, read_huggingface
 from modeling.checkpoints.run_checkpoints import (
     TrainingState,
     is_run,
@@ -207,13 +207,13 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
 
 
 def _read_original(prefix: Path) -> Pretrained:
-    config = BertConfig.read(prefix.parent / CONFIG_NAME)
+    config = read_config(prefix.parent / CONFIG_NAME)
     weights = read_original(prefix)
     return _pretrained(f"the original checkpoint {prefix}", config, weights, prefix.parent)
 
 
 def _read_huggingface(directory: Path) -> Pretrained:
-    config = BertConfig.read(directory / HUGGINGFACE_CONFIG_NAME)
+    config = read_config(directory / HUGGINGFACE_CONFIG_NAME)
     weights = read_huggingface(directory, weight_shapes(config))
     return _pretrained(f"the Hugging Face directory {directory}", config, weights, directory)
 

@@ -2,6 +2,7 @@
 
 ::
 
+    formats      the names of the formats
     export       a trained BERT to a directory in one of the formats
     model_card   the README of an export for Hugging Face
     onnx_graph   BERT as an ONNX graph

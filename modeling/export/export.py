@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 
 import tensorflow as tf
@@ -21,6 +20,7 @@ from modeling.checkpoints.tokenizer_settings import (
     write_vocabulary,
 )
 from modeling.config import CONFIG_NAME, GeluForm, weight_shapes
+from modeling.export.formats import Format
 from modeling.export.model_card import model_card
 from modeling.export.saved_model import write_saved_model
 from pipeline.errors import UserError
@@ -30,16 +30,6 @@ ORIGINAL_NAME = "bert_model.ckpt"
 ONNX_NAME = "model.onnx"
 KERAS_NAME = "model.keras"
 MODEL_CARD_NAME = "README.md"
-
-
-class Format(StrEnum):
-    """What an export is for."""
-
-    HUGGINGFACE = "huggingface"
-    ORIGINAL = "original"
-    ONNX = "onnx"
-    SAVED_MODEL = "saved_model"
-    KERAS = "keras"
 
 
 _NEEDED_PACKAGES = {Format.HUGGINGFACE: ("safetensors", "tokenizers"), Format.ONNX: ("onnx",)}

@@ -11,8 +11,9 @@ from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
 from modeling.losses import losses_and_accuracies
 from modeling.step.backend import eval_step
-from modeling.training.metrics import EVAL_PREFIX, read_metrics
+from modeling.training.metrics import read_metrics
 from modeling.training.run_directory import check_length, check_same_vocabulary, read_run
+from modeling.training.tensorboard import EVAL_PREFIX
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.manifest import DataSet

@@ -13,11 +13,10 @@ from rich.live import Live
 from rich.text import Text
 
 from modeling.losses import losses_and_accuracies
-from modeling.training.tensorboard import SummaryWriter
+from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
 from pipeline.files import whole_file
 
 METRICS_NAME = "metrics.jsonl"
-EVAL_PREFIX = "eval_"
 # A share of the time that is worth a word.
 _NOTABLE_WAIT = 0.05
 

@@ -14,10 +14,11 @@ import tensorflow as tf
 from pipeline.records import frame_record
 
 SUMMARIES_NAME = "tensorboard"
+EVAL_PREFIX = "eval_"
+"""With this begin the names of an evaluation's figures in a line of metrics."""
 
 _FILE_PREFIX = "events.out.tfevents."
 _FILE_VERSION = "brain.Event:2"
-_EVAL_PREFIX = "eval_"
 
 
 class SummaryWriter:
@@ -69,5 +70,5 @@ def _event(line: Mapping[str, float]) -> Any:
 
 
 def _tag(name: str) -> str:
-    of_evaluation = name.startswith(_EVAL_PREFIX)
-    return f"eval/{name.removeprefix(_EVAL_PREFIX)}" if of_evaluation else f"train/{name}"
+    of_evaluation = name.startswith(EVAL_PREFIX)
+    return f"eval/{name.removeprefix(EVAL_PREFIX)}" if of_evaluation else f"train/{name}"

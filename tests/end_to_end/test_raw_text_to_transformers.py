@@ -102,7 +102,8 @@ def test_the_run_is_written_as_a_checkpoint_of_the_original(outputs, tmp_path):
     import tensorflow as tf
 
     from modeling.checkpoints.pretrained import read_pretrained
-    from modeling.export.export import Format, export
+    from modeling.export.export import export
+    from modeling.export.formats import Format
 
     pretrained = read_pretrained(outputs[1])
     export(pretrained, tmp_path / "original", Format.ORIGINAL)

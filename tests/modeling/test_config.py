@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 
 import pytest
@@ -9,94 +8,6 @@ from modeling.config import BertConfig, GeluForm, weight_shapes
 from pipeline.errors import UserError
 
 BERT_VOCAB_SIZE = 30522
-BASE = {
-    "attention_probs_dropout_prob": 0.1,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 768,
-    "initializer_range": 0.02,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "type_vocab_size": 2,
-    "vocab_size": BERT_VOCAB_SIZE,
-}
-OF_A_LATER_ORIGINAL = {
-    "directionality": "bidi",
-    "pooler_fc_size": 768,
-    "pooler_num_attention_heads": 12,
-    "pooler_num_fc_layers": 3,
-    "pooler_size_per_head": 128,
-    "pooler_type": "first_token_transform",
-}
-# What versions 2, 4 and 5 of transformers write beside the above.
-OF_HUGGING_FACE_2 = {
-    "architectures": ["BertForSequenceClassification"],
-    "do_sample": False,
-    "eos_token_ids": 0,
-    "finetuning_task": "sst-2",
-    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    "is_decoder": False,
-    "label2id": {"LABEL_0": 0, "LABEL_1": 1},
-    "layer_norm_eps": 1e-12,
-    "length_penalty": 1.0,
-    "max_length": 20,
-    "num_beams": 1,
-    "num_labels": 2,
-    "num_return_sequences": 1,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_past": True,
-    "pad_token_id": 0,
-    "pruned_heads": {},
-    "repetition_penalty": 1.0,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "torchscript": False,
-    "use_bfloat16": False,
-}
-OF_HUGGING_FACE_4 = {
-    "_name_or_path": "bert-base-uncased",
-    "architectures": ["BertForMaskedLM"],
-    "classifier_dropout": None,
-    "gradient_checkpointing": False,
-    "layer_norm_eps": 1e-12,
-    "model_type": "bert",
-    "pad_token_id": 0,
-    "position_embedding_type": "absolute",
-    "torch_dtype": "float32",
-    "transformers_version": "4.41.0",
-    "use_cache": True,
-}
-OF_HUGGING_FACE_5 = {
-    "add_cross_attention": False,
-    "architectures": ["BertForPreTraining"],
-    "bos_token_id": None,
-    "classifier_dropout": None,
-    "dtype": "float32",
-    "eos_token_id": None,
-    "is_decoder": False,
-    "layer_norm_eps": 1e-12,
-    "model_type": "bert",
-    "pad_token_id": 0,
-    "tie_word_embeddings": True,
-    "transformers_version": "5.0.0",
-    "use_cache": True,
-}
-
-
-@pytest.fixture
-def read(tmp_path):
-    """A function that reads a config from the content of its file."""
-
-    def read_content(content):
-        path = tmp_path / "some_config.json"
-        path.write_text(json.dumps(content), "utf-8")
-        return BertConfig.read(path)
-
-    return read_content
 
 
 @pytest.mark.parametrize(
@@ -218,75 +129,6 @@ def test_json_round_trip(config, tmp_path):
     path = tmp_path / "bert_config.json"
     path.write_text(config.to_json(), "utf-8")
     assert BertConfig.read(path) == config
-
-
-@pytest.mark.parametrize("extra", [{}, OF_A_LATER_ORIGINAL])
-def test_an_original_bert_config_is_read(read, extra):
-    assert read(BASE | extra) == BertConfig.preset("base", BERT_VOCAB_SIZE)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        OF_HUGGING_FACE_2,
-        OF_HUGGING_FACE_4,
-        OF_HUGGING_FACE_4 | OF_A_LATER_ORIGINAL,
-        OF_HUGGING_FACE_5,
-        {"model_type": "bert"},
-        {"architectures": ["BertModel"]},
-    ],
-)
-def test_a_hugging_face_config_is_read(read, extra):
-    base = BertConfig.preset("base", BERT_VOCAB_SIZE)
-    assert read(BASE | extra) == dataclasses.replace(base, gelu_form=GeluForm.ERF)
-
-
-@pytest.mark.parametrize(
-    ("name", "hidden_act", "gelu_form"),
-    [
-        ("gelu", "gelu", GeluForm.ERF),
-        ("gelu_new", "gelu", GeluForm.TANH),
-        ("gelu_pytorch_tanh", "gelu", GeluForm.TANH),
-        ("relu", "relu", GeluForm.TANH),
-    ],
-)
-def test_activation_of_hugging_face_is_that_formula_here(read, name, hidden_act, gelu_form):
-    config = read(BASE | OF_HUGGING_FACE_5 | {"hidden_act": name})
-    assert (config.hidden_act, config.gelu_form) == (hidden_act, gelu_form)
-
-
-def test_values_that_hugging_face_leaves_out_are_its_defaults(read):
-    config = BertConfig(vocab_size=50, gelu_form=GeluForm.ERF)
-    assert read({"model_type": "bert", "vocab_size": 50}) == config
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("model_type", "roberta"),
-        ("hidden_act", "silu"),
-        ("hidden_act", ["gelu"]),
-        ("layer_norm_eps", 1e-5),
-        ("position_embedding_type", "relative_key"),
-        ("is_decoder", True),
-        ("is_encoder_decoder", True),
-        ("add_cross_attention", True),
-        ("tie_word_embeddings", False),
-        ("pruned_heads", {"0": [1]}),
-        ("embedding_size", 128),
-        ("hidden_size", 100),
-    ],
-)
-def test_hugging_face_config_of_another_model_is_refused(read, tmp_path, name, value):
-    with pytest.raises(UserError, match=name) as raised:
-        read(BASE | OF_HUGGING_FACE_5 | {name: value})
-    assert str(tmp_path / "some_config.json") in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_names_of_hugging_face_are_unknown_in_an_original_config(read):
-    with pytest.raises(UserError, match="unknown names: layer_norm_eps, use_cache;"):
-        read(BASE | {"layer_norm_eps": 1e-12, "use_cache": True})
 
 
 @pytest.mark.parametrize(

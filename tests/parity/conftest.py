@@ -14,7 +14,8 @@ import pytest
 from modeling.checkpoints.pretrained import Pretrained
 from modeling.checkpoints.tokenizer_settings import read_tokenizer_settings
 from modeling.config import BertConfig, weight_shapes
-from modeling.export.export import Format, export
+from modeling.export.export import export
+from modeling.export.formats import Format
 
 VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a good bad one two three four mill stone river turn turns "

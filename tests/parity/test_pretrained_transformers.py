@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.huggingface import read_config
 from modeling.checkpoints.pretrained import initialize, read_pretrained
 from modeling.config import BertConfig, weight_shapes
 from pipeline.errors import UserError
@@ -137,7 +138,7 @@ def test_every_setting_that_they_know_is_known(tmp_path):
     config = transformers.BertConfig(vocab_size=V, hidden_act="gelu_new")
     content = {name: value for name, value in config.to_dict().items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    assert BertConfig.read(tmp_path / "config.json") == BertConfig.preset("base", V)
+    assert read_config(tmp_path / "config.json") == BertConfig.preset("base", V)
 
 
 def test_a_decoder_is_refused(tmp_path):

@@ -20,7 +20,8 @@ from modeling.checkpoints.pretrained import (
 )
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings, read_tokens
 from modeling.config import GeluForm
-from modeling.export.export import Format, export
+from modeling.export.export import export
+from modeling.export.formats import Format
 from pipeline.errors import UserError
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"

@@ -11,7 +11,8 @@ import tensorflow as tf
 import modeling.export.export
 from modeling.checkpoints.pretrained import read_pretrained
 from modeling.config import BertConfig, GeluForm
-from modeling.export.export import Format, check_output, export
+from modeling.export.export import check_output, export
+from modeling.export.formats import Format
 from pipeline.errors import UserError
 
 FILES = {

@@ -1,0 +1,18 @@
+"""The formats of an export; apart from `export`, because the command line needs them at once."""
+
+from enum import StrEnum
+
+
+class Format(StrEnum):
+    """The software that an export is for."""
+
+    HUGGINGFACE = "huggingface"
+    """The directory that transformers' `from_pretrained` and keras_hub's `from_preset` open."""
+    ORIGINAL = "original"
+    """The TensorFlow checkpoint bert_model.ckpt, under the original's names."""
+    ONNX = "onnx"
+    """The encoder as model.onnx."""
+    SAVED_MODEL = "saved_model"
+    """The encoder for TensorFlow Serving."""
+    KERAS = "keras"
+    """The whole model as model.keras."""
