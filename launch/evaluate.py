@@ -1,6 +1,6 @@
-"""Masked-LM and next-sentence loss and accuracy of a run's newest checkpoint on the eval shards.
+"""Computes a run's masked-LM and next-sentence loss and accuracy on the eval shards.
 
-Printed, and written to eval_results.json of the run.
+It uses the newest checkpoint, prints the results and writes them to the run's eval_results.json.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set, made with --eval_fraction above 0.", required=True
+    "data_dir", None, "The data set, generated with --eval_fraction greater than 0.", required=True
 )
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     "eval_batch_size",
     TrainingOptions.eval_batch_size,
-    "Sequences of a batch; no influence on the results.",
+    "The number of sequences per batch; it does not change the results.",
     lower_bound=1,
 )
 

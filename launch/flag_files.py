@@ -2,8 +2,10 @@
 
 import textwrap
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -16,13 +18,13 @@ def describe_flags(verb: ModuleType) -> str:
     paragraphs = []
     for flag in flags_of(verb):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
-        paragraphs.append(f"  {name}")
-        paragraphs.append(
-            textwrap.fill(
-                flag.help + default, 96, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+        default = "" if flag.default is None else f" (default:\xa0{flag.default_as_str})"
+        indent = " " * 6
+        text = textwrap.fill(
+            flag.help + default, 96, initial_indent=indent, subsequent_indent=indent
         )
+        # The no-break space has kept a line from ending there.
+        paragraphs += [f"  {name}", text.replace("\xa0", " ")]
     return "\n".join(paragraphs)
 
 
@@ -40,6 +42,11 @@ def flags_as_text(verb: ModuleType, without: Collection[str] = ()) -> str:
     """
     lines = [flag.serialize() for flag in flags_of(verb) if flag.name not in without]
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def flag_values(options: type) -> dict[str, Any]:
+    """The values of the flags that bear the names of a dataclass's fields, by name."""
+    return {field.name: flags.FLAGS[field.name].value for field in fields(options)}
 
 
 def flags_of(verb: ModuleType) -> list[flags.Flag]:

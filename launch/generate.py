@@ -1,7 +1,7 @@
-"""Raw text to a data set: TFRecord shards of BERT pretraining instances, and a manifest.
+"""Builds a data set from raw text: TFRecord shards of BERT pretraining instances, and a manifest.
 
-The same input, vocabulary and options give the same bytes, whatever the runner and the workers.
-Options of Apache Beam (--runner, --direct_num_workers, …) can be given as well.
+The same input, vocabulary and options always give the same bytes, with any runner and any number of
+workers. Apache Beam's options (--runner, --direct_num_workers, …) are also accepted.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from launch import input_flags
-from launch.flag_files import save_flags
+from launch.flag_files import flag_values, save_flags
 from pipeline.documents import Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -31,121 +31,117 @@ _LOGGERS_OF_EXCEPTIONS = (
 )
 
 _VOCAB_FILE = flags.DEFINE_string(
-    "vocab_file", None, "The WordPiece vocabulary, one token a line.", required=True
+    "vocab_file", None, "The WordPiece vocabulary, one token per line.", required=True
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Where the data set goes; all workers must reach it.", required=True
+    "output_dir",
+    None,
+    "The directory for the data set; all workers must have access to it.",
+    required=True,
 )
 _TOKENIZED_DIR = flags.DEFINE_string(
     "tokenized_dir",
     None,
-    "Keep the tokenized corpus there, for other data sets of the same text, vocabulary and tokenizer: "
-    "other lengths, masks and seeds. One that is there already is used, and no text is read.",
+    "A directory in which to keep the tokenized corpus. Further data sets from the same text, "
+    "vocabulary and tokenizer, with other lengths, masks or seeds, then reuse it instead of reading "
+    "the text.",
 )
 _OVERWRITE = flags.DEFINE_boolean(
     "overwrite",
     False,
-    "Replace the data set that --output_dir holds, finished or not. Without it, a run that was "
-    "killed goes on.",
+    "Replace the data set in --output_dir, finished or not. Without this flag, an interrupted run "
+    "resumes.",
 )
 _SENTENCES = flags.DEFINE_enum_class(
     "sentences",
     None,
     Sentences,
-    "split: lines are running text, which is split into sentences. lines: a line is a sentence. "
-    "By default lines for the format text, split for all others.",
+    "split: lines are running text, to be split into sentences. lines: each line is a sentence. By "
+    "default, lines for the input format text and split for all others.",
 )
 _DROP_DUPLICATES = flags.DEFINE_boolean(
-    "drop_duplicates", False, "Use only the first of the documents that have exactly the same text."
+    "drop_duplicates", False, "Use only the first of several documents with exactly the same text."
 )
 _WORD_SEGMENTER = flags.DEFINE_string(
     "word_segmenter",
     None,
-    "Finds the words of Chinese text, whose characters are then masked together: jieba, or any "
-    "function from text to words that all workers can import, as module:function. Without it, each "
-    "character is a word, as in the original BERT.",
-)
-_MAX_SEQ_LENGTH = flags.DEFINE_integer(
-    "max_seq_length",
-    _DEFAULTS.max_seq_length,
-    "Tokens of an instance, with [CLS] and both [SEP].",
-)
-_MAX_PREDICTIONS_PER_SEQ = flags.DEFINE_integer(
-    "max_predictions_per_seq",
-    _DEFAULTS.max_predictions_per_seq,
-    "The most masked pieces of an instance.",
-)
-_MASKED_LM_PROB = flags.DEFINE_float(
-    "masked_lm_prob", _DEFAULTS.masked_lm_prob, "Share of an instance's tokens that are masked."
-)
-_SHORT_SEQ_PROB = flags.DEFINE_float(
-    "short_seq_prob",
-    _DEFAULTS.short_seq_prob,
-    "Share of documents whose instances aim at a random shorter length.",
-)
-_DUPE_FACTOR = flags.DEFINE_integer(
-    "dupe_factor",
-    _DEFAULTS.dupe_factor,
-    "Passes over the corpus, each with other pairs and masks and with shards of its own.",
-)
-_DO_WHOLE_WORD_MASK = flags.DEFINE_boolean(
-    "do_whole_word_mask", _DEFAULTS.do_whole_word_mask, "Mask all pieces of a word together."
-)
-_MASKED_WORD_ACTION = flags.DEFINE_enum_class(
-    "masked_word_action",
-    _DEFAULTS.masked_word_action,
-    MaskedWordAction,
-    "Whether [MASK] (80 %), the same (10 %) or another token (10 %) is drawn for each piece, as in "
-    "the original BERT, or once for all pieces of a word.",
-)
-_RANDOM_TOKEN = flags.DEFINE_enum_class(
-    "random_token",
-    _DEFAULTS.random_token,
-    RandomToken,
-    "What the 10 % of masked pieces that become another token are drawn from. words: all but the "
-    "special and [unused] tokens. any: the whole vocabulary, as in the original BERT.",
-)
-_RANDOM_SEED = flags.DEFINE_integer(
-    "random_seed", _DEFAULTS.random_seed, "Seeds every random draw."
+    "The segmenter that finds the words of Chinese text, so that their characters are masked "
+    "together: jieba, or module:function, a function from text to words that all workers can import. "
+    "Without it, each character is a word, as in the original BERT.",
 )
 _EVAL_FRACTION = flags.DEFINE_float(
-    "eval_fraction", 0.0, "Share of the documents kept apart for `clozemill evaluate`."
+    "eval_fraction",
+    0.0,
+    "The share of documents that are set aside as eval shards, for `clozemill evaluate`.",
 )
 _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     None,
-    "Train shards of each pass; there are --dupe_factor times as many in all. "
-    "By default one for every 16 MiB of text.",
+    "The number of train shards per pass; the total is --dupe_factor times as many. By default, one "
+    "per 16 MiB of text.",
 )
+# One flag for each field of InstanceOptions.
+flags.DEFINE_integer(
+    "max_seq_length",
+    _DEFAULTS.max_seq_length,
+    "The maximum number of tokens per instance, including [CLS] and both [SEP].",
+)
+flags.DEFINE_integer(
+    "max_predictions_per_seq",
+    _DEFAULTS.max_predictions_per_seq,
+    "The maximum number of masked pieces per instance.",
+)
+flags.DEFINE_float(
+    "masked_lm_prob",
+    _DEFAULTS.masked_lm_prob,
+    "The share of an instance's tokens that are masked.",
+)
+flags.DEFINE_float(
+    "short_seq_prob",
+    _DEFAULTS.short_seq_prob,
+    "The share of documents whose instances have a random, shorter target length.",
+)
+flags.DEFINE_integer(
+    "dupe_factor",
+    _DEFAULTS.dupe_factor,
+    "The number of passes over the corpus. Each pass draws new pairs and masks and writes its own "
+    "shards.",
+)
+flags.DEFINE_boolean(
+    "do_whole_word_mask", _DEFAULTS.do_whole_word_mask, "Mask all pieces of a word together."
+)
+flags.DEFINE_enum_class(
+    "masked_word_action",
+    _DEFAULTS.masked_word_action,
+    MaskedWordAction,
+    "Whether to choose between [MASK] (80 %), the same token (10 %) and another token (10 %) for each "
+    "piece separately, as in the original BERT, or once for all pieces of a word.",
+)
+flags.DEFINE_enum_class(
+    "random_token",
+    _DEFAULTS.random_token,
+    RandomToken,
+    "The tokens from which the 10 % of random replacements are drawn. words: all except special and "
+    "[unused] tokens. any: the whole vocabulary, as in the original BERT.",
+)
+flags.DEFINE_integer("random_seed", _DEFAULTS.random_seed, "Seeds all random choices.")
 
 
 def main(beam_flags: list[str]) -> None:
-    """Generates the data set and says what is in it."""
+    """Generates the data set and prints a summary of it."""
     beam_options = parse_beam_options(beam_flags)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
         reading=input_flags.read_options(_SENTENCES.value),
-        vocab_file=_local_path("vocab_file", _VOCAB_FILE.value),
-        output_dir=_local_path("output_dir", _OUTPUT_DIR.value),
-        tokenized_dir=(
-            _local_path("tokenized_dir", _TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None
-        ),
+        vocab_file=_local_path(_VOCAB_FILE),
+        output_dir=_local_path(_OUTPUT_DIR),
+        tokenized_dir=_local_path(_TOKENIZED_DIR) if _TOKENIZED_DIR.value else None,
         do_lower_case=input_flags.do_lower_case(),
         strip_accents=input_flags.strip_accents(),
         word_segmenter=_WORD_SEGMENTER.value,
         drop_duplicates=_DROP_DUPLICATES.value,
-        instances=InstanceOptions(
-            max_seq_length=_MAX_SEQ_LENGTH.value,
-            max_predictions_per_seq=_MAX_PREDICTIONS_PER_SEQ.value,
-            masked_lm_prob=_MASKED_LM_PROB.value,
-            short_seq_prob=_SHORT_SEQ_PROB.value,
-            dupe_factor=_DUPE_FACTOR.value,
-            do_whole_word_mask=_DO_WHOLE_WORD_MASK.value,
-            masked_word_action=_MASKED_WORD_ACTION.value,
-            random_token=_RANDOM_TOKEN.value,
-            random_seed=_RANDOM_SEED.value,
-        ),
+        instances=InstanceOptions(**flag_values(InstanceOptions)),
         eval_fraction=_EVAL_FRACTION.value,
         num_shards=_NUM_SHARDS.value,
         overwrite=_OVERWRITE.value,
@@ -155,30 +151,30 @@ def main(beam_flags: list[str]) -> None:
     print(describe(manifest, options.output_dir))
 
 
-def _local_path(name: str, value: str) -> Path:
-    """The path in a flag.
+def _local_path(flag: flags.FlagHolder[str | None]) -> Path:
+    """The path that a flag gives.
 
     Raises:
-      UserError: it is a URL; only the input may be one.
+      UserError: the path is a URL; only the input may be one.
     """
-    if "://" in value:
+    if "://" in (value := flag.value or ""):
         raise UserError(
-            f"--{name}={value} is a URL: give a folder of a file system that all workers mount"
+            f"--{flag.name}={value} is a URL: give a directory on a file system that all workers mount"
         )
     return Path(value)
 
 
 def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
-    """Beam's options.
+    """Parses Beam's options.
 
     Raises:
-      flags.Error: one of the flags is none of Beam's either, which Beam would ignore.
+      flags.Error: a flag is not one of Beam's either; Beam itself would ignore it.
     """
-    # Beam says much that only its own developers can use, and every exception twice.
+    # Beam logs much that helps only its developers, and every exception twice.
     python_logging.getLogger("apache_beam").setLevel(python_logging.WARNING)
     for logger in _LOGGERS_OF_EXCEPTIONS:
         python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
-    python_logging.getLogger().addFilter(_is_no_message_of_job)
+    python_logging.getLogger().addFilter(_is_not_from_job_service)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
@@ -197,13 +193,13 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     return known
 
 
-def _is_no_message_of_job(record: python_logging.LogRecord) -> bool:
-    """What a job service says arrives without a logger's name; why a job failed is raised as well."""
+def _is_not_from_job_service(record: python_logging.LogRecord) -> bool:
+    """Filters out a job service's messages; the reason of a job's failure is also raised."""
     return record.module != "portable_runner"
 
 
 def describe(manifest: Manifest, output_dir: Path) -> str:
-    """What the data set holds, for people."""
+    """The content of the data set, for people."""
     corpus, train = manifest.statistics["corpus"], manifest.statistics["train"]
     lines = [
         f"{output_dir}: {len(manifest.shards)} shards, "

@@ -1,6 +1,6 @@
 """Shows instances of a data set as text.
 
-A masked piece is shown as {what the model reads → what it has to find}.
+A masked piece is shown as {the piece that the model reads → the piece that it must predict}.
 """
 
 from itertools import islice
@@ -16,7 +16,7 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
 )
 _NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", 5, "How many instances of the first shard to show.", lower_bound=1
+    "num_examples", 5, "The number of instances to show, from the first shard.", lower_bound=1
 )
 
 

@@ -1,6 +1,6 @@
-"""A data set to a trained BERT. Run again with the same flags, it goes on where it stopped.
+"""Trains a BERT on a data set. Run again with the same flags, it resumes where it stopped.
 
-Sequence length, predictions and vocabulary come from the data set's manifest.
+The sequence length, the number of predictions and the vocabulary come from the data set.
 """
 
 import dataclasses
@@ -9,12 +9,12 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
 from launch import backend, config_flags, job
-from launch.flag_files import flags_as_text, flags_of
+from launch.flag_files import flag_values, flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.job.group import ProcessGroup
 from modeling.job.termination import Termination, noticing_termination
@@ -34,88 +34,103 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "The run: checkpoints, metrics and config go there.", required=True
+    "output_dir",
+    None,
+    "The run: the directory for checkpoints, metrics and the config.",
+    required=True,
 )
 _INIT_CHECKPOINT = flags.DEFINE_string(
     "init_checkpoint",
     None,
     "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, or a "
-    "directory of Hugging Face. Without --model and --bert_config_file, the model is theirs too.",
+    "Hugging Face directory. Without --model and --bert_config_file, the model's config also comes "
+    "from there.",
 )
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
     False,
-    "Only tell what the run would be: parameters, work, memory, passes over the data, and two steps. "
-    "Writes nothing.",
+    "Only report what the run would be: parameters, FLOPs, memory, passes over the data, and the time "
+    "of two steps. Writes nothing.",
 )
-# One for each of the TrainingOptions.
+# One flag for each field of TrainingOptions.
 flags.DEFINE_integer(
     "train_batch_size",
     _DEFAULTS.train_batch_size,
-    "Sequences of an update, of all devices of all processes together.",
+    "The number of sequences per update, over all devices of all processes.",
 )
 flags.DEFINE_integer(
     "gradient_accumulation_steps",
     _DEFAULTS.gradient_accumulation_steps,
-    "Compute a batch in so many parts, one after the other, which needs less memory. The result is "
-    "that of the whole batch.",
+    "Compute each batch in this many parts, one after another, to save memory. The result is the "
+    "same as for the whole batch.",
 )
-flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "The peak of the learning rate.")
+flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "The peak learning rate.")
 flags.DEFINE_integer(
-    "num_train_steps", _DEFAULTS.num_train_steps, "Updates in all; the rate falls to 0 by then."
+    "num_train_steps",
+    _DEFAULTS.num_train_steps,
+    "The total number of updates; the learning rate falls to 0 at the end.",
 )
 flags.DEFINE_integer(
-    "num_warmup_steps", _DEFAULTS.num_warmup_steps, "Updates until the learning rate's peak."
+    "num_warmup_steps",
+    _DEFAULTS.num_warmup_steps,
+    "The number of updates until the learning rate reaches its peak.",
 )
 flags.DEFINE_enum_class(
     "optimizer",
     _DEFAULTS.optimizer,
     OptimizerName,
-    "adamw: the original's. lamb: for batches of many thousands.",
+    "adamw: the original BERT's optimizer. lamb: for batches of many thousands of sequences.",
 )
 flags.DEFINE_float(
     "weight_decay_rate",
     _DEFAULTS.weight_decay_rate,
-    "Decay of all weights but biases and layer normalizations.",
+    "The weight decay, for all weights except biases and layer normalizations.",
 )
 flags.DEFINE_boolean(
     "adam_bias_correction",
     _DEFAULTS.adam_bias_correction,
-    "Correct Adam's moments for starting at 0, which is steadier in the first steps. The original "
-    "BERT does not.",
+    "Correct Adam's moments for starting at 0, which makes the first steps more stable. The original "
+    "BERT does not do this.",
 )
 flags.DEFINE_enum_class(
     "precision",
     _DEFAULTS.precision,
     Precision,
-    "What the model computes in; weights, moments, softmax and losses are float32 in any case. "
-    "bfloat16 is the fast one on recent GPUs; float16, with a dynamic loss scale, on older ones.",
+    "The precision in which the model computes. Weights, moments, softmax and losses are always "
+    "float32. bfloat16 is fast on recent GPUs; float16, with a dynamic loss scale, on older ones.",
 )
 flags.DEFINE_boolean(
     "recompute_activations",
     _DEFAULTS.recompute_activations,
-    "Compute activations again in the backward pass instead of keeping them: less memory, about a "
-    "third more work.",
+    "Recompute activations in the backward pass instead of storing them. This saves memory and costs "
+    "about a third more work.",
 )
 flags.DEFINE_integer(
-    "save_checkpoints_steps", _DEFAULTS.save_checkpoints_steps, "Updates between checkpoints."
+    "save_checkpoints_steps",
+    _DEFAULTS.save_checkpoints_steps,
+    "The number of updates between checkpoints.",
 )
 flags.DEFINE_integer(
-    "keep_checkpoints", _DEFAULTS.keep_checkpoints, "How many of the newest checkpoints are kept."
+    "keep_checkpoints", _DEFAULTS.keep_checkpoints, "The number of newest checkpoints to keep."
 )
 flags.DEFINE_integer(
-    "log_every_steps", _DEFAULTS.log_every_steps, "Updates between lines of metrics."
+    "log_every_steps",
+    _DEFAULTS.log_every_steps,
+    "The number of updates between lines of metrics.",
 )
 flags.DEFINE_integer(
     "eval_every_steps",
     _DEFAULTS.eval_every_steps,
-    "Updates between evaluations on the eval shards, on the same batches each time; 0 for none.",
+    "The number of updates between evaluations on the eval shards, always on the same batches. 0: "
+    "never evaluate.",
 )
 flags.DEFINE_integer(
-    "eval_batch_size", _DEFAULTS.eval_batch_size, "Sequences of a batch of evaluation."
+    "eval_batch_size",
+    _DEFAULTS.eval_batch_size,
+    "The number of sequences per evaluation batch.",
 )
 flags.DEFINE_integer(
-    "max_eval_steps", _DEFAULTS.max_eval_steps, "Batches of an evaluation at most."
+    "max_eval_steps", _DEFAULTS.max_eval_steps, "The maximum number of batches per evaluation."
 )
 flags.DEFINE_integer(
     "random_seed",
@@ -125,17 +140,15 @@ flags.DEFINE_integer(
 
 
 def main() -> None:
-    """Trains, or reports what training would be."""
-    names = [field.name for field in dataclasses.fields(TrainingOptions)]
-    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
-    options = TrainingOptions(**given)
+    """Trains, or with --dry_run reports what training would be."""
+    options = TrainingOptions(**flag_values(TrainingOptions))
     place = job.job_place()
     if place.process_id:
-        # Process 0 reports; the others speak only when something is wrong.
+        # Process 0 logs; the others log only errors.
         logging.set_verbosity(logging.ERROR)
     with noticing_termination() as termination:
         group = ProcessGroup(place, job.coordinator_timeout())
-        # A process alone ends at once, until it trains.
+        # A single process, or a dry run, ends at once until it trains.
         if group.num_processes > 1 and not _DRY_RUN.value:
             termination.group = group
         try:
@@ -148,9 +161,9 @@ def main() -> None:
 
 
 def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termination) -> None:
-    # The place of the data may differ between processes, if the data are the same.
-    own = (*job.PLACE_FLAGS, "data_dir")
-    given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in own]
+    # The data's path may differ between processes, but not the data.
+    may_differ = (*job.PLACE_FLAGS, "data_dir")
+    given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in may_differ]
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
     data_set, run_dir = DataSet.read(Path(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
     group.check_same(_facts(data_set.manifest))
@@ -160,7 +173,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         from modeling.training.loop import train  # noqa: PLC0415
 
         replicas = Replicas(group)
-    # Only process 0 works in the run's directory.
+    # Only process 0 writes to the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
     with replicas, locked_directory(run_dir) if is_writing else nullcontext():
         config, pretrained = _model(data_set, group)
@@ -180,15 +193,15 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
     from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
 
     run_dir = Path(_OUTPUT_DIR.value)
-    begun = None
+    started_config = None
     if group.is_first and list_checkpoints(run_dir):
-        begun = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
+        started_config = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
     pretrained, default = None, None
     # What process 0 finds counts, because others may see the directory a little later.
-    if begun := group.gather(begun)[0]:
-        default = BertConfig(**begun)
+    if started_config := group.gather(started_config)[0]:
+        default = BertConfig(**started_config)
         if _INIT_CHECKPOINT.value:
-            logging.info("--init_checkpoint is not read: %s has checkpoints", run_dir)
+            logging.info("--init_checkpoint is ignored: %s already has checkpoints", run_dir)
     elif _INIT_CHECKPOINT.value:
         pretrained = read_pretrained(Path(_INIT_CHECKPOINT.value))
         check_vocabulary(pretrained, data_set.vocabulary)

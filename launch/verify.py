@@ -1,6 +1,6 @@
 """Reads a whole data set and compares it with its manifest: checksums, counts, vocabulary.
 
-Exits with 1 and a line for every file that differs.
+It exits with 1 and prints a line for every file that differs.
 """
 
 from pathlib import Path
@@ -17,9 +17,9 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Verifies the data set, and says that it is intact or what is not."""
+    """Prints that the data set is intact, or raises an error that lists the differences."""
     data_set = DataSet.read(Path(_DATA_DIR.value))
     if differences := list(verify(data_set)):
         raise UserError("\n".join(differences))
     num_shards = len(data_set.manifest.shards)
-    print(f"{data_set.directory}: {num_shards} shards as in the manifest")
+    print(f"{data_set.directory}: {num_shards} shards match the manifest")

@@ -167,7 +167,7 @@ def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, straight
     assert len(stops) == 2
     assert 3 <= stops[0] < stops[1] < NUM_STEPS
     said = run(tmp_path, *changing)
-    assert f"going on from changing/checkpoints/step-{stops[1]:08d}" in said
+    assert f"resuming from changing/checkpoints/step-{stops[1]:08d}" in said
     assert_same_run(tmp_path / "changing", straight(backend))
 
 
@@ -217,7 +217,7 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir,
     process.send_signal(signal.SIGUSR1)
     (code,), (said,) = end_of(process)
     assert code == 143, said
-    assert f"going on from run/checkpoints/{saved[-1]}" in said
+    assert f"resuming from run/checkpoints/{saved[-1]}" in said
 
 
 @pytest.mark.slow

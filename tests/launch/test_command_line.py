@@ -113,7 +113,7 @@ def test_generate_reports_what_it_made(data_dir):
 def test_verify_tells_a_whole_data_set_from_a_damaged_one(data_dir, tmp_path):
     result = clozemill("verify", f"--data_dir={data_dir}")
     assert result.returncode == 0
-    assert "as in the manifest" in result.stdout
+    assert "match the manifest" in result.stdout
     damaged = Path(shutil.copytree(data_dir, tmp_path / "damaged"))
     shard = next(damaged.glob("train-*"))
     shard.unlink()
