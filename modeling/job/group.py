@@ -131,7 +131,7 @@ class ProcessGroup:
 
     @property
     def name(self) -> str:
-        """This process's name in messages."""
+        """The name of this process in messages."""
         return name_of(self.process_id, socket.gethostname())
 
     def gather(self, value: Any) -> list[Any]:

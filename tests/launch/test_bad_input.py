@@ -265,7 +265,7 @@ def test_an_unusable_corpus_is_named_and_does_not_block_the_next_command(
     name, content, flags, says, tmp_path, assert_fails, assert_works
 ):
     (tmp_path / name).write_bytes(content)
-    # If a segmenter fails, the file's name would not help.
+    # A segmenter's error does not name the file, because the place of the text does not matter.
     where = [] if "--word_segmenter" in str(flags) else [tmp_path / name]
     assert_fails(tmp_path / name, *flags, says=[*where, *says])
     assert not (tmp_path / "data" / "manifest.json").exists()
