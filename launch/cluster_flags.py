@@ -44,7 +44,7 @@ _OVERWRITE = flags.DEFINE_boolean(
 
 @flags.validator(
     "job_name",
-    message="use at most 52 lower-case letters, digits and -; begin with a letter, do not end with -",
+    message="use at most 52 lower-case letters, digits and -, with a letter first and no - last",
 )
 def _is_job_name(name: str) -> bool:
     return re.fullmatch(_JOB_NAME_PATTERN, name) is not None

@@ -33,7 +33,8 @@ _FORMAT = flags.DEFINE_enum(
 _HEADS = flags.DEFINE_boolean(
     "heads",
     False,
-    "For onnx and saved_model: also export the pretraining heads, which predict masked words.",
+    "For onnx and saved_model: also export the pretraining heads, for example to predict masked "
+    "words.",
 )
 _AVERAGE_LAST = flags.DEFINE_integer(
     "average_last",

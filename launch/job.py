@@ -94,7 +94,7 @@ def _tf_config_place(environment: Mapping[str, str]) -> JobPlace | None:
 
 
 def _kubernetes_place(environment: Mapping[str, str]) -> JobPlace | None:
-    """Returns the place of an Indexed Job's pod: Kubernetes sets its index, the manifest the rest."""
+    """Returns the place of an Indexed Job's pod; its manifest sets all but the pod's index."""
     index = environment.get("JOB_COMPLETION_INDEX")
     if index is None or COORDINATOR_VARIABLE not in environment:
         return None

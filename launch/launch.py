@@ -1,4 +1,4 @@
-"""Runs pretrain as several processes on this machine, which share the work of each batch.
+"""Runs pretrain as several processes on this machine, which share each batch.
 
 Use it to try out a job of several nodes, or to divide a machine's GPUs between processes. A single
 process already uses all GPUs. The pretrain command comes after --:

@@ -110,7 +110,7 @@ def _ends_with_this_process() -> Callable[[], None] | None:
 
 @contextmanager
 def _noticing(numbers: tuple[signal.Signals, ...]) -> Iterator[list[signal.Signals]]:
-    """Within the block, appends these signals to the returned list instead of ending the process."""
+    """Within the block, appends these signals to the yielded list; they do not end the process."""
     signals: list[signal.Signals] = []
     previous = [
         signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))

@@ -31,14 +31,14 @@ _NUM_UNUSED = flags.DEFINE_integer(
 _LIMIT_ALPHABET = flags.DEFINE_integer(
     "limit_alphabet",
     None,
-    "The number of distinct characters to keep; words with others become [UNK]. By default, as many "
-    "as make up 99.98 % of the text, but at least 1,000 if the text has that many.",
+    "The number of distinct characters to keep; words with others become [UNK]. By default, as "
+    "many as make up 99.98 % of the text, but at least 1,000 if the text has that many.",
 )
 _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes",
     1_000_000_000,
-    "Train on about this many bytes of text at most. A larger corpus is sampled in pieces from all "
-    "over it; a compressed file is read from its beginning.",
+    "The approximate maximum size of the training text in bytes. A larger corpus is sampled in "
+    "pieces from all over it, but a compressed file is read from its beginning.",
 )
 _RANDOM_SEED = flags.DEFINE_integer(
     "random_seed",

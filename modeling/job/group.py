@@ -169,7 +169,7 @@ class ProcessGroup:
         self.gather(None)
 
     def request_stop(self, received: signal.Signals) -> None:
-        """Asks all processes to stop at the same step; takes no lock, so signal handlers may call."""
+        """Asks all processes to stop at the same step; takes no lock, so is safe in a handler."""
         self._received = self._received or received.name
 
     def may_begin(self, step: int) -> bool:
@@ -280,7 +280,7 @@ class ProcessGroup:
         os._exit(1)
 
     def _let_others_exit(self) -> None:
-        """Makes process 0 exit last: it runs the backends' services, and losing them is an abort."""
+        """Makes process 0 exit last, because other processes abort when they lose its services."""
         if self._coordinator:
             self._coordinator.wait_until_others_have_exited()
 

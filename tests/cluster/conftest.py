@@ -128,7 +128,7 @@ class Cluster:
         return found
 
     def wait_for_end(self, job, log, seconds=120):
-        """Waits for a job's end; returns its state and exit code in Slurm's form: COMPLETED, 0:0."""
+        """Waits for a job's end; returns its state and exit code as Slurm does: COMPLETED, 0:0."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
         self.wait_for(lambda: self.fact(job, "JobState") in ended, log, seconds)
         return self.fact(job, "JobState"), self.fact(job, "ExitCode")

@@ -86,7 +86,7 @@ def run(directory, *arguments):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A data set of one pass in four shards."""
+    """A data set of one pass in four shards, with enough instances for a whole training."""
     directory = tmp_path_factory.mktemp("data")
     run(
         directory,

@@ -53,7 +53,7 @@ def pretrained(corpus, directory):
         "--dupe_factor=1",
         "--eval_fraction=0.01",
     )
-    # Small batches give many cheap updates. A run this short cannot overfit, so it needs no dropout.
+    # Small batches give many cheap updates. A run this short cannot overfit and needs no dropout.
     clozemill(
         "pretrain",
         "--model=mini",

@@ -16,7 +16,7 @@ def portable(job_endpoint):
 
 @pytest.fixture
 def assert_fails(run_generate, tmp_path):
-    """A function that runs `generate`, which must fail with one line that contains all of `says`."""
+    """A function that runs `generate`, which must fail with one line that contains all `says`."""
 
     def run(*flags, says):
         result = run_generate(tmp_path / "data", *flags)

@@ -29,7 +29,7 @@ SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1"
 
 @pytest.fixture
 def generate(tmp_path, capsys, monkeypatch):
-    """A function that runs the verb in this process and returns the exit code and stderr's lines."""
+    """A function that runs the verb in this process; returns the exit code and stderr's lines."""
     monkeypatch.setattr(launch.__main__, "_configure", lambda: None)
 
     def run(input_file, *flags):

@@ -76,7 +76,7 @@ def test_pods_find_each_other(tmp_path):
 
 
 def action(job, exit_code=None, is_disrupted=False):
-    """What the Job's failure policy does with an ended pod: the action of the first matching rule."""
+    """What the Job's failure policy does with an ended pod: the first matching rule's action."""
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
         if "onExitCodes" in rule:
             assert rule["onExitCodes"]["containerName"] == container_of(job)["name"]

@@ -160,8 +160,8 @@ def test_a_fact_that_differs_is_named_with_its_process_in_all_processes(together
     for error in together(work):
         assert isinstance(error, UserError)
         assert str(error) == (
-            f"the processes differ in --rate: it is 0.01 in process 2 on {HOST}, 0.001 in process 0 on "
-            f"{HOST}"
+            f"the processes differ in --rate: it is 0.01 in process 2 on {HOST}, "
+            f"0.001 in process 0 on {HOST}"
         )
 
 
