@@ -1,6 +1,6 @@
 """The command `clozemill VERB --flag=value …`; `python -m launch` is the same.
 
-Exit codes: 0 done, 1 failed with one line that says why, 2 wrong flags.
+Exit codes: 0 for success, 1 for a failure (one line says why), 2 for wrong flags.
 """
 
 import importlib
@@ -16,28 +16,29 @@ from launch.flag_files import describe_flags
 from pipeline.errors import UserError
 
 VERBS = {
-    "vocab": "raw text to a WordPiece vocabulary",
-    "generate": "raw text to a data set of TFRecord shards",
-    "inspect": "instances of a data set as text, masks shown",
-    "verify": "whether a data set's files are still what its manifest says",
-    "pretrain": "a data set to a trained BERT; goes on where it stopped",
-    "launch": "pretrain by several processes on this machine",
-    "slurm": "pretrain by several nodes of a Slurm cluster: writes the batch script",
-    "kubernetes": "pretrain by several nodes of a Kubernetes cluster: writes the manifests",
-    "evaluate": "losses and accuracies of a run on the eval shards",
-    "export": "a trained BERT to a directory that another framework opens",
+    "vocab": "build a WordPiece vocabulary from raw text",
+    "generate": "build a data set of TFRecord shards from raw text",
+    "inspect": "show instances of a data set as text, with their masks",
+    "verify": "check a data set's files against its manifest",
+    "pretrain": "train a BERT on a data set, or resume an interrupted run",
+    "launch": "run pretrain as several processes on this machine",
+    "slurm": "write a batch script that runs pretrain on several nodes of a Slurm cluster",
+    "kubernetes": "write manifests that run pretrain on several nodes of a Kubernetes cluster",
+    "evaluate": "compute a run's losses and accuracies on the eval shards",
+    "export": "write a trained BERT in a format that another framework opens",
 }
 USAGE = """usage: clozemill VERB --flag=value …
        clozemill launch|slurm|kubernetes --flag=value … -- pretrain --flag=value …
 
 {verbs}
 
-`clozemill VERB --help` lists a verb's flags. `--flagfile=FILE` reads flags from a file, one a line.
+`clozemill VERB --help` lists a verb's flags.
+`--flagfile=FILE` reads flags from a file, one per line.
 """
 
 
 def main() -> None:
-    """Runs the verb that the command line names and exits."""
+    """Runs the verb that the command line names, then exits."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
         print(usage())
         return 0
     if verb not in VERBS:
-        problem = f"unknown verb {verb!r}" if verb else "no verb"
+        problem = f"unknown verb {verb!r}" if verb else "no verb given"
         print(f"clozemill: {problem}\n\n{usage()}", file=sys.stderr)
         return 2
     _configure()
@@ -68,7 +69,7 @@ def run(arguments: list[str]) -> int:
         print(f"clozemill {verb}: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of the output, `head` for example, has seen enough.
+        # The reader of the output, such as `head`, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -81,12 +82,12 @@ def run(arguments: list[str]) -> int:
 
 
 def usage() -> str:
-    """What the command can do, a line a verb."""
+    """Returns the usage text, with one line per verb."""
     return USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items()))
 
 
 def _split_command(arguments: list[str], module: ModuleType) -> tuple[list[str], list[list[str]]]:
-    """The verb's own flags; for a verb that takes a command behind `--`, that command as well."""
+    """Separates the verb's own flags from the command after `--`, if the verb takes one."""
     if not getattr(module, "TAKES_COMMAND", False):
         return arguments, []
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -94,7 +95,7 @@ def _split_command(arguments: list[str], module: ModuleType) -> tuple[list[str],
 
 
 def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[list[str]]:
-    """Parses the flags; a verb that has a use for flags it does not know gets them as a list."""
+    """Parses the flags; returns the unknown ones for a verb that passes them on."""
     passes_on = getattr(module, "PASSES_ON_UNKNOWN_FLAGS", False)
     flags.FLAGS.set_gnu_getopt(True)
     unparsed = flags.FLAGS([verb, *arguments], known_only=passes_on)[1:]
@@ -106,9 +107,9 @@ def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[li
 
 
 def _configure() -> None:
-    # Unless a verb's --backend says otherwise, whatever the user's own settings for Keras are.
+    # The default until a verb's --backend is read; the user's own Keras settings do not count.
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    # What TensorFlow's libraries print at lower levels is of no use to a user.
+    # Messages of TensorFlow's libraries below this level do not help a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)

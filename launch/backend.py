@@ -1,4 +1,4 @@
-"""The flag of all verbs that compute with a model: on which backend."""
+"""The --backend flag, which all verbs that compute with a model share."""
 
 import importlib.util
 import logging
@@ -15,25 +15,27 @@ _BACKEND = flags.DEFINE_enum(
     "backend",
     "tensorflow",
     ["tensorflow", "jax"],
-    "What computes. Checkpoints do not depend on it. jax: pip install 'clozemill[jax]', for an NVIDIA "
-    "GPU also 'jax[cuda12]'.",
+    "The library that does the computation. Checkpoints do not depend on it. jax needs "
+    "pip install 'clozemill[jax]'; to use an NVIDIA GPU, also install 'jax[cuda12]'.",
 )
 
 
 @contextmanager
 def backend() -> Iterator[None]:
-    """Around imports of modules that compute, and their start: Keras reads its backend when it is imported.
+    """Selects the backend within a block that imports and starts the modules that compute.
+
+    They must be imported inside, because Keras reads its backend when it is imported.
 
     Raises:
       UserError: the backend is not installed.
     """
     if importlib.util.find_spec(_BACKEND.value) is None:
         raise UserError(
-            f"--backend={_BACKEND.value} needs a package that is missing: pip install {_BACKEND.value}, "
-            "or 'clozemill[jax]' for the version that is tested"
+            f"--backend={_BACKEND.value} needs a package that is not installed: pip install "
+            f"{_BACKEND.value}, or 'clozemill[jax]' for the tested version"
         )
     os.environ["KERAS_BACKEND"] = _BACKEND.value
-    # JAX tells of each kind of device that it does not find, TensorFlow of each exchange that it compiles.
+    # JAX logs every kind of device that it does not find; TensorFlow, every collective it compiles.
     for name in ("jax", "tensorflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with native_banners_hidden():

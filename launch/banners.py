@@ -1,4 +1,4 @@
-"""What libraries write to the terminal while they start, kept away from it."""
+"""Hides what libraries write to the terminal while they start."""
 
 import os
 import shutil
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_banners_hidden() -> Iterator[None]:
-    """Hides what libraries write to stdout and stderr while they start, which no setting silences.
+    """Hides what libraries write to stdout and stderr within the block; no setting silences them.
 
-    When that fails, it is shown.
+    If the block raises an error, the hidden text is written to stderr.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The flags of the verbs that write a job for a cluster, and the writing."""
+"""The flags of the verbs that write a job for a cluster, and the function that writes it."""
 
 import re
 from pathlib import Path
@@ -10,46 +10,48 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.templates import template_environment
 
-# Long enough for a cluster's names, and short enough that Kubernetes can append a node's number.
+# Short enough that Kubernetes can append the number of a node.
 _JOB_NAME_PATTERN = r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?"
 
-_JOB_NAME = flags.DEFINE_string("job_name", "clozemill", "What the cluster calls the job.")
+_JOB_NAME = flags.DEFINE_string("job_name", "clozemill", "The job's name on the cluster.")
 _NODES = flags.DEFINE_integer(
-    "nodes", None, "How many nodes; one process on each.", lower_bound=1, required=True
+    "nodes", None, "The number of nodes; each runs one process.", lower_bound=1, required=True
 )
 _GPUS_PER_NODE = flags.DEFINE_integer(
     "gpus_per_node",
     None,
-    "GPUs of a node, all used by its process; 0 for the processor.",
+    "The number of GPUs per node; the node's process uses all of them. 0: train on the CPU.",
     lower_bound=0,
     required=True,
 )
 _CPUS_PER_NODE = flags.DEFINE_integer(
     "cpus_per_node",
     None,
-    "Processor cores of a node. By default what the cluster gives, which may be one.",
+    "The number of CPU cores per node. By default the cluster decides, which may give only one.",
     lower_bound=1,
 )
 _SECONDS_TO_SAVE = flags.DEFINE_integer(
     "seconds_to_save",
     300,
-    "How long the processes have to save a checkpoint before the cluster kills them.",
+    "The seconds that the processes have to save a checkpoint before the cluster kills them.",
     lower_bound=1,
     upper_bound=65535,
 )
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an --output_file that is another.")
+_OVERWRITE = flags.DEFINE_boolean(
+    "overwrite", False, "Replace --output_file if it exists with other contents."
+)
 
 
 @flags.validator(
     "job_name",
-    message="give lower-case letters, digits and -, at most 52, with a letter first and no - last",
+    message="use at most 52 lower-case letters, digits and -, with a letter first and no - last",
 )
 def _is_job_name(name: str) -> bool:
     return re.fullmatch(_JOB_NAME_PATTERN, name) is not None
 
 
 def cluster_values() -> dict[str, Any]:
-    """The values for a template, under the names of the flags."""
+    """Returns the flags' values by name, for a template."""
     shared = (_JOB_NAME, _NODES, _GPUS_PER_NODE, _CPUS_PER_NODE, _SECONDS_TO_SAVE)
     return {flag.name: flag.value for flag in shared}
 
@@ -57,10 +59,10 @@ def cluster_values() -> dict[str, Any]:
 def write_job(
     path: Path, template_name: str, filters: dict[str, Any], values: dict[str, Any]
 ) -> None:
-    """Writes a template of this package that is filled with values.
+    """Fills in a template of this package and writes the result.
 
     Raises:
-      UserError: a different file is there and is not to be replaced, or it cannot be written.
+      UserError: a different file exists and --overwrite is not set, or the file cannot be written.
     """
     environment = template_environment("launch")
     environment.filters |= filters
@@ -68,5 +70,5 @@ def write_job(
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={path} does not exist")
     if path.exists() and not _OVERWRITE.value and path.read_bytes() != text.encode():
-        raise UserError(f"{path} is there already: give another --output_file, or --overwrite")
+        raise UserError(f"{path} already exists: give another --output_file, or --overwrite")
     write_whole(path, text)

@@ -1,7 +1,6 @@
-"""A trained BERT to a directory that another framework opens.
+"""Writes a trained BERT to a directory, in a format that another framework opens.
 
-It comes from a run, or, to be converted, from an original TensorFlow checkpoint or a Hugging Face
-directory.
+The BERT may be a run's, or an original TensorFlow checkpoint or Hugging Face directory to convert.
 """
 
 from pathlib import Path
@@ -14,30 +13,34 @@ from modeling.export.formats import Format
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A run or one of its checkpoints, an original TensorFlow checkpoint (DIR/bert_model.ckpt or DIR, "
-    "with bert_config.json) or a directory of Hugging Face.",
+    "What to export: a run, one of its checkpoints, an original TensorFlow checkpoint "
+    "(DIR/bert_model.ckpt or DIR, with bert_config.json), or a Hugging Face directory.",
 )
 _RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "Instead of --checkpoint: the run whose newest checkpoint is taken."
+    "run_dir", None, "Instead of --checkpoint: a run, whose newest checkpoint is exported."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Where the export goes; a new or empty directory.", required=True
+    "output_dir", None, "The directory to write; it must be new or empty.", required=True
 )
 _FORMAT = flags.DEFINE_enum_class(
     "format",
     Format.HUGGINGFACE,
     Format,
-    "huggingface: what transformers' from_pretrained opens, and keras_hub's from_preset. original: a "
-    "TensorFlow checkpoint bert_model.ckpt under the original's names. onnx: the encoder as "
-    "model.onnx. saved_model: the encoder for TensorFlow Serving. keras: model.keras.",
+    "huggingface: a directory for transformers' from_pretrained and keras_hub's from_preset. "
+    "original: a TensorFlow checkpoint, bert_model.ckpt, with the original BERT's variable names. "
+    "onnx: the encoder as model.onnx. saved_model: the encoder for TensorFlow Serving. "
+    "keras: model.keras.",
 )
 _HEADS = flags.DEFINE_boolean(
-    "heads", False, "For onnx and saved_model: the heads of pretraining too, for masked words."
+    "heads",
+    False,
+    "For onnx and saved_model: also export the pretraining heads, for example to predict masked "
+    "words.",
 )
 _AVERAGE_LAST = flags.DEFINE_integer(
     "average_last",
     1,
-    "Of a run, the mean of the weights of so many of its newest checkpoints.",
+    "Export the mean of the weights of this many of a run's newest checkpoints.",
     lower_bound=1,
 )
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an earlier export in --output_dir.")
@@ -45,14 +48,15 @@ flags.mark_flags_as_mutual_exclusive(["checkpoint", "run_dir"], required=True)
 
 
 def main() -> None:
-    """Exports and says where it went."""
+    """Exports the BERT and prints where it is."""
     with native_banners_hidden():
+        # These imports take seconds.
         from modeling.checkpoints.pretrained import read_average, read_pretrained  # noqa: PLC0415
-        from modeling.export.export import check_output, export  # noqa: PLC0415 - takes seconds
+        from modeling.export.export import check_output, export  # noqa: PLC0415
 
     output_dir, export_format = Path(_OUTPUT_DIR.value), _FORMAT.value
     check_output(output_dir, export_format, _OVERWRITE.value)
-    path = Path(_RUN_DIR.value or _CHECKPOINT.value or "")  # one of them is given
+    path = Path(_RUN_DIR.value or _CHECKPOINT.value or "")  # one of the two is given
     if _RUN_DIR.value or _AVERAGE_LAST.value > 1:
         pretrained = read_average(path, _AVERAGE_LAST.value)
     else:

@@ -1,4 +1,4 @@
-"""A verb's flags as help and as a flag file."""
+"""Writes a verb's flags as help text and as a flag file."""
 
 import textwrap
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from pipeline.manifest import FLAGS_NAME
 
 
 def describe_flags(verb: ModuleType) -> str:
-    """The flags that a verb has, each with its help and default."""
+    """Lists a verb's flags, each with its help and default."""
     paragraphs = []
     for flag in flags_of(verb):
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
@@ -34,11 +34,11 @@ def save_flags(verb: ModuleType, directory: Path) -> None:
 
 
 def flags_as_text(verb: ModuleType, without: Collection[str] = ()) -> str:
-    """A verb's flags as given or by default, with which `--flagfile` repeats the command.
+    """Lists a verb's flags with their values, defaults included; `--flagfile` reads the result.
 
     Args:
-      verb: its module.
-      without: names of flags that are left out.
+      verb: the verb's module.
+      without: names of flags to leave out.
     """
     lines = [flag.serialize() for flag in flags_of(verb) if flag.name not in without]
     return "".join(f"{line}\n" for line in lines if line)
@@ -50,7 +50,7 @@ def flag_values(options: type) -> dict[str, Any]:
 
 
 def flags_of(verb: ModuleType) -> list[flags.Flag]:
-    """The flags that the verb's module defines, behind those that it shares with other verbs."""
+    """Returns the flags that a verb shares with other verbs, then those that its module defines."""
     return [
         flag
         for module in (*getattr(verb, "SHARED_FLAGS", ()), verb)

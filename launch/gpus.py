@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, divided between processes."""
+"""Finds this machine's NVIDIA GPUs and divides them between processes."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def find_gpus() -> list[str]:
-    """The NVIDIA GPUs that can be used, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the names of the usable NVIDIA GPUs, in the form CUDA_VISIBLE_DEVICES takes."""
     visible = os.environ.get(VISIBLE_GPUS)
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
-        # As CUDA does: an empty name or -1 hides itself and all that follow.
+        # As in CUDA, an empty name or -1 also hides all names that follow.
         hidden = [index for index, name in enumerate(names) if name in ("", "-1")]
         return names[: hidden[0]] if hidden else names
     if shutil.which("nvidia-smi") is None:
@@ -29,19 +29,19 @@ def find_gpus() -> list[str]:
 
 
 def divide_gpus(gpus: list[str], num_processes: int) -> list[list[str]]:
-    """The GPUs of each process, the same number for all.
+    """Returns the GPUs of each process; all processes get the same number.
 
     Raises:
-      UserError: there are some, but not one for each process.
+      UserError: there are GPUs, but fewer than processes.
     """
     if 0 < len(gpus) < num_processes:
         raise UserError(
-            f"--processes={num_processes} are more than the GPUs, which are {len(gpus)}: give fewer, "
-            f"or set {VISIBLE_GPUS}= to nothing to compute on the processor"
+            f"--processes={num_processes} exceeds the number of GPUs ({len(gpus)}): start fewer "
+            f"processes, or set {VISIBLE_GPUS} to an empty value to train on the CPU"
         )
     share, left = divmod(len(gpus), num_processes)
     if left:
         logging.info(
             "%d of %d GPUs are not used, so that each process has %d", left, len(gpus), share
         )
-    return [gpus[rank * share : (rank + 1) * share] for rank in range(num_processes)]
+    return [gpus[i * share : (i + 1) * share] for i in range(num_processes)]

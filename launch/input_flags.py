@@ -1,4 +1,4 @@
-"""The flags of all verbs that read text: which files, how, and how it is tokenized."""
+"""The flags of all verbs that read text: the input files, their format, and normalization."""
 
 from absl import flags
 
@@ -8,57 +8,61 @@ from pipeline.inputs import InputFormat
 _DEFAULTS = ReadOptions()
 
 _INPUT_FILE = flags.DEFINE_list(
-    "input_file", None, "The corpus: paths or globs, with commas between them.", required=True
+    "input_file", None, "The corpus: comma-separated paths or globs.", required=True
 )
 _INPUT_FORMAT = flags.DEFINE_enum_class(
     "input_format",
     InputFormat.AUTO,
     InputFormat,
-    "text: one sentence a line, a blank line between documents. wikiextractor: <doc …> and </doc> "
-    "around each document, or what --json made. jsonl: a JSON object a line, one document each. "
-    "parquet: a row is a document. auto: by the names and first bytes of the files. All but parquet "
-    "may be compressed: .gz, .bz2, .xz, .zst.",
+    "text: one sentence per line, a blank line between documents. wikiextractor: the output of "
+    "WikiExtractor, with <doc …> and </doc> around each document or from --json. jsonl: one JSON "
+    "object per line, each a document. parquet: each row is a document. auto: detect the format "
+    "from the files' names and first bytes. All formats except parquet may be compressed: .gz, "
+    ".bz2, .xz, .zst.",
 )
 _TEXT_FIELD = flags.DEFINE_string(
     "text_field",
     _DEFAULTS.text_field,
-    "The field of JSON Lines and Parquet records that holds the document.",
+    "The field that holds the document's text in JSON Lines and Parquet records.",
 )
 _ON_BAD_RECORD = flags.DEFINE_enum_class(
     "on_bad_record",
     _DEFAULTS.on_bad_record,
     BadRecord,
-    "Whether a JSON Lines or Parquet record that cannot be read or has no text ends the run, or is "
-    "left out and counted.",
+    "What to do with a JSON Lines or Parquet record that cannot be read or has no text. fail: end "
+    "the run. skip: leave the record out and count it.",
 )
 _MIN_DOCUMENT_CHARACTERS = flags.DEFINE_integer(
     "min_document_characters",
     _DEFAULTS.min_document_characters,
-    "Leave out shorter documents.",
+    "Leave out documents with fewer characters.",
 )
 _DO_LOWER_CASE = flags.DEFINE_boolean(
-    "do_lower_case", True, "Lower-case the text and strip accents, for an uncased vocabulary."
+    "do_lower_case",
+    True,
+    "Lower-case the text and, unless --strip_accents says otherwise, strip accents. Turn it off "
+    "for a cased vocabulary.",
 )
 _STRIP_ACCENTS = flags.DEFINE_boolean(
     "strip_accents",
     None,
-    "Drop accents. By default when lower-casing, as the original does; turn it off for Korean and "
-    "Japanese, which it destroys.",
+    "Strip accents. By default on if the text is lower-cased, as in the original BERT. Turn it off "
+    "for Korean and Japanese, because it destroys their characters.",
 )
 
 
 def input_patterns() -> list[str]:
-    """The paths and globs of the corpus."""
+    """Returns the paths and globs of the corpus."""
     return _INPUT_FILE.value
 
 
 def input_format() -> InputFormat:
-    """How documents are laid out in the files."""
+    """Returns the format of the input files."""
     return _INPUT_FORMAT.value
 
 
 def read_options(sentences: Sentences | None = None) -> ReadOptions:
-    """How documents are read."""
+    """Returns the options for reading documents."""
     return ReadOptions(
         text_field=_TEXT_FIELD.value,
         sentences=sentences,
@@ -68,10 +72,10 @@ def read_options(sentences: Sentences | None = None) -> ReadOptions:
 
 
 def do_lower_case() -> bool:
-    """Whether the text is lower-cased."""
+    """Returns whether the text is lower-cased."""
     return _DO_LOWER_CASE.value
 
 
 def strip_accents() -> bool | None:
-    """Whether accents are dropped; None: when lower-casing."""
+    """Returns whether accents are stripped; None means if the text is lower-cased."""
     return _STRIP_ACCENTS.value

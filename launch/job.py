@@ -1,4 +1,4 @@
-"""The flags of a job of several processes, and where its processes find their place without them."""
+"""Finds a process's place in its job: from flags, Slurm, TF_CONFIG or Kubernetes."""
 
 import json
 import os
@@ -13,44 +13,44 @@ from pipeline.errors import UserError
 
 COORDINATOR_VARIABLE = "CLOZEMILL_COORDINATOR_ADDRESS"
 NUM_PROCESSES_VARIABLE = "CLOZEMILL_NUM_PROCESSES"
-# Behind the ports that systems give away by themselves, on Linux from 32768 to 60999.
+# Above the ports that systems assign automatically, which are 32768 to 60999 on Linux.
 _FIRST_PORT, _NUM_PORTS = 61000, 4000
 
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "HOST:PORT of process 0's host, where the processes of a job meet. It and the next two flags are "
-    "needed only where neither `clozemill launch`, Slurm, TF_CONFIG nor Kubernetes tells.",
+    "HOST:PORT on process 0's host, where the processes of a job meet. `clozemill launch`, Slurm, "
+    "TF_CONFIG and Kubernetes provide this flag and the next two; set them only without these.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes in the job.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 _COORDINATOR_TIMEOUT = flags.DEFINE_float(
     "coordinator_timeout",
     300.0,
-    "Seconds that the processes wait for each other at the start.",
+    "The seconds that the processes wait for each other at the start.",
     lower_bound=0.0,
 )
 PLACE_FLAGS = ("coordinator_address", "num_processes", "process_id")
 
 
 def coordinator_timeout() -> float:
-    """Seconds that the processes wait for each other at the start."""
+    """Returns the seconds that the processes wait for each other at the start."""
     return _COORDINATOR_TIMEOUT.value
 
 
 def job_place(environment: Mapping[str, str] = os.environ) -> JobPlace:
-    """The place of this process: by its flags, or else as Slurm, TF_CONFIG or Kubernetes tells.
+    """Returns this process's place: from its flags, else from Slurm, TF_CONFIG or Kubernetes.
 
     Raises:
-      flags.Error: some of the flags are given, but not all.
-      UserError: what was found is impossible.
+      flags.Error: some of the place's flags are given, but not all.
+      UserError: the place is invalid.
     """
     given: dict[str, Any] = {name: flags.FLAGS[name].value for name in PLACE_FLAGS}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if not missing:
         return JobPlace(**given, found_in="its flags")
     if len(missing) < len(given):
-        raise flags.Error(f"a process of a job needs {' and '.join(missing)}, too")
+        raise flags.Error(f"a process of a job also needs {' and '.join(missing)}")
     for find in (_slurm_place, _tf_config_place, _kubernetes_place):
         if place := find(environment):
             return place
@@ -58,11 +58,11 @@ def job_place(environment: Mapping[str, str] = os.environ) -> JobPlace:
 
 
 def _slurm_place(environment: Mapping[str, str]) -> JobPlace | None:
-    """That of a task which srun has started; sbatch's own shell is none."""
+    """Returns the place of a task that srun started, or None, as for sbatch's own shell."""
     num_tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if num_tasks == 1:
         return None
-    # As in `rack[1-2]node[01-16,20],login1`: of the first name, the first number of each range.
+    # In `rack[1-2]node[01-16,20],login1`, the first host is rack1node01.
     nodes = environment["SLURM_STEP_NODELIST"]
     first = re.match(r"(\[[^\]]*\]|[^,])+", nodes)
     host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group() if first else nodes)
@@ -71,7 +71,7 @@ def _slurm_place(environment: Mapping[str, str]) -> JobPlace | None:
 
 
 def _tf_config_place(environment: Mapping[str, str]) -> JobPlace | None:
-    """That in the TF_CONFIG of TensorFlow's multi-worker jobs: its chief first, then the workers."""
+    """Returns the place in a multi-worker job of TensorFlow; the chief comes before the workers."""
     if not (text := environment.get("TF_CONFIG")):
         return None
     try:
@@ -84,17 +84,17 @@ def _tf_config_place(environment: Mapping[str, str]) -> JobPlace | None:
         if task["type"] == "worker":
             process_id += len(cluster.get("chief", ()))
         elif task["type"] != "chief":
-            raise ValueError(f"a task of the type {task['type']} does not train")
+            raise ValueError(f"a task of type {task['type']} does not train")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"TF_CONFIG cannot be understood ({error!r}): it needs cluster.worker and the task's type "
-            "and index; without it, a process trains alone"
+            f"TF_CONFIG is invalid ({error!r}): it needs cluster.worker and the task's type and "
+            "index; unset it to train with a single process"
         ) from error
     return JobPlace(addresses[0], len(addresses), process_id, "TF_CONFIG")
 
 
 def _kubernetes_place(environment: Mapping[str, str]) -> JobPlace | None:
-    """That of a pod of an Indexed Job, which has its index from Kubernetes and the rest from its manifest."""
+    """Returns the place of an Indexed Job's pod; its manifest sets all but the pod's index."""
     index = environment.get("JOB_COMPLETION_INDEX")
     if index is None or COORDINATOR_VARIABLE not in environment:
         return None

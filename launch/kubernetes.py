@@ -1,13 +1,14 @@
-r"""A training on the nodes of a Kubernetes cluster: writes the manifests, which kubectl takes.
+r"""Writes the manifests that run pretrain on several nodes of a Kubernetes cluster.
 
-The command comes behind --:
+The pretrain command comes after --:
 
   clozemill kubernetes --nodes=4 --gpus_per_node=8 --image=IMAGE -- \
       pretrain --data_dir=/data/DATA --output_dir=/runs/RUN --model=base
   kubectl apply --filename=pretrain.yaml
 
-launch/Dockerfile makes the image. Two existing persistent volume claims hold the data sets and the
-runs; the pods see them as /data and /runs. A job that loses a pod goes on from its newest checkpoint.
+launch/Dockerfile builds the image. Two existing persistent volume claims hold the data sets and the
+runs; the pods mount them at /data and /runs. A job that loses a pod resumes from its newest
+checkpoint.
 """
 
 import json
@@ -23,33 +24,35 @@ from launch.pretrain_command import read_command
 TAKES_COMMAND = True
 SHARED_FLAGS = (cluster_flags,)
 _TEMPLATE_NAME = "kubernetes.yaml.jinja"
-# Where the pods see the claims, and which flags of pretrain have to point there.
+# The flags of pretrain that must point to a volume, and where pods mount the volumes.
 _VOLUMES = {"data_dir": ("/data", "/runs"), "output_dir": ("/runs",)}
 _COORDINATOR_PORT = 8476
 
 _IMAGE = flags.DEFINE_string(
-    "image", None, "The container image, as the nodes can pull it.", required=True
+    "image", None, "The container image; the nodes must be able to pull it.", required=True
 )
-_NAMESPACE = flags.DEFINE_string("namespace", None, "By default that of kubectl's context.")
+_NAMESPACE = flags.DEFINE_string(
+    "namespace", None, "The namespace. By default that of kubectl's context."
+)
 _DATA_CLAIM = flags.DEFINE_string(
-    "data_claim", "data", "The persistent volume claim that the pods see as /data, read only."
+    "data_claim", "data", "The persistent volume claim that the pods mount at /data, read-only."
 )
 _RUNS_CLAIM = flags.DEFINE_string(
     "runs_claim",
     "runs",
-    "The claim that they see as /runs; of several nodes, its access mode has to be ReadWriteMany. It may "
-    "be the same.",
+    "The persistent volume claim that the pods mount at /runs. With several nodes, its access mode "
+    "must be ReadWriteMany. It may be the same claim as --data_claim.",
 )
 _SHARED_MEMORY = flags.DEFINE_string(
     "shared_memory",
     "16Gi",
-    "The most memory that /dev/shm can take, through which the GPUs of a node exchange data.",
+    "The size limit of /dev/shm, through which the GPUs of a node exchange data.",
 )
-_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.yaml", "Where the manifests go.")
+_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.yaml", "The file to write.")
 flags.register_validator(
     "image",
     lambda image: image is None or re.fullmatch(r"[\w./:@-]+", image, re.ASCII) is not None,
-    message="this cannot be the name of an image",
+    message="this is not a valid image name",
 )
 flags.register_validator(
     "shared_memory",
@@ -62,12 +65,12 @@ for _name in ("namespace", "data_claim", "runs_claim"):
         lambda name: (
             name is None or re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name) is not None
         ),
-        message="give lower-case letters, digits and -",
+        message="use lower-case letters, digits and -",
     )
 
 
 def main(command: list[str]) -> None:
-    """Writes the manifests and says where they are."""
+    """Writes the manifests and prints how to start the job."""
     arguments, values = read_command(command)
     for name, places in _VOLUMES.items():
         _check_place(name, values[name].value, places)
@@ -91,15 +94,15 @@ def main(command: list[str]) -> None:
 
 
 def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
-    """Checks that a directory will be on a volume: one inside the container is lost with it."""
+    """Checks that a directory is on a volume; anything else is lost with the container."""
     path = PurePosixPath(value)
     if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
         wanted = " or ".join(places)
         raise flags.Error(
-            f"behind --: --{name}={value} is on no volume of the pods; begin with {wanted}"
+            f"after --: --{name}={value} is not on a volume of the pods; begin it with {wanted}"
         )
 
 
 def _string(text: str) -> str:
-    """A string of JSON, which YAML reads as it is."""
+    """Returns a JSON string, which is also valid YAML."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,12 +1,12 @@
-"""A training of several processes on this machine, which work as one on each batch.
+"""Runs pretrain as several processes on this machine, which share each batch.
 
-For trying a job of several nodes, and for dividing a machine's GPUs between processes; one process
-uses all GPUs by itself. The command comes behind --:
+Use it to try out a job of several nodes, or to divide a machine's GPUs between processes. A single
+process already uses all GPUs. The pretrain command comes after --:
 
   clozemill launch --processes=2 -- pretrain --data_dir=DATA --output_dir=RUN --model=base
 
-Lines of output stand behind the rank of their process. SIGTERM, SIGUSR1 and Ctrl-C are passed on;
-when a process fails, all are ended, and the exit code is its own.
+Each output line is prefixed with its process number. SIGTERM, SIGUSR1 and Ctrl-C are passed on to
+all processes. If a process fails, the others are stopped and `launch` exits with its exit code.
 """
 
 import os
@@ -21,16 +21,16 @@ from launch.pretrain_command import read_command
 from launch.processes import Program, run_together
 
 TAKES_COMMAND = True
-# The others may wait for the one that failed, and then hear nothing until they are killed.
+# The others may wait for the failed one without ever noticing; then they are killed.
 _GRACE_SECONDS = 10
 
 _PROCESSES = flags.DEFINE_integer(
-    "processes", None, "How many processes there are.", lower_bound=1, required=True
+    "processes", None, "The number of processes to start.", lower_bound=1, required=True
 )
 
 
 def main(command: list[str]) -> None:
-    """Starts the processes, and exits as they do."""
+    """Starts the processes and exits with their exit code."""
     arguments, _ = read_command(command)
     gpus = divide_gpus(find_gpus(), _PROCESSES.value)
     ending = run_together(_programs(arguments, gpus), _GRACE_SECONDS)
@@ -40,12 +40,12 @@ def main(command: list[str]) -> None:
             if ending.returncode > 0
             else f"was killed by {signal.Signals(-ending.returncode).name}"
         )
-        print(f"clozemill launch: process {ending.rank} {how}", file=sys.stderr)
+        print(f"clozemill launch: process {ending.process_id} {how}", file=sys.stderr)
     sys.exit(ending.exit_code)
 
 
 def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
-    """The processes by rank, each with the GPUs that are its own."""
+    """Returns the program of each process, with that process's GPUs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     return [
@@ -54,9 +54,9 @@ def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
                 *(sys.executable, "-m", "launch", *arguments),
                 f"--coordinator_address={address}",
                 f"--num_processes={len(gpus)}",
-                f"--process_id={rank}",
+                f"--process_id={process_id}",
             ],
             os.environ | ({VISIBLE_GPUS: ",".join(own)} if own else {}),
         )
-        for rank, own in enumerate(gpus)
+        for process_id, own in enumerate(gpus)
     ]

@@ -1,4 +1,4 @@
-"""The command behind `--`, which the verbs that start a job of several processes are given."""
+"""The pretrain command after `--`, for the verbs that start a job of several processes."""
 
 import copy
 
@@ -8,25 +8,26 @@ from launch.flag_files import flags_of
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
-    """Checks that the command is `pretrain` with flags that it has.
+    """Checks that the command is `pretrain` with valid flags, before a job waits in a queue.
 
-    The flags are parsed as pretrain itself will parse them, before a job waits in a queue; files
-    that they name are not looked for, which may be on other machines.
+    The flags are parsed exactly as pretrain parses them. The files that they name are not checked,
+    because they may be on other machines.
 
     Args:
-      command: the words behind `--`.
+      command: the words after `--`.
 
     Returns:
-      The command with the lines of flag files in place of --flagfile, and the values of its flags.
+      The command, with each --flagfile replaced by the file's lines, and the values of its flags.
 
     Raises:
-      flags.Error: it is another command, or pretrain would not take the flags.
+      flags.Error: the command is not `pretrain`, or pretrain does not accept the flags.
     """
     if not command:
-        raise flags.Error("there is no command: behind -- comes pretrain with its flags")
+        raise flags.Error("no command given: write -- and then pretrain with its flags")
     if command[0] != "pretrain":
-        raise flags.Error(f"behind -- comes pretrain with its flags, not {command[0]!r}")
-    from launch import job, pretrain  # noqa: PLC0415 - the verb's own flags are parsed without theirs
+        raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}")
+    # Imported late, so that the verb's own flags were parsed without pretrain's.
+    from launch import job, pretrain  # noqa: PLC0415
 
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
@@ -38,9 +39,9 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
             raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
     except flags.Error as error:
         raise flags.Error(
-            f"behind --: {error} (`clozemill pretrain --help` lists its flags)"
+            f"after --: {error} (`clozemill pretrain --help` lists its flags)"
         ) from error
     for name in job.PLACE_FLAGS:
         if values[name].present:
-            raise flags.Error(f"behind --: leave --{name} out, every process gets its own")
+            raise flags.Error(f"after --: remove --{name}, because it is set for each process")
     return ["pretrain", *arguments], values

@@ -1,4 +1,4 @@
-"""Processes of this machine that start, are stopped and fail together."""
+"""Runs processes on this machine that start, stop and fail together."""
 
 import ctypes
 import os
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-# With what a process ends that was asked to: Ctrl-C and SIGTERM. The others have been asked as well.
+# The exit codes of a process that was asked to stop. If one was asked, all were.
 _CODES_OF_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 0.05
-# When a process of its own that it left behind holds its output open.
+_SECONDS_BETWEEN_POLLS = 0.05
+# A child that an ended process left behind may keep its output open.
 _SECONDS_FOR_OUTPUT = 5
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Program:
-    """What one of the processes runs, and in which environment."""
+    """The command line and the environment of a process."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -31,42 +31,42 @@ class Program:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the processes have ended.
+    """How the processes ended.
 
     Attributes:
-      rank: of the first that ended with another exit code than 0; of none if all were well.
-      returncode: its exit code; -N if signal N killed it.
+      process_id: the number of the first process with a nonzero exit code; None if all succeeded.
+      returncode: that process's exit code; -N if signal N killed it.
     """
 
-    rank: int | None = None
+    process_id: int | None = None
     returncode: int = 0
 
     @property
     def exit_code(self) -> int:
-        """As a shell gives it."""
+        """The exit code as a shell reports it: 128 + N if signal N killed the process."""
         return self.returncode if self.returncode >= 0 else 128 - self.returncode
 
     @property
     def is_failure(self) -> bool:
-        """Whether it did not end because it was asked to."""
+        """Whether the process failed, rather than succeeded or stopped on request."""
         return self.returncode != 0 and self.returncode not in _CODES_OF_STOPPED
 
 
 def run_together(programs: list[Program], grace_seconds: float) -> Ending:
-    """Runs a process for each of the programs until all have ended. Only for the main thread.
+    """Runs one process per program until all have ended. Call it from the main thread only.
 
-    Each line of their output is written as a whole, behind the process's rank: `[0] …`. SIGINT,
-    SIGTERM and SIGUSR1 are passed on to all. When one fails, the others are asked to end. None
-    outlives this process, however it ends.
+    Each output line is written whole, prefixed with its process number: `[0] …`. SIGINT, SIGTERM
+    and SIGUSR1 are passed on to all processes. If one fails, the others get SIGTERM. No process
+    outlives this one, however this one ends.
 
     Args:
-      programs: by rank.
-      grace_seconds: how long a process has to end after another has failed.
+      programs: the programs, in the order of their process numbers.
+      grace_seconds: the seconds that a process has to end after another has failed.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with _noticing(_PASSED_ON) as signals:
         try:
-            # All are started before there is any thread, as a fork of a process with threads is not safe.
+            # All start before any thread does, because it is unsafe to fork a process with threads.
             for program in programs:
                 processes.append(_start(program))
             readers = _read_output(processes)
@@ -87,14 +87,14 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A session of its own: a terminal's Ctrl-C reaches it once, passed on from here.
+        # In its own session, the process gets a terminal's Ctrl-C only once, from this process.
         start_new_session=True,
-        preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - there are no threads yet
+        preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - no threads run yet
     )
 
 
 def _ends_with_this_process() -> Callable[[], None] | None:
-    """What a new process calls so that it is killed when this one dies; only Linux has that."""
+    """Returns a function that makes a new process die with this one; Linux only."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
@@ -110,7 +110,7 @@ def _ends_with_this_process() -> Callable[[], None] | None:
 
 @contextmanager
 def _noticing(numbers: tuple[signal.Signals, ...]) -> Iterator[list[signal.Signals]]:
-    """Within, these signals end nothing but are appended to the list that is given."""
+    """Within the block, appends these signals to the yielded list; they do not end the process."""
     signals: list[signal.Signals] = []
     previous = [
         signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
@@ -126,7 +126,7 @@ def _noticing(numbers: tuple[signal.Signals, ...]) -> Iterator[list[signal.Signa
 def _wait(
     processes: list[subprocess.Popen[bytes]], signals: list[signal.Signals], grace_seconds: float
 ) -> Ending:
-    """Passes signals on until all have ended, which they must soon after one has failed."""
+    """Passes signals on until all processes end; kills them some time after one has failed."""
     first, deadline = Ending(), float("inf")
     running = dict(enumerate(processes))
     while running:
@@ -134,11 +134,11 @@ def _wait(
             number = signals.pop(0)
             for process in running.values():
                 process.send_signal(number)
-        for rank, process in list(running.items()):
+        for process_id, process in list(running.items()):
             if process.poll() is None:
                 continue
-            del running[rank]
-            ending = Ending(rank, process.returncode)
+            del running[process_id]
+            ending = Ending(process_id, process.returncode)
             if first.returncode == 0 and ending.returncode != 0:
                 first = ending
             if ending.is_failure and deadline == float("inf"):
@@ -148,16 +148,16 @@ def _wait(
         if time.monotonic() > deadline:
             for process in running.values():
                 process.kill()
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_POLLS)
     return first
 
 
 def _read_output(processes: list[subprocess.Popen[bytes]]) -> list[threading.Thread]:
-    """Threads that write the processes' output to stdout and stderr, until it ends."""
+    """Starts threads that copy the processes' output to stdout and stderr until it ends."""
     lock = threading.Lock()
     readers = [
-        threading.Thread(target=_copy_lines, args=(source, rank, target, lock), daemon=True)
-        for rank, process in enumerate(processes)
+        threading.Thread(target=_copy_lines, args=(source, process_id, target, lock), daemon=True)
+        for process_id, process in enumerate(processes)
         for source, target in (
             (process.stdout, sys.stdout.buffer),
             (process.stderr, sys.stderr.buffer),
@@ -168,14 +168,17 @@ def _read_output(processes: list[subprocess.Popen[bytes]]) -> list[threading.Thr
     return readers
 
 
-def _copy_lines(source: BinaryIO, rank: int, target: BinaryIO, lock: threading.Lock) -> None:
-    """Copies lines behind the rank; when nobody reads them any more, the process is told by SIGPIPE."""
+def _copy_lines(source: BinaryIO, process_id: int, target: BinaryIO, lock: threading.Lock) -> None:
+    """Copies lines, prefixed with the process number, until nobody reads them.
+
+    Then the source is closed, and the process gets SIGPIPE when it writes.
+    """
     with source:
         for line in source:
             whole = line if line.endswith(b"\n") else line + b"\n"
             with lock:
                 try:
-                    target.write(b"[%d] %s" % (rank, whole))
+                    target.write(b"[%d] %s" % (process_id, whole))
                     target.flush()
                 except BrokenPipeError:
                     return

@@ -1,13 +1,13 @@
-r"""A training on the nodes of a Slurm cluster: writes the batch script, which sbatch takes.
+r"""Writes the batch script that runs pretrain on several nodes of a Slurm cluster.
 
-The command comes behind --:
+The pretrain command comes after --:
 
   clozemill slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 --submit -- \
       pretrain --data_dir=DATA --output_dir=RUN --model=base
 
-The nodes use this environment of Python and this directory, so both must be on a file system that
-they share. A job that is preempted, loses a node or reaches its time limit goes back into the queue
-and goes on from its newest checkpoint; one that fails ends with the exit code of pretrain.
+The nodes use this Python environment and this directory, so both must be on a file system that the
+nodes share. A job that is preempted, loses a node or reaches its time limit is requeued and resumes
+from its newest checkpoint. A job that fails ends with pretrain's exit code.
 """
 
 import re
@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 TAKES_COMMAND = True
 SHARED_FLAGS = (cluster_flags,)
 _TEMPLATE_NAME = "slurm.sbatch.jinja"
-# [days-]hours:minutes:seconds and its shorter forms, as sbatch reads them.
+# The forms that sbatch accepts: [days-]hours:minutes:seconds and shorter ones.
 _TIME_PATTERN = re.compile(
     r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"
     r"|((?P<h>\d+):(?=\d+:))?(?P<m>\d+)(:(?P<s>\d+))?"
@@ -34,14 +34,14 @@ _TIME_PATTERN = re.compile(
 _TIME = flags.DEFINE_string(
     "time",
     None,
-    "The time limit of a run of the job, after which it goes back into the queue: hours:minutes:seconds, "
-    "minutes, or any other form that sbatch knows.",
+    "The time limit, after which the job is requeued: hours:minutes:seconds, minutes, or any other "
+    "form that sbatch accepts.",
     required=True,
 )
-_PARTITION = flags.DEFINE_string("partition", None, "The partition, by default the cluster's own.")
-_ACCOUNT = flags.DEFINE_string("account", None, "The account that pays.")
-_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.sbatch", "Where the script goes.")
-_SUBMIT = flags.DEFINE_boolean("submit", False, "Submit it as well, and print the job's number.")
+_PARTITION = flags.DEFINE_string("partition", None, "The partition. By default the cluster's.")
+_ACCOUNT = flags.DEFINE_string("account", None, "The account to charge.")
+_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.sbatch", "The file to write.")
+_SUBMIT = flags.DEFINE_boolean("submit", False, "Also submit the script, and print the job's ID.")
 flags.register_validator(
     "time",
     lambda time: time is None or seconds_of(time) > 0,
@@ -51,18 +51,18 @@ for _name in ("partition", "account"):
     flags.register_validator(
         _name,
         lambda name: name is None or re.fullmatch(r"[\w.,@+-]+", name) is not None,
-        message="this cannot be a name",
+        message="this is not a valid name",
     )
 
 
 def main(command: list[str]) -> None:
-    """Writes the script, submits it if asked to, and says what it did."""
+    """Writes the script and, with --submit, submits it; prints the job's ID or how to submit."""
     arguments, _ = read_command(command)
     values = cluster_flags.cluster_values()
     if values["seconds_to_save"] >= seconds_of(_TIME.value):
         raise flags.Error(
-            f"--time={_TIME.value} leaves nothing but the --seconds_to_save={values['seconds_to_save']} "
-            "at its end"
+            f"--time={_TIME.value} must be longer than "
+            f"--seconds_to_save={values['seconds_to_save']}"
         )
     script = Path(_OUTPUT_FILE.value)
     cluster_flags.write_job(
@@ -86,7 +86,7 @@ def main(command: list[str]) -> None:
 
 
 def seconds_of(time: str) -> int:
-    """The seconds of a time limit; 0 for one that sbatch would not take."""
+    """Returns a time limit in seconds; 0 if sbatch does not accept its form."""
     match = _TIME_PATTERN.fullmatch(time)
     if not match:
         return 0
@@ -96,10 +96,10 @@ def seconds_of(time: str) -> int:
 
 
 def _submit(script: Path) -> str:
-    """Gives the script to sbatch and returns the number of the job.
+    """Submits the script with sbatch and returns the job's ID.
 
     Raises:
-      UserError: there is no sbatch, or it refuses.
+      UserError: sbatch is not installed, or it rejects the script.
     """
     try:
         result = subprocess.run(
@@ -107,10 +107,10 @@ def _submit(script: Path) -> str:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{script} is written but not submitted: there is no sbatch on this machine"
+            f"{script} was written but not submitted: sbatch is not installed on this machine"
         ) from error
     if result.returncode != 0:
         reason = " ".join(result.stderr.split())
-        raise UserError(f"{script} is written but not submitted: {reason}")
-    # In a federation, the cluster's name stands behind the number.
+        raise UserError(f"{script} was written but not submitted: {reason}")
+    # In a federation, sbatch prints `ID;CLUSTER`.
     return result.stdout.strip().partition(";")[0]

@@ -1,7 +1,7 @@
-"""Raw text to a WordPiece vocabulary, one token a line, for `clozemill generate`.
+"""Builds a WordPiece vocabulary from raw text, one token per line, for `clozemill generate`.
 
-[PAD] is 0; [UNK], [CLS], [SEP] and [MASK] stand behind the first 99 [unused] tokens, where the original
-BERT has them. The same text, flags and seed give the same vocabulary.
+As in the original BERT, [PAD] is 0, and [UNK], [CLS], [SEP] and [MASK] come after the first 99
+[unused] tokens. The same text, flags and seed always give the same vocabulary.
 """
 
 from pathlib import Path
@@ -15,38 +15,45 @@ from pipeline.inputs import describe_formats, match_files
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
 SHARED_FLAGS = (input_flags,)
-_OUTPUT_FILE = flags.DEFINE_string("output_file", None, "Where the vocabulary goes.", required=True)
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output_file when it is there.")
+_OUTPUT_FILE = flags.DEFINE_string("output_file", None, "The file to write.", required=True)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output_file if it exists.")
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 30522, "The most tokens, all kinds together.", upper_bound=1 << 20
+    "vocab_size",
+    30522,
+    "The maximum number of tokens, special and unused ones included.",
+    upper_bound=1 << 20,
 )
 _NUM_UNUSED = flags.DEFINE_integer(
-    "num_unused", 99, "Rows [unused0], [unused1], … that are kept free for later use."
+    "num_unused",
+    99,
+    "The number of tokens [unused0], [unused1], … that are reserved for later use.",
 )
 _LIMIT_ALPHABET = flags.DEFINE_integer(
     "limit_alphabet",
     None,
-    "How many different characters are kept; words with others are [UNK]. By default as many as "
-    "99.98 % of the text consists of, and 1,000 if there are so many.",
+    "The number of distinct characters to keep; words with others become [UNK]. By default, as "
+    "many as make up 99.98 % of the text, but at least 1,000 if the text has that many.",
 )
 _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes",
     1_000_000_000,
-    "Train on about so much text at most: pieces from all over a larger corpus. A compressed file is "
-    "read from its beginning.",
+    "The approximate maximum size of the training text in bytes. A larger corpus is sampled in "
+    "pieces from all over it, but a compressed file is read from its beginning.",
 )
 _RANDOM_SEED = flags.DEFINE_integer(
-    "random_seed", 12345, "Decides which pieces.", lower_bound=0, upper_bound=(1 << 63) - 1
+    "random_seed",
+    12345,
+    "Seeds the choice of the sampled pieces.",
+    lower_bound=0,
+    upper_bound=(1 << 63) - 1,
 )
 
 
 def main() -> None:
-    """Trains the vocabulary and says how large it is."""
+    """Builds the vocabulary and prints its size."""
     output_file = Path(_OUTPUT_FILE.value)
     if output_file.exists() and not _OVERWRITE.value:
-        raise UserError(
-            f"{output_file} is there already: give another --output_file, or --overwrite"
-        )
+        raise UserError(f"{output_file} already exists: give another --output_file, or --overwrite")
     if not output_file.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={output_file} does not exist")
     files = match_files(input_flags.input_patterns(), input_flags.input_format())

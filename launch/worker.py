@@ -1,7 +1,8 @@
-"""A worker as `--environment_type=PROCESS` starts it: `python -m launch.worker --id=… --provision_endpoint=…`.
+"""A Beam worker for `--environment_type=PROCESS`.
 
-Beam's own program for this, `boot`, is in its container images alone. This one installs nothing: it runs
-the package that is there.
+It is started as `python -m launch.worker --id=… --provision_endpoint=…`. Beam's own program for
+this, `boot`, exists only in its container images. Unlike `boot`, this one installs nothing: it uses
+the installed package.
 """
 
 import argparse
@@ -16,11 +17,11 @@ _SECONDS_TO_ANSWER = 60
 
 
 def main() -> None:
-    """Asks the runner what the worker needs to know, and works until the runner has had enough."""
+    """Asks the runner for the worker's settings, then works until the runner stops it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--id", required=True)
     parser.add_argument("--provision_endpoint", required=True)
-    arguments, _ = parser.parse_known_args()  # older runners give what is asked for as well
+    arguments, _ = parser.parse_known_args()  # older runners also pass settings
     with grpc.insecure_channel(arguments.provision_endpoint) as channel:
         info = (
             beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
@@ -32,7 +33,7 @@ def main() -> None:
             )
             .info
         )
-    os.environ.pop("PIPELINE_OPTIONS_FILE", None)  # a driver's on the same machine
+    os.environ.pop("PIPELINE_OPTIONS_FILE", None)  # belongs to a driver on the same machine
     os.environ |= {
         "WORKER_ID": arguments.id,
         "PIPELINE_OPTIONS": MessageToJson(info.pipeline_options),

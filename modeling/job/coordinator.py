@@ -1,4 +1,4 @@
-"""What process 0 does for all processes of a job, and the connections that they keep to it."""
+"""The coordinator of a job's processes, which process 0 runs, and the connections to it."""
 
 import contextlib
 import ipaddress
@@ -14,18 +14,18 @@ from absl import logging
 from modeling.job.place import JobPlace
 from pipeline.errors import UserError, listed
 
-# A process that is not heard of for so long is lost; it says twice a second that it is there.
+# A process is lost if no message comes from it for this long; it sends a heartbeat twice a second.
 SECONDS_OF_SILENCE = 30.0
-SECONDS_BETWEEN_SIGNS_OF_LIFE = 0.5
+SECONDS_BETWEEN_HEARTBEATS = 0.5
 SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_BETWEEN_REPORTS = 30.0
-_SECONDS_TO_GO = 10.0
+_SECONDS_TO_EXIT = 10.0
 CLOSED = "its connection was closed"
-GO_ON = "the job ends; the same command goes on from the newest checkpoint"
+JOB_ENDS = "the job ends; run the same command again to resume from the newest checkpoint"
 
 
 class Coordinator:
-    """What process 0 does for all, in threads of its own."""
+    """Passes messages between all processes and detects lost ones, in its own threads."""
 
     def __init__(self, place: JobPlace, deadline: float, timeout: float):
         self._num_processes = place.num_processes
@@ -42,42 +42,43 @@ class Coordinator:
         self._num_connected = 0
         listener = _listen(place)
         logging.info(
-            "waiting at %s until all %d processes are here",
+            "waiting at %s for all %d processes to connect",
             place.coordinator_address,
             place.num_processes,
         )
         threading.Thread(target=self._accept, args=(listener, deadline), daemon=True).start()
-        threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def wait_until_others_have_gone(self) -> None:
-        """Waits, for some seconds at most, until the other processes have exited."""
-        deadline = time.monotonic() + _SECONDS_TO_GO
+    def wait_until_others_have_exited(self) -> None:
+        """Waits until the other processes have exited, but only for some seconds."""
+        deadline = time.monotonic() + _SECONDS_TO_EXIT
         while self._num_connected > 1 and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _accept(self, listener: socket.socket, deadline: float) -> None:
-        """Takes connections until all processes have come, or it is too late."""
-        told = time.monotonic()
+        """Accepts connections until all processes have connected or the deadline has passed."""
+        reported = time.monotonic()
         with listener:
-            # Not longer at a time, for the last hello may be of a connection taken before.
+            # Waits only briefly, because the last hello may come on an earlier connection.
             listener.settimeout(SECONDS_BETWEEN_TRIES)
             while len(self._hellos) < self._num_processes:
                 if time.monotonic() > deadline:
                     self._end_all(
-                        f"waited {self._timeout:g} s, but {self._missing()} did not come: see whether each "
-                        "was started, with the same coordinator's address, and what it says"
+                        f"waited {self._timeout:g} s, but {self._missing()} did not connect: check "
+                        "that each was started with the same coordinator address, and read its "
+                        "output"
                     )
                     return
-                if time.monotonic() > told + _SECONDS_BETWEEN_REPORTS:
-                    told = time.monotonic()
+                if time.monotonic() > reported + _SECONDS_BETWEEN_REPORTS:
+                    reported = time.monotonic()
                     logging.info("still waiting for %s", self._missing())
                 try:
                     accepted, (ip, *_) = listener.accept()
                 except TimeoutError:
                     continue
                 except OSError as error:
-                    # The connection broke at once, or there are too many open files.
-                    logging.warning("cannot take a connection: %s", error.strerror)
+                    # The connection broke at once, or too many files are open.
+                    logging.warning("cannot accept a connection: %s", error.strerror)
                     time.sleep(SECONDS_BETWEEN_TRIES)
                     continue
                 threading.Thread(
@@ -87,11 +88,11 @@ class Coordinator:
     def _missing(self) -> str:
         with self._lock:
             missing = sorted(set(range(self._num_processes)) - self._hellos.keys())
-            came = [self._name(process_id) for process_id in sorted(self._hellos)]
+            connected = [self._name(process_id) for process_id in sorted(self._hellos)]
         word = "process" if len(missing) == 1 else "processes"
         return (
             f"{word} {listed([str(number) for number in missing])} of {self._num_processes} "
-            f"(here: {listed(came)})"
+            f"(connected: {listed(connected)})"
         )
 
     def _serve(self, connection: "Connection", ip: str) -> None:
@@ -101,29 +102,29 @@ class Coordinator:
                 if process_id is not None:
                     self._handle(process_id, message)
                 elif hello := message.get("hello"):
-                    if not self._takes(connection, hello | {"ip": ip}):
+                    if not self._admit(connection, hello | {"ip": ip}):
                         return
                     process_id = hello["process_id"]
             reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"what it sends cannot be understood: {error!r}"
+            reason = f"it sent an invalid message: {error!r}"
         if process_id is None:
-            return  # whatever it is, it is no process of this job
+            return  # not a process of this job
         with self._lock:
             self._num_connected -= 1
             if process_id not in self._left:
-                self._end_all(f"{self._name(process_id)} was lost ({reason}): {GO_ON}")
+                self._end_all(f"{self._name(process_id)} was lost ({reason}): {JOB_ENDS}")
 
-    def _takes(self, connection: "Connection", hello: dict[str, Any]) -> bool:
-        """Takes a process in, unless its number is taken; welcomes all when all have come."""
+    def _admit(self, connection: "Connection", hello: dict[str, Any]) -> bool:
+        """Admits a process unless its number is taken; welcomes all after the last one."""
         with self._lock:
             process_id, host = hello["process_id"], hello["host"]
             if other := self._hellos.get(process_id):
                 self._end_all(
-                    f"there are two processes {process_id}, on {other['host']} and {host}: give each its "
-                    "own --process_id, and each job a port of its own"
+                    f"two processes have the number {process_id}, on {other['host']} and {host}: "
+                    "give each process its own --process_id, and each job its own port"
                 )
                 connection.send({"end": self._end})
                 return False
@@ -134,15 +135,15 @@ class Coordinator:
                 connection.send({"end": self._end})
             elif hello["num_processes"] != self._num_processes:
                 self._end_all(
-                    f"{self._name(process_id)} was told of {hello['num_processes']} processes, process 0 "
-                    f"of {self._num_processes}"
+                    f"{self._name(process_id)} has --num_processes={hello['num_processes']}, but "
+                    f"process 0 has --num_processes={self._num_processes}"
                 )
             elif len(self._hellos) == self._num_processes:
                 self._welcome_all()
             return True
 
     def _welcome_all(self) -> None:
-        logging.info("all %d processes are here", self._num_processes)
+        logging.info("all %d processes are connected", self._num_processes)
         hellos = [self._hellos[i] for i in range(self._num_processes)]
         hosts = [hello["host"] for hello in hellos]
         addresses = [self._address(hello["ip"], hello["port"]) for hello in hellos]
@@ -187,19 +188,19 @@ class Coordinator:
 
     def _send_all(self, message: dict[str, Any]) -> None:
         with self._lock:
-            # Process 0 last, for with it this coordinator ends.
+            # Process 0 comes last, because this coordinator ends with it.
             for _, connection in sorted(self._connections.items(), reverse=True):
-                with contextlib.suppress(OSError):  # its own thread notices
+                with contextlib.suppress(OSError):  # the connection's own thread notices
                     connection.send(message)
 
-    def _give_signs_of_life(self) -> None:
+    def _send_heartbeats(self) -> None:
         while len(self._left) < self._num_processes:
             self._send_all({})
-            time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+            time.sleep(SECONDS_BETWEEN_HEARTBEATS)
 
     def _address(self, ip: str, port: int) -> str:
-        """Where others reach a process; to them a loopback address would mean themselves."""
-        # As a dual-stack socket has those of IPv4.
+        """Returns an address at which other hosts reach a process, so never a loopback address."""
+        # A dual-stack socket writes IPv4 addresses with this prefix.
         host = ip.removeprefix("::ffff:")
         if ipaddress.ip_address(host).is_loopback:
             host = self._host
@@ -210,7 +211,7 @@ class Coordinator:
 
 
 class Connection:
-    """Messages both ways, as lines of JSON."""
+    """Sends and receives messages as lines of JSON."""
 
     def __init__(self, connected: socket.socket):
         connected.settimeout(SECONDS_OF_SILENCE)
@@ -222,15 +223,15 @@ class Connection:
         return self._socket.fileno()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; an empty one is a sign of life."""
+        """Sends a message; an empty one is a heartbeat."""
         with self._sending:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """The messages that come, until the other side closes the connection.
+        """Yields the received messages until the other side closes the connection.
 
         Raises:
-          OSError: the connection broke, or nothing came for a long time.
+          OSError: the connection broke, or no message came for `SECONDS_OF_SILENCE`.
         """
         received = b""
         while data := self._socket.recv(1 << 16):
@@ -240,9 +241,9 @@ class Connection:
 
 
 def _listen(place: JobPlace) -> socket.socket:
-    """Listens at an IP address alone, but for a name at all of the host's: it may mean another one here.
+    """Listens at the given IP address, or at all of the host's addresses if given a name.
 
-    On many systems a host's own name is a loopback address to itself.
+    On many systems, a host resolves its own name to a loopback address.
     """
     host, port = place.host_and_port
     try:
@@ -255,7 +256,7 @@ def _listen(place: JobPlace) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"process 0 cannot listen at {place.coordinator_address} ({error.strerror}): the "
-            "coordinator's address must be one of process 0's host, with a port that is not in use"
+            "coordinator address must be an address of process 0's host, with a free port"
         ) from error
 
 
@@ -268,14 +269,14 @@ def _is_ip(host: str) -> bool:
 
 
 def name_of(process_id: int, host: str) -> str:
-    """A process, for people."""
+    """Names a process in messages."""
     return f"process {process_id} on {host}"
 
 
 def reason_of(error: OSError) -> str:
-    """Why a connection ended, for people."""
+    """Says in messages why a connection ended."""
     if isinstance(error, TimeoutError):
-        return f"nothing was heard for {SECONDS_OF_SILENCE:g} s"
+        return f"no message for {SECONDS_OF_SILENCE:g} s"
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return CLOSED
     return error.strerror or str(error)

@@ -1,8 +1,8 @@
-"""The processes of a job: they meet, agree where they must, and end together.
+"""The group of a job's processes, which meet, agree on what must be the same, and end together.
 
-Every process keeps a connection to the coordinator, which process 0 runs. What the devices exchange in a
-step is the backends' own business; this is about the processes: who has come, whether all were told the
-same, at which step all stop, and who is lost.
+Every process keeps a connection to the coordinator, which process 0 runs. The group knows which
+processes have connected, whether all have the same settings, at which step all stop, and which one
+is lost. The backends handle the exchange of data between devices.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from absl import logging
 
 from modeling.job.coordinator import (
     CLOSED,
-    GO_ON,
-    SECONDS_BETWEEN_SIGNS_OF_LIFE,
+    JOB_ENDS,
+    SECONDS_BETWEEN_HEARTBEATS,
     SECONDS_BETWEEN_TRIES,
     Connection,
     Coordinator,
@@ -32,21 +32,21 @@ from modeling.job.coordinator import (
 from modeling.job.place import JobPlace
 from pipeline.errors import UserError
 
-# How long a process that fails waits for the coordinator's word, and process 0, told that another one has
-# failed, for an error of its own.
+# How long a failing process waits for the coordinator to end the job.
 _SECONDS_TO_FAIL = 5.0
+# How long process 0 waits for an error of its own after another process has failed.
 _SECONDS_TO_RAISE = 1.0
-# What draws the metrics has hidden it.
+# The live display of metrics hides the cursor.
 _SHOW_CURSOR = "\n\x1b[?25h"
 
 
 @dataclass(frozen=True)
 class Stop:
-    """What ended training before its last step.
+    """The signal that stopped training before its last step.
 
     Attributes:
       signal: the signal's name.
-      process_id, host: the process that received it first.
+      process_id, host: the number and the host of the process that received the signal first.
     """
 
     signal: str
@@ -55,25 +55,26 @@ class Stop:
 
     @property
     def process(self) -> str:
-        """The process, for people."""
+        """The process's name in messages."""
         return name_of(self.process_id, self.host)
 
 
 class ProcessGroup:
     """All processes of a job, as one of them sees them. A group of one needs no network.
 
-    As a context: at its end the processes wait for each other. If the block fails in one of them, or
-    one is lost, all others end with exit code 1; process 0 says why.
+    As a context manager, it makes the processes wait for each other at the end of the block. If the
+    block fails in one of them, or one is lost, all others end with exit code 1, and process 0
+    prints the reason.
 
     Args:
-      place: this process's; by default that of the only one.
-      timeout: seconds to wait for all to come.
+      place: this process's place in the job; by default, a job of one process.
+      timeout: seconds to wait until all processes have connected.
 
     Attributes:
       process_id, num_processes, found_in: as in `place`.
-      hosts: names of the processes' hosts, by process.
-      addresses: a free HOST:PORT of each process, for the backend.
-      stop: why training stopped before its last step, once it is known.
+      hosts: the host name of each process.
+      addresses: a free HOST:PORT on each process's host, for the backend.
+      stop: the signal that stopped training before its last step, or None.
 
     Raises:
       UserError: the coordinator does not answer or cannot listen, or processes are missing.
@@ -112,7 +113,7 @@ class ProcessGroup:
         if not self._connection:
             return
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            # The backend often notices a lost process first, in words of its own.
+            # The backend often notices a lost process first; wait for the coordinator's reason.
             self._reader.join(_SECONDS_TO_FAIL)
         if error is None or isinstance(error, SystemExit):
             self._send({"leave": True})
@@ -121,23 +122,23 @@ class ProcessGroup:
             self._is_failing.set()
             self._send({"failed": str(error).partition("\n")[0] or repr(error)})
             self._reader.join(_SECONDS_TO_FAIL)
-        self._let_others_go()
+        self._let_others_exit()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is process 0, which writes and tells."""
+        """Whether this is process 0, which writes the files and the log."""
         return self.process_id == 0
 
     @property
     def name(self) -> str:
-        """What people call this process."""
+        """The name of this process in messages."""
         return name_of(self.process_id, socket.gethostname())
 
     def gather(self, value: Any) -> list[Any]:
-        """The values that all processes give, by process; waits for all.
+        """Collects one value from each process, in process order; waits for all processes.
 
         Args:
-          value: anything that JSON has.
+          value: this process's value, of any JSON type.
         """
         if not self._connection:
             return [value]
@@ -145,13 +146,13 @@ class ProcessGroup:
         return self._gathered.get()
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
-        """Sees that something is the same in all processes, which all ask this.
+        """Checks that facts are the same in all processes; all processes must call this.
 
         Args:
-          facts: by name, values that JSON has.
+          facts: the facts by name, of any JSON type.
 
         Raises:
-          UserError: in all processes alike, with the first fact that differs and where.
+          UserError: a fact differs. All processes raise it, with the fact and the process.
         """
         values = self.gather(facts)
         for process_id, theirs in enumerate(values):
@@ -164,17 +165,17 @@ class ProcessGroup:
                     )
 
     def wait_for_all(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called this."""
         self.gather(None)
 
     def request_stop(self, received: signal.Signals) -> None:
-        """Asks all processes to stop at the same step; as a signal handler may, takes no lock."""
+        """Asks all processes to stop at the same step; takes no lock, so is safe in a handler."""
         self._received = self._received or received.name
 
     def may_begin(self, step: int) -> bool:
-        """Whether a step is to be made: False in all processes alike behind the step where they stop.
+        """Returns whether to begin a step: False in all processes after the step where they stop.
 
-        They stop at the furthest step that any of them has begun, for the others take part in it.
+        They stop after the last step that any of them has begun, because all take part in it.
         """
         with self._gate:
             if not self._connection:
@@ -196,9 +197,10 @@ class ProcessGroup:
         self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_member = False
         self._is_failing = threading.Event()
-        # Never closed, for its end tells process 0 that this process has gone, with all that ends at exit.
+        # This copy is never closed, so process 0 sees the connection end only after this process
+        # has exited, exit handlers included.
         os.dup(self._connection.fileno())
-        # As it is now: while a backend starts, what it writes is hidden.
+        # Duplicated now, because stderr is hidden while a backend starts.
         self._stderr = os.dup(2)
         with socket.socket() as probe:
             probe.bind(("", 0))
@@ -212,7 +214,7 @@ class ProcessGroup:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._send({"hello": hello})
-        threading.Thread(target=self._give_signs_of_life, daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
         welcome = self._welcome.get()
         if "end" in welcome:
             reason = welcome["end"]
@@ -221,7 +223,7 @@ class ProcessGroup:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._connection
-        with contextlib.suppress(OSError):  # the reader notices, too
+        with contextlib.suppress(OSError):  # the reader notices as well
             self._connection.send(message)
 
     def _read(self) -> None:
@@ -234,10 +236,10 @@ class ProcessGroup:
         except OSError as error:
             reason = reason_of(error)
         if not self._is_failing.is_set():
-            self._end(f"process 0 was lost ({reason}): {GO_ON}", is_told_elsewhere=False)
+            self._end(f"process 0 was lost ({reason}): {JOB_ENDS}", is_reported_elsewhere=False)
 
     def _handle(self, message: dict[str, Any]) -> bool:
-        """Takes a message of the coordinator; True when nothing more is to come."""
+        """Handles a message from the coordinator; returns True if it is the last one."""
         assert self._connection
         match message:
             case {"welcome": welcome}:
@@ -255,41 +257,41 @@ class ProcessGroup:
                     self._last_step, self.stop, self._is_holding = step, Stop(**stop), False
                     self._gate.notify_all()
             case {"end": reason}:
-                self._end(reason, is_told_elsewhere=not self.is_first)
+                self._end(reason, is_reported_elsewhere=not self.is_first)
                 return True
             case {"bye": _}:
                 return True
         return False
 
-    def _end(self, reason: str, is_told_elsewhere: bool) -> None:
-        """Ends the process, whose other threads may wait for a lost one for ever."""
+    def _end(self, reason: str, is_reported_elsewhere: bool) -> None:
+        """Ends this process, because its other threads may wait for a lost process forever."""
         if not self._is_member:
             self._welcome.put({"end": reason})
             return
-        # Who fails says so itself; what fails in all processes, process 0.
+        # A failing process reports its own error; process 0 reports an error of all processes.
         if self._is_failing.wait(_SECONDS_TO_RAISE if self.is_first else 0):
             return
         logging.flush()
-        if not is_told_elsewhere:
+        if not is_reported_elsewhere:
             line = reason if self.is_first else f"{self.name}: {reason}"
             show_cursor = _SHOW_CURSOR if os.isatty(self._stderr) else ""
             os.write(self._stderr, f"{show_cursor}{line}\n".encode())
-        self._let_others_go()
+        self._let_others_exit()
         os._exit(1)
 
-    def _let_others_go(self) -> None:
-        """Makes process 0 exit last: the backends' services run in it, and who loses them aborts."""
+    def _let_others_exit(self) -> None:
+        """Makes process 0 exit last, because other processes abort when they lose its services."""
         if self._coordinator:
-            self._coordinator.wait_until_others_have_gone()
+            self._coordinator.wait_until_others_have_exited()
 
-    def _give_signs_of_life(self) -> None:
-        is_told = False
+    def _send_heartbeats(self) -> None:
+        is_stop_sent = False
         while self._reader.is_alive():
-            if self._received and not is_told:
+            if self._received and not is_stop_sent:
                 self._send({"stop": self._received})
-                is_told = True
+                is_stop_sent = True
             self._send({})
-            time.sleep(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+            time.sleep(SECONDS_BETWEEN_HEARTBEATS)
 
 
 def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
@@ -302,7 +304,7 @@ def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
                 raise UserError(
                     f"process {place.process_id} on {socket.gethostname()}: the coordinator at "
                     f"{place.coordinator_address} did not answer within {timeout:g} s "
-                    f"({error.strerror or error}): "
-                    "see whether process 0 runs there, and whether the address can be reached from here"
+                    f"({error.strerror or error}): check that process 0 runs there and that this "
+                    "host can reach the address"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)

@@ -10,13 +10,13 @@ class JobPlace:
     """A process's place in its job.
 
     Attributes:
-      coordinator_address: HOST:PORT at which process 0 listens.
-      num_processes: of the job.
-      process_id: from 0.
-      found_in: where this was found, for people.
+      coordinator_address: the HOST:PORT on which process 0 listens.
+      num_processes: the number of processes in the job.
+      process_id: this process's number, from 0.
+      found_in: the source of this information, as readable text.
 
     Raises:
-      UserError: an attribute is out of range, or the address is none.
+      UserError: an attribute is out of range, or the address is invalid.
     """
 
     coordinator_address: str = ""
@@ -29,18 +29,18 @@ class JobPlace:
             raise UserError(f"--num_processes={self.num_processes} must be at least 1")
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
-                f"--process_id={self.process_id} must lie between 0 and --num_processes="
-                f"{self.num_processes} less 1"
+                f"--process_id={self.process_id} must be at least 0 and less than "
+                f"--num_processes={self.num_processes}"
             )
         host, _, port = self.coordinator_address.rpartition(":")
         if self.num_processes > 1 and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
             raise UserError(
-                f"--coordinator_address={self.coordinator_address} must be HOST:PORT, an address of "
-                "process 0's host"
+                f"--coordinator_address={self.coordinator_address} must be HOST:PORT, an address "
+                "of process 0's host"
             )
 
     @property
     def host_and_port(self) -> tuple[str, int]:
-        """Where process 0 listens."""
+        """The host and the port on which process 0 listens."""
         host, _, port = self.coordinator_address.rpartition(":")
         return host.strip("[]"), int(port)

@@ -1,7 +1,7 @@
 """How much memory `clozemill generate` needs for 20, 40 and 400 MB of text.
 
-It should not depend on the size of the corpus, so all three have buckets of the same size. A figure
-is the most memory that a process ever had resident.
+It should not depend on the size of the corpus, so all three use buckets of the same size. Each
+figure is a process's peak resident memory.
 """
 
 import shutil

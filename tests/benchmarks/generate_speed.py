@@ -1,8 +1,8 @@
-"""How fast `clozemill generate` is, next to the TensorFlow Model Garden's script in the same run.
+"""Compares the speed of `clozemill generate` with that of the TensorFlow Model Garden's script.
 
-Whole jobs in processes of their own, start-up included, with the same flags on both sides: one core
-for each, then two worker processes on two cores. The targets are for tens of megabytes of text; with
-less, it is the start-up that is measured.
+Measures whole jobs in separate processes, start-up included, with the same flags on both sides:
+first on one core each, then with two worker processes on two cores. The targets are for tens of
+megabytes of text; with less text, start-up dominates.
 """
 
 import json
@@ -43,10 +43,10 @@ class Job:
     """A finished job.
 
     Attributes:
-      megabytes: of text that it read.
-      seconds: wall time, start-up included.
-      instances: how many it made.
-      peak_megabytes: the memory of its largest process.
+      megabytes: the size of the text that it read.
+      seconds: its wall time, start-up included.
+      instances: the number of instances that it made.
+      peak_megabytes: the peak memory of its largest process.
     """
 
     megabytes: float
@@ -64,10 +64,12 @@ def main():
     parser.add_argument(
         "--peer_megabytes",
         type=float,
-        help="how much of the text the Model Garden's script reads (all); it needs minutes for 40, "
-        "but with less its start-up weighs more, in favour of ours",
+        help="megabytes of text for the Model Garden's script (default: all); it needs minutes for "
+        "40, but with less text its start-up weighs more, which favours ours",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="runs of ours; the median is shown")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of runs of ours, whose median is shown"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         compare(Path(directory), arguments)
@@ -87,9 +89,7 @@ def compare(directory, arguments):
         ]
         return sorted(jobs, key=lambda job: job.seconds)[len(jobs) // 2]
 
-    print(
-        f"{'':<19} {'text':>8} {'wall':>8} {'instances':>10} {'a second':>9} {'largest process':>16}"
-    )
+    print(f"{'':<19} {'text':>8} {'wall':>8} {'instances':>10} {'/s':>9} {'largest process':>16}")
     peer = model_garden(peer_text, directory, flags | S128)
     show("S 128 Model Garden", peer)
     one = ours(CORES[-1:], **S128)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the text they read and the processes they measure. Linux only."""
+"""Shared code of the benchmarks: reads text, runs and measures processes. Linux only."""
 
 import argparse
 import contextlib
@@ -16,30 +16,30 @@ PEERS = Path(sys.prefix) / "peers"
 CORES = sorted(os.sched_getaffinity(0))
 MEGABYTE = 1_000_000
 LONGEST_COMPLAINT = 2000
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_POLLS = 0.2
 TWO_WORKERS = {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
 
 
 def parser_of(docstring):
-    """A parser with the two flags that all benchmarks have."""
+    """Returns a parser with the two flags that all benchmarks share."""
     parser = argparse.ArgumentParser(description=docstring.partition("\n")[0])
     parser.add_argument(
         "--input_file",
         type=Path,
         default=SAMPLES / "english.txt",
-        help="one sentence a line, a blank line between documents",
+        help="one sentence per line, a blank line between documents",
     )
     parser.add_argument("--vocab_file", type=Path, default=SAMPLES / "english_vocab.txt")
     return parser
 
 
 def read_documents(path):
-    """The documents of a file, each one sentence a line."""
+    """Returns the documents of a file, each with one sentence per line."""
     return re.split(r"\n\s*\n", path.read_text("utf-8").strip())
 
 
 def write_documents(path, documents, megabytes):
-    """Writes the documents, over and over if need be, until there are that many megabytes."""
+    """Writes the documents, repeatedly if necessary, until the file has this many megabytes."""
     with path.open("wb") as file:
         for document in itertools.cycle(documents):
             if file.tell() >= megabytes * MEGABYTE:
@@ -48,12 +48,12 @@ def write_documents(path, documents, megabytes):
 
 
 def generate_command(**flags):
-    """`clozemill generate` with these flags."""
+    """Returns the command `clozemill generate` with these flags."""
     return [str(Path(sys.executable).with_name("clozemill")), "generate", *_arguments(flags)]
 
 
 def model_garden_command(**flags):
-    """The Model Garden's script with these flags; it is found when PYTHONPATH is `PEERS`."""
+    """Returns the command of the Model Garden's script; it needs PYTHONPATH to be `PEERS`."""
     script = "official.nlp.data.create_pretraining_data"
     return [sys.executable, "-m", script, "--verbosity=0", *_arguments(flags)]
 
@@ -63,7 +63,7 @@ def _arguments(flags):
 
 
 def pinned(command, cores):
-    """The command, held to these cores with all its threads and processes."""
+    """Returns the command, restricted to these cores with all its threads and processes."""
     return ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
 
 
@@ -72,10 +72,10 @@ class Run:
     """A finished process.
 
     Attributes:
-      seconds: wall time, start-up included.
-      peaks: the most memory that was ever resident, in megabytes: of the process itself, then of
-        each of its descendants, the largest first.
-      output: what it printed.
+      seconds: its wall time, start-up included.
+      peaks: the peak resident memory in megabytes, first of the process itself, then of each of its
+        descendants, largest first.
+      output: the text that it printed.
     """
 
     seconds: float
@@ -84,7 +84,7 @@ class Run:
 
 
 def run(command, log, **environment):
-    """Runs a command to its end; one that fails ends the benchmark with what it said last."""
+    """Runs a command to its end. If it fails, ends the benchmark with the end of its output."""
     peaks = {}
     with log.open("wb") as file:
         start = time.perf_counter()
@@ -95,10 +95,10 @@ def run(command, log, **environment):
             env=os.environ | {name: str(value) for name, value in environment.items()},
         )
         while process.returncode is None:
-            # What was seen last, not the most: before its exec, a child has its parent's peak.
+            # Keep the last value, not the largest: before its exec, a child has its parent's peak.
             peaks |= _peaks_of_tree(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS_BETWEEN_LOOKS)
+                process.wait(SECONDS_BETWEEN_POLLS)
         seconds = time.perf_counter() - start
     output = log.read_text("utf-8", "replace")
     if process.returncode:
@@ -108,9 +108,9 @@ def run(command, log, **environment):
 
 
 def _peaks_of_tree(pid):
-    """The peak so far of a process and of all its descendants, by process id.
+    """Returns the peak memory so far of a process and its descendants in megabytes, by process ID.
 
-    Not `ru_maxrss`, which is never less than the memory of the process that started it.
+    `ru_maxrss` would not do: it is never less than the memory of the parent process.
     """
     peaks = {}
     pending = [pid]
@@ -121,7 +121,7 @@ def _peaks_of_tree(pid):
             for children in process.glob("task/*/children"):
                 pending.extend(map(int, children.read_text().split()))
         except OSError:
-            continue  # it has just ended
+            continue  # the process has just ended
         if peak := re.search(r"VmHWM:\s+(\d+) kB", status):
             peaks[int(process.name)] = int(peak[1]) * 1024 / MEGABYTE
     return peaks

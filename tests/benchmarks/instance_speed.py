@@ -1,7 +1,7 @@
 """How fast tokenized documents become masked instances, and instances become records.
 
-One bucket, in memory, in one thread on one core: what `generate` does beside reading, tokenizing and
-writing.
+Measures one bucket in memory, in one thread on one core: the work of `generate` without reading,
+tokenizing and writing.
 """
 
 import itertools
@@ -36,7 +36,7 @@ def main():
 
 
 def tokenize(path, tokenizer):
-    """A bucket of documents, read again and again if need be, as `generate_instances` takes them."""
+    """Returns a bucket of documents for `generate_instances`; repeats the file if necessary."""
     sentences, document_ends, characters = [], [], 0
     for document in itertools.cycle(read_documents(path)):
         encoded = map(tokenizer.encode, document.split("\n"))

@@ -1,7 +1,7 @@
-"""How fast one process trains BERT-mini next to two, and where the time of a step goes.
+"""Compares the speed of BERT-mini's training with one process and with two, by parts of a step.
 
-Two processes on one machine share its cores, so this tells what exchanging costs and not how training
-scales: that is seen on a cluster, where `pretrain` itself prints the same three parts.
+Two processes on one machine share its cores, so this shows what the exchange costs, not how
+training scales. On a cluster, `pretrain` itself logs the same three parts.
 """
 
 import json
@@ -18,7 +18,7 @@ STEPS_OF_A_LINE, LINES = 5, 6
 
 
 def pretrain(backend, num_processes, data_dir, run_dir):
-    """Trains and gives the lines of metrics but for the first, in which the step is compiled."""
+    """Trains and returns the lines of metrics without the first, which includes compilation."""
     clozemill = str(Path(sys.executable).with_name("clozemill"))
     subprocess.run(
         [
@@ -52,7 +52,7 @@ def main():
             num_shards=2,
         )
         subprocess.run(command, capture_output=True, check=True)
-        print(f"BERT-mini, S 128, batch {BATCH_SIZE}, float32; milliseconds a step")
+        print(f"BERT-mini, S 128, batch {BATCH_SIZE}, float32; milliseconds per step")
         for backend in BACKENDS:
             for num_processes in (1, 2):
                 run_dir = Path(directory) / f"{backend}-{num_processes}"

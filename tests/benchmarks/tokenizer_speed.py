@@ -1,8 +1,8 @@
-"""How fast text becomes ids, next to the original BERT's tokenizer and the `tokenizers` package.
+"""Compares the tokenizer's speed with the original BERT's and with the `tokenizers` package.
 
-Each in a process of its own, in one thread on one core. The targets are for tens of megabytes of a
-real corpus: the memo helps a text's first reading only as far as its words come again. What is read
-"again" is the first few megabytes, whose words the bounded memo holds.
+Each runs in a separate process, in one thread on one core. The targets are for tens of megabytes of
+a real corpus, because in a first reading the memo helps only with repeated words. "Again" is a
+second reading of the first few megabytes, whose words fit in the bounded memo.
 """
 
 import gc
@@ -26,8 +26,12 @@ TARGETS = {
 
 def main():
     parser = parser_of(__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="the median of them is shown")
-    parser.add_argument("--contender", choices=CONTENDERS, help="only this one, in this process")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of runs, whose median is shown"
+    )
+    parser.add_argument(
+        "--contender", choices=CONTENDERS, help="run only this one, in this process"
+    )
     arguments = parser.parse_args()
     sentences = "\n".join(read_documents(arguments.input_file)).split("\n")
     if arguments.contender:
@@ -114,7 +118,7 @@ CONTENDERS = {"original": measure_original, "tokenizers": measure_tokenizers, "o
 
 
 def speed_of(encode, sentences):
-    """Megabytes a second."""
+    """Returns the speed in megabytes per second."""
     gc.collect()
     start = time.perf_counter()
     encode(sentences)

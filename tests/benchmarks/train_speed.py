@@ -1,8 +1,8 @@
-"""How fast BERT-mini trains next to Hugging Face on PyTorch and keras_hub, all in one run and in turns.
+"""Compares the speed of BERT-mini's training with Hugging Face on PyTorch and with keras_hub.
 
-Each trains from the same random batches in a process of its own: the whole step, with dropout, clipping
-and AdamW, in float32. Hugging Face computes logits for every position, as its model does; keras_hub
-knows no next-sentence loss. Compiling and the first steps are not timed.
+Each trains on the same random batches in a separate process, and they take turns. A step includes
+dropout, clipping and AdamW, in float32. Hugging Face's model computes logits for every position;
+keras_hub has no next-sentence loss. Compilation and the first steps are not timed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ STEPS_OF_A_ROUND = 4
 
 
 def clozemill():
-    """The step of `clozemill pretrain`, on the backend that KERAS_BACKEND names."""
+    """Returns a round of `clozemill pretrain`'s steps, on the backend in KERAS_BACKEND."""
     from modeling.config import BertConfig
     from modeling.step.backend import TrainStep
     from modeling.step.learner import new_learner
@@ -32,14 +32,14 @@ def clozemill():
 
     def train():
         for batch in batches:
-            told = step(batch)
-        float(told["sequences"])
+            metrics = step(batch)
+        float(metrics["sequences"])
 
     return train
 
 
 def huggingface():
-    """`transformers.BertForPreTraining` with PyTorch's AdamW, eager."""
+    """Returns a round of `transformers.BertForPreTraining` with PyTorch's AdamW, in eager mode."""
     import numpy as np
     import torch
     from transformers import BertConfig, BertForPreTraining
@@ -79,7 +79,7 @@ def huggingface():
 
 
 def keras_hub():
-    """`keras_hub.models.BertMaskedLM`, trained with `fit`."""
+    """Returns a round of `keras_hub.models.BertMaskedLM`, trained with `fit`."""
     import keras
     import keras_hub
     import numpy as np
@@ -122,7 +122,7 @@ def make_batches():
 
 
 def serve(name):
-    """Trains for a round whenever a line is read, and prints the seconds that it took."""
+    """Trains one round for each line on stdin and prints the seconds that it took."""
     train = PEER_FUNCTIONS[name][0]()
     train()
     print("ready", flush=True)
@@ -155,7 +155,7 @@ def seconds_of_a_round(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=8, help="how often each trains 4 steps")
+    parser.add_argument("--rounds", type=int, default=8, help="number of rounds of 4 steps")
     parser.add_argument("--peer", choices=PEER_FUNCTIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:

@@ -1,6 +1,7 @@
-"""How fast the real training step runs on this device: sequences/s, TFLOP/s, and MFU where the peak is known.
+"""Measures the training step on this device: sequences/s, TFLOP/s, and MFU if the peak is known.
 
-With --synthetic batches it needs neither Beam nor TensorFlow: Keras and JAX, and a copy of the repository.
+With --synthetic batches and --backend=jax, it needs only Keras, JAX and a copy of the repository,
+not Beam or TensorFlow.
 """
 
 import argparse
@@ -27,10 +28,10 @@ def parse_arguments():
     parser.add_argument("--backend", choices=["tensorflow", "jax"], default="tensorflow")
     parser.add_argument("--model", choices=PRESETS, default="mini")
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--synthetic", action="store_true", help="random batches; the default")
-    data.add_argument("--data_dir", type=Path, help="batches of a data set, input included")
+    data.add_argument("--synthetic", action="store_true", help="train on random batches (default)")
+    data.add_argument("--data_dir", type=Path, help="train on a data set, reading included")
     parser.add_argument("--max_seq_length", type=int, default=128)
-    parser.add_argument("--max_predictions_per_seq", type=int, help="15 %% of S by default")
+    parser.add_argument("--max_predictions_per_seq", type=int, help="by default, 15 %% of S")
     parser.add_argument("--vocab_size", type=int, default=BERT_VOCABULARY)
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
@@ -39,14 +40,14 @@ def parse_arguments():
     parser.add_argument("--recompute_activations", action="store_true")
     for name in DROPOUTS:
         parser.add_argument(f"--{name}", type=float, default=0.1)
-    parser.add_argument("--warmup_steps", type=int, default=3, help="steps that are not timed")
-    parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
-    parser.add_argument("--repeats", type=int, default=3, help="how often they are timed")
+    parser.add_argument("--warmup_steps", type=int, default=3, help="number of untimed steps")
+    parser.add_argument("--steps", type=int, default=20, help="number of timed steps")
+    parser.add_argument("--repeats", type=int, default=3, help="number of timings")
     return parser.parse_args()
 
 
 def synthetic_batch(batch_size, seq_length, num_predictions, vocab_size, seed=0):
-    """A batch of random tokens without padding, as the trainer gets it."""
+    """Returns a batch of random tokens without padding, in the trainer's form."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -66,7 +67,7 @@ def synthetic_batch(batch_size, seq_length, num_predictions, vocab_size, seed=0)
 
 
 def batches_of(arguments):
-    """Endless batches, their S, P and the vocabulary's size."""
+    """Returns endless batches, their S and P, and the vocabulary's size."""
     if arguments.data_dir:
         from modeling.batches import readable, training_batches
         from pipeline.manifest import DataSet
@@ -119,9 +120,9 @@ def main():
     def seconds_of(steps):
         started = time.perf_counter()
         for _ in range(steps):
-            told = step(next(batches))
-        # Steps run one after the other, so the last one's end is that of all.
-        float(told["sequences"])
+            metrics = step(next(batches))
+        # Steps run one after another, so reading the last one's result waits for all.
+        float(metrics["sequences"])
         return time.perf_counter() - started
 
     seconds_of(arguments.warmup_steps)

@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two nodes on this machine, for tests."""
+"""A real Slurm cluster with two nodes on this machine, for tests."""
 
 import getpass
 import os
@@ -16,14 +16,14 @@ import pytest
 
 SECONDS_TO_START = 60
 SECONDS_TO_END = 20
-# What cannot be found on the PATH of an unprivileged user.
+# An unprivileged user's PATH may lack the folders of Slurm's daemons.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-# A path to a Unix socket has at most 107 bytes, and Slurm makes some of its own below.
+# The path of a Unix socket has at most 107 bytes, and Slurm creates sockets below this folder.
 LONGEST_PATH = 60
 NODES = ("127.0.0.1", "127.0.0.2")
 
-# One host plays both nodes. Their names are addresses that every process on it can reach, as the
-# first node's name is that of the coordinator's host. What waits without need is set to be short.
+# One host plays both nodes. The nodes' names are addresses that every process can reach, because
+# the first node's name is used as the coordinator's host. Unnecessary waiting times are short.
 CONFIGURATION = """
 ClusterName=clozemill
 SlurmctldHost=localhost(127.0.0.1)
@@ -67,12 +67,12 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is up.
+    """A running cluster.
 
     Attributes:
-      root: its configuration, logs and sockets.
-      environment: with which Slurm's commands, and jobs that they start, speak to it.
-      daemons: its processes.
+      root: the folder with its configuration, logs and sockets.
+      environment: the variables with which Slurm's commands, and the jobs they start, reach it.
+      daemons: its daemon processes.
     """
 
     root: Path
@@ -93,20 +93,20 @@ class Cluster:
         self.daemons.append(daemon)
 
     def start_node(self, node):
-        """Starts a node, also one that was lost."""
+        """Starts a node; also restarts one that was lost."""
         self.start("slurmd", "-D", "-N", node)
 
     def lose_node(self, node):
-        """Kills all of a node at once, as when its power fails."""
+        """Kills all processes of a node at once, as a power failure does."""
         tasks = [pid for pid in _processes_of(self.root) if _runs_on(pid, node)]
         (daemon,) = (daemon for daemon in self.daemons if daemon.args[-1] == node)
-        # With the step's manager, which is the parent of its tasks.
+        # Includes the step's manager, which is the parent of its tasks.
         for pid in (daemon.pid, *{_parent(pid) for pid in tasks}, *tasks):
             os.kill(pid, signal.SIGKILL)
         daemon.wait()
 
     def run(self, *command):
-        """What one of Slurm's commands prints."""
+        """Runs one of Slurm's commands and returns what it prints."""
         result = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -114,12 +114,12 @@ class Cluster:
         return result.stdout.strip()
 
     def fact(self, job, name):
-        """A fact of a job, as `scontrol show job` names it."""
+        """Returns a fact about a job, by the name that `scontrol show job` uses."""
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
     def wait_for(self, condition, log, seconds=120):
-        """Waits for something true, with the job's log to show if it does not come."""
+        """Waits until the condition is true and returns its value; on failure, shows the log."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             text = log.read_text() if log.exists() else "no log"
@@ -128,7 +128,7 @@ class Cluster:
         return found
 
     def wait_for_end(self, job, log, seconds=120):
-        """A job's state at its end and its exit code, as Slurm writes them: COMPLETED, 0:0."""
+        """Waits for a job's end; returns its state and exit code as Slurm does: COMPLETED, 0:0."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
         self.wait_for(lambda: self.fact(job, "JobState") in ended, log, seconds)
         return self.fact(job, "JobState"), self.fact(job, "ExitCode")
@@ -136,7 +136,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """A Slurm cluster, whose every process has ended in the end."""
+    """A Slurm cluster; all of its processes are ended after the tests."""
     programs = ("munged", "slurmctld", "slurmd", "sbatch")
     if missing := [name for name in programs if shutil.which(name, path=PATH) is None]:
         pytest.skip(f"needs Slurm ({', '.join(missing)})")
@@ -180,7 +180,7 @@ def _start_munge(cluster):
     cluster.start(
         "munged",
         "--foreground",
-        # Its socket lies where other users cannot reach it, which it would take for a mistake.
+        # Other users cannot reach its socket, which it would otherwise refuse as a mistake.
         "--force",
         f"--key-file={root}/munge.key",
         f"--socket={root}/munge.sock",
@@ -204,13 +204,13 @@ def _wait_until(condition):
 
 
 def _show_logs(root):
-    """What pytest shows when the cluster did not come up or a test of it failed."""
+    """Prints the logs, which pytest shows if the cluster did not start or a test failed."""
     for path in sorted(root.glob("*.log")):
         print(f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-15:], sep="\n")
 
 
 def _end_all(root, daemons):
-    """Ends the daemons and all that they have started, which they do not do themselves."""
+    """Ends the daemons and all processes that they started, because they do not end these."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + SECONDS_TO_END
         for pid in _processes_of(root):
@@ -237,7 +237,7 @@ def _environment(pid):
 
 
 def _processes_of(root):
-    """All processes of this cluster: its configuration is in their environment."""
+    """Finds all processes of this cluster by its configuration's path in their environment."""
     mark = f"SLURM_CONF={root}/slurm.conf".encode()
     found = []
     for directory in Path("/proc").glob("[0-9]*"):

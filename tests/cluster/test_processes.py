@@ -1,4 +1,4 @@
-"""`clozemill pretrain` by several processes is the same training as by one, and they end together."""
+"""`clozemill pretrain` with several processes trains as with one, and they end together."""
 
 import importlib.util
 import os
@@ -41,7 +41,7 @@ def free_address():
 
 
 def places_of_two(*flags):
-    """The flags with which two processes find each other."""
+    """The flags by which two processes find each other."""
     address = free_address()
     return [
         (f"--coordinator_address={address}", "--num_processes=2", f"--process_id={i}", *flags)
@@ -57,7 +57,7 @@ def start(directory, *arguments, num_devices=1):
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "CUDA_VISIBLE_DEVICES": "",
-            # So small a model is compiled longer than it runs.
+            # A model this small takes longer to compile than to run.
             "XLA_FLAGS": "--xla_backend_optimization_level=0 "
             f"--xla_force_host_platform_device_count={num_devices}",
         },
@@ -68,24 +68,25 @@ def start(directory, *arguments, num_devices=1):
 
 
 def end_of(*processes):
-    """Exit codes and what was said on stderr."""
+    """Waits for the processes to end and returns their exit codes and stderr."""
     try:
-        said = [process.communicate(timeout=SECONDS)[1] for process in processes]
+        errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], said
+    return [process.returncode for process in processes], errors
 
 
 def run(directory, *arguments):
-    (code,), (said,) = end_of(start(directory, *arguments))
-    assert code == 0, said
-    return said
+    """Runs a command, which must succeed, and returns its stderr."""
+    (code,), (stderr,) = end_of(start(directory, *arguments))
+    assert code == 0, stderr
+    return stderr
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """A data set of two passes, each of four shards and longer than it takes to train."""
+    """A data set of one pass in four shards, with enough instances for a whole training."""
     directory = tmp_path_factory.mktemp("data")
     run(
         directory,
@@ -122,7 +123,7 @@ def wait_for(condition, process):
 
 
 def wait_for_step(run_dir, step, process):
-    """Waits until a run has told of a step."""
+    """Waits until a run has logged metrics of a step."""
     wait_for(lambda: any(line["step"] >= step for line in read_metrics(run_dir)), process)
 
 
@@ -133,7 +134,7 @@ def read_weights(run_dir, step=NUM_STEPS):
 
 @pytest.fixture(scope="session")
 def straight(data_dir, tmp_path_factory):
-    """A function that gives the run by one process, with dropout, on a backend."""
+    """A function that returns the run directory of a single process on a backend, with dropout."""
     directory = tmp_path_factory.mktemp("straight")
 
     def train(backend):
@@ -145,29 +146,29 @@ def straight(data_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_run_by_two_is_that_of_one(backend, data_dir, straight, tmp_path):
-    said = run(tmp_path, *two(*command(backend, data_dir, "run")))
-    assert_told_once_and_in_full(said)
+def test_two_processes_train_as_one_does(backend, data_dir, straight, tmp_path):
+    stderr = run(tmp_path, *two(*command(backend, data_dir, "run")))
+    assert_logged_once_and_in_full(stderr)
     assert_same_run(tmp_path / "run", straight(backend))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_run_by_one_then_two_then_one_is_that_of_one(backend, data_dir, straight, tmp_path):
-    """On batches in the same order, stopped and gone on with at a step nobody chose."""
+def test_a_run_resumed_by_two_and_then_by_one_is_that_of_one(backend, data_dir, straight, tmp_path):
+    """The batches keep their order, although the run stops and resumes at arbitrary steps."""
     changing = command(backend, data_dir, "changing")
     stops = []
     for processes, step in (((), 3), (("two",), 9)):
         process = start(tmp_path, *(two(*changing) if processes else changing))
         wait_for_step(tmp_path / "changing", step, process)
         process.send_signal(signal.SIGTERM)
-        (code,), (said,) = end_of(process)
-        assert code == 143, said
-        stops += [int(stop) for stop in re.findall(r"stopped by SIGTERM.* at step (\d+)", said)]
+        (code,), (stderr,) = end_of(process)
+        assert code == 143, stderr
+        stops += [int(stop) for stop in re.findall(r"stopped by SIGTERM.* at step (\d+)", stderr)]
     assert len(stops) == 2
     assert 3 <= stops[0] < stops[1] < NUM_STEPS
-    said = run(tmp_path, *changing)
-    assert f"resuming from changing/checkpoints/step-{stops[1]:08d}" in said
+    stderr = run(tmp_path, *changing)
+    assert f"resuming from changing/checkpoints/step-{stops[1]:08d}" in stderr
     assert_same_run(tmp_path / "changing", straight(backend))
 
 
@@ -184,18 +185,18 @@ def assert_same_run(run_dir, expected_dir):
         np.testing.assert_allclose(weights[name], values, atol=1e-5, err_msg=name)
 
 
-def assert_told_once_and_in_full(said):
-    """Who computes what, and where the time of a step goes, by process 0 alone."""
-    assert f"2 processes on {HOST}, found in its flags; 2 devices, batch 8: 4 a device" in said
-    assert re.search(r"\d+ ms a step: \d+ compute, \d+ all-reduce, \d+ input", said)
-    steps = re.findall(r"step (\d+)/", said)
+def assert_logged_once_and_in_full(stderr):
+    """Checks that only process 0 logs the devices, the batch and the parts of a step's time."""
+    assert f"2 processes on {HOST}, found in its flags; 2 devices, batch 8: 4 a device" in stderr
+    assert re.search(r"\d+ ms a step: \d+ compute, \d+ all-reduce, \d+ input", stderr)
+    steps = re.findall(r"step (\d+)/", stderr)
     assert len(set(steps)) == len(steps)
-    assert not [line for line in said.splitlines() if line.startswith("[1]")], said
+    assert not [line for line in stderr.splitlines() if line.startswith("[1]")], stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir, tmp_path):
+def test_a_killed_process_ends_the_job_which_can_be_resumed(backend, data_dir, tmp_path):
     forever = command(
         backend,
         data_dir,
@@ -206,31 +207,31 @@ def test_a_process_that_is_killed_ends_the_job_and_it_goes_on(backend, data_dir,
     wait_for_step(tmp_path / "run", 7, processes[0])
     killed = time.monotonic()
     processes[1].kill()
-    codes, said = end_of(*processes)
+    codes, errors = end_of(*processes)
     assert codes == [1, -signal.SIGKILL]
     assert time.monotonic() - killed < 60
-    assert f"process 1 on {HOST} was lost" in said[0].splitlines()[-1]
+    assert f"process 1 on {HOST} was lost" in errors[0].splitlines()[-1]
     saved = [path.name for path in list_checkpoints(tmp_path / "run")]
     process = start(tmp_path, *two(*forever))
-    # Which has removed what was told of steps behind the checkpoint.
+    # By its first checkpoint, the resumed run has removed the metrics of steps after the old one.
     wait_for(lambda: len(list_checkpoints(tmp_path / "run")) > len(saved), process)
     process.send_signal(signal.SIGUSR1)
-    (code,), (said,) = end_of(process)
-    assert code == 143, said
-    assert f"resuming from run/checkpoints/{saved[-1]}" in said
+    (code,), (stderr,) = end_of(process)
+    assert code == 143, stderr
+    assert f"resuming from run/checkpoints/{saved[-1]}" in stderr
 
 
 @pytest.mark.slow
 def test_batch_that_does_not_divide_is_refused(data_dir, tmp_path):
     pretrain = command("tensorflow", data_dir, "run", "--train_batch_size=7")
-    (code,), (said,) = end_of(start(tmp_path, *two(*pretrain)))
+    (code,), (stderr,) = end_of(start(tmp_path, *two(*pretrain)))
     assert code == 1
-    assert "--train_batch_size=7 cannot be divided among 2 devices" in said
+    assert "--train_batch_size=7 cannot be divided among 2 devices" in stderr
     assert not (tmp_path / "run").exists()
 
 
 def end_of_two(directory, pretrain, changed):
-    """Exit codes and what was said of two processes, the second with another flag."""
+    """Returns the exit codes and stderr of two processes, the second one with a changed flag."""
     first, second = places_of_two()
     return end_of(
         start(directory, *pretrain, *first), start(directory, *pretrain, *second, changed)
@@ -254,9 +255,7 @@ def end_of_two(directory, pretrain, changed):
     ],
     ids=["flag", "length", "seed"],
 )
-def test_processes_that_were_told_different_things_are_refused(
-    old, new, message, data_dir, tmp_path
-):
+def test_processes_with_different_settings_are_refused(old, new, message, data_dir, tmp_path):
     changed = "--learning_rate=1e-3"
     if old:
         manifest = (data_dir / "manifest.json").read_text()
@@ -264,23 +263,23 @@ def test_processes_that_were_told_different_things_are_refused(
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "manifest.json").write_text(manifest.replace(old, new))
         changed = f"--data_dir={tmp_path / 'data'}"
-    codes, said = end_of_two(tmp_path, command("tensorflow", data_dir, "run"), changed)
+    codes, errors = end_of_two(tmp_path, command("tensorflow", data_dir, "run"), changed)
     assert codes == [1, 1]
-    assert message in said[0].splitlines()[-1]
+    assert message in errors[0].splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
-def test_host_without_the_data_says_so(data_dir, tmp_path):
+def test_host_without_the_data_is_named(data_dir, tmp_path):
     pretrain = command("tensorflow", data_dir, "run")
-    codes, said = end_of_two(tmp_path, pretrain, "--data_dir=/nowhere")
+    codes, errors = end_of_two(tmp_path, pretrain, "--data_dir=/nowhere")
     assert codes == [1, 1]
-    assert f"process 1 on {HOST} failed: /nowhere is not a data set" in said[0]
-    assert f"clozemill pretrain: process 1 on {HOST}: /nowhere is not a data set" in said[1]
+    assert f"process 1 on {HOST} failed: /nowhere is not a data set" in errors[0]
+    assert f"clozemill pretrain: process 1 on {HOST}: /nowhere is not a data set" in errors[1]
 
 
 @pytest.mark.slow
-def test_processes_with_different_weights_behind_the_same_path_are_refused(data_dir, tmp_path):
-    """Which a folder that only looks shared can hold."""
+def test_processes_with_different_weights_at_the_same_path_are_refused(data_dir, tmp_path):
+    """This happens if a folder is not really shared."""
     run(tmp_path, *command("tensorflow", data_dir, "one", "--num_train_steps=2"))
     run(tmp_path, *command("tensorflow", data_dir, "two", "--num_train_steps=4"))
     pretrain = command("tensorflow", data_dir, "run", "--init_checkpoint=init")
@@ -290,9 +289,9 @@ def test_processes_with_different_weights_behind_the_same_path_are_refused(data_
         directory.mkdir()
         (directory / "init").symlink_to(tmp_path / name)
         processes.append(start(directory, *pretrain, *place))
-    codes, said = end_of(*processes)
+    codes, errors = end_of(*processes)
     assert codes == [1, 1]
-    assert "the processes differ in the weights to start from" in said[0].splitlines()[-1]
+    assert "the processes differ in the weights to start from" in errors[0].splitlines()[-1]
 
 
 @needs_jax
@@ -300,16 +299,16 @@ def test_processes_with_different_weights_behind_the_same_path_are_refused(data_
 def test_processes_with_different_numbers_of_devices_are_refused(data_dir, tmp_path):
     pretrain = command("jax", data_dir, "run", "--train_batch_size=12")
     first, second = places_of_two()
-    codes, said = end_of(
+    codes, errors = end_of(
         start(tmp_path, *pretrain, *first), start(tmp_path, *pretrain, *second, num_devices=3)
     )
     assert codes == [1, 1]
     message = f"differ in the number of devices: it is 3 in process 1 on {HOST}, 1 in process 0"
-    assert message in said[0].splitlines()[-1]
+    assert message in errors[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_process_that_is_told_to_end_before_the_others_come_ends(number, data_dir, tmp_path):
+def test_process_that_waits_for_the_others_ends_on_a_signal(number, data_dir, tmp_path):
     process = start(tmp_path, *command("tensorflow", data_dir, "run"), *places_of_two()[0])
     assert "waiting at" in process.stderr.readline()
     process.send_signal(number)
@@ -318,15 +317,15 @@ def test_process_that_is_told_to_end_before_the_others_come_ends(number, data_di
 
 
 @pytest.mark.slow
-def test_job_that_is_told_to_end_while_it_starts_ends_as_one(data_dir, tmp_path):
+def test_job_that_gets_a_signal_while_it_starts_ends_as_one(data_dir, tmp_path):
     process = start(tmp_path, *two(*command("tensorflow", data_dir, "run")))
-    while "are here" not in process.stderr.readline():
+    while "are connected" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    (code,), (said,) = end_of(process)
+    (code,), (stderr,) = end_of(process)
     assert code == 143
-    assert re.search(r"stopped by SIGTERM to process \d on .* at step 0", said)
+    assert re.search(r"stopped by SIGTERM to process \d on .* at step 0", stderr)
 
 
 @pytest.mark.slow
@@ -334,17 +333,18 @@ def test_flags_of_a_job_repeat_it(data_dir, tmp_path):
     flags_file = tmp_path / "run" / "flags.txt"
     run(tmp_path, *two(*command("tensorflow", data_dir, "run", "--num_train_steps=2")))
     assert "--coordinator_address" not in flags_file.read_text()
-    said = run(tmp_path, *two("pretrain", f"--flagfile={flags_file}"))
-    assert "nothing to do: the run has reached step 2" in said
+    stderr = run(tmp_path, *two("pretrain", f"--flagfile={flags_file}"))
+    assert "nothing to do: the run has reached step 2" in stderr
 
 
 def test_a_process_that_is_missing_is_named(data_dir, tmp_path):
     pretrain = command("tensorflow", data_dir, "run")
     first, second = places_of_two("--coordinator_timeout=2")
-    (code,), (said,) = end_of(start(tmp_path, *pretrain, *first))
+    (code,), (stderr,) = end_of(start(tmp_path, *pretrain, *first))
     assert code == 1
-    assert f"waited 2 s, but process 1 of 2 (here: process 0 on {HOST}) did not come" in said
-    (code,), (said,) = end_of(start(tmp_path, *pretrain, *second))
+    expected = f"waited 2 s, but process 1 of 2 (connected: process 0 on {HOST}) did not connect"
+    assert expected in stderr
+    (code,), (stderr,) = end_of(start(tmp_path, *pretrain, *second))
     assert code == 1
-    assert f"process 1 on {HOST}: the coordinator at 127.0.0.1:" in said
-    assert "did not answer within 2 s" in said
+    assert f"process 1 on {HOST}: the coordinator at 127.0.0.1:" in stderr
+    assert "did not answer within 2 s" in stderr

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
 NODES = ("--nodes=2", "--gpus_per_node=0", "--time=60")
-# What stands in for pretrain where only signals and exit codes matter: it waits in the first run until
-# it is told to end, and is done at once in the second. Process 1 fails with `fails`, process 0 when the
-# other is lost.
+# Replaces pretrain in tests of signals and exit codes. In the first run it waits for a signal to
+# end; in the second it ends at once. If the file `fails` exists, process 1 fails; if `lost` exists,
+# the remaining process fails.
 STUB = """
 import os, signal, sys, time
 from pathlib import Path
@@ -44,7 +44,7 @@ READY = "ready in run {} pretrain --data_dir=its data --output_dir=run"
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """A function that submits a job whose processes run the stub: its number and log."""
+    """A function that submits a job whose processes run the stub; returns its ID and its log."""
     (tmp_path / "stub" / "launch").mkdir(parents=True)
     (tmp_path / "stub" / "launch" / "__main__.py").write_text(STUB)
     directory = tmp_path / "it's a folder"
@@ -76,43 +76,43 @@ def submit(cluster, tmp_path):
 
 
 def has_lines(log, *lines):
-    """Whether there are such lines of both processes."""
+    """Whether both processes have printed these lines."""
     if not log.exists():
         return False
     found = log.read_text().splitlines()
-    return all(f"{rank}: {line}" in found for line in lines for rank in range(2))
+    return all(f"{process_id}: {line}" in found for line in lines for process_id in range(2))
 
 
 @pytest.mark.slow
-def test_near_the_time_limit_a_job_stops_well_and_goes_back_into_the_queue(cluster, submit):
+def test_near_the_time_limit_a_job_stops_cleanly_and_is_requeued(cluster, submit):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
-    # As Slurm itself does, which knows only whole minutes.
+    # Slurm itself sends this signal, but its time limits are whole minutes.
     cluster.run("scancel", "--signal=USR1", "--batch", job)
-    assert_stops_well_and_runs_again(cluster, job, log)
+    assert_stops_cleanly_and_runs_again(cluster, job, log)
     assert "the time limit is near" in log.read_text()
 
 
 @pytest.mark.slow
-def test_a_job_that_is_requeued_stops_well(cluster, submit):
+def test_a_requeued_job_stops_cleanly(cluster, submit):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
     cluster.run("scontrol", "requeue", job)
-    assert_stops_well_and_runs_again(cluster, job, log)
+    assert_stops_cleanly_and_runs_again(cluster, job, log)
 
 
 @pytest.mark.slow
-def test_a_job_that_is_preempted_stops_well(cluster, submit, tmp_path):
+def test_a_preempted_job_stops_cleanly(cluster, submit, tmp_path):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
     cluster.run(
         *("sbatch", "--partition=high", "--nodes=2", "--exclusive"),
         *(f"--output={tmp_path}/high.log", "--wrap=sleep 1"),
     )
-    assert_stops_well_and_runs_again(cluster, job, log)
+    assert_stops_cleanly_and_runs_again(cluster, job, log)
 
 
-def assert_stops_well_and_runs_again(cluster, job, log):
+def assert_stops_cleanly_and_runs_again(cluster, job, log):
     assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
     assert has_lines(log, "got SIGTERM", READY.format(1))
     assert cluster.fact(job, "Restarts") == "1"
@@ -126,7 +126,7 @@ def test_a_process_that_fails_ends_the_job(cluster, submit):
 
 
 @pytest.mark.slow
-def test_a_training_that_was_interrupted_ends_with_the_weights_of_one_that_was_not(
+def test_an_interrupted_training_ends_with_the_same_weights_as_an_uninterrupted_one(
     cluster, tmp_path
 ):
     clozemill(
@@ -147,7 +147,7 @@ def test_a_training_that_was_interrupted_ends_with_the_weights_of_one_that_was_n
     cluster.wait_for(lambda: steps(log, "saved"), log)
     cluster.run("scancel", "--signal=USR1", "--batch", job)
     (stopped,) = cluster.wait_for(lambda: steps(log, "stopped"), log)
-    # In the next run of the job.
+    # Saved in the job's next run.
     cluster.wait_for(lambda: steps(log, "saved")[-1] > stopped, log)
     cluster.run("scontrol", "requeue", job)
     assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
@@ -160,7 +160,7 @@ def test_a_training_that_was_interrupted_ends_with_the_weights_of_one_that_was_n
 
 
 @pytest.mark.slow
-def test_a_job_that_loses_a_node_goes_back_into_the_queue(cluster, submit):
+def test_a_job_that_loses_a_node_is_requeued(cluster, submit):
     job, log = submit()
     cluster.wait_for(lambda: has_lines(log, READY.format(0)), log)
     cluster.lose_node("127.0.0.2")
@@ -172,7 +172,7 @@ def test_a_job_that_loses_a_node_goes_back_into_the_queue(cluster, submit):
 
 
 def clozemill(cluster, directory, *arguments):
-    """What a verb prints; on failure, pytest shows what it says besides."""
+    """Runs a verb and returns its stdout; on failure, pytest shows its stderr."""
     result = subprocess.run(
         [sys.executable, "-m", "launch", *arguments],
         cwd=directory,
@@ -186,7 +186,7 @@ def clozemill(cluster, directory, *arguments):
 
 
 def steps(log, verb):
-    """At which steps training saved or stopped, as its log says."""
+    """The steps at which training saved or stopped, according to its log."""
     text = log.read_text() if log.exists() else ""
     return [int(step) for step in re.findall(rf"{verb} .*\bstep[- ](\d+)", text)]
 

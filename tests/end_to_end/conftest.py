@@ -1,4 +1,4 @@
-"""What the tests of runners share: services of Beam's, and `generate` on a small corpus."""
+"""Shared fixtures of the runners' tests: Beam's services, and `generate` on a small corpus."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from pipeline.manifest import Manifest
 
 SAMPLES = Path(__file__).parents[2] / "data_samples"
 SECONDS_TO_START = 60
-# Workers start by the name `python`, which must be the one that has the package installed.
+# Workers start `python` by name, so it must be the one that has the package installed.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 @contextmanager
 def service(module, *flags, log):
-    """A service of Beam's that runs within; its log is there at the end."""
+    """Runs one of Beam's services within the block and writes its output to `log`."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *flags],
@@ -46,7 +46,7 @@ def wait_for(condition, process, log):
 
 @contextmanager
 def worker_pool_service(directory, *flags):
-    """A service that starts workers: its address and its log."""
+    """Runs a service that starts workers; yields its address and its log."""
     log = directory / "log.txt"
     module = "apache_beam.runners.worker.worker_pool_main"
     with service(module, "--service_port=0", *flags, log=log) as process:
@@ -56,7 +56,7 @@ def worker_pool_service(directory, *flags):
 
 @pytest.fixture(scope="session")
 def run_generate():
-    """A function that runs `clozemill generate` with these flags and gives the completed process."""
+    """A function that runs `clozemill generate` with flags and returns the completed process."""
 
     def run(output_dir, *flags):
         return subprocess.run(
@@ -86,7 +86,7 @@ def run_generate():
 
 @pytest.fixture(scope="session")
 def generate(run_generate):
-    """A function that runs `clozemill generate` and gives the shards' SHA-256."""
+    """A function that runs `clozemill generate` and returns the shards' SHA-256."""
 
     def run(output_dir, *flags):
         result = run_generate(output_dir, *flags)
@@ -98,13 +98,13 @@ def generate(run_generate):
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory, generate):
-    """The shards' SHA-256 of the embedded runner."""
+    """The SHA-256 of the shards that the embedded runner writes."""
     return generate(tmp_path_factory.mktemp("embedded") / "data")
 
 
 @pytest.fixture(scope="session")
 def job_endpoint(tmp_path_factory):
-    """The address of Beam's own job service."""
+    """The address of Beam's own job service, while it runs."""
     directory = tmp_path_factory.mktemp("job_service")
     log, port_file = directory / "log.txt", directory / "port"
     module = "apache_beam.runners.portability.local_job_service_main"
@@ -122,7 +122,7 @@ def worker_pool(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def boot(tmp_path_factory):
-    """A program that starts a worker as the README says for PROCESS."""
+    """A program that starts a worker as the README describes for PROCESS."""
     path = tmp_path_factory.mktemp("boot") / "worker"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} -m launch.worker "$@"\n')
     path.chmod(0o755)
@@ -131,7 +131,7 @@ def boot(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pool_of_boot(tmp_path_factory, boot):
-    """As `worker_pool`, but the workers are started by `boot`."""
+    """Like `worker_pool`, but `boot` starts the workers."""
     flag = f"--container_executable={boot}"
     with worker_pool_service(tmp_path_factory.mktemp("pool_of_boot"), flag) as address_and_log:
         yield address_and_log

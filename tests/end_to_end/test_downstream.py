@@ -1,4 +1,4 @@
-"""What pretraining is worth downstream: fine-tuning beats the same model from random weights."""
+"""Pretraining helps downstream: fine-tuning beats the same model from random weights."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(__file__).parents[3] / "shared"
-# Corpus, what is fine-tuned on, what is tested on.
+# The corpus, the fine-tuning data and the test data.
 LANGUAGES = {
     "english": ("corpora/enwiki", "finetune/sst2/train.tsv", "finetune/sst2/dev.tsv"),
     "chinese": ("corpora/zhwiki", "finetune/thucnews/dev.txt", "finetune/thucnews/test.txt"),
@@ -18,8 +18,8 @@ LANGUAGES = {
 MAX_SEQ_LENGTH = 48
 FINE_TUNING_STEPS = 200
 BATCH = 32
-# Usual for models of this size. What so short a pretraining gives is a head start: with more steps, or at
-# three times the rate, the random weights catch up.
+# A usual rate for models of this size. A pretraining this short gives only a head start: with more
+# steps, or at three times the rate, the random weights catch up.
 LEARNING_RATE = 1e-4
 SEEDS = (1, 2)
 
@@ -39,7 +39,7 @@ def clozemill(*arguments):
 
 
 def pretrained(corpus, directory):
-    """A directory that transformers opens: `--model=mini`, pretrained for some minutes."""
+    """Pretrains `--model=mini` for some minutes and returns its export for transformers."""
     vocab, data, run = directory / "vocab.txt", directory / "data", directory / "run"
     text = f"--input_file={corpus}/wiki_*"
     clozemill("vocab", text, f"--output_file={vocab}", "--vocab_size=10000")
@@ -53,7 +53,7 @@ def pretrained(corpus, directory):
         "--dupe_factor=1",
         "--eval_fraction=0.01",
     )
-    # Small batches make many updates of little work; so short a run cannot overfit, so no dropout.
+    # Small batches give many cheap updates. A run this short cannot overfit and needs no dropout.
     clozemill(
         "pretrain",
         "--model=mini",
@@ -75,7 +75,7 @@ def pretrained(corpus, directory):
 
 
 def examples(file):
-    """Texts and classes; SST-2 has a header line and the class first, THUCNews has it last."""
+    """Reads texts and classes. SST-2 has a header and the class first; THUCNews has it last."""
     rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()]
     if file.suffix == ".tsv":
         rows = [(text, label) for label, text in rows[1:]]
@@ -115,7 +115,7 @@ def accuracy_after_fine_tuning(model, tokenizer, train, test):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_pretraining_is_worth_three_points_of_accuracy(language, tmp_path, monkeypatch):
+def test_pretraining_adds_three_points_of_accuracy(language, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -141,5 +141,5 @@ def test_pretraining_is_worth_three_points_of_accuracy(language, tmp_path, monke
             shuffled = [train[place] for place in order]
             accuracies.append(accuracy_after_fine_tuning(new_model(), tokenizer, shuffled, test))
         mean[name] = sum(accuracies) / len(SEEDS)
-        print(f"{language}, {name}: {mean[name]:.3f}, of the seeds {accuracies}")
+        print(f"{language}, {name}: {mean[name]:.3f} (by seed: {accuracies})")
     assert mean["pretrained"] >= mean["random"] + 0.03

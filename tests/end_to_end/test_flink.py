@@ -1,6 +1,7 @@
-"""Flink's local master, where there is Java and CLOZEMILL_FLINK_JAR names Beam's job server for Flink.
+"""`clozemill generate` on Flink's local master.
 
-The jar is beam-runners-flink-2.2-job-server-2.77.0.jar of Maven Central.
+The tests need Java, and the path of Beam's job server for Flink in CLOZEMILL_FLINK_JAR:
+beam-runners-flink-2.2-job-server-2.77.0.jar from Maven Central.
 """
 
 import json
@@ -18,7 +19,7 @@ pytestmark = [
 
 @pytest.fixture
 def make_shards(generate, tmp_path):
-    """Runs `generate` on Flink and gives the shards' SHA-256."""
+    """A function that runs `generate` on Flink and returns the shards' SHA-256."""
 
     def run(environment_type, *flags):
         return generate(

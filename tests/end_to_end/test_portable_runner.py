@@ -1,4 +1,7 @@
-"""Beam's portable path, as clusters run it: job service, workers and driver in processes of their own."""
+"""Beam's portable runner, with job service, workers and driver in separate processes.
+
+Clusters run pipelines in the same way.
+"""
 
 import json
 
@@ -13,7 +16,7 @@ def portable(job_endpoint):
 
 @pytest.fixture
 def assert_fails(run_generate, tmp_path):
-    """Runs `generate`, which must fail with one line that says all of `says`."""
+    """A function that runs `generate`, which must fail with one line that contains all `says`."""
 
     def run(*flags, says):
         result = run_generate(tmp_path / "data", *flags)
@@ -29,7 +32,7 @@ def assert_fails(run_generate, tmp_path):
 
 
 @pytest.mark.parametrize("pool", ["worker_pool", "pool_of_boot"])
-def test_workers_of_their_own_make_the_same_shards(
+def test_separate_workers_make_the_same_shards(
     pool, tmp_path, portable, embedded, generate, request
 ):
     address, log = request.getfixturevalue(pool)
@@ -48,7 +51,7 @@ def test_the_drivers_own_process_makes_the_same_shards(tmp_path, portable, embed
     assert generate(tmp_path / "data", *portable, "--environment_type=LOOPBACK") == embedded
 
 
-def test_a_job_service_that_starts_no_processes_says_so(assert_fails, portable, boot):
+def test_a_job_service_that_starts_no_processes_is_reported(assert_fails, portable, boot):
     assert_fails(
         *portable,
         "--environment_type=PROCESS",
@@ -57,7 +60,7 @@ def test_a_job_service_that_starts_no_processes_says_so(assert_fails, portable, 
     )
 
 
-def test_a_worker_pool_that_is_not_there_is_told(assert_fails, portable):
+def test_a_missing_worker_pool_is_reported(assert_fails, portable):
     assert_fails(
         *portable,
         "--environment_type=EXTERNAL",
@@ -66,7 +69,7 @@ def test_a_worker_pool_that_is_not_there_is_told(assert_fails, portable):
     )
 
 
-def test_what_a_worker_cannot_read_is_told(assert_fails, portable, worker_pool, tmp_path):
+def test_input_that_a_worker_cannot_read_is_reported(assert_fails, portable, worker_pool, tmp_path):
     (tmp_path / "corpus.jsonl").write_text("no JSON\n")
     assert_fails(
         f"--input_file={tmp_path / 'corpus.jsonl'}",

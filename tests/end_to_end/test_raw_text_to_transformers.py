@@ -1,4 +1,4 @@
-"""The whole path by the command line: raw text, shards, a trained BERT, transformers."""
+"""The whole path on the command line: raw text, shards, a trained BERT, transformers."""
 
 import importlib.util
 import json
@@ -88,7 +88,7 @@ def test_training_learns_and_evaluation_reports_it(outputs):
     assert 0 <= results["next_sentence_accuracy"] <= 1
 
 
-def test_the_model_card_tells_of_data_training_and_evaluation(outputs):
+def test_the_model_card_describes_data_training_and_evaluation(outputs):
     data, run, exported = outputs
     card = (exported / "README.md").read_text("utf-8")
     corpus = json.loads((data / "manifest.json").read_text())["statistics"]["corpus"]
@@ -98,7 +98,7 @@ def test_the_model_card_tells_of_data_training_and_evaluation(outputs):
     assert f"{results['masked_lm_loss']:.4f}" in card
 
 
-def test_the_run_is_written_as_a_checkpoint_of_the_original(outputs, tmp_path):
+def test_the_run_is_exported_as_an_original_checkpoint(outputs, tmp_path):
     import tensorflow as tf
 
     from modeling.checkpoints.pretrained import read_pretrained

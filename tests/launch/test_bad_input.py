@@ -1,4 +1,4 @@
-"""Input, options and places that `clozemill generate` cannot use, or that only look so."""
+"""Input, options and paths that `clozemill generate` cannot use, or that only look unusable."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1"
 
 @pytest.fixture
 def generate(tmp_path, capsys, monkeypatch):
-    """Runs the verb within this process and gives the exit code and the lines on stderr."""
+    """A function that runs the verb in this process; returns the exit code and stderr's lines."""
     monkeypatch.setattr(launch.__main__, "_configure", lambda: None)
 
     def run(input_file, *flags):
@@ -52,7 +52,7 @@ def generate(tmp_path, capsys, monkeypatch):
 def assert_fails(generate):
     def run(input_file, *flags, says):
         code, lines = generate(input_file, *flags)
-        # What Beam logs goes to a handler of its own here, which the command line does not have.
+        # In this process, unlike in the command line, Beam logs to a handler of its own.
         lines = [line for line in lines if line.startswith("clozemill")]
         assert code == 1
         assert len(lines) == 1
@@ -104,7 +104,7 @@ def parquet_bytes(**columns):
     return buffer.getvalue()
 
 
-# What looks wrong and is not.
+# Input that looks wrong but is not.
 
 
 def test_invalid_utf8_and_nul_bytes_are_dropped(tmp_path, assert_works):
@@ -116,7 +116,7 @@ def test_invalid_utf8_and_nul_bytes_are_dropped(tmp_path, assert_works):
     assert statistics["corpus"]["share_unknown"] == 0
 
 
-def test_a_file_of_random_bytes_is_text_of_sorts(tmp_path, assert_works):
+def test_a_file_of_random_bytes_is_read_as_text(tmp_path, assert_works):
     rng = random.Random(1)
     lines = (rng.randbytes(50) + b"\n\n"[: 1 + number % 2] for number in range(400))
     (tmp_path / "random.txt").write_bytes(b"".join(lines))
@@ -138,7 +138,7 @@ def test_one_document_has_instances_without_a_random_next(tmp_path, assert_works
     assert statistics["train"]["random_next"] == 0
 
 
-def test_documents_of_one_sentence_have_random_nexts_alone(tmp_path, assert_works):
+def test_documents_of_one_sentence_have_only_random_nexts(tmp_path, assert_works):
     (tmp_path / "short.txt").write_text("The mill turns.\n\n" * 20)
     statistics = assert_works(tmp_path / "short.txt")
     assert statistics["train"]["share_random_next"] == 1
@@ -146,14 +146,14 @@ def test_documents_of_one_sentence_have_random_nexts_alone(tmp_path, assert_work
 
 @pytest.mark.parametrize("name", ["nicht\udcff.txt", "with space.txt", "漢字.jsonl", "a'b\".txt"])
 def test_a_file_may_have_any_name(name, tmp_path, generate):
-    """Or one line says that it may not."""
+    """Otherwise, one line says that it may not."""
     content = ENGLISH.read_text("utf-8")
     (tmp_path / name).write_text(json.dumps({"text": content}) if "json" in name else content)
     code, lines = generate(f"{tmp_path}/*.{name.rpartition('.')[2]}")
     assert (code, len(lines)) in ((0, 0), (1, 1))
 
 
-def test_a_vocabulary_with_a_token_twice_is_used_with_a_warning(tmp_path, assert_works, caplog):
+def test_a_vocabulary_with_a_repeated_token_is_used_with_a_warning(tmp_path, assert_works, caplog):
     tokens = ENGLISH_VOCAB.read_text("utf-8").split()
     (tmp_path / "vocab.txt").write_text("\n".join([*tokens, tokens[70], tokens[60]]))
     with caplog.at_level("WARNING"):
@@ -167,7 +167,7 @@ def test_a_vocabulary_with_a_token_twice_is_used_with_a_warning(tmp_path, assert
 
 
 def peak_megabytes_and_seconds(process, tmp_path):
-    """Waits for the process and says what it took; it must have worked."""
+    """Waits for the process, which must succeed, and returns its peak memory and run time."""
     began = time.monotonic()
     stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -198,14 +198,14 @@ def test_a_line_of_50_megabytes_is_a_long_sentence(kind, tmp_path):
     assert seconds < 60
 
 
-# What cannot be used: one line says why, and a corrected command is not in its way.
+# Input that cannot be used: one line says why, and it does not block a corrected command.
 
 
 def truncated_gzip():
     return gzip.compress(ENGLISH.read_bytes())[:-100]
 
 
-# File name, content, flags, and what the line says beside the name.
+# File name, content, flags, and what the line says besides the name.
 BAD_CORPORA = [
     pytest.param("empty.txt", b"", (), ["has no text"], id="empty"),
     pytest.param(
@@ -261,11 +261,11 @@ BAD_CORPORA = [
 
 
 @pytest.mark.parametrize(("name", "content", "flags", "says"), BAD_CORPORA)
-def test_a_corpus_that_cannot_be_used_is_named_and_in_nobodys_way(
+def test_an_unusable_corpus_is_named_and_does_not_block_the_next_command(
     name, content, flags, says, tmp_path, assert_fails, assert_works
 ):
     (tmp_path / name).write_bytes(content)
-    # Which sentence of a large corpus a segmenter fails at would not help.
+    # A segmenter's error does not name the file, because the place of the text does not matter.
     where = [] if "--word_segmenter" in str(flags) else [tmp_path / name]
     assert_fails(tmp_path / name, *flags, says=[*where, *says])
     assert not (tmp_path / "data" / "manifest.json").exists()
@@ -282,7 +282,7 @@ def test_a_corpus_that_cannot_be_used_is_named_and_in_nobodys_way(
         ("corpus.jsonl", b"?", b'{"text": "A. B."}\n' * 9),
     ],
 )
-def test_the_same_command_works_with_a_mended_corpus(
+def test_the_same_command_works_with_a_fixed_corpus(
     name, bad, good, tmp_path, generate, assert_works
 ):
     (tmp_path / name).write_bytes(bad)
@@ -300,12 +300,12 @@ def test_the_advice_on_bad_records_can_be_followed(tmp_path, assert_fails, asser
     assert statistics["corpus"]["records_skipped"] == 1
 
 
-# Places that cannot be used.
+# Paths that cannot be used.
 
 
 @pytest.mark.parametrize("place", ["file", "file/data", "/proc/data"])
 @pytest.mark.parametrize("flag", ["output_dir", "tokenized_dir"])
-def test_a_place_that_cannot_be_written_is_named(flag, place, tmp_path, assert_fails, assert_works):
+def test_a_path_that_cannot_be_written_is_named(flag, place, tmp_path, assert_fails, assert_works):
     (tmp_path / "file").write_text("mine")
     assert_fails(ENGLISH, f"--{flag}={tmp_path / place}", says=["cannot write", tmp_path / place])
     assert (tmp_path / "file").read_text() == "mine"
@@ -314,20 +314,20 @@ def test_a_place_that_cannot_be_written_is_named(flag, place, tmp_path, assert_f
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A data set as it becomes where nothing fails."""
+    """A data set that was generated without any failure."""
     output_dir = tmp_path_factory.mktemp("undisturbed") / "data"
-    assert_ends_well(start(output_dir, ENGLISH))
+    assert_succeeds(start(output_dir, ENGLISH))
     return output_dir
 
 
-def assert_ends_well(process):
+def assert_succeeds(process):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
 
 
 @pytest.mark.parametrize("limit", [3_000, 50_000, 100_000])
-def test_a_full_disk_is_told_in_one_line_and_loses_nothing(limit, undisturbed, tmp_path):
-    """A limit on the size of files gives the error that a full disk gives, but for its number."""
+def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(limit, undisturbed, tmp_path):
+    """A limit on file sizes raises the same error as a full disk, except for its number."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -339,7 +339,7 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(limit, undisturbed, t
     assert len(lines) == 1, stderr
     assert "File too large" in lines[0]
     assert not (tmp_path / "data" / "manifest.json").exists()
-    assert_ends_well(start(tmp_path / "data", ENGLISH))
+    assert_succeeds(start(tmp_path / "data", ENGLISH))
     names = sorted(path.name for path in undisturbed.iterdir())
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == names
     for name in set(names) - {"flags.txt"}:
@@ -369,8 +369,8 @@ def test_an_option_out_of_range_is_named(flags, says, tmp_path, assert_fails):
     assert not (tmp_path / "data").exists()
 
 
-def test_the_command_line_says_no_more_than_its_line(tmp_path):
-    """In a process of its own, with all that Beam logs about a worker's failure."""
+def test_the_command_line_prints_nothing_but_its_line(tmp_path):
+    """In a separate process, where Beam logs all it has about a worker's failure."""
     (tmp_path / "corpus.jsonl").write_text('{"text": "A."}\n{"text": "B."\n')
     process = start(tmp_path / "data", tmp_path / "corpus.jsonl")
     _, stderr = process.communicate(timeout=60)

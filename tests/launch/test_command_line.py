@@ -1,4 +1,4 @@
-"""The command as a user types it: every test is a process of its own."""
+"""The command as a user types it; every test starts a separate process."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_generate_reports_what_it_made(data_dir):
     assert "--max_seq_length=32" in (data_dir / "flags.txt").read_text()
 
 
-def test_verify_tells_a_whole_data_set_from_a_damaged_one(data_dir, tmp_path):
+def test_verify_distinguishes_an_intact_data_set_from_a_damaged_one(data_dir, tmp_path):
     result = clozemill("verify", f"--data_dir={data_dir}")
     assert result.returncode == 0
     assert "match the manifest" in result.stdout
@@ -138,7 +138,7 @@ def test_saved_flags_repeat_the_run(data_dir, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_recipe_makes_a_data_set(tmp_path):
+def test_recipe_generates_a_data_set(tmp_path):
     recipe = ROOT / "launch" / "recipes" / "demo_generate.flags"
     result = clozemill(
         "generate",

@@ -1,4 +1,4 @@
-"""`clozemill export`: its flags, what it refuses, and what it leaves behind."""
+"""`clozemill export`: its flags, what it refuses, and what it writes."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ CORPUS = {
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run of two checkpoints, not to be changed."""
+    """A run with two checkpoints; tests must not change it."""
     directory = tmp_path_factory.mktemp("run")
     (directory / "bert_config.json").write_text(CONFIG.to_json())
     vocabulary = "".join(f"{token}\n" for token in TOKENS)
@@ -80,7 +80,7 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def huggingface(tmp_path_factory, run_dir, export):
-    """The run's export, not to be changed."""
+    """The run's export; tests must not change it."""
     output_dir = tmp_path_factory.mktemp("exported") / "huggingface"
     result = export(f"--run_dir={run_dir}", f"--output_dir={output_dir}")
     line = f"{output_dir}: step-00000004 of {run_dir}, for huggingface\n"
@@ -88,18 +88,18 @@ def huggingface(tmp_path_factory, run_dir, export):
     return output_dir
 
 
-def assert_fails(result, *told, code=1):
-    """One line says it, and with flags that are wrong a second one where they are listed."""
+def assert_fails(result, *parts, code=1):
+    """Checks that one line says why; for wrong flags, a second one says where they are listed."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == code, result.stderr
     assert lines[0].startswith("clozemill export: ")
-    for part in told:
+    for part in parts:
         assert str(part) in lines[0]
 
 
-def test_help_tells_the_formats(export):
+def test_help_lists_the_formats(export):
     result = export("--help")
     assert result.returncode == 0
     for name in FORMATS:
@@ -108,7 +108,7 @@ def test_help_tells_the_formats(export):
         assert f"--{flag}" in result.stdout or f"--[no]{flag}" in result.stdout
 
 
-def test_a_run_and_its_newest_checkpoint_are_the_same(tmp_path, export, run_dir, huggingface):
+def test_a_run_and_its_newest_checkpoint_export_the_same(tmp_path, export, run_dir, huggingface):
     for number, given in enumerate(
         [f"--checkpoint={run_dir}", f"--checkpoint={run_dir}/checkpoints/step-00000004"]
     ):
@@ -119,7 +119,7 @@ def test_a_run_and_its_newest_checkpoint_are_the_same(tmp_path, export, run_dir,
         }
 
 
-def test_a_directory_of_hugging_face_is_converted(tmp_path, export, huggingface):
+def test_a_hugging_face_directory_is_converted(tmp_path, export, huggingface):
     result = export(
         f"--checkpoint={huggingface}", f"--output_dir={tmp_path / 'out'}", "--format=original"
     )
@@ -167,7 +167,7 @@ def test_an_earlier_export_is_replaced_only_with_overwrite(tmp_path, export, run
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "parts"),
     [
         ([], ["checkpoint", "run_dir"]),
         (["--checkpoint=a", "--run_dir=b"], ["checkpoint", "run_dir"]),
@@ -178,8 +178,8 @@ def test_an_earlier_export_is_replaced_only_with_overwrite(tmp_path, export, run
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_flags_exit_2(tmp_path, export, flags, told):
-    assert_fails(export(f"--output_dir={tmp_path / 'out'}", *flags), *told, code=2)
+def test_wrong_flags_exit_2(tmp_path, export, flags, parts):
+    assert_fails(export(f"--output_dir={tmp_path / 'out'}", *flags), *parts, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,7 +188,7 @@ def test_an_output_directory_must_be_given(export):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "parts"),
     [
         (["--checkpoint=nowhere"], ["nowhere", "no trained BERT"]),
         (["--run_dir=nowhere"], ["nowhere", "is no run"]),
@@ -200,13 +200,13 @@ def test_an_output_directory_must_be_given(export):
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
-def test_what_cannot_be_exported_is_one_line(tmp_path, export, run_dir, huggingface, flags, told):
+def test_a_failed_export_is_one_line(tmp_path, export, run_dir, huggingface, flags, parts):
     def placed(text):
         return text.replace("RUN", str(run_dir)).replace("HUGGINGFACE", str(huggingface))
 
     before = sorted(run_dir.rglob("*"))
     result = export(f"--output_dir={tmp_path / 'out'}", *map(placed, flags))
-    assert_fails(result, *map(placed, told))
+    assert_fails(result, *map(placed, parts))
     assert list(tmp_path.iterdir()) == []
     assert sorted(run_dir.rglob("*")) == before
 
@@ -215,7 +215,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, export, run_dir, huggingf
     ("export_format", "package"),
     [("huggingface", "safetensors"), ("huggingface", "tokenizers"), ("onnx", "onnx")],
 )
-def test_a_missing_package_is_one_line_with_what_to_install(
+def test_a_missing_package_is_reported_in_one_line_with_what_to_install(
     tmp_path, export, run_dir, export_format, package
 ):
     flags = [f"--run_dir={run_dir}", f"--output_dir={tmp_path / 'out'}"]
@@ -227,10 +227,10 @@ def test_a_missing_package_is_one_line_with_what_to_install(
 
 @pytest.mark.parametrize("export_format", FORMATS)
 @pytest.mark.parametrize("max_bytes", [1_000, 12_000])
-def test_a_full_disk_is_one_line_and_nothing_is_left(
+def test_a_full_disk_is_reported_in_one_line_and_nothing_is_left(
     tmp_path, export, run_dir, export_format, max_bytes
 ):
-    """A limit on the size of files gives the error that a full disk gives, but for its number."""
+    """A limit on file sizes raises the same error as a full disk, except for its number."""
     output_dir = tmp_path / "out"
     flags = f"--run_dir={run_dir}", f"--output_dir={output_dir}", f"--format={export_format}"
     result = export(*flags, max_bytes=max_bytes)
@@ -238,8 +238,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_line_says_no_more_than_its_line(tmp_path):
-    """In a process of its own, with all that the libraries have to say."""
+def test_the_command_line_prints_nothing_but_its_line(tmp_path):
+    """In a separate process, where libraries print all they have."""
     result = subprocess.run(
         [sys.executable, "-m", "launch", "export", "--run_dir=nowhere", "--output_dir=out"],
         cwd=tmp_path,

@@ -30,7 +30,7 @@ def _parsed_flags():
     flags.FLAGS.mark_as_parsed()
 
 
-def test_without_a_word_of_others_a_process_is_alone():
+def test_without_flags_and_variables_a_process_is_the_only_one():
     assert job.job_place({}) == JobPlace()
 
 
@@ -40,7 +40,7 @@ def test_flags_come_first():
         assert job.job_place(environment) == JobPlace("h:1", 3, 1, "its flags")
 
 
-def test_slurm_comes_before_tf_config_and_that_before_kubernetes():
+def test_slurm_comes_before_tf_config_and_tf_config_before_kubernetes():
     environment = KUBERNETES | tf_config("worker", 1, worker=["a:1", "b:2"])
     assert job.job_place(environment).found_in == "TF_CONFIG"
     assert job.job_place(environment | SLURM).found_in == "Slurm"
@@ -53,7 +53,7 @@ def test_slurm_comes_before_tf_config_and_that_before_kubernetes():
         ({"coordinator_address": "h:1", "num_processes": 2}, "--process_id"),
     ],
 )
-def test_flags_that_are_missing_are_named(given, missing):
+def test_missing_flags_are_named(given, missing):
     with flagsaver.flagsaver(**given), pytest.raises(flags.Error, match=missing):
         job.job_place({})
 
@@ -75,7 +75,7 @@ def test_slurm_steps_meet_on_their_first_node(nodes, first):
     assert place == JobPlace(f"{first}:61005", 4, 2, "Slurm")
 
 
-def test_slurm_jobs_have_ports_of_their_own():
+def test_slurm_jobs_have_different_ports():
     ports = {
         job.job_place(SLURM | {"SLURM_JOB_ID": str(number)}).host_and_port[1]
         for number in range(1000, 1100)
@@ -84,13 +84,13 @@ def test_slurm_jobs_have_ports_of_their_own():
     assert all(61000 <= port < 65536 for port in ports)
 
 
-def test_shell_of_a_slurm_batch_job_is_no_process_of_it():
+def test_shell_of_a_slurm_batch_job_is_not_one_of_its_processes():
     batch = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
     assert job.job_place(batch) == JobPlace()
     assert job.job_place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) == JobPlace()
 
 
-def test_workers_of_tf_config_stand_behind_its_chief():
+def test_workers_of_tf_config_come_after_its_chief():
     cluster = {"chief": ["c:1"], "worker": ["a:2", "b:3"]}
     places = [
         job.job_place(tf_config(kind, index, **cluster))
@@ -99,12 +99,12 @@ def test_workers_of_tf_config_stand_behind_its_chief():
     assert places == [JobPlace("c:1", 3, i, "TF_CONFIG") for i in range(3)]
 
 
-def test_first_worker_of_tf_config_is_the_first_process_without_a_chief():
+def test_without_a_chief_the_first_worker_of_tf_config_is_process_0():
     place = job.job_place(tf_config("worker", 1, worker=["a:2", "b:3"]))
     assert place == JobPlace("a:2", 2, 1, "TF_CONFIG")
 
 
-def test_tf_config_of_one_is_that_of_a_process_alone():
+def test_tf_config_with_one_task_is_a_single_process():
     assert job.job_place(tf_config("worker", 0, worker=["a:2"])) == JobPlace()
     assert job.job_place({"TF_CONFIG": "{}"}) == JobPlace()
     assert job.job_place({"TF_CONFIG": ""}) == JobPlace()
@@ -120,16 +120,16 @@ def test_tf_config_of_one_is_that_of_a_process_alone():
         tf_config("worker", "first", worker=["a:1", "b:1"]),
     ],
 )
-def test_tf_config_that_cannot_be_understood_is_an_error(environment):
+def test_invalid_tf_config_is_an_error(environment):
     with pytest.raises(UserError, match="TF_CONFIG"):
         job.job_place(environment)
 
 
-def test_pod_of_an_indexed_job_has_its_number_from_kubernetes():
+def test_pod_of_an_indexed_job_gets_its_number_from_kubernetes():
     assert job.job_place(KUBERNETES) == JobPlace(
         "pretrain-0.pretrain:29000", 4, 3, "the Kubernetes Job"
     )
 
 
-def test_pods_of_another_indexed_job_are_each_alone():
+def test_pods_of_an_indexed_job_without_a_coordinator_are_single_processes():
     assert job.job_place({"JOB_COMPLETION_INDEX": "3"}) == JobPlace()

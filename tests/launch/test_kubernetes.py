@@ -1,4 +1,4 @@
-"""`clozemill kubernetes`: the manifests that it writes, and the Dockerfile of their image."""
+"""`clozemill kubernetes`: the manifests that it writes, and the Dockerfile of the image."""
 
 import importlib.metadata
 import os
@@ -35,7 +35,7 @@ def kubernetes(directory, *arguments):
 
 
 def manifests(directory, *arguments):
-    """The Service and the Job, as Kubernetes reads them, and as its schema wants them."""
+    """The Service and the Job as Kubernetes reads them, checked against its schema."""
     result = kubernetes(directory, *arguments)
     assert result.returncode == 0, result.stderr
     documents = list(yaml.safe_load_all((directory / "pretrain.yaml").read_text("utf-8")))
@@ -54,7 +54,9 @@ def container_of(job):
 def assert_fails(result, message, code):
     assert result.returncode == code, result.stderr
     assert message in result.stderr.splitlines()[0]
-    assert len(result.stderr.splitlines()) == code  # wrong flags: where to find the right ones
+    assert (
+        len(result.stderr.splitlines()) == code
+    )  # wrong flags: a second line says where they are listed
 
 
 def test_pods_find_each_other(tmp_path):
@@ -74,7 +76,7 @@ def test_pods_find_each_other(tmp_path):
 
 
 def action(job, exit_code=None, is_disrupted=False):
-    """What the Job's failure policy does about a pod: the first rule that matches."""
+    """What the Job's failure policy does with an ended pod: the first matching rule's action."""
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
         if "onExitCodes" in rule:
             assert rule["onExitCodes"]["containerName"] == container_of(job)["name"]
@@ -88,17 +90,18 @@ def action(job, exit_code=None, is_disrupted=False):
     return "Count"
 
 
-def test_the_job_goes_on_unless_flags_are_wrong(tmp_path):
+def test_the_job_retries_unless_flags_are_wrong(tmp_path):
     _, job = manifests(tmp_path, *NODES, "--seconds_to_save=90", *PRETRAIN)
     assert action(job, exit_code=2) == "FailJob"
     assert action(job, exit_code=143) == "Ignore"
     assert action(job, exit_code=137, is_disrupted=True) == "Ignore"
     assert action(job, exit_code=1) == "Count"
-    # Whatever the number of pods that fail with one of them; no pod is left waiting for a failed one.
+    # Failures count per pod, because one failing pod takes the others with it. No pod is left
+    # waiting for a failed one.
     assert job["spec"]["backoffLimitPerIndex"] == 10
     assert job["spec"]["maxFailedIndexes"] == 0
     assert "backoffLimit" not in job["spec"]
-    # What these rules need.
+    # These rules need the following settings.
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert job["spec"]["podReplacementPolicy"] == "Failed"
     assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 90
@@ -126,7 +129,7 @@ def test_pods_have_their_volumes_and_gpus(tmp_path):
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 90}}
 
 
-def test_without_gpus_none_are_asked_for(tmp_path):
+def test_without_gpus_none_are_requested(tmp_path):
     _, job = manifests(tmp_path, *NODES, "--gpus_per_node=0", *PRETRAIN)
     assert "resources" not in container_of(job)
 
@@ -144,29 +147,29 @@ def test_names_are_strings_whatever_they_look_like(tmp_path):
     assert claims == ["null", "1e3"]
 
 
-def test_by_default_the_namespace_is_that_of_kubectl(tmp_path):
+def test_by_default_kubectl_chooses_the_namespace(tmp_path):
     service, job = manifests(tmp_path, *NODES, *PRETRAIN)
     assert "namespace" not in service["metadata"]
     assert "namespace" not in job["metadata"]
 
 
-def test_the_command_arrives_to_the_letter(tmp_path):
+def test_the_command_reaches_the_container_unchanged(tmp_path):
     (tmp_path / "more.flags").write_text("--model=tiny\n")
     awkward = '--init_checkpoint=/runs/it\'s "ä" \\ 𝄞: - #{{ $(HOME) $x'
     _, job = manifests(
         tmp_path, *NODES, "--", "pretrain", *PLACES, "--flagfile=more.flags", awkward
     )
     assert container_of(job)["command"] == ["clozemill"]
-    # A flag file lies on this machine, not on the nodes. Kubernetes reads $$ as $.
+    # The flag file is on this machine, not on the nodes. Kubernetes reads $$ as $.
     expected = ["pretrain", *PLACES, "--model=tiny", awkward.replace("$", "$$")]
     assert container_of(job)["args"] == expected
 
 
-def test_another_file_is_replaced_only_on_request(tmp_path):
+def test_a_different_file_is_replaced_only_on_request(tmp_path):
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
     changed = (*NODES, "--nodes=2", *PRETRAIN)
-    assert_fails(kubernetes(tmp_path, *changed), "pretrain.yaml is there already", 1)
+    assert_fails(kubernetes(tmp_path, *changed), "pretrain.yaml already exists", 1)
     assert kubernetes(tmp_path, "--overwrite", *changed).returncode == 0
     assert "completions: 2\n" in (tmp_path / "pretrain.yaml").read_text()
 
@@ -185,7 +188,7 @@ def test_another_file_is_replaced_only_on_request(tmp_path):
         ("--image=", "--image="),
     ],
 )
-def test_impossible_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message):
     assert_fails(kubernetes(tmp_path, *NODES, flag, *PRETRAIN), message, 2)
     assert not list(tmp_path.iterdir())
 
@@ -199,9 +202,9 @@ def test_impossible_flags_exit_2_and_write_nothing(tmp_path, flag, message):
         "--output_dir=/runs/..",
     ],
 )
-def test_directories_that_are_on_no_volume_exit_2(tmp_path, flag):
+def test_directories_outside_the_volumes_exit_2(tmp_path, flag):
     result = kubernetes(tmp_path, *NODES, *PRETRAIN, flag)
-    assert_fails(result, f"{flag} is on no volume of the pods", 2)
+    assert_fails(result, f"{flag} is not on a volume of the pods", 2)
     assert not list(tmp_path.iterdir())
 
 
@@ -211,7 +214,7 @@ DOCKERFILE = (ROOT / "launch" / "Dockerfile").read_text("utf-8").replace("\\\n",
 DEFAULTS = dict(re.findall(r'^ARG (\w+)="?([^"\n]+)"?$', DOCKERFILE, re.MULTILINE))
 
 
-def test_the_image_has_the_python_and_the_beam_of_this_project():
+def test_the_image_has_the_python_and_beam_versions_of_this_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f">={DEFAULTS['PYTHON_VERSION']}" == project["requires-python"]
     assert DEFAULTS["BEAM_VERSION"] == importlib.metadata.version("apache-beam")
@@ -222,7 +225,7 @@ def test_the_image_has_the_python_and_the_beam_of_this_project():
     assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
-def test_what_the_image_copies_is_all_that_the_package_is_made_of(tmp_path):
+def test_the_image_copies_everything_that_the_package_consists_of(tmp_path):
     sources = [
         (words[:-1], words[-1])
         for words in map(str.split, re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE))

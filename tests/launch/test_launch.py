@@ -1,4 +1,4 @@
-"""`clozemill launch`: processes that start, are stopped and fail together."""
+"""`clozemill launch`: processes that start, stop and fail together."""
 
 import os
 import re
@@ -17,16 +17,16 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 SECONDS_TO_WAIT = 30
-# Runs each argument as a program of its own.
+# Runs each argument as a separate program.
 RUN_TOGETHER = """
 import os, sys
 from launch.processes import Program, run_together
 programs = [Program([sys.executable, "-uc", code], dict(os.environ)) for code in sys.argv[2:]]
 ending = run_together(programs, grace_seconds=float(sys.argv[1]))
-print("ending:", ending.rank, ending.returncode, ending.is_failure)
+print("ending:", ending.process_id, ending.returncode, ending.is_failure)
 sys.exit(ending.exit_code)
 """
-# A process that says when it is there, and ends as pretrain does.
+# A process that reports when it is ready, and exits as pretrain does.
 WAITS_FOR_SIGNAL = """
 import signal, sys, time
 def end(number, frame):
@@ -60,7 +60,7 @@ def running_together(*programs, grace_seconds=SECONDS_TO_WAIT):
 
 
 def run_together(*programs, grace_seconds=SECONDS_TO_WAIT):
-    """The exit code and the lines of stdout and of stderr."""
+    """Returns the exit code and the lines of stdout and of stderr."""
     with running_together(*programs, grace_seconds=grace_seconds) as process:
         stdout, stderr = process.communicate(timeout=SECONDS_TO_WAIT)
     return process.returncode, stdout.splitlines(), stderr.splitlines()
@@ -80,7 +80,7 @@ def clozemill_launch(*arguments, **environment):
 # The processes.
 
 
-def test_lines_stand_whole_behind_their_rank():
+def test_lines_are_whole_and_prefixed_with_their_process_number():
     writes = """
 import sys, time
 for i in range(20):
@@ -92,14 +92,14 @@ sys.stdout.write("no line end")
     code, stdout, stderr = run_together(writes, writes, writes)
     assert code == 0
     assert stdout.pop() == "ending: None 0 False"
-    for rank in range(3):
-        lines = [line for line in stdout if line.startswith(f"[{rank}] ")]
+    for process_id in range(3):
+        lines = [line for line in stdout if line.startswith(f"[{process_id}] ")]
         expected = [*(f"line {i}" for i in range(20)), "no line end"]
-        assert lines == [f"[{rank}] {line}" for line in expected]
-    assert sorted(stderr) == [f"[{rank}] a word to stderr" for rank in range(3)]
+        assert lines == [f"[{process_id}] {line}" for line in expected]
+    assert sorted(stderr) == [f"[{process_id}] a word to stderr" for process_id in range(3)]
 
 
-def test_a_process_that_fails_ends_the_others_with_its_exit_code():
+def test_a_failing_process_ends_the_others_and_its_exit_code_is_returned():
     code, stdout, _ = run_together(WAITS_FOR_SIGNAL, "import time; time.sleep(1); exit(3)")
     assert code == 3
     assert stdout[-2:] == ["[0] got SIGTERM", "ending: 1 3 True"]
@@ -123,7 +123,7 @@ def test_a_killed_process_is_a_failure():
 @pytest.mark.parametrize(
     ("name", "expected"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)]
 )
-def test_signals_are_passed_on_and_the_exit_code_is_that_of_the_processes(name, expected):
+def test_signals_are_passed_on_and_the_processes_exit_code_is_returned(name, expected):
     with running_together(WAITS_FOR_SIGNAL, WAITS_FOR_SIGNAL) as process:
         assert {process.stdout.readline() for _ in range(2)} == {"[0] ready\n", "[1] ready\n"}
         process.send_signal(signal.Signals[name])
@@ -133,8 +133,8 @@ def test_signals_are_passed_on_and_the_exit_code_is_that_of_the_processes(name, 
     assert lines[2].endswith(f" {expected} False")
 
 
-def test_one_that_was_asked_to_stop_waits_for_the_others():
-    """For they save a checkpoint together, which may take longer than any grace."""
+def test_a_process_that_stopped_on_request_lets_the_others_finish():
+    """They save a checkpoint together, which may take longer than any grace time."""
     code, stdout, _ = run_together(
         "import time; time.sleep(1.5); print('saved'); exit(143)", "exit(143)", grace_seconds=0.1
     )
@@ -144,8 +144,8 @@ def test_one_that_was_asked_to_stop_waits_for_the_others():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_no_process_outlives_a_launcher_that_is_killed():
-    says_pid = "import os, time; print(os.getpid()); time.sleep(60)"
-    with running_together(says_pid, says_pid) as process:
+    prints_pid = "import os, time; print(os.getpid()); time.sleep(60)"
+    with running_together(prints_pid, prints_pid) as process:
         pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
         process.kill()
         process.wait()
@@ -196,18 +196,18 @@ def test_gpus_are_divided_evenly():
     assert divide_gpus([], 2) == [[], []]
     assert divide_gpus(list("0123"), 2) == [["0", "1"], ["2", "3"]]
     assert divide_gpus(list("01234"), 2) == [["0", "1"], ["2", "3"]]
-    with pytest.raises(UserError, match=r"--processes=3 .* which are 2"):
+    with pytest.raises(UserError, match=r"--processes=3 exceeds .* \(2\)"):
         divide_gpus(["0", "1"], 3)
 
 
-# The command behind `--`.
+# The command after `--`.
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ([], "there is no command"),
-        (["--"], "there is no command"),
+        ([], "no command given"),
+        (["--"], "no command given"),
         (["--", "generate"], "not 'generate'"),
         (["--", "pretrain", "--output_dir=run"], "--data_dir"),
         (["--", "pretrain", "--modle=base"], "Unknown command line flag 'modle'"),
@@ -219,18 +219,18 @@ def test_gpus_are_divided_evenly():
         ),
         (["pretrain"], "unexpected argument 'pretrain'"),
         (["--", "pretrain", "--data_dir=a", "--output_dir=b", "--process_id=0"], "--process_id"),
-        # A flag of the launcher is none of pretrain.
+        # The launcher's own flags are not pretrain's.
         (["--", "pretrain", "--processes=2"], "Unknown command line flag 'processes'"),
     ],
 )
-def test_what_pretrain_would_refuse_exits_2_at_once(command, message):
+def test_a_command_that_pretrain_would_refuse_exits_2_at_once(command, message):
     result = clozemill_launch("--processes=2", *command)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[0]
     assert len(result.stderr.splitlines()) == 2
 
 
-def test_no_processes_exit_2():
+def test_zero_processes_exit_2():
     result = clozemill_launch("--processes=0", "--", "pretrain")
     assert result.returncode == 2
     assert "--processes=0" in result.stderr
@@ -248,7 +248,7 @@ def test_fewer_gpus_than_processes(tmp_path):
     )
 
 
-def test_help_says_where_the_command_stands():
+def test_help_says_where_the_command_goes():
     result = clozemill_launch("--help")
     assert result.returncode == 0
     assert "--processes=2 -- pretrain" in result.stdout

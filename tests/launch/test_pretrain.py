@@ -1,4 +1,4 @@
-"""`clozemill pretrain`: its flags, what it refuses, and what it leaves behind."""
+"""`clozemill pretrain`: its flags, what it refuses, and what it writes."""
 
 import dataclasses
 import fcntl
@@ -45,8 +45,8 @@ SMALL = ("--model=tiny", *as_flags(SIZE | OPTIONS))
 
 
 def clozemill(*arguments, path=ROOT, **kwargs):
-    """A verb in a process of its own."""
-    # Which JAX sets where it is imported.
+    """Runs a verb in a separate process."""
+    # JAX sets this variable when it is imported.
     environment = {n: value for n, value in os.environ.items() if n != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.run(
         [sys.executable, "-m", "launch", *map(str, arguments)],
@@ -61,7 +61,7 @@ def clozemill(*arguments, path=ROOT, **kwargs):
 
 
 def unlogged(stderr):
-    """The lines that are not those of the log, which begin with the time."""
+    """The lines that are not log lines, which begin with the time."""
     return [line for line in stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
 
 
@@ -79,7 +79,7 @@ def assert_works(result):
 
 
 def captured(result):
-    """The config and the options with which training would have begun."""
+    """The config and the options that training would have used."""
     assert_works(result)
     return json.loads(result.stdout)
 
@@ -100,13 +100,13 @@ def data_dir(tmp_path_factory, write_data_set):
 
 @pytest.fixture
 def places(data_dir, tmp_path):
-    """The flags for the data set and a run that is not there yet."""
+    """The flags for the data set and for a run that does not exist yet."""
     return f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}"
 
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory, data_dir):
-    """A run by the command as a user types it, without matplotlib: its directory and the result."""
+    """A run by the command line, without matplotlib: its directory and the command's result."""
     directory = tmp_path_factory.mktemp("first")
     (directory / "stub" / "matplotlib").mkdir(parents=True)
     (directory / "stub" / "matplotlib" / "__init__.py").write_text("raise ImportError('stub')")
@@ -143,7 +143,7 @@ def test_every_field_of_config_and_options_has_a_flag():
     assert set(names) == others | {field.name for field in fields}
 
 
-def test_defaults_are_those_of_the_options_and_of_the_size(pretrain, places):
+def test_defaults_are_those_of_the_options_and_of_the_model_size(pretrain, places):
     config, options = captured(pretrain(*places, "--model=mini", is_captured=True))
     assert options == dataclasses.asdict(TrainingOptions())
     assert config == dataclasses.asdict(BertConfig.preset("mini", 40))
@@ -211,7 +211,7 @@ def test_a_flag_of_the_config_changes_nothing_else(pretrain, places, name):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         ([], "give --model, --bert_config_file or --init_checkpoint"),
         (["--model=tiny", "--bert_config_file=config.json"], "not both"),
@@ -226,13 +226,13 @@ def test_a_flag_of_the_config_changes_nothing_else(pretrain, places, name):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_flags_exit_2_and_write_nothing(pretrain, places, tmp_path, flags, told):
-    assert_fails(pretrain(*places, *flags), told, code=2)
+def test_wrong_flags_exit_2_and_write_nothing(pretrain, places, tmp_path, flags, expected):
+    assert_fails(pretrain(*places, *flags), expected, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (
             ["--train_batch_size=30", "--gradient_accumulation_steps=4"],
@@ -253,29 +253,29 @@ def test_wrong_flags_exit_2_and_write_nothing(pretrain, places, tmp_path, flags,
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_trained_is_one_line_and_writes_nothing(
-    pretrain, places, tmp_path, flags, told
+def test_impossible_training_is_reported_in_one_line_and_writes_nothing(
+    pretrain, places, tmp_path, flags, expected
 ):
     if "--model=" in flags:
         flags = [f"--bert_config_file={tmp_path / 'nowhere.json'}"]
         result = pretrain(*places, *flags)
     else:
         result = pretrain("--model=tiny", *places, *flags)
-    assert_fails(result, *told)
+    assert_fails(result, *expected)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_backend_is_told_with_its_pip_line(pretrain, places, tmp_path):
+def test_missing_backend_is_reported_with_its_pip_line(pretrain, places, tmp_path):
     flags = "--model=tiny", "--backend=jax"
     result = pretrain(*places, *flags, missing=["jax"], is_captured=True)
     assert_fails(result, "--backend=jax", "pip install jax", "clozemill[jax]")
     assert list(tmp_path.iterdir()) == []
 
 
-# What a run leaves behind.
+# What a run writes.
 
 
-def test_run_says_what_it_is_and_where_its_checkpoints_are(first_run):
+def test_run_logs_its_size_and_where_its_checkpoints_are(first_run):
     run_dir, result = first_run
     assert_works(result)
     assert result.stdout == ""
@@ -287,14 +287,14 @@ def test_run_says_what_it_is_and_where_its_checkpoints_are(first_run):
     assert "evaluation at step 4" in result.stderr
 
 
-def test_config_is_the_size_with_the_flags(first_run):
+def test_config_is_the_model_size_with_the_flags(first_run):
     run_dir, _ = first_run
     expected = dataclasses.asdict(BertConfig.preset("tiny", 40)) | SIZE
     expected |= {"vocab_size": 48, "hidden_dropout_prob": 0.2, "gelu_form": "gelu_erf"}
     assert json.loads((run_dir / "bert_config.json").read_text()) == expected
 
 
-def test_flags_are_saved_as_given_or_by_default(first_run, data_dir):
+def test_flags_are_saved_with_defaults(first_run, data_dir):
     run_dir, _ = first_run
     lines = (run_dir / "flags.txt").read_text().splitlines()
     assert {
@@ -311,7 +311,7 @@ def test_flags_are_saved_as_given_or_by_default(first_run, data_dir):
     assert not any("initializer_range" in line for line in lines)
 
 
-def test_missing_matplotlib_is_told_with_its_pip_line(first_run):
+def test_missing_matplotlib_is_reported_with_its_pip_line(first_run):
     run_dir, result = first_run
     assert (
         "no loss.png, because matplotlib is missing: pip install 'clozemill[plot]'" in result.stderr
@@ -365,7 +365,7 @@ def test_jax_evaluates_the_same(first_run, data_dir):
     )
 
 
-def test_run_of_another_model_is_refused_with_what_differs(pretrain, first_run):
+def test_run_of_another_model_is_refused_and_the_difference_named(pretrain, first_run):
     run_dir, _ = first_run
     before = (run_dir / "flags.txt").read_bytes()
     result = pretrain(f"--flagfile={run_dir / 'flags.txt'}", "--hidden_size=32")
@@ -373,7 +373,7 @@ def test_run_of_another_model_is_refused_with_what_differs(pretrain, first_run):
     assert (run_dir / "flags.txt").read_bytes() == before
 
 
-def test_run_that_another_process_works_on_is_left_alone(pretrain, places, tmp_path):
+def test_run_that_is_in_use_by_another_process_is_refused(pretrain, places, tmp_path):
     (tmp_path / "run").mkdir()
     handle = os.open(tmp_path / "run", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -384,10 +384,10 @@ def test_run_that_another_process_works_on_is_left_alone(pretrain, places, tmp_p
 
 
 @pytest.mark.slow
-def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+def test_full_disk_is_reported_in_one_line_and_the_run_resumes_when_there_is_room(
     pretrain, first_run, tmp_path
 ):
-    """A limit on the size of files gives the error that a full disk gives, but for its number."""
+    """A limit on file sizes raises the same error as a full disk, except for its number."""
     run_dir = Path(shutil.copytree(first_run[0], tmp_path / "run"))
     shutil.rmtree(run_dir / "checkpoints" / "step-00000004")
     before = read_weights(run_dir, 2)
@@ -417,18 +417,16 @@ def test_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
         assert (run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_dry_run_tells_what_a_run_would_be_and_writes_nothing(
-    pretrain, places, first_run, tmp_path
-):
+def test_dry_run_describes_the_run_and_writes_nothing(pretrain, places, first_run, tmp_path):
     flags = (first_run[0] / "flags.txt").read_text().splitlines()
     result = pretrain(*flags, *places, "--dry_run")
     assert_works(result)
     parameters = sum(values.size for values in read_weights(first_run[0], 4).values())
-    told = dict(re.split(r"  +", line, maxsplit=1) for line in result.stdout.splitlines())
-    assert told["parameters"] == f"{parameters:,}"
-    assert re.fullmatch(r"20 instances in 1 pass(es)?, 5(\.0)? steps a pass", told["data"])
+    printed = dict(re.split(r"  +", line, maxsplit=1) for line in result.stdout.splitlines())
+    assert printed["parameters"] == f"{parameters:,}"
+    assert re.fullmatch(r"20 instances in 1 pass(es)?, 5(\.0)? steps a pass", printed["data"])
     assert {"device", "work of a sequence", "memory", "the whole run", "step 1", "step 2"} <= set(
-        told
+        printed
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -453,7 +451,7 @@ def test_evaluations_need_eval_instances(pretrain, write_data_set, tmp_path):
 # --init_checkpoint.
 
 
-def test_second_phase_begins_where_the_first_one_ended(
+def test_second_phase_starts_from_the_weights_of_the_first(
     pretrain, first_run, write_data_set, tmp_path
 ):
     first_dir, _ = first_run
@@ -466,12 +464,12 @@ def test_second_phase_begins_where_the_first_one_ended(
     )
     assert_works(result)
     weights = read_weights(first_dir, 4)
-    told = f"loaded {len(weights)} variables from step-00000004 of {first_dir}"
-    assert told in result.stderr
+    message = f"loaded {len(weights)} variables from step-00000004 of {first_dir}"
+    assert message in result.stderr
     assert "anew" not in result.stderr
     config = (first_dir / "bert_config.json").read_bytes()
     assert (tmp_path / "run" / "bert_config.json").read_bytes() == config
-    # The rate of the first update is 0.
+    # The first update has a learning rate of 0.
     after_one, after_two = (read_weights(tmp_path / "run", step) for step in (1, 2))
     for name, values in weights.items():
         np.testing.assert_array_equal(after_one[name], values)
@@ -479,7 +477,9 @@ def test_second_phase_begins_where_the_first_one_ended(
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["max_seq_length"] == 32
 
 
-def test_run_that_goes_on_does_not_need_what_it_began_with(pretrain, first_run, tmp_path):
+def test_resumed_run_does_not_need_its_model_flags_and_initial_checkpoint(
+    pretrain, first_run, tmp_path
+):
     run_dir = Path(shutil.copytree(first_run[0], tmp_path / "run"))
     flags = (run_dir / "flags.txt").read_text().splitlines()
     flags = [flag for flag in flags if "--model" not in flag]
@@ -489,7 +489,7 @@ def test_run_that_goes_on_does_not_need_what_it_began_with(pretrain, first_run, 
     assert "nothing to do" in result.stderr
 
 
-def test_flags_of_the_config_override_that_of_the_checkpoint(pretrain, first_run, places):
+def test_config_flags_override_the_config_of_the_checkpoint(pretrain, first_run, places):
     flags = f"--init_checkpoint={first_run[0]}", "--hidden_dropout_prob=0"
     config, _ = captured(pretrain(*places, *flags, is_captured=True))
     expected = json.loads((first_run[0] / "bert_config.json").read_text())
@@ -512,7 +512,7 @@ def test_checkpoint_of_another_vocabulary_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "named"),
     [
         (["--model=tiny"], "num_hidden_layers"),
         (["--hidden_size=32"], "word_embeddings"),
@@ -521,15 +521,15 @@ def test_checkpoint_of_another_vocabulary_is_refused(
     ],
     ids=lambda value: value[0],
 )
-def test_checkpoint_of_another_model_is_refused_and_in_nobodys_way(
-    pretrain, first_run, places, tmp_path, flags, told
+def test_checkpoint_of_another_model_is_refused_and_nothing_is_left(
+    pretrain, first_run, places, tmp_path, flags, named
 ):
     result = pretrain(*places, f"--init_checkpoint={first_run[0]}", *flags)
-    assert_fails(result, first_run[0], told)
+    assert_fails(result, first_run[0], named)
     assert not (tmp_path / "run").exists()
 
 
-def test_longer_instances_than_the_checkpoint_reads_are_refused(
+def test_instances_too_long_for_the_checkpoint_are_refused(
     pretrain, first_run, write_data_set, tmp_path
 ):
     data_dir = write_data_set(tmp_path / "data_33", max_seq_length=33)
@@ -548,7 +548,7 @@ def test_longer_instances_than_the_checkpoint_reads_are_refused(
 @pytest.mark.parametrize(
     "recipe", [path for path in RECIPES if "generate" not in path.name], ids=lambda path: path.stem
 )
-def test_recipe_is_a_run_that_can_be_trained(pretrain, places, recipe):
+def test_recipe_can_be_trained(pretrain, places, recipe):
     config, options = captured(pretrain(f"--flagfile={recipe}", *places, is_captured=True))
     model = re.search(r"^--model=(\w+)$", recipe.read_text(), re.MULTILINE)[1]
     assert config == dataclasses.asdict(BertConfig.preset(model, 40))
@@ -557,17 +557,17 @@ def test_recipe_is_a_run_that_can_be_trained(pretrain, places, recipe):
         assert options[name] == type(options[name])(given[name]), name
 
 
-def test_data_sets_that_recipes_ask_for_are_made_by_flags_that_exist():
+def test_flags_that_recipes_give_for_their_data_sets_exist():
     result = clozemill("generate", "--help")
     known = set(re.findall(r"^  --(?:\[no\])?(\w+)$", result.stdout, re.MULTILINE))
     for recipe in RECIPES:
         comment = re.sub(r"\n#? *", " ", recipe.read_text().partition("clozemill generate")[2])
-        told = set(re.findall(r" --(\w+)", comment.partition("--model")[0]))
-        assert told <= known | {"flagfile"}, recipe
-        assert told or recipe.stem == "demo_generate"
+        named = set(re.findall(r" --(\w+)", comment.partition("--model")[0]))
+        assert named <= known | {"flagfile"}, recipe
+        assert named or recipe.stem == "demo_generate"
 
 
-def test_recipes_are_those_that_the_readme_names():
+def test_recipes_that_the_readme_names_exist():
     named = re.findall(r"launch/recipes/(\w+)\.flags", (ROOT / "README.md").read_text("utf-8"))
     assert set(named) <= {path.stem for path in RECIPES}
     assert {"demo", "mini", "base_phase1", "base_phase2"} <= {path.stem for path in RECIPES}

@@ -28,17 +28,19 @@ def slurm(directory, *arguments, path=os.environ["PATH"]):
 def assert_fails(result, message, code):
     assert result.returncode == code, result.stderr
     assert message in result.stderr.splitlines()[0]
-    assert len(result.stderr.splitlines()) == code  # wrong flags: where to find the right ones
+    assert (
+        len(result.stderr.splitlines()) == code
+    )  # wrong flags: a second line says where they are listed
 
 
 def directives(script):
-    """The options of sbatch, as words."""
+    """The script's options for sbatch, as words."""
     lines = script.read_text("utf-8").splitlines()
     return [word for line in lines if line.startswith("#SBATCH ") for word in shlex.split(line[8:])]
 
 
 def write_program(directory, name, script):
-    """A stub in place of one of Slurm's programs; its folder."""
+    """Writes a stub in place of one of Slurm's programs and returns its folder."""
     directory.mkdir(exist_ok=True)
     (directory / name).write_text(f"#!/bin/bash\n{script}\n")
     (directory / name).chmod(0o755)
@@ -46,7 +48,7 @@ def write_program(directory, name, script):
 
 
 def run_script(directory, srun, scontrol="exit 1"):
-    """The script in this folder, with stubs in place of srun and scontrol."""
+    """Runs the script in this folder with stubs in place of srun and scontrol."""
     bin_dir = write_program(directory / "bin", "srun", srun)
     write_program(bin_dir, "scontrol", scontrol)
     return subprocess.run(
@@ -60,7 +62,7 @@ def run_script(directory, srun, scontrol="exit 1"):
     )
 
 
-def test_the_script_asks_for_what_the_flags_say(tmp_path):
+def test_the_script_requests_what_the_flags_say(tmp_path):
     directory = tmp_path / "a folder"
     directory.mkdir()
     result = slurm(
@@ -80,7 +82,7 @@ def test_the_script_asks_for_what_the_flags_say(tmp_path):
     }
 
 
-def test_what_is_not_asked_for_is_left_to_the_cluster(tmp_path):
+def test_flags_that_are_not_given_are_left_to_the_cluster(tmp_path):
     slurm(tmp_path, "--nodes=1", "--gpus_per_node=0", "--time=90", *PRETRAIN)
     script = tmp_path / "pretrain.sbatch"
     names = {word.partition("=")[0] for word in directives(script)}
@@ -89,8 +91,7 @@ def test_what_is_not_asked_for_is_left_to_the_cluster(tmp_path):
 
 
 @pytest.mark.parametrize("cpus", [[], ["--cpus_per_node=3"]])
-def test_srun_runs_the_command_to_the_letter(tmp_path, cpus):
-    """By stubs in place of Slurm's programs, in the shell that runs the script."""
+def test_srun_runs_the_command_unchanged(tmp_path, cpus):
     (tmp_path / "more.flags").write_text("# a comment\n--model=tiny\n")
     awkward = '--data_dir=it\'s $HOME; "a" \\ & `b` *'
     result = slurm(
@@ -117,7 +118,7 @@ def test_srun_runs_the_command_to_the_letter(tmp_path, cpus):
         (0, "None", 0, False),
         (2, "None", 2, False),
         (1, "2026-11-26T14:05:42", 1, False),
-        # Of processes which were ended after another failed, and of processes which had to go.
+        # 143 comes from processes that were ended after another failed, or that were preempted.
         (143, "None", 1, False),
         (143, "2026-11-26T14:05:42", 143, True),
     ],
@@ -130,32 +131,32 @@ def test_a_job_ends_as_its_processes_do(tmp_path, srun_exits, preempted_at, expe
     assert ("requeue 1 " in run.stdout) == is_requeued
 
 
-def test_another_file_is_replaced_only_on_request(tmp_path):
+def test_a_different_file_is_replaced_only_on_request(tmp_path):
     script = tmp_path / "pretrain.sbatch"
     assert slurm(tmp_path, *LIMITS, *PRETRAIN).returncode == 0
     first = script.read_text()
     assert slurm(tmp_path, *LIMITS, *PRETRAIN).returncode == 0
     changed = ("--nodes=2", *LIMITS[1:])
-    assert_fails(slurm(tmp_path, *changed, *PRETRAIN), "pretrain.sbatch is there already", 1)
+    assert_fails(slurm(tmp_path, *changed, *PRETRAIN), "pretrain.sbatch already exists", 1)
     assert script.read_text() == first
     assert slurm(tmp_path, *changed, "--overwrite", *PRETRAIN).returncode == 0
     assert "--nodes=2" in directives(script)
 
 
-def test_submit_prints_the_number_of_the_job(tmp_path):
+def test_submit_prints_the_id_of_the_job(tmp_path):
     path = write_program(tmp_path / "bin", "sbatch", 'echo "42;cluster"')
     result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "pretrain.sbatch: job 42\n"
 
 
-def test_sbatch_that_refuses_or_is_not_there(tmp_path):
+def test_sbatch_that_refuses_or_is_not_installed(tmp_path):
     refusal = "sbatch: error: invalid partition specified: gpu"
     path = write_program(tmp_path / "bin", "sbatch", f"echo '{refusal}' >&2; exit 1")
     result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
-    assert_fails(result, f"pretrain.sbatch is written but not submitted: {refusal}", 1)
+    assert_fails(result, f"pretrain.sbatch was written but not submitted: {refusal}", 1)
     result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=tmp_path)
-    assert_fails(result, "there is no sbatch", 1)
+    assert_fails(result, "sbatch is not installed", 1)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +168,19 @@ def test_sbatch_that_refuses_or_is_not_there(tmp_path):
         ("--time=a day", "--time=a day"),
         ("--time=1:2:3:4", "--time=1:2:3:4"),
         ("--time=-1", "--time=-1"),
-        ("--time=5:00", "--time=5:00 leaves nothing"),
+        ("--time=5:00", "--time=5:00 must be longer than --seconds_to_save=300"),
         ("--job_name=Two Words", "--job_name=Two Words"),
         ("--partition=a b", "--partition=a b"),
         ("--account=", "--account="),
         ("--tasks=1", "tasks"),
     ],
 )
-def test_impossible_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message):
     assert_fails(slurm(tmp_path, *LIMITS, flag, *PRETRAIN), message, 2)
     assert not list(tmp_path.iterdir())
 
 
-def test_time_in_all_forms_of_sbatch():
+def test_all_forms_of_time_that_sbatch_accepts():
     code = "import sys; from launch.slurm import seconds_of; print(*map(seconds_of, sys.argv[1:]))"
     times = {
         "90": 5400,

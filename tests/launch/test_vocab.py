@@ -1,4 +1,4 @@
-"""`clozemill vocab` as a user types it: every test is a process of its own."""
+"""`clozemill vocab` as a user types it; every test starts a separate process."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def vocab(output_file, *flags, input_file=ENGLISH):
     )
 
 
-def test_a_vocabulary_is_the_same_each_time_and_knows_its_text(tmp_path):
+def test_a_vocabulary_is_the_same_each_time_and_covers_its_text(tmp_path):
     for name in ("a.txt", "b.txt"):
         result = vocab(tmp_path / name, "--vocab_size=2000", "--num_unused=10")
         assert result.returncode == 0, result.stderr
@@ -38,7 +38,7 @@ def test_a_vocabulary_is_the_same_each_time_and_knows_its_text(tmp_path):
     assert 11 not in tokenizer.encode(ENGLISH.read_text("utf-8"))
 
 
-def test_a_file_that_is_there_is_replaced_only_on_request(tmp_path):
+def test_an_existing_file_is_replaced_only_on_request(tmp_path):
     output_file = tmp_path / "vocab.txt"
     output_file.write_text("precious")
     result = vocab(output_file, "--vocab_size=500")
@@ -59,7 +59,7 @@ def test_a_file_that_is_there_is_replaced_only_on_request(tmp_path):
         ("--input_file=nowhere/*.txt", "nowhere/*.txt"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, flag, message):
+def test_an_invalid_flag_is_reported_in_one_line_and_nothing_is_left(tmp_path, flag, message):
     result = vocab(tmp_path / "vocab.txt", flag)
     assert result.returncode == 1
     assert message in result.stderr.splitlines()[-1]

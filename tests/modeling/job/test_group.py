@@ -29,13 +29,14 @@ def address():
 
 
 @pytest.fixture(autouse=True)
-def _threads_do_not_exit_as_processes_do(monkeypatch):
-    monkeypatch.setattr(coordinator, "_SECONDS_TO_GO", 0.0)
+def _no_waiting_for_exits(monkeypatch):
+    """The members are threads here, which never exit as processes do."""
+    monkeypatch.setattr(coordinator, "_SECONDS_TO_EXIT", 0.0)
 
 
 @pytest.fixture
 def together(address):
-    """A function that calls another one in each of several processes, here threads, with its group."""
+    """A function that calls `work(group)` in each of several processes, which are threads here."""
 
     def run(work, num_processes=3):
         def member(process_id):
@@ -49,7 +50,7 @@ def together(address):
     return run
 
 
-def test_a_process_alone_needs_no_network():
+def test_a_single_process_needs_no_network():
     with ProcessGroup() as group:
         assert group.is_first
         assert group.gather({"x": 1}) == [{"x": 1}]
@@ -82,7 +83,7 @@ def test_values_are_gathered_in_the_order_of_the_processes(together):
 
 
 @pytest.mark.parametrize(("asking", "first_step"), [(0, 1), (1, 1001), (2, 1)])
-def test_all_stop_behind_the_furthest_step_that_one_has_begun(together, asking, first_step):
+def test_all_stop_after_the_last_step_that_one_has_begun(together, asking, first_step):
     def work(group):
         for step in range(first_step, first_step + 10_000):
             if not group.may_begin(step):
@@ -90,7 +91,7 @@ def test_all_stop_behind_the_furthest_step_that_one_has_begun(together, asking, 
             if group.process_id == asking and step == first_step + 5:
                 group.request_stop(signal.SIGUSR1)
             time.sleep(0.002 * (group.process_id + 1))
-        raise AssertionError("nothing stopped it")
+        raise AssertionError("the group did not stop")
 
     stopped = together(work)
     assert len(set(stopped)) == 1
@@ -99,8 +100,8 @@ def test_all_stop_behind_the_furthest_step_that_one_has_begun(together, asking, 
     assert (stop.signal, stop.process) == ("SIGUSR1", f"process {asking} on {HOST}")
 
 
-def test_steps_in_which_processes_wait_for_each_other_come_to_an_end(together):
-    """As a step does: none ends before all have begun it."""
+def test_processes_that_wait_for_each_other_within_a_step_can_stop(together):
+    """In training, no process ends a step before all have begun it."""
     barrier = threading.Barrier(3, timeout=SECONDS)
 
     def work(group):
@@ -110,13 +111,13 @@ def test_steps_in_which_processes_wait_for_each_other_come_to_an_end(together):
             if step == 40:
                 group.request_stop(signal.SIGTERM)
             barrier.wait()
-        raise AssertionError("nothing stopped it")
+        raise AssertionError("the group did not stop")
 
     stopped = together(work)
     assert len(set(stopped)) == 1
 
 
-def test_asked_before_the_first_step_none_begins(together):
+def test_no_step_begins_after_an_early_request_to_stop(together):
     def work(group):
         if group.process_id == 1:
             group.request_stop(signal.SIGTERM)
@@ -151,7 +152,7 @@ def test_no_process_leaves_before_the_last_one(together):
     assert max(ends, key=ends.get) == 2
 
 
-def test_facts_that_differ_are_named_with_the_process_in_all(together):
+def test_a_fact_that_differs_is_named_with_its_process_in_all_processes(together):
     def work(group):
         group.check_same({"--model": "tiny"})
         group.check_same({"--seed": 1, "--rate": 0.01 if group.process_id == 2 else 0.001})
@@ -159,16 +160,16 @@ def test_facts_that_differ_are_named_with_the_process_in_all(together):
     for error in together(work):
         assert isinstance(error, UserError)
         assert str(error) == (
-            f"the processes differ in --rate: it is 0.01 in process 2 on {HOST}, 0.001 in process 0 on "
-            f"{HOST}"
+            f"the processes differ in --rate: it is 0.01 in process 2 on {HOST}, "
+            f"0.001 in process 0 on {HOST}"
         )
 
 
-def test_one_process_alone_differs_in_nothing():
+def test_a_single_process_has_no_differing_facts():
     ProcessGroup().check_same({"--model": "tiny"})
 
 
-def test_missing_processes_are_named_by_all_that_came(address):
+def test_missing_processes_are_named_by_all_that_connected(address):
     def member(process_id):
         with pytest.raises(UserError) as raised:
             ProcessGroup(JobPlace(address, 4, process_id), timeout=1.5)
@@ -178,8 +179,8 @@ def test_missing_processes_are_named_by_all_that_came(address):
         messages = list(threads.map(member, [0, 2]))
     for message in messages:
         assert (
-            f"waited 1.5 s, but processes 1, 3 of 4 (here: process 0 on {HOST}, process 2 on {HOST}) "
-            "did not come" in message
+            f"waited 1.5 s, but processes 1, 3 of 4 (connected: process 0 on {HOST}, process 2 on "
+            f"{HOST}) did not connect" in message
         )
 
 
@@ -199,18 +200,18 @@ def test_port_in_use_is_named(address):
 
 
 def test_address_of_another_host_is_named():
-    with pytest.raises(UserError, match="must be one of process 0's host"):
+    with pytest.raises(UserError, match="must be an address of process 0's host"):
         ProcessGroup(JobPlace("192.0.2.1:29000", 2, 0), timeout=1)
 
 
-def test_name_that_nobody_knows_is_named(address):
+def test_unknown_host_name_is_named(address):
     port = address.partition(":")[2]
     with pytest.raises(UserError, match=rf"no-such-host.invalid:{port} did not answer within 1 s"):
         ProcessGroup(JobPlace(f"no-such-host.invalid:{port}", 2, 0), timeout=1)
 
 
 def test_processes_on_the_coordinators_host_are_reached_by_its_name(address):
-    """Which to other hosts is no loopback address, as it may be here."""
+    """Not by the loopback address that the name may stand for on that host."""
     place = f"localhost:{address.partition(':')[2]}"
 
     def member(process_id):
@@ -223,7 +224,7 @@ def test_processes_on_the_coordinators_host_are_reached_by_its_name(address):
     assert all(address.startswith("localhost:") for address in first)
 
 
-def test_two_processes_with_the_same_number_are_named_by_all(address):
+def test_two_processes_with_the_same_number_are_reported_by_all(address):
     def member(process_id):
         with pytest.raises(UserError) as raised:
             ProcessGroup(JobPlace(address, 3, process_id), timeout=SECONDS)
@@ -232,10 +233,10 @@ def test_two_processes_with_the_same_number_are_named_by_all(address):
     with ThreadPoolExecutor(3) as threads:
         messages = list(threads.map(member, [0, 1, 1]))
     for message in messages:
-        assert f"there are two processes 1, on {HOST} and {HOST}" in message
+        assert f"two processes have the number 1, on {HOST} and {HOST}" in message
 
 
-def test_processes_that_were_told_of_other_numbers_are_named(address):
+def test_processes_with_different_numbers_of_processes_are_named(address):
     def member(place):
         with pytest.raises(UserError) as raised:
             ProcessGroup(place, timeout=SECONDS)
@@ -243,10 +244,11 @@ def test_processes_that_were_told_of_other_numbers_are_named(address):
 
     with ThreadPoolExecutor(2) as threads:
         messages = list(threads.map(member, [JobPlace(address, 2, 0), JobPlace(address, 3, 1)]))
-    assert all("was told of 3 processes, process 0 of 2" in message for message in messages)
+    expected = "has --num_processes=3, but process 0 has --num_processes=2"
+    assert all(expected in message for message in messages)
 
 
-def test_what_is_no_process_of_the_job_does_no_harm(together, address):
+def test_a_connection_from_outside_the_job_does_no_harm(together, address):
     host, port = address.split(":")
 
     def disturb():
@@ -297,13 +299,13 @@ def member():
                 os.write(2, b"a banner")
                 time.sleep(60)
         if work == "notice" and process_id != 1:
-            # As a step does whose exchange breaks off, before the group has noticed.
+            # A step fails like this if its exchange breaks off before the group has noticed.
             raise RuntimeError("connection reset")
         if work != "leave":
             time.sleep(60)
 
 if process_id == 2:
-    # As backends do.
+    # Backends also take time to exit.
     atexit.register(time.sleep, 1)
 try:
     member()
@@ -318,7 +320,7 @@ sys.exit(code)
 
 @pytest.fixture
 def members(address):
-    """A function that starts three processes which do nothing for long."""
+    """A function that starts three processes of a job, which by default only wait."""
     processes = []
 
     def start(work="wait"):
@@ -355,11 +357,11 @@ def test_one_lost_process_ends_all_and_the_first_says_which(members, lost):
     codes, outputs = ends_of(processes)
     assert codes == [-signal.SIGKILL if i == lost else 1 for i in range(3)]
     assert f"process {lost} on {HOST} was lost (its connection was closed)" in outputs[0]
-    assert "the same command goes on from the newest checkpoint" in outputs[0]
+    assert "run the same command again to resume from the newest checkpoint" in outputs[0]
     assert outputs[3 - lost] == ""
 
 
-def test_the_first_process_lost_ends_all_and_they_say_so(members):
+def test_losing_the_first_process_ends_all_and_they_say_so(members):
     processes = members()
     processes[0].kill()
     codes, outputs = ends_of(processes)
@@ -368,12 +370,12 @@ def test_the_first_process_lost_ends_all_and_they_say_so(members):
         assert f"process {process_id} on {HOST}: process 0 was lost" in outputs[process_id]
 
 
-def test_a_process_that_hangs_is_lost(members):
+def test_a_process_that_hangs_counts_as_lost(members):
     processes = members()
     processes[2].send_signal(signal.SIGSTOP)
     codes, outputs = ends_of(processes[:2])
     assert codes == [1, 1]
-    assert f"process 2 on {HOST} was lost (nothing was heard for 5 s)" in outputs[0]
+    assert f"process 2 on {HOST} was lost (no message for 5 s)" in outputs[0]
 
 
 def test_a_process_that_fails_ends_all_with_its_reason(members):
@@ -390,7 +392,7 @@ def test_a_process_that_fails_when_others_are_done_fails_them_too(members):
     assert "UserError('cannot draw')" in outputs[0]
 
 
-def test_what_is_said_of_a_lost_process_is_not_hidden_with_what_a_backend_says(members):
+def test_the_message_about_a_lost_process_is_not_hidden_with_a_backends_banner(members):
     processes = members("hidden")
     processes[1].kill()
     _, outputs = ends_of(processes)
@@ -398,7 +400,7 @@ def test_what_is_said_of_a_lost_process_is_not_hidden_with_what_a_backend_says(m
     assert "a banner" not in outputs[0]
 
 
-def test_an_error_of_the_backend_gives_way_to_the_lost_process_that_it_comes_of(members):
+def test_a_lost_process_is_reported_instead_of_the_backends_error_about_it(members):
     processes = members("notice")
     time.sleep(0.5)
     processes[1].kill()
@@ -408,8 +410,8 @@ def test_an_error_of_the_backend_gives_way_to_the_lost_process_that_it_comes_of(
     assert "connection reset" not in outputs[0] + outputs[2]
 
 
-def test_signs_of_life_come_far_more_often_than_silence_is_long():
-    assert 10 * coordinator.SECONDS_BETWEEN_SIGNS_OF_LIFE < coordinator.SECONDS_OF_SILENCE < 60
+def test_many_heartbeats_must_be_missed_before_a_process_is_lost():
+    assert 10 * coordinator.SECONDS_BETWEEN_HEARTBEATS < coordinator.SECONDS_OF_SILENCE < 60
 
 
 @pytest.mark.parametrize(
@@ -426,7 +428,7 @@ def test_signs_of_life_come_far_more_often_than_silence_is_long():
         (("host:80", 2, -1), "--process_id=-1"),
     ],
 )
-def test_impossible_places_are_named(place, named):
+def test_invalid_places_are_refused(place, named):
     with pytest.raises(UserError, match=named):
         JobPlace(*place)
 
@@ -435,5 +437,5 @@ def test_impossible_places_are_named(place, named):
     ("address", "host_and_port"),
     [("node1:80", ("node1", 80)), ("[::1]:8080", ("::1", 8080))],
 )
-def test_address_is_taken_apart(address, host_and_port):
+def test_address_is_split_into_host_and_port(address, host_and_port):
     assert JobPlace(address, 2, 1).host_and_port == host_and_port

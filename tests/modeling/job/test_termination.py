@@ -21,7 +21,7 @@ def number(request):
 
 @pytest.fixture
 def received(number):
-    """The signals that the handler from before the block gets."""
+    """The signals that reach the handler installed before the block."""
     received = []
     before = signal.signal(number, lambda number, _frame: received.append(number))
     yield received
@@ -41,7 +41,7 @@ def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
     assert received == []
 
 
-def test_without_a_group_the_process_ends(received, number):
+def test_without_a_group_a_signal_ends_the_process(received, number):
     with pytest.raises(SystemExit) as raised, noticing_termination():
         send(number)
     assert raised.value.code == exit_code(number.name)
@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_does_not_wait(group):
             send(signal.SIGINT)
 
 
-def test_the_handler_from_before_is_back_afterwards(received, group, number):
+def test_the_earlier_handler_is_restored(received, group, number):
     with noticing_termination(group):
         pass
     send(number)
@@ -87,7 +87,7 @@ def test_the_handler_from_before_is_back_afterwards(received, group, number):
     assert group.may_begin(1)
 
 
-def test_the_handler_from_before_is_back_after_an_error(received, group, number):
+def test_the_earlier_handler_is_restored_after_an_error(received, group, number):
     with pytest.raises(ValueError, match="bad batch"), noticing_termination(group):
         raise ValueError("bad batch")
     send(number)
