@@ -1,4 +1,4 @@
-"""Whether a data set's files are still what its manifest says."""
+"""Checks that the files of a data set match its manifest."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from pipeline.records import read_frames
 
 
 def verify(data_dir: Path) -> Iterator[str]:
-    """Reads everything and yields what differs from the manifest, a line each, with the file's name.
+    """Reads all files and yields one line per difference from the manifest, with the file's name.
 
     Raises:
-      UserError: there is no manifest, or it cannot be understood.
+      UserError: the manifest is missing or cannot be read.
     """
     manifest = Manifest.read(data_dir)
     for shard in manifest.shards:
@@ -26,11 +26,11 @@ def verify(data_dir: Path) -> Iterator[str]:
     if not vocabulary.exists():
         yield f"{vocabulary} is missing"
     elif not has_sha256(vocabulary, manifest.vocab_sha256):
-        yield f"{vocabulary} is not the vocabulary the data set was made with"
+        yield f"{vocabulary} is not the vocabulary that made this data set"
 
 
 def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
-    """The first thing that is wrong with a shard, the one that says most."""
+    """Yields the most informative difference of a shard, if any."""
     if not path.exists():
         yield f"{path} is missing"
         return
@@ -50,4 +50,4 @@ def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
     if instances != shard.instances:
         yield f"{path} has {instances} records, not {shard.instances}"
     elif digest.hexdigest() != shard.sha256:
-        yield f"{path} has another SHA-256 than in the manifest"
+        yield f"{path} does not have the SHA-256 in the manifest"
