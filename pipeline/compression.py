@@ -1,4 +1,4 @@
-"""Streams the content of compressed files in bounded memory; damaged or cut-off data is an error."""
+"""Streams the content of compressed files in bounded memory; damaged data is an error."""
 
 import bz2
 import lzma

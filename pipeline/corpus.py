@@ -1,4 +1,4 @@
-"""The tokenized corpus: documents as compact arrays in Parquet files, with row groups per bucket."""
+"""The tokenized corpus: documents as compact arrays in Parquet files with row groups per bucket."""
 
 import hashlib
 from collections import Counter
@@ -71,7 +71,7 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group with documents of one bucket, in the Parquet file of the portion they come from."""
+    """A row group with documents of one bucket, in the Parquet file of their portion."""
 
     path: Path
     index: int

@@ -1,5 +1,4 @@
-"""Turns raw text into a finished data set: plans the work, runs the Beam pipeline, writes the manifest.
-"""
+"""Turns raw text into a finished data set: plan, Beam pipeline, manifest."""
 
 import hashlib
 import json
@@ -42,7 +41,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     vocabulary = Vocabulary(options.vocab_file)
     if repeated := vocabulary.repeated_tokens():
         logging.warning(
-            "the vocabulary %s lists %d tokens more than once (first: %r); the id of such a token is "
+            "the vocabulary %s has %d repeated lines (first: %r); the id of a repeated token is "
             "the number of its last line",
             options.vocab_file,
             len(repeated),

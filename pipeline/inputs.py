@@ -31,7 +31,7 @@ class InputFormat(StrEnum):
     WIKIEXTRACTOR = "wikiextractor"
     """`<doc …>` and `</doc>` around each document, one paragraph of running text per line."""
     JSONL = "jsonl"
-    """One JSON object per line, which holds one document; `wikiextractor --json` writes this too."""
+    """One JSON object with one document per line; `wikiextractor --json` writes this too."""
     PARQUET = "parquet"
     """One document per row."""
 

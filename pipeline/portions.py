@@ -82,8 +82,7 @@ def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
 
 
 def text_of(line: bytes) -> str:
-    """Returns a line's text without surrounding white space; drops invalid UTF-8 as the original does.
-    """
+    """Returns a line's text, stripped; drops invalid UTF-8 as the original does."""
     return line.decode("utf-8", "ignore").strip()
 
 

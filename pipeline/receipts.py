@@ -19,7 +19,7 @@ def read_receipt(path: Path) -> dict[str, Any] | None:
 
 
 def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
-    """Reads a file's receipt if the file has the recorded SHA-256; None if it must be made again."""
+    """Reads a file's receipt if the file has its SHA-256; None if the file must be made again."""
     receipt = read_receipt(path)
     return receipt if receipt and has_sha256(path, receipt["sha256"]) else None
 

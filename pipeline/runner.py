@@ -25,7 +25,7 @@ EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 # The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
 _BEAMS_MESSAGE = "Worker subprocess exited"
-# The message that gRPC raises, in a separate thread, when a job server ends while Beam waits for it.
+# The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
 _SECONDS_TO_ANSWER = 10
@@ -75,8 +75,8 @@ def _check_answers(job_endpoint: str) -> None:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the runner's "
-            "job service, or set the option to its HOST:PORT"
+            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the job "
+            "service of the runner, or set the option to its HOST:PORT"
         ) from error
 
 
@@ -117,8 +117,8 @@ def dead_worker_ends_process() -> Iterator[None]:
             previous_hook(arguments)
             return
         logging.error(
-            "a worker process died (%s), perhaps because memory ran out: run the same command again "
-            "to resume; fewer --direct_num_workers need less memory",
+            "a worker process died (%s), perhaps because memory ran out: run the same command "
+            "again to resume; fewer --direct_num_workers need less memory",
             error,
         )
         logging.flush()

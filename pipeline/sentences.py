@@ -8,9 +8,9 @@ import re
 
 # Common English abbreviations that a capital letter or a digit can follow within a sentence.
 _ABBREVIATIONS = frozenset(
-    "adm al approx apr aug ave bros c ca capt cf co col corp dec dept dr ed eds eq esp est etc feb fr "
-    "gen gov hon inc jan jr jul jun lt ltd maj mar mr mrs ms mt mts nov oct op prof pt rep rev sen "
-    "sep sept sgt sr st ste trans v viz vs".split()
+    "adm al approx apr aug ave bros c ca capt cf co col corp dec dept dr ed eds eq esp est etc feb "
+    "fr gen gov hon inc jan jr jul jun lt ltd maj mar mr mrs ms mt mts nov oct op prof pt rep rev "
+    "sen sep sept sgt sr st ste trans v viz vs".split()
 )
 # These are abbreviations only before a number ("No. 5"); otherwise "No." is a sentence.
 _ABBREVIATIONS_BEFORE_NUMBER = frozenset("art ch figs fig no nos p pl pp sec vol vols".split())
@@ -22,8 +22,8 @@ _CJK_STOPS = "。！？｡"
 _CLOSERS = r"\"'”’»)\]"
 _CJK_CLOSERS = "”’」』）》】〉〕"
 
-# No alternation here, because it would halve the speed. A match includes all consecutive stops, even
-# if no white space follows; otherwise a long run of stops would be scanned once per stop.
+# No alternation here, because it would halve the speed. A match includes all consecutive stops,
+# even if no white space follows; otherwise a long run of stops would be scanned once per stop.
 _CANDIDATE = re.compile(rf"[{_STOPS}][{_STOPS}{_CLOSERS}]*+\s*")
 _CANDIDATE_WITH_CJK = re.compile(
     rf"[{_CJK_STOPS}{_STOPS}][{_CJK_STOPS}{_STOPS}{_CJK_CLOSERS}{_CLOSERS}]*+\s*"

@@ -138,7 +138,7 @@ def check_documents_agree(results: BuildResults) -> None:
 
 
 def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
-    """Returns the manifest's statistics: counts, and shares that show whether a data set is sound."""
+    """Returns the manifest's statistics: counts, and shares that show if a data set is sound."""
     corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
         "corpus": {

@@ -130,7 +130,7 @@ class WordpieceTokenizer:
         self._longest_piece = max(map(len, vocab), default=0)
 
     def tokenize(self, text: str) -> list[str]:
-        """Returns the pieces of all whitespace-separated words in `text`, a basic-tokenized text."""
+        """Returns the pieces of all words in `text`: basic tokens with white space between them."""
         return [piece for word in text.split() for piece in self.pieces_of_word(word)]
 
     def pieces_of_word(self, word: str) -> list[str]:
@@ -188,7 +188,7 @@ class FullTokenizer:
         return [self.vocabulary.ids[token] for token in tokens]
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of `text`: a faster `convert_tokens_to_ids(tokenize(text))`, as an array."""
+        """Returns `convert_tokens_to_ids(tokenize(text))` as an array, but faster."""
         return np.frombuffer(self.encode_to_bytes([text])[0], self.vocabulary.id_dtype)
 
     def encode_to_bytes(self, sentences: list[str]) -> list[bytes]:
@@ -238,8 +238,8 @@ class FullTokenizer:
 class _Memo(dict[str, bytes]):
     """Caches the results of `encode` in bounded memory.
 
-    A full memo keeps its entries as the old generation and starts a new one. Words still in use move
-    from the old generation to the new one; the others are forgotten.
+    A full memo keeps its entries as the old generation and starts a new one. Words still in use
+    move from the old generation to the new one; the others are forgotten.
     """
 
     def __init__(self, encode: Callable[[str], bytes]):

@@ -1,7 +1,7 @@
 """Trains a WordPiece vocabulary with the `tokenizers` library; every run gives the same result.
 
-The library's trainer repeatedly merges the most frequent pair of neighbouring pieces (BPE with `##`;
-huggingface/tokenizers, models/wordpiece/trainer.rs and models/bpe/trainer.rs). Among equally
+The library's trainer repeatedly merges the most frequent pair of neighbouring pieces (BPE with
+`##`; huggingface/tokenizers, models/wordpiece/trainer.rs and models/bpe/trainer.rs). Among equally
 frequent pairs it takes the one with the smallest ids. However, a randomly seeded hash map decides
 the ids of the `##` characters, and which of several equally rare characters stay in the alphabet.
 Therefore this module counts the alphabet first and gives all its characters ids before the trainer
@@ -59,7 +59,7 @@ def train_vocabulary(
     threads.
 
     Args:
-      read_texts: returns the texts (lines or sentences); it is called twice and must return the same.
+      read_texts: returns the texts (lines or sentences); called twice, with equal results.
       vocab_size: maximum number of tokens; fewer if no other pair occurs `MIN_FREQUENCY` times.
       do_lower_case: option of `pipeline.tokenization.BasicTokenizer`.
       strip_accents: option of `pipeline.tokenization.BasicTokenizer`.
@@ -209,8 +209,8 @@ def _alphabet(
     )
     if covered[num_kept - 1] < _SUFFICIENT_COVERAGE:
         logging.warning(
-            "every word with any other character will be [UNK]; --limit_alphabet=%d covers %.2f%% of "
-            "the text",
+            "every word with any other character will be [UNK]; --limit_alphabet=%d covers %.2f%% "
+            "of the text",
             num_sufficient,
             100 * _SUFFICIENT_COVERAGE,
         )

@@ -1,4 +1,4 @@
-"""What several test modules need: the samples, small vocabularies, documents read and as arrays."""
+"""Shared fixtures: the samples, small vocabularies, and documents as text and as arrays."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def data_samples() -> Path:
 
 @pytest.fixture(scope="session")
 def write_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a vocabulary file of the special tokens and the given ones."""
+    """Writes a vocabulary file with the special tokens and the given tokens."""
 
     def write(*tokens: str) -> Path:
         path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
@@ -33,7 +33,7 @@ def write_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def batch_of() -> Callable[..., DocumentBatch]:
-    """Lays out documents, given as lists of sentence lengths, with ids that rise from `first_id`."""
+    """Makes a batch from lists of sentence lengths, with ids that count up from `first_id`."""
 
     def lay_out(
         documents: list[list[int]], first_id: int = 0, word_seed: int | None = None
@@ -57,7 +57,7 @@ def batch_of() -> Callable[..., DocumentBatch]:
 
 @pytest.fixture(scope="session")
 def documents_of() -> Callable[..., list[Document]]:
-    """Reads all documents of portions, with options of `ReadOptions`."""
+    """Reads all documents of portions, with the given `ReadOptions`."""
 
     def read(
         portions: list[Portion], statistics: Counter[str] | None = None, **reading: object
@@ -75,7 +75,10 @@ def documents_of() -> Callable[..., list[Document]]:
 
 @pytest.fixture(scope="session")
 def tokenized_document() -> Callable[..., TokenizedDocument]:
-    """A document of sentences of given lengths; its ids tell its offset, every second begins a word."""
+    """Makes a document with sentences of the given lengths.
+
+    All its token ids equal its offset, and every second token begins a word.
+    """
 
     def make(
         file: str, offset: int, lengths: list[int], digest: bytes | None = None
