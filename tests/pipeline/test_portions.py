@@ -123,9 +123,7 @@ def test_a_range_has_the_same_lines_for_any_block_size(corpus_folder, text, data
 
 @SUFFIXES
 @pytest.mark.parametrize("block_bytes", [1, 7, 1 << 18])
-def test_a_compressed_file_has_the_lines_of_its_content(
-    suffix, block_bytes, tmp_path, monkeypatch
-):
+def test_a_compressed_file_has_the_lines_of_its_content(suffix, block_bytes, tmp_path, monkeypatch):
     content = "One.\r\nTwo.\n\nÜber 漢字.\n\nNo line end".encode()
     stored = COMPRESS[suffix](content[:9]) + COMPRESS[suffix](content[9:])
     (file,) = write(tmp_path / f"corpus.txt{suffix}", stored)
