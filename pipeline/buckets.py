@@ -1,6 +1,6 @@
-"""Buckets: which documents are paired with each other and shuffled together.
+"""Buckets: groups of documents that are paired with each other and shuffled together.
 
-Which bucket a document falls into depends on its id alone, not on the seed.
+A document's bucket depends only on its id, not on the seed.
 """
 
 import hashlib
@@ -15,35 +15,35 @@ from pipeline.portions import LARGEST_PORTION_BYTES
 
 BUCKET_BYTES = 16 << 20
 LARGEST_BUCKET_BYTES = 512 << 20
-_SPLITS_PER_GROUP = 64
+_PORTIONS_PER_GROUP = 64
 _REGION_BYTES = LARGEST_PORTION_BYTES
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of the train or the eval documents (`split`)."""
+    """One bucket of the train or eval documents (`split` says which)."""
 
     split: str
     index: int
 
     @property
     def name(self) -> str:
-        """A name for files: "train-00003"."""
+        """The bucket's name in files, such as "train-00003"."""
         return f"{self.split}-{self.index:05d}"
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """Which bucket each document belongs to.
+    """Assigns each document to a bucket.
 
-    Documents are spread over the buckets by a hash of their id. Past 64 portions of the corpus, the
-    buckets form groups, and all documents of a 64 MiB region of the corpus go to buckets of one
-    group, so that the number of row groups grows with the corpus and not with its square.
+    A hash of its id picks a document's bucket. If the corpus has more than 64 portions, the buckets
+    form groups, and all documents of a 64 MiB region of the corpus go to buckets of one group. The
+    number of row groups then grows with the size of the corpus and not with its square.
 
     Attributes:
-      corpus_bytes: text in the input files.
+      corpus_bytes: amount of text in the input files, in bytes.
       eval_fraction: share of the documents that go to the eval buckets.
-      num_train_buckets: how many buckets the train documents fall into.
+      num_train_buckets: number of buckets for the train documents.
     """
 
     corpus_bytes: int
@@ -54,17 +54,17 @@ class BucketPlan:
     def for_corpus(
         cls, corpus_bytes: int, eval_fraction: float = 0.0, num_shards: int | None = None
     ) -> "BucketPlan":
-        """A plan with buckets of about 16 MiB of text, or with `num_shards` train buckets.
+        """Returns a plan with buckets of about 16 MiB of text, or with `num_shards` train buckets.
 
         Raises:
-          UserError: a bucket would not fit in memory.
+          UserError: `num_shards` is so small that a bucket would not fit in memory.
         """
         train_bytes = corpus_bytes * (1 - eval_fraction)
         fewest = _ceil_at_least_1(train_bytes / LARGEST_BUCKET_BYTES)
         if num_shards is not None and num_shards < fewest:
             raise UserError(
-                f"--num_shards={num_shards} is too few for {corpus_bytes / 1e9:,.1f} GB of text: "
-                f"give at least {fewest}"
+                f"--num_shards={num_shards} is too small for {corpus_bytes / 1e9:,.1f} GB of text: "
+                f"set it to at least {fewest}"
             )
         return cls(
             corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
@@ -72,23 +72,23 @@ class BucketPlan:
 
     @property
     def num_eval_buckets(self) -> int:
-        """How many buckets the eval documents fall into; 0 without eval documents."""
+        """The number of buckets for the eval documents; 0 if there are no eval documents."""
         eval_bytes = self.corpus_bytes * self.eval_fraction
         return _ceil_at_least_1(eval_bytes / BUCKET_BYTES) if self.eval_fraction else 0
 
     def buckets(self) -> list[Bucket]:
-        """All buckets, the train ones first."""
+        """Returns all buckets, the train buckets first."""
         return [Bucket("train", index) for index in range(self.num_train_buckets)] + [
             Bucket("eval", index) for index in range(self.num_eval_buckets)
         ]
 
     def bucket_of(self, file: InputFile, document: Document) -> Bucket:
-        """The bucket of a document of `file`."""
+        """Returns the bucket of a document in `file`."""
         document_id = f"{document.file}\0{document.offset}"
         document_hash = _stable_hash(document_id)
         is_eval = _stable_hash(f"eval\0{document_id}") < self.eval_fraction * 2**64
         num_buckets = self.num_eval_buckets if is_eval else self.num_train_buckets
-        corpus_groups = _ceil_at_least_1(self.corpus_bytes / (_REGION_BYTES * _SPLITS_PER_GROUP))
+        corpus_groups = _ceil_at_least_1(self.corpus_bytes / (_REGION_BYTES * _PORTIONS_PER_GROUP))
         num_groups = min(corpus_groups, num_buckets)
         region = (file.corpus_offset + document.position) // _REGION_BYTES
         group = _stable_hash(f"region\0{region}") % num_groups
@@ -97,7 +97,7 @@ class BucketPlan:
 
 
 def _stable_hash(key: str) -> int:
-    """64 bits that are the same in every process, unlike those of `hash`."""
+    """A 64-bit hash that is the same in every process, unlike the built-in `hash`."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 

@@ -1,4 +1,4 @@
-"""Compressed files as streams, in bounded memory; damage and missing ends are errors."""
+"""Streams the content of compressed files in bounded memory; damaged data is an error."""
 
 import bz2
 import lzma
@@ -27,35 +27,39 @@ _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
     ".xz": lzma.LZMADecompressor,
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
 }
-# Little at a time: a few kilobytes of what is highly compressed hold megabytes.
+# Kept small because a few kilobytes of highly compressed data can expand to megabytes.
 _FED_BYTES = 1 << 12
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-"""What `decompress` raises for damaged data."""
+"""The exceptions that `decompress` raises for damaged data."""
 
 
 def is_compressed(name: str) -> bool:
-    """Whether a file's name says that it is compressed: .gz, .bz2, .xz or .zst."""
+    """Whether a file is compressed, judging by its suffix: .gz, .bz2, .xz or .zst."""
     return PurePath(name).suffix.lower() in _DECOMPRESSORS
 
 
 def decompress(name: str, blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The content of a file whose bytes are `blocks`, block by block; a plain file's as it is.
+    """Yields the decompressed content of a file in blocks; a plain file passes through unchanged.
+
+    Args:
+      name: the file's name; its suffix gives the compression format.
+      blocks: the file's bytes as stored.
 
     Raises:
-      One of `DAMAGED`: the data is not of the format that `name` says, or its end is missing.
+      One of `DAMAGED`: the data does not match the suffix of `name`, or its end is missing.
     """
     if not is_compressed(name):
         yield from blocks
         return
     new_decompressor = _DECOMPRESSORS[PurePath(name).suffix.lower()]
-    # A file may hold several compressed streams, one behind the other.
+    # A file may hold several compressed streams, one after the other.
     decompressor = None
     for block in blocks:
         for start in range(0, len(block), _FED_BYTES):
             rest = block[start : start + _FED_BYTES]
             while rest:
                 if decompressor is None:
-                    # Zeros may pad what stands between two streams and behind the last.
+                    # Zeros may pad the gap between two streams and the end of the file.
                     rest = rest.lstrip(b"\0")
                     if not rest:
                         break

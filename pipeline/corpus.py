@@ -1,4 +1,4 @@
-"""The tokenized corpus: documents as compact arrays, in Parquet files with row groups by bucket."""
+"""The tokenized corpus: documents as compact arrays in Parquet files with row groups per bucket."""
 
 import hashlib
 from collections import Counter
@@ -34,14 +34,14 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TokenizedDocument:
-    """A document's tokens. The arrays are kept as bytes, the form in which Parquet is fastest.
+    """A document's tokens. The arrays are stored as bytes because Parquet is fastest with bytes.
 
     Attributes:
       file, offset: the document's id (see `Document`).
-      digest: of its text; the same for documents with the same sentences alone.
-      ids: `Vocabulary.id_dtype` [tokens].
-      word_starts: bool [tokens], whether a word begins here.
-      sentence_lengths: uint32 [sentences], in tokens; none is 0.
+      digest: hash of the document's text; equal only for documents with the same sentences.
+      ids: token ids, `Vocabulary.id_dtype` [tokens].
+      word_starts: bool [tokens], whether a word begins at each token.
+      sentence_lengths: uint32 [sentences], length of each sentence in tokens; never 0.
     """
 
     file: str
@@ -58,9 +58,9 @@ class DocumentBatch:
 
     Attributes:
       ids: [T], token ids.
-      word_starts: bool [T], whether a word begins here.
-      sentence_ends: int64 [M], the token behind each sentence.
-      document_ends: int64 [D], the sentence behind each document.
+      word_starts: bool [T], whether a word begins at each token.
+      sentence_ends: int64 [M], index of the token after each sentence.
+      document_ends: int64 [D], index of the sentence after each document.
     """
 
     ids: np.ndarray
@@ -71,7 +71,7 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Documents of one bucket, in the Parquet file of the portion that they came from."""
+    """A row group with documents of one bucket, in the Parquet file of their portion."""
 
     path: Path
     index: int
@@ -83,16 +83,19 @@ def tokenize_document(
     statistics: Counter[str],
     segment: Segmenter | None = None,
 ) -> TokenizedDocument | None:
-    """The tokens of a document; sentences without tokens are dropped. None when nothing is left.
+    """Tokenizes a document and drops sentences without tokens.
 
-    Added to `statistics`: documents_tokenized, documents_without_tokens, sentences_read,
+    Adds to `statistics`: documents_tokenized, documents_without_tokens, sentences_read,
     sentences_without_tokens, tokens, unknown_tokens.
 
     Args:
-      document: the document.
-      tokenizer: gives the tokens.
-      statistics: counts are added to it.
-      segment: finds the words of text with ideographs; None: each ideograph is a word.
+      document: the document to tokenize.
+      tokenizer: turns sentences into token ids.
+      statistics: counter that this function adds to.
+      segment: finds the words in text with ideographs; if None, each ideograph is a word.
+
+    Returns:
+      The tokenized document, or None if no token is left.
     """
     vocabulary = tokenizer.vocabulary
     encoded = tokenizer.encode_to_bytes(document.sentences)
@@ -122,7 +125,7 @@ def tokenize_document(
 def write_documents(
     path: Path, batches: Iterable[Mapping[Bucket, list[TokenizedDocument]]]
 ) -> list[Bucket]:
-    """Writes a row group for each bucket of each batch; the file appears when it is whole.
+    """Writes a row group for each bucket of each batch; the file appears only when it is complete.
 
     Returns:
       The bucket of each row group.
@@ -130,7 +133,7 @@ def write_documents(
     buckets: list[Bucket] = []
     with (
         whole_file(path) as temporary,
-        # Neither dictionary nor compression helps ids much; plain bytes read at memory speed.
+        # Dictionaries and compression hardly help ids; plain bytes are read at memory speed.
         pq.ParquetWriter(
             temporary, _SCHEMA, compression="none", use_dictionary=["bucket", "file"]
         ) as writer,
@@ -148,12 +151,12 @@ def write_documents(
 def read_documents_of_bucket(
     row_groups: list[RowGroup], id_dtype: np.dtype, dropped: pa.Table | None = None
 ) -> DocumentBatch:
-    """All documents of a bucket, in the order of their ids whatever the order of the row groups.
+    """Reads all documents of a bucket, sorted by id, so the order of the row groups has no effect.
 
     Args:
-      row_groups: where they are.
-      id_dtype: of the token ids.
-      dropped: documents to leave out, by `file` and `offset`.
+      row_groups: the row groups that hold the bucket's documents.
+      id_dtype: dtype of the token ids.
+      dropped: table with the `file` and `offset` of the documents to leave out.
     """
     tables = [pq.ParquetFile(group.path).read_row_group(group.index) for group in row_groups]
     table = pa.concat_tables(tables or [_SCHEMA.empty_table()])
@@ -175,6 +178,6 @@ def read_documents_of_bucket(
 
 
 def _digest(sentences: list[str]) -> bytes:
-    # Half a surrogate pair, which JSON can hold, has no UTF-8.
+    # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
     text = "\n".join(sentences).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()

@@ -1,7 +1,7 @@
-"""Where a data set is made: unfinished files apart, final names for what is whole.
+"""The directories in which a data set is made.
 
-Unfinished files lie in a folder of their own inside the output directory. A file moves to its final
-name when it is whole, and gets a receipt (see `pipeline.receipts`), so that it is not made again.
+Unfinished files are kept in a separate folder inside the output directory. A complete file moves to
+its final name and gets a receipt (see `pipeline.receipts`), so that no later run makes it again.
 """
 
 import json
@@ -18,21 +18,21 @@ from pipeline.receipts import files_with_receipt
 IN_PROGRESS_NAME = "clozemill_in_progress"
 _PLAN_NAME = "plan.json"
 _OTHER_FILES = {
-    "input_stamps_sha256": "other input files, or before they were changed",
-    "vocab_sha256": "another vocabulary",
+    "input_stamps_sha256": "different input files or older versions of them",
+    "vocab_sha256": "a different vocabulary",
 }
 
 Plan = Mapping[str, Any]
-"""All that decides what is in the files of a stage, as JSON values."""
+"""Everything that determines the content of a stage's files, as JSON values."""
 
 
 class Directories:
-    """The output directory, the folder of its unfinished parts, and the tokenized corpus.
+    """The output directory, its folder for unfinished files, and the tokenized corpus.
 
     Args:
       output_dir: the data set's directory.
-      tokenized_dir: where the tokenized corpus is, or is to be kept; None keeps it only until the
-        data set is finished.
+      tokenized_dir: directory that holds, or will hold, the tokenized corpus; None keeps the corpus
+        only until the data set is finished.
     """
 
     def __init__(self, output_dir: Path, tokenized_dir: Path | None = None):
@@ -45,22 +45,24 @@ class Directories:
         self._plan = self.receipts / _PLAN_NAME
 
     def tokenized_file(self, portion_number: int) -> Path:
-        """The tokenized documents of a portion."""
+        """The file for a portion's tokenized documents."""
         return self.tokenized / f"split-{portion_number:05d}.parquet"
 
     def duplicates_file(self, partition: int) -> Path:
-        """The ids of the duplicates in a partition of the tokenized documents."""
+        """The file for the ids of the duplicates in a partition of the tokenized documents."""
         return self.tokenized / f"duplicates-{partition:05d}.parquet"
 
     def prepare(
         self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
     ) -> None:
-        """Makes room, or finds out that an unfinished run of the same plans can go on.
+        """Prepares the directories for a new run, or for resuming an unfinished one.
+
+        An unfinished run can be resumed if its plans are the same.
 
         Raises:
-          UserError: a directory holds something that is not to be replaced, or is not writable.
+          UserError: a directory is not writable or holds files that must not be replaced.
         """
-        vocabulary = vocab_file.read_bytes()  # before it may be discarded with the data set
+        vocabulary = vocab_file.read_bytes()  # read first: discarding the data set may delete it
         try:
             self._make_room(tokenization_plan, shard_plan, overwrite)
             for directory, plan in (
@@ -70,7 +72,7 @@ class Directories:
                 directory.mkdir(parents=True, exist_ok=True)
                 write_json(directory / _PLAN_NAME, plan)
             self.unfinished_shards.mkdir(exist_ok=True)
-            # The workers' copy: the output directory is where all of them can reach.
+            # The workers read this copy, because all of them can reach the output directory.
             self.vocabulary.write_bytes(vocabulary)
         except OSError as error:
             raise _cannot_write(error, self.output) from error
@@ -80,7 +82,8 @@ class Directories:
         is_ours = is_finished or self.in_progress.exists()
         if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
             raise UserError(
-                f"{self.output} holds files that are no data set: give an empty --output_dir"
+                f"{self.output} holds files that are not a data set: "
+                "set --output_dir to an empty directory"
             )
         if not self.tokenized.is_relative_to(self.in_progress):
             self._check_tokenized(tokenization_plan)
@@ -88,45 +91,47 @@ class Directories:
         if overwrite or is_partly_discarded:
             self.discard()
         elif is_finished:
-            shutil.rmtree(self.in_progress, ignore_errors=True)  # killed before it was removed
+            # A run that was killed at its very end leaves this folder.
+            shutil.rmtree(self.in_progress, ignore_errors=True)
             raise UserError(
-                f"{self.output} already holds a data set: give another --output_dir, or --overwrite "
-                "to replace it"
+                f"{self.output} already holds a data set: choose another --output_dir, or pass "
+                "--overwrite to replace it"
             )
         differences = _differences(self.receipts, shard_plan)
         if differences and files_with_receipt(self.receipts, "*.tfrecord"):
             raise UserError(
                 f"{self.output} holds an unfinished data set made with {'; '.join(differences)}: "
-                "give --overwrite to start anew"
+                "pass --overwrite to start over"
             )
         if differences:
-            self.discard()  # nothing was made yet but what the same text would give again
+            self.discard()  # no shard is finished yet, so no work is lost that cannot be redone
 
     def _check_tokenized(self, plan: Plan) -> None:
-        """Sees that the tokenized corpus kept apart, if there is one, is of the same plan."""
+        """Checks that a tokenized corpus kept in its own directory, if any, has the same plan."""
         differences = _differences(self.tokenized, plan)
         if differences:
             raise UserError(
                 f"{self.tokenized} holds a tokenized corpus made with {'; '.join(differences)}: "
-                "give another directory, or remove it"
+                "choose another --tokenized_dir, or remove this one"
             )
         has_plan = (self.tokenized / _PLAN_NAME).exists()
         if self.tokenized.is_dir() and any(self.tokenized.iterdir()) and not has_plan:
             raise UserError(
-                f"{self.tokenized} holds files that are no tokenized corpus: give an empty "
-                "--tokenized_dir"
+                f"{self.tokenized} holds files that are not a tokenized corpus: "
+                "set --tokenized_dir to an empty directory"
             )
 
     def finish(self, manifest: Manifest) -> None:
-        """Makes the directory a data set: the vocabulary in its place, the manifest last."""
+        """Turns the output directory into a data set: adds the vocabulary, then the manifest."""
         self.vocabulary.replace(self.output / VOCABULARY_NAME)
         manifest.write(self.output)
         shutil.rmtree(self.in_progress)
 
     def discard(self) -> None:
-        """Removes the data set, finished or not, and nothing else; not a tokenized corpus apart."""
+        """Removes the data set, finished or not, but no tokenized corpus in its own directory."""
         if _is_data_set(self.output) or self.in_progress.exists():
-            # Killed on the way, this must leave what is known for an unfinished data set of no plan.
+            # If killed halfway, this leaves an unfinished data set without a plan. The next run
+            # recognizes that state.
             self.in_progress.mkdir(exist_ok=True)
             self._plan.unlink(missing_ok=True)
             for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME):
@@ -139,7 +144,7 @@ class Directories:
 
 def _cannot_write(error: OSError, directory: Path) -> UserError:
     return UserError(
-        f"cannot write to {error.filename or directory}: {error.strerror}; give another directory"
+        f"cannot write to {error.filename or directory}: {error.strerror}; choose another directory"
     )
 
 
@@ -152,7 +157,7 @@ def _is_data_set(directory: Path) -> bool:
 
 
 def _differences(directory: Path, wanted: Plan) -> list[str]:
-    """In what the plan of the files in a directory differs from another; nothing without a plan."""
+    """How the plan in a directory differs from `wanted`; empty if the directory has no plan."""
     found = read_json(directory / _PLAN_NAME)
     if found is None:
         return []

@@ -1,4 +1,4 @@
-"""Exact duplicates in the tokenized corpus, found by the digests of the documents' text."""
+"""Finds exact duplicates in the tokenized corpus by the digests of the documents' text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,20 +18,20 @@ _ROWS_PER_GROUP = 1 << 16
 
 
 def count_partitions(corpus_bytes: int) -> int:
-    """Into how many parts the digests are divided, so that each fits in memory."""
+    """The number of partitions of the digests that lets each partition fit in memory."""
     return 1 + corpus_bytes // _PARTITION_BYTES
 
 
 def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions: int) -> pa.Table:
-    """The ids of all documents with the same text as one before them in the order of ids.
+    """Finds all documents whose text equals that of a document with a smaller id.
 
     Args:
-      tokenized_files: the tokenized corpus.
-      partition: which part of the documents, by digest, to look at.
-      num_partitions: how many parts there are.
+      tokenized_files: the files of the tokenized corpus.
+      partition: index of the partition, by digest, in which to search.
+      num_partitions: total number of partitions.
 
     Returns:
-      A table with the columns `file`, `offset` and `bucket`, in the order of buckets.
+      A table with the columns `file`, `offset` and `bucket`, sorted by bucket.
     """
     tables = [
         _of_partition(pq.read_table(path, columns=_COLUMNS), partition, num_partitions)
@@ -47,13 +47,13 @@ def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions:
 
 
 def write_duplicates(path: Path, duplicates: pa.Table) -> None:
-    """Writes what `find_duplicates` gave; the file appears when it is whole."""
+    """Writes the result of `find_duplicates`; the file appears only when it is complete."""
     with whole_file(path) as temporary:
         pq.write_table(duplicates, temporary, row_group_size=_ROWS_PER_GROUP)
 
 
 def read_duplicates(paths: Sequence[Path], bucket: Bucket) -> pa.Table | None:
-    """The ids of the duplicates in a bucket: `file` and `offset`. None when there are no files."""
+    """Reads the `file` and `offset` of each duplicate in a bucket; None if `paths` is empty."""
     tables = [
         pq.read_table(path, columns=DOCUMENT_ID, filters=[("bucket", "==", bucket.name)])
         for path in paths
@@ -62,6 +62,6 @@ def read_duplicates(paths: Sequence[Path], bucket: Bucket) -> pa.Table | None:
 
 
 def _of_partition(documents: pa.Table, partition: int, num_partitions: int) -> pa.Table:
-    # Half of a digest is as good a number as any.
+    # The first half of a digest serves as a uniformly distributed number.
     numbers = np.frombuffer(b"".join(documents["digest"].to_pylist()), "<u8")[::2]
     return documents.filter(pa.array(numbers % num_partitions == partition))

@@ -1,4 +1,4 @@
-"""The one exception that a user can put right, and what messages share."""
+"""The exception for errors that a user can fix, and a helper for messages."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ _MOST_NAMES = 8
 
 
 class UserError(Exception):
-    """A wrong input or option: the message says what is wrong, where, and what to do.
+    """A wrong input or option. The message says what is wrong, where, and what to do.
 
     The command line prints the message as one line and exits with 1; any other exception is a bug
     and keeps its traceback.
@@ -14,6 +14,6 @@ class UserError(Exception):
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names with commas between them, not too many for a message."""
+    """The names joined by commas, with at most 8 of them spelled out."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

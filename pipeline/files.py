@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whether they are still the same, and directories of one writer."""
+"""Files that are complete or absent, SHA-256 checks, and locks for directories with one writer."""
 
 import fcntl
 import hashlib
@@ -16,18 +16,18 @@ from pipeline.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written."""
+    """Writes a text file atomically: no reader ever sees it half-written."""
     with whole_file(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file that is never seen half-written."""
+    """Writes a JSON file atomically: no reader ever sees it half-written."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file of the project; None when there is no such file.
+    """Reads a JSON file written by this project; returns None if there is no such file.
 
     Raises:
       UserError: the file is damaged.
@@ -42,11 +42,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` at the end and is removed after an error.
+    """Yields a temporary file name; the file is renamed to `path` at the end, or removed on error.
 
     Args:
-      path: the file's name when it is whole.
-      temporary_dir: where it is written, in the same file system; None: beside `path`.
+      path: name of the complete file.
+      temporary_dir: directory for the temporary file, on the same file system as `path`; None means
+        the directory of `path`.
     """
     temporary = temporary_name((temporary_dir or path.parent) / path.name)
     try:
@@ -58,12 +59,12 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other writer has, not even one that outlives a killed run."""
+    """A name beside `path` that no other writer uses, not even a worker that outlived its run."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def has_sha256(path: Path, sha256: str) -> bool:
-    """Whether a file is there and has this SHA-256, in hexadecimal."""
+    """Whether a file exists and has this SHA-256 (in hexadecimal)."""
     return path.exists() and sha256_of(path) == sha256
 
 
@@ -75,12 +76,12 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
-    """Within, no other run can work in the directory, not even while this one is stopped.
+    """Keeps other runs out of the directory until the block ends, even while this one is suspended.
 
-    It is made where it is missing, and removed again if nothing has come into it.
+    A missing directory is created. It is removed again if it is still empty at the end.
 
     Raises:
-      UserError: another run works there, or there can be no such directory.
+      UserError: another run uses the directory, or it cannot be created.
     """
     is_new = not directory.exists()
     try:
@@ -88,7 +89,8 @@ def locked_directory(directory: Path) -> Iterator[None]:
         handle = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise UserError(
-            f"cannot write to {error.filename or directory}: {error.strerror}; give another directory"
+            f"cannot write to {error.filename or directory}: {error.strerror}; "
+            "choose another directory"
         ) from error
     try:
         _lock(handle, directory)
@@ -100,14 +102,14 @@ def locked_directory(directory: Path) -> Iterator[None]:
 
 
 def _lock(handle: int, directory: Path) -> None:
-    """Locks an open directory until it is closed; some network file systems cannot, which is said."""
+    """Locks an open directory until it is closed; logs a warning if the file system cannot lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"another run works in {directory}: wait for it or end it") from error
+        raise UserError(f"{directory} is in use by another run: wait for it or stop it") from error
     except OSError as error:
         logging.warning(
-            "cannot lock %s (%s): see to it yourself that no other run works there",
+            "cannot lock %s (%s): make sure that no other run uses this directory",
             directory,
             error.strerror,
         )

@@ -1,4 +1,4 @@
-"""Raw text to a finished data set: what is to be made, the Beam pipeline that makes it, the manifest."""
+"""Turns raw text into a finished data set: plan, Beam pipeline, manifest."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ from pipeline.statistics import BuildResults, check_documents_agree, summarize
 from pipeline.tokenization import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
-# To be raised with every change of what tokenizing, splitting or the buckets give.
+# Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
 TOKENIZED_FORMAT_VERSION = 2
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
 
-    After a run that was killed, the same options go on with what it had finished.
+    After a run was killed, a call with the same options resumes it and keeps its finished files.
 
     Raises:
       UserError: the input, the vocabulary, the output directory or an option is unusable.
@@ -41,16 +41,16 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     vocabulary = Vocabulary(options.vocab_file)
     if repeated := vocabulary.repeated_tokens():
         logging.warning(
-            "the vocabulary %s has lines that come again: %d, the first is %r; of each token only the "
-            "last line's number is used",
+            "the vocabulary %s has %d repeated lines (first: %r); the id of a repeated token is "
+            "the number of its last line",
             options.vocab_file,
             len(repeated),
             repeated[0],
         )
     if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
-        raise UserError(f"the vocabulary {options.vocab_file} has nothing but special tokens")
+        raise UserError(f"the vocabulary {options.vocab_file} has only special tokens")
     if options.word_segmenter:
-        load_segmenter(options.word_segmenter)  # a wrong one is to be an error at once
+        load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     files = match_files(options.input_patterns, options.input_format)
     portions = plan_portions(files)
     buckets = BucketPlan.for_corpus(
@@ -89,7 +89,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
             check_documents_agree(results)
             _check_any_instance(results, files, options)
         except (RuntimeError, UserError):
-            directories.discard()  # nothing that the same command could go on with
+            directories.discard()  # the same command could not resume from these files
             raise
         _warn_without_eval_instances(results, options)
         manifest = _make_manifest(results, options, vocabulary, buckets)
@@ -105,8 +105,8 @@ def _plan_of_tokenization(
     buckets: BucketPlan,
     vocabulary: Vocabulary,
 ) -> Plan:
-    """All that decides what is in the files of the tokenized corpus."""
-    # Not the text itself, which a kept corpus is to save reading.
+    """Everything that determines the content of the tokenized corpus."""
+    # Stamps instead of the text itself: a kept corpus should save reading the text again.
     stamps = json.dumps([(file.name, file.size, file.modified, file.format) for file in files])
     return {
         "format_version": TOKENIZED_FORMAT_VERSION,
@@ -130,10 +130,10 @@ def _check_any_instance(
 ) -> None:
     if not any(built.shard.instances for built in results.shards if built.shard.split == "train"):
         raise UserError(
-            f"no training instance came out of {describe_paths([file.path for file in files])}: "
+            f"{describe_paths([file.path for file in files])} gave no training instance: "
             f"{results.corpus['documents_read']} documents were read, "
-            f"{results.corpus['documents_tokenized']} of them with any token; check "
-            f"--input_format={options.input_format} and --eval_fraction, or give more text"
+            f"{results.corpus['documents_tokenized']} of them have tokens; check "
+            f"--input_format={options.input_format} and --eval_fraction, or provide more text"
         )
 
 
@@ -141,7 +141,8 @@ def _warn_without_eval_instances(results: BuildResults, options: GenerateOptions
     built = [result.shard.instances for result in results.shards if result.shard.split == "eval"]
     if built and not any(built):
         logging.warning(
-            "--eval_fraction=%s kept no instance for evaluation: give a larger one, or more documents",
+            "--eval_fraction=%s left no instance for evaluation: increase it, or provide more "
+            "documents",
             options.eval_fraction,
         )
 

@@ -1,4 +1,4 @@
-"""Which files hold the corpus, and how documents are laid out in each."""
+"""Finds the files of the corpus and the format of each."""
 
 import os
 import re
@@ -17,23 +17,23 @@ from pipeline.errors import UserError
 
 _BLOCK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 12
-# Compressed text, and text in Parquet files, is about a third of its size.
+# Compressed text, and text in Parquet files, takes about a third of its original size.
 _TEXT_BYTES_PER_COMPRESSED_BYTE = 3
 
 
 class InputFormat(StrEnum):
-    """How documents and sentences are laid out in a file."""
+    """The layout of documents and sentences in a file."""
 
     AUTO = "auto"
-    """Each file's format is found by its name and its first bytes."""
+    """Each file's format is detected from its name and its first bytes."""
     TEXT = "text"
-    """One sentence a line, a blank line between documents."""
+    """One sentence per line, with a blank line between documents."""
     WIKIEXTRACTOR = "wikiextractor"
-    """`<doc …>` and `</doc>` around each document, one paragraph of running text a line."""
+    """`<doc …>` and `</doc>` around each document, one paragraph of running text per line."""
     JSONL = "jsonl"
-    """A JSON object a line, one document each; also what `wikiextractor --json` writes."""
+    """One JSON object with one document per line; `wikiextractor --json` writes this too."""
     PARQUET = "parquet"
-    """A row is a document."""
+    """One document per row."""
 
 
 _FORMAT_OF_SUFFIX = {
@@ -54,13 +54,13 @@ class InputFile:
     """A file of the corpus.
 
     Attributes:
-      path: where it is, for any file system that Beam opens.
-      name: its path relative to the folder that all input files share, with `/` between parts. It
-        is part of document ids, so that a corpus can move without changing the shards.
-      size: bytes on disk.
-      modified: when it was last changed, in seconds since 1970; 0 where that is not known.
-      format: how documents are laid out in it; not AUTO.
-      corpus_offset: `text_bytes` of the files before it, in the order of names.
+      path: the file's full path, on any file system that Beam can open.
+      name: the path relative to the folder that all input files share, with `/` between parts.
+        Document ids contain it, so moving the whole corpus does not change the shards.
+      size: size on disk, in bytes.
+      modified: time of the last change, in seconds since 1970; 0 if unknown.
+      format: layout of the documents in the file; never AUTO.
+      corpus_offset: sum of `text_bytes` over all files before this one, in the order of names.
     """
 
     path: str
@@ -72,48 +72,48 @@ class InputFile:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether it has to be decompressed from its beginning; Parquet files have not."""
+        """Whether it must be decompressed from its beginning; never true of Parquet files."""
         return self.format != InputFormat.PARQUET and is_compressed(self.name)
 
     @property
     def text_bytes_per_byte(self) -> int:
-        """How much text a byte on disk holds: 1, or an estimate where that is not known."""
+        """The number of bytes of text per byte on disk: 1, or an estimate if it is not known."""
         is_smaller_than_text = self.is_compressed or self.format == InputFormat.PARQUET
         return _TEXT_BYTES_PER_COMPRESSED_BYTE if is_smaller_than_text else 1
 
     @property
     def text_bytes(self) -> int:
-        """How much text it holds, as far as that is known."""
+        """The (estimated) amount of text in the file, in bytes."""
         return self.size * self.text_bytes_per_byte
 
     def open(self) -> BinaryIO:
-        """A handle on the bytes on disk."""
+        """Opens the file; the handle gives the bytes as stored on disk."""
         return open_stored(self.path)
 
 
 def match_files(
     patterns: list[str], input_format: InputFormat = InputFormat.AUTO
 ) -> list[InputFile]:
-    """The files that `patterns` (paths or globs) match, each once, in the order of their names.
+    """Finds the files that match `patterns` (paths or globs); lists each once, in order of names.
 
     Raises:
-      UserError: a pattern matches nothing or a folder, all the files are empty, or one whose format
-        has to be found out cannot be read.
+      UserError: a pattern matches nothing or a folder, all files are empty, or a file whose format
+        must be detected cannot be read.
     """
     matched: dict[str, FileMetadata] = {}
     for pattern, result in zip(patterns, _match(patterns), strict=True):
         if not result.metadata_list:
             raise UserError(
                 f"no input file matches {pattern}: check --input_file "
-                "(a glob in quotes, or several names with commas between them)"
+                "(a glob in quotes, or several names separated by commas)"
             )
         matched.update((_absolute(file.path), file) for file in result.metadata_list)
     paths = sorted(matched)
     for path in paths:
         if Path(path).is_dir():
-            raise UserError(f"the input {path} is a folder: give its files, as in '{path}/*'")
+            raise UserError(f"the input {path} is a folder: name its files, as in '{path}/*'")
     if not any(file.size_in_bytes for file in matched.values()):
-        raise UserError(f"nothing to read: {describe_paths(paths)} has no text in it")
+        raise UserError(f"nothing to read: there is no text in {describe_paths(paths)}")
     parts = {path: path.replace("\\", "/").split("/") for path in paths}
     folder = os.path.commonprefix([parts[path][:-1] for path in paths])  # noqa: RUF071 - of lists
     files: list[InputFile] = []
@@ -128,7 +128,7 @@ def match_files(
 
 
 def describe_formats(files: list[InputFile]) -> str:
-    """The formats of the files and how many have each, for messages."""
+    """Describes the formats of the files and the number of files in each, for messages."""
     return ", ".join(
         f"{input_format} ({count} {'file' if count == 1 else 'files'})"
         for input_format, count in sorted(Counter(file.format for file in files).items())
@@ -136,17 +136,17 @@ def describe_formats(files: list[InputFile]) -> str:
 
 
 def describe_paths(paths: list[str]) -> str:
-    """The first of `paths` and how many more there are, for messages."""
+    """Names the first of `paths` and the number of the others, for messages."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def open_stored(path: str) -> BinaryIO:
-    """A handle on the bytes of a file of any file system that Beam opens, not decompressed."""
+    """Opens a file on any file system that Beam supports, without decompressing it."""
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
 def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[bytes]:
-    """What `handle` still holds, or its next `num_bytes`, in blocks."""
+    """Yields the rest of `handle`, or its next `num_bytes` bytes, in blocks."""
     left = num_bytes
     while block := handle.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
         left = None if left is None else left - len(block)
@@ -155,25 +155,25 @@ def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[byte
 
 def _match(patterns: list[str]) -> list[MatchResult]:
     if not patterns:
-        raise UserError("no input file: give --input_file")
+        raise UserError("no input file: set --input_file")
     try:
         return FileSystems.match(patterns)
     except (BeamIOError, ValueError) as error:
-        raise UserError(f"cannot look for {', '.join(patterns)}: {error}") from error
+        raise UserError(f"cannot search for {', '.join(patterns)}: {error}") from error
 
 
 def _absolute(path: str) -> str:
-    """One spelling for every path, so that no file is read twice."""
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - `..` goes, links stay
+    """The one spelling of a path, so that no file is read twice."""
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - keeps symbolic links
 
 
 def _as_text(name: str) -> str:
-    """The name with bytes that are not UTF-8, which file systems allow, escaped."""
+    """The name with its non-UTF-8 bytes escaped; file systems allow such bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _format_of(path: str, name: str, wanted: InputFormat) -> InputFormat:
-    """The format of a file when the user said `wanted`."""
+    """The format of a file if the user asked for the format `wanted`."""
     if wanted not in (InputFormat.AUTO, InputFormat.WIKIEXTRACTOR):
         return wanted
     plain_name = PurePath(name).stem if is_compressed(name) else name

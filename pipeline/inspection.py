@@ -1,4 +1,4 @@
-"""Instances as text that a person can check, and what of them the model has to find."""
+"""Shows instances as text that a person can check, including what the model must predict."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from pipeline.tokenization import Vocabulary
 
 
 class Replacement(StrEnum):
-    """What the model reads in the place of a masked piece, as far as a record shows it."""
+    """What the model reads instead of a masked piece, as far as a record shows it."""
 
     MASK = "mask"
     """`[MASK]`."""
     KEPT = "kept"
     """The piece itself."""
     RANDOM = "random"
-    """Another piece."""
+    """A different piece."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an instance.
+    """A WordPiece of an instance.
 
     Attributes:
-      text: what the model reads.
-      original: what stood in the text; of a masked piece, what the model has to find.
-      replacement: how a masked piece was replaced; None: it is not masked.
+      text: the piece that the model reads.
+      original: the piece in the original text; the model must predict it if the piece is masked.
+      replacement: how a masked piece was replaced; None if the piece is not masked.
       segment: "A" or "B".
     """
 
@@ -40,18 +40,18 @@ class Piece:
 
 
 def read_instances(shard: Path) -> Iterator[dict[str, np.ndarray]]:
-    """The instances of a shard, under the names of `records.instance_features`; not fast."""
+    """Yields the instances of a shard, with the names of `records.instance_features`; slow."""
     with shard.open("rb") as file:
         for frame in read_frames(file):
             yield decode_example(record_of(frame))
 
 
 def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> list[Piece]:
-    """The pieces of an instance, in order and without padding.
+    """Returns the pieces of an instance, in order and without padding.
 
     Args:
-      instance: arrays [S], [P] and [1] under the names of `records.instance_features`.
-      vocabulary: that of the data set.
+      instance: arrays [S], [P] and [1], with the names of `records.instance_features`.
+      vocabulary: the data set's vocabulary.
     """
     is_real = instance["masked_lm_weights"] > 0
     labels = dict(
@@ -77,18 +77,18 @@ def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> lis
 
 
 def is_random_next(instance: Mapping[str, np.ndarray]) -> bool:
-    """Whether B is random; otherwise it follows A."""
+    """Whether segment B is random; otherwise it follows A."""
     return bool(instance["next_sentence_labels"][0])
 
 
 def describe_instance(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> str:
-    """Two paragraphs: what the instance is, and its pieces.
+    """Describes an instance on three lines: a summary, then the pieces of A and of B.
 
-    A masked piece is shown as `{what the model reads → what it has to find}`.
+    A masked piece is shown as `{what the model reads → what it must predict}`.
 
     Args:
-      instance: as of `pieces_of`.
-      vocabulary: that of the data set.
+      instance: arrays of the instance, as in `pieces_of`.
+      vocabulary: the data set's vocabulary.
     """
     pieces = pieces_of(instance, vocabulary)
     num_masked = sum(piece.replacement is not None for piece in pieces)

@@ -1,7 +1,7 @@
-"""The corpus cut into portions at document boundaries.
+"""Cuts the corpus into portions at document boundaries.
 
-Only file names and byte offsets leave this module, never text. Where the cuts fall has no influence
-on documents, their ids or the shards.
+A plan holds only file names and byte offsets, never text. The positions of the cuts affect neither
+the documents nor their ids nor the shards.
 """
 
 import codecs
@@ -24,14 +24,14 @@ LARGEST_PORTION_BYTES = 64 << 20
 LONGEST_DOCUMENT_BYTES = 64 << 20
 _PORTIONS_AT_LEAST = 16
 
-# What begins a document of WikiExtractor.
+# The line that begins a document in WikiExtractor's output.
 DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """The bytes [start, end) of a file; whole documents. `end` None means to the end of the file."""
+    """The bytes [start, end) of a file, which are whole documents. `end` None is the file's end."""
 
     file: InputFile
     start: int = 0
@@ -39,16 +39,16 @@ class FileRange:
 
     @property
     def text_bytes(self) -> int:
-        """How much text it holds, as far as that is known."""
+        """The (estimated) amount of text in the range, in bytes."""
         end = self.file.size if self.end is None else self.end
         return (end - self.start) * self.file.text_bytes_per_byte
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of the range, decompressed, each with its end.
+        """Yields the decompressed lines of the range, each with its line ending.
 
         Raises:
-          UserError: the file cannot be read, its compressed data is damaged or cut off, or a line is
-            longer than any document may be.
+          UserError: the file cannot be read, is UTF-16, has damaged or cut-off compressed data, or
+            has a line that exceeds the maximum length of a document.
         """
         try:
             with self.file.open() as handle:
@@ -64,10 +64,10 @@ class FileRange:
 
 
 def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
-    """The lines in blocks of a file, each with its end.
+    """Yields the lines in the blocks of a file, each with its line ending.
 
     Raises:
-      UserError: a line is longer than any document may be.
+      UserError: a line exceeds the maximum length of a document.
     """
     unfinished: list[bytes] = []
     for block in blocks:
@@ -82,33 +82,33 @@ def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
 
 
 def text_of(line: bytes) -> str:
-    """A line's text, without white space around it; invalid UTF-8 is dropped, as in the original."""
+    """Returns a line's text, stripped; drops invalid UTF-8 as the original does."""
     return line.decode("utf-8", "ignore").strip()
 
 
 def check_length_of_document(num_bytes: int, file: InputFile) -> None:
-    """Sees that a document of `file` fits in memory.
+    """Checks that a document of `file` fits in memory.
 
     Raises:
-      UserError: it does not.
+      UserError: the document is longer than 64 MiB.
     """
     if num_bytes > LONGEST_DOCUMENT_BYTES:
         raise UserError(
-            f"{file.path} has a document of more than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
+            f"{file.path} has a document larger than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
             f"is a blank line missing between documents, or is --input_format={file.format} wrong?"
         )
 
 
 Portion = tuple[FileRange, ...]
-"""What one worker tokenizes at a time: one range of a large file, or several small files."""
+"""The unit of work for a tokenizing worker: one range of a large file, or several small files."""
 
 
 def plan_portions(files: list[InputFile], portion_bytes: int | None = None) -> list[Portion]:
     """Cuts the files into portions with about `portion_bytes` of text each.
 
-    Small files are put together, large ones are cut: at document boundaries, Parquet files between
-    row groups; a compressed file cannot be cut. By default there are enough portions to keep some
-    workers busy, each from 4 to 64 MiB.
+    Small files share a portion. Large text files are cut at document boundaries, Parquet files
+    between row groups; a compressed file cannot be cut. By default a portion holds 4 to 64 MiB, and
+    there are enough portions to keep several workers busy.
 
     Raises:
       UserError: a large file cannot be read.
@@ -134,10 +134,10 @@ def plan_portions(files: list[InputFile], portion_bytes: int | None = None) -> l
 
 
 def open_parquet(file: InputFile) -> pq.ParquetFile:
-    """The Parquet file.
+    """Opens a Parquet file.
 
     Raises:
-      UserError: it is none, or it is damaged.
+      UserError: the file is damaged or is not a Parquet file.
     """
     try:
         return pq.ParquetFile(file.open())
@@ -146,7 +146,7 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
 
 
 def row_group_ends(parquet: pq.ParquetFile) -> list[int]:
-    """Where each row group ends, when they stand one behind the other, in bytes on disk."""
+    """Returns the end of each row group in bytes, as if the groups were stored without gaps."""
     ends = []
     end = 0
     for group in range(parquet.num_row_groups):
@@ -171,7 +171,7 @@ def _cut_file(file: InputFile, portion_bytes: int) -> Iterator[FileRange]:
 
 
 def _cuts(file: InputFile, portion_bytes: int) -> Iterator[int]:
-    """Where ranges with about `portion_bytes` of text end, but for the last."""
+    """Yields the ends of ranges with about `portion_bytes` of text each, except the last end."""
     range_bytes = max(1, portion_bytes // file.text_bytes_per_byte)
     start = 0
     if file.format == InputFormat.PARQUET:
@@ -188,7 +188,7 @@ def _cuts(file: InputFile, portion_bytes: int) -> Iterator[int]:
 
 
 def _next_cut(handle: BinaryIO, position: int, file: InputFile) -> int | None:
-    """The first document boundary behind the line at `position`; None when there is none."""
+    """The first document boundary after the line at `position`; None if there is none."""
     handle.seek(position)
     lines = lines_of(read_blocks(handle), file)
     offset = position + len(next(lines, b""))

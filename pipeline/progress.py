@@ -1,6 +1,6 @@
-"""Progress of a running pipeline, told from the receipts of the files that its workers have finished.
+"""Shows the progress of a running pipeline, based on the receipts of the finished files.
 
-Beam's `run` blocks and has no hook for progress on the embedded runner; receipts are there on every
+Beam's `run` blocks, and the embedded runner has no hook for progress. Receipts exist with every
 runner.
 """
 
@@ -26,14 +26,14 @@ _MEGABYTE = 1_000_000
 
 @contextmanager
 def report_progress(directories: Directories, text_bytes: int, num_shards: int) -> Iterator[None]:
-    """Shows how much text is tokenized and how many shards are built, and the time left.
+    """Shows the amount of tokenized text, the number of finished shards and the time left.
 
-    On a terminal two bars, elsewhere a log line every ten seconds.
+    A terminal gets two progress bars. Otherwise a line is logged every ten seconds.
 
     Args:
-      directories: where the workers finish files.
-      text_bytes: the text to tokenize.
-      num_shards: the shards to build.
+      directories: the directories in which the workers finish files.
+      text_bytes: amount of text to tokenize, in bytes.
+      num_shards: number of shards to build.
     """
     console = Console(stderr=True)
     progress = Progress(
@@ -75,7 +75,7 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
                 logging.info("%s", "; ".join(map(_describe, progress.tasks)))
                 next_line += _SECONDS_BETWEEN_LINES
 
-    # What a killed run has left is no speed of this one.
+    # Files that an earlier, killed run finished must not count towards this run's speed.
     tokenized.look()
     built.look()
     tokenizing = progress.add_task("tokenizing", total=text_bytes, completed=tokenized.total)
@@ -93,12 +93,12 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
 
 
 class _Finished(dict[str, int]):
-    """The finished files of a folder, and what is counted in each.
+    """The finished files of a folder, with a count for each.
 
     Args:
-      folder: where their receipts are.
-      pattern: of the files' names.
-      count: what is counted, given a receipt.
+      folder: the folder that holds their receipts.
+      pattern: glob that the names of the files match.
+      count: returns a file's count, given its receipt.
     """
 
     def __init__(self, folder: Path, pattern: str, count: Callable[[dict[str, Any]], int]):
@@ -112,7 +112,7 @@ class _Finished(dict[str, int]):
         return sum(self.values())
 
     def look(self) -> None:
-        """Counts the files that have got a receipt since the last look."""
+        """Adds the files that received a receipt since the last look."""
         for name in files_with_receipt(self._folder, self._pattern):
             if name not in self and (receipt := read_receipt(self._folder / name)):
                 self[name] = self._count(receipt)

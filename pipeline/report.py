@@ -1,4 +1,4 @@
-"""`report.html`: one page that shows a person whether a data set is sound."""
+"""Writes `report.html`: one page that shows whether a data set is sound."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ _TEMPLATE_NAME = "report.html.jinja"
 _NUM_EXAMPLES = 10
 _SPLIT_NAMES = {"train": "Training", "eval": "Evaluation"}
 _REASONS_OF_SPLITS = {
-    "chunks_without_next": "runs of sentences without a next one, and without another document",
-    "tokens_truncated": "tokens of pairs that were too long",
-    "instances_without_mask": "instances without any masked piece (they are kept)",
+    "chunks_without_next": "chunks with no next sentence and no other document to draw B from",
+    "tokens_truncated": "tokens cut from pairs that were too long",
+    "instances_without_mask": "instances without a masked piece (these are kept)",
 }
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The train or the eval part of a data set."""
+    """The train or the eval split of a data set."""
 
     name: str
     shards: list[Shard]
@@ -36,7 +36,7 @@ class _Split:
 
     @property
     def counts(self) -> Counter[str]:
-        """The statistics; what was not counted is 0, as when there is no instance."""
+        """The statistics, with 0 for anything not counted, as in a split without instances."""
         return Counter(self.statistics)
 
     @property
@@ -50,13 +50,13 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Example:
-    """An instance to be shown.
+    """An instance to show.
 
     Attributes:
-      shard, number: where it stands.
-      num_tokens, num_masked: how many it has.
+      shard, number: name of its shard, and its index within that shard.
+      num_tokens, num_masked: number of tokens, and of those that are masked.
       is_random_next: whether B is random.
-      segments: the words of A and of B, each of one or more pieces.
+      segments: the words of A and of B; each word is a list of one or more pieces.
     """
 
     shard: str
@@ -71,9 +71,9 @@ def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -
     """Writes `report.html` beside the shards.
 
     Args:
-      output_dir: where the shards are.
-      manifest: of the data set, which need not be written yet.
-      vocabulary: that of the data set.
+      output_dir: directory of the shards.
+      manifest: the data set's manifest, which need not be on disk yet.
+      vocabulary: the data set's vocabulary.
     """
     splits = [
         _Split(name, manifest.shards_of(split), manifest.statistics.get(split, {}))
@@ -105,15 +105,15 @@ def _template_environment() -> Environment:
 
 
 def _all_options(manifest: Manifest) -> dict[str, Any]:
-    """The options by name; the lengths and the tokenizer's first, nothing twice."""
+    """The options by name, each once; the lengths and the tokenizer's options come first."""
     names = ("max_seq_length", "max_predictions_per_seq", "do_lower_case", "strip_accents")
     options = {name: getattr(manifest, name) for name in names} | manifest.options
-    options.pop("unicode_version", None)  # no option; it is shown with the vocabulary
+    options.pop("unicode_version", None)  # not an option; shown with the vocabulary
     return options
 
 
 def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
-    """The train instances, in the order of the shards, where they are shuffled."""
+    """Yields the train instances in the order of the shards, which is already shuffled."""
     for shard in manifest.shards_of("train"):
         for number, instance in enumerate(read_instances(output_dir / shard.name)):
             pieces = pieces_of(instance, vocabulary)
@@ -131,7 +131,7 @@ def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> I
 
 
 def _words(pieces: list[Piece]) -> list[list[Piece]]:
-    """The pieces of each word; truncation may have left a segment's first word headless."""
+    """Groups pieces into words; truncation may have cut off the start of a segment's first word."""
     words: list[list[Piece]] = []
     for piece in pieces:
         joins = piece.original.startswith("##") and words and not _is_special(words[-1][-1])
@@ -143,7 +143,7 @@ def _words(pieces: list[Piece]) -> list[list[Piece]]:
 
 
 def _is_special(piece: Piece) -> bool:
-    """Whether a piece is one that the layout puts around the segments."""
+    """Whether a piece is one of those that the layout adds around the segments."""
     return piece.replacement is None and piece.original in ("[CLS]", "[SEP]")
 
 
@@ -156,13 +156,13 @@ def _format_percent(share: float) -> str:
 
 
 def _format_range(lengths: str) -> str:
-    """A range of lengths, `first-last`, with a proper dash; one number where they are the same."""
+    """A range `first-last` with an en dash, or a single number if both ends are equal."""
     first, last = lengths.split("-")
     return first if first == last else f"{first}–{last}"
 
 
 def _format_size(num_bytes: int) -> str:
-    """A size in a unit that a person can grasp."""
+    """A size in the largest unit that keeps the number at 1 or above."""
     size, unit = float(num_bytes), "bytes"
     for larger_unit in ("kB", "MB", "GB", "TB"):
         if size < 1000:

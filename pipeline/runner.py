@@ -1,4 +1,4 @@
-"""Beam's runner: which one, which ones not, and what the embedded one needs watching for."""
+"""Beam's runner: the default, the refused ones, and guards for the embedded one."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from pipeline.errors import UserError
 
 EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
-# What Beam raises, in a thread of its own, about a worker of `multi_processing`.
+# The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
 _BEAMS_MESSAGE = "Worker subprocess exited"
-# What gRPC raises, in a thread of its own, when a job server ends while Beam waits for it.
+# The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
 _SECONDS_TO_ANSWER = 10
@@ -35,7 +35,7 @@ def choose_runner(beam_options: PipelineOptions) -> None:
     """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
 
     Raises:
-      UserError: the runner or its mode drops records without an error, its job service is not there, or
+      UserError: the runner or its mode silently drops records, its job service does not answer, or
         an option says not to wait for the job.
     """
     standard = beam_options.view_as(StandardOptions)
@@ -44,7 +44,7 @@ def choose_runner(beam_options: PipelineOptions) -> None:
     if name in ("directrunner", "fnapirunner"):
         standard.runner = EMBEDDED_RUNNER
     if name == "daskrunner":
-        raise UserError("--runner=DaskRunner drops outputs without an error; use another runner")
+        raise UserError("--runner=DaskRunner silently drops outputs; use another runner")
     multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
     timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
     if multi_threading or timed_flush:
@@ -61,28 +61,31 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             if standard.no_wait_until_finish
             else "--output_executable_path"
         )
-        raise UserError(f"leave out {refused}: the manifest is written when the job is done")
+        raise UserError(
+            f"remove {refused}: the command must wait for the job, then write the manifest"
+        )
     if portable.job_endpoint:
         _check_answers(portable.job_endpoint)
 
 
 def _check_answers(job_endpoint: str) -> None:
-    """Sees that something listens there, for which Beam itself would wait for minutes."""
+    """Checks that something listens at the endpoint; Beam itself would wait for minutes."""
     host, _, port = job_endpoint.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the runner's, or "
-            "give HOST:PORT of one"
+            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the job "
+            "service of the runner, or set the option to its HOST:PORT"
         ) from error
 
 
 @contextmanager
 def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator[None]:
-    """Within, the worker processes of `multi_processing` log as the options say.
+    """Passes the log levels in the options to the worker processes of `multi_processing`.
 
-    Beam starts them without any options, at the level INFO; a file of options it would obey.
+    Beam starts these processes without options, at level INFO. But they read a file of options that
+    an environment variable names.
     """
     workers = beam_options.view_as(WorkerOptions)
     names = ("default_sdk_harness_log_level", "sdk_harness_log_level_overrides")
@@ -99,23 +102,23 @@ def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator
 
 @contextmanager
 def dead_worker_ends_process() -> Iterator[None]:
-    """Within, the death of a worker process ends this process with exit code 1 and a message.
+    """Ends this process with a message and exit code 1 if a worker process dies within the block.
 
-    Beam itself would wait for ever. An exception could not get out: its threads wait for the worker's
-    answer whatever happens.
+    Beam itself would wait forever. An exception would not help, because Beam's threads would still
+    wait for the worker's answer.
     """
     previous_hook = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         error = arguments.exc_value
         if isinstance(error, grpc.RpcError) or _CLOSED_CHANNEL in str(error):
-            return  # a broken connection, which says less than what follows
+            return  # a broken connection; a later error says more
         if _BEAMS_MESSAGE not in str(error):
             previous_hook(arguments)
             return
         logging.error(
-            "a worker process died (%s), perhaps for lack of memory: the same command goes on with "
-            "what is finished; with fewer --direct_num_workers it needs less memory",
+            "a worker process died (%s), perhaps because memory ran out: run the same command "
+            "again to resume; fewer --direct_num_workers need less memory",
             error,
         )
         logging.flush()

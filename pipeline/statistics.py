@@ -1,4 +1,4 @@
-"""Counts from the workers to the facts in the manifest."""
+"""Turns the workers' counts into the statistics of the manifest."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,14 @@ from pipeline.tokenization import Vocabulary
 
 DROP_REASONS = {
     "records_skipped": "records that could not be read or had no text",
-    "lines_outside_documents": "lines outside of <doc …> and </doc>",
-    "lines_with_invalid_utf8": "lines of which only the valid UTF-8 was kept",
+    "lines_outside_documents": "lines outside <doc …> and </doc>",
+    "lines_with_invalid_utf8": "lines with invalid UTF-8, which was dropped",
     "documents_too_short": "documents shorter than --min_document_characters",
-    "documents_without_tokens": "documents without any token",
-    "documents_duplicate": "documents with the same text as one before",
-    "sentences_without_tokens": "sentences without any token",
+    "documents_without_tokens": "documents without tokens",
+    "documents_duplicate": "documents with the same text as an earlier one",
+    "sentences_without_tokens": "sentences without tokens",
 }
-"""The counts of what was dropped from the corpus, and what they mean."""
+"""The counts of everything that was dropped from the corpus, with their meaning."""
 
 _MASKED_TOKENS_OF_A_SHARD = 100
 _MASKED_TOKENS_OF_A_DATA_SET = 30
@@ -28,11 +28,11 @@ _LENGTH_RANGES = 16
 
 
 class InstanceHistograms:
-    """How often each length and each masked token occurs among the instances of a shard.
+    """Counts each length and each masked token among the instances of a shard.
 
     Args:
-      max_seq_length: S.
-      vocabulary: that of the instances.
+      max_seq_length: maximum length of an instance, S.
+      vocabulary: the vocabulary of the instances.
     """
 
     def __init__(self, max_seq_length: int, vocabulary: Vocabulary):
@@ -41,18 +41,18 @@ class InstanceHistograms:
         self._masked = np.zeros(len(vocabulary), np.int64)
 
     def add(self, instances: Instances) -> None:
-        """Counts a batch."""
+        """Counts a batch of instances."""
         lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
         self._lengths += np.bincount(lengths, minlength=len(self._lengths))
         labels = instances["masked_lm_ids"][instances["masked_lm_weights"] > 0]
         self._masked += np.bincount(labels, minlength=len(self._masked))
 
     def lengths(self) -> Counter[int]:
-        """Instances of each length that occurs."""
+        """Returns the number of instances of each length that occurs."""
         return Counter({int(n): int(self._lengths[n]) for n in np.flatnonzero(self._lengths)})
 
     def masked_tokens(self) -> Counter[str]:
-        """How often the hundred tokens that are masked most often are masked."""
+        """Returns the counts of the hundred tokens that are masked most often."""
         order = np.argsort(-self._masked, kind="stable")[:_MASKED_TOKENS_OF_A_SHARD]
         return Counter(
             {self._vocabulary.tokens[n]: int(self._masked[n]) for n in order if self._masked[n]}
@@ -61,13 +61,13 @@ class InstanceHistograms:
 
 @dataclass(frozen=True)
 class ShardResults:
-    """A shard and what was counted while it was built.
+    """A shard and the counts taken while it was built.
 
     Attributes:
       shard: the shard.
-      counts: of `instances.generate_instances`.
-      lengths: instances of each length.
-      masked_tokens: how often the most frequent ones are masked.
+      counts: the counts from `instances.generate_instances`.
+      lengths: number of instances of each length.
+      masked_tokens: number of times each of the most often masked tokens is masked.
     """
 
     shard: Shard
@@ -76,12 +76,12 @@ class ShardResults:
     masked_tokens: Counter[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The results as JSON values."""
+        """Returns the results as JSON values."""
         return {**vars(self), "shard": asdict(self.shard)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ShardResults":
-        """The results that `to_json` gave."""
+        """Restores the results from the values that `to_json` returned."""
         return cls(
             Shard(**values["shard"]),
             Counter(values["counts"]),
@@ -92,11 +92,11 @@ class ShardResults:
 
 @dataclass(frozen=True)
 class BuildResults:
-    """What the workers counted.
+    """The counts from all workers.
 
     Attributes:
-      corpus: counts of `documents.read_documents` and `corpus.tokenize_document`, over all portions,
-        and documents_duplicate.
+      corpus: documents_duplicate, and the counts from `documents.read_documents` and
+        `corpus.tokenize_document`, summed over all portions.
       shards: the results of every shard.
     """
 
@@ -105,7 +105,7 @@ class BuildResults:
 
 
 def sum_counters(counters: Iterable[Mapping[Any, int]]) -> Counter[Any]:
-    """The sum of counters; unlike `sum`, it also keeps what is 0."""
+    """Adds counters; unlike `sum`, it keeps entries that are 0."""
     total: Counter[Any] = Counter()
     for counter in counters:
         total.update(counter)
@@ -113,10 +113,10 @@ def sum_counters(counters: Iterable[Mapping[Any, int]]) -> Counter[Any]:
 
 
 def check_documents_agree(results: BuildResults) -> None:
-    """Documents read, tokenized and built are counted apart, and none may be lost on the way.
+    """Checks that the separate counts of documents read, tokenized and built agree.
 
     Raises:
-      RuntimeError: the counts differ; the runner has lost or repeated records.
+      RuntimeError: the counts differ, so the runner has lost or repeated records.
     """
     corpus = results.corpus
     dropped = corpus["documents_too_short"] + corpus["documents_without_tokens"]
@@ -132,13 +132,13 @@ def check_documents_agree(results: BuildResults) -> None:
     for (split, pass_index), documents in built.items():
         if split == "train" and documents + built["eval", 0] != expected:
             raise RuntimeError(
-                f"tokenized {expected} documents but built {documents} of pass {pass_index} and "
+                f"tokenized {expected} documents but built {documents} in pass {pass_index} and "
                 f"{built['eval', 0]} for evaluation: the runner has lost or repeated records"
             )
 
 
 def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
-    """The manifest's statistics: counts, and the shares that tell whether a data set is sound."""
+    """Returns the manifest's statistics: counts, and shares that show if a data set is sound."""
     corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
         "corpus": {
@@ -166,7 +166,7 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
                 "instances_by_length": _in_ranges(
                     sum_counters(result.lengths for result in members), max_seq_length
                 ),
-                # Of those that are frequent in their shard: others cannot be frequent in all.
+                # Only tokens that are frequent in some shard can be frequent in the data set.
                 "most_masked_tokens": dict(
                     sorted(masked_tokens.items(), key=lambda item: (-item[1], item[0]))[
                         :_MASKED_TOKENS_OF_A_DATA_SET
@@ -177,7 +177,7 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
 
 
 def _in_ranges(lengths: Counter[int], max_seq_length: int) -> dict[str, int]:
-    """Instances by length, in about 16 ranges of the same width up to S, named `first-last`."""
+    """Counts instances by length in about 16 ranges of equal width up to S, named `first-last`."""
     width = -(-max_seq_length // _LENGTH_RANGES)
     ranges = {
         f"{first}-{min(first + width - 1, max_seq_length)}": range(first, first + width)

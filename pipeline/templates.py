@@ -1,14 +1,14 @@
-"""Jinja templates, which stand beside the modules that fill them."""
+"""Jinja templates, which are stored beside the modules that render them."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def template_environment(package: str, autoescape: bool = False) -> Environment:
-    """What renders the templates of a package; a name without a value is an error.
+    """Creates the environment for a package's templates; an undefined name in one is an error.
 
     Args:
-      package: the package whose folder holds the templates, such as "launch".
-      autoescape: whether values are escaped, as HTML needs.
+      package: name of the package whose folder holds the templates, such as "launch".
+      autoescape: whether to escape values, which HTML requires.
     """
     return Environment(
         loader=PackageLoader(package, "."),

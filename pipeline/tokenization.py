@@ -1,8 +1,8 @@
 """BERT's tokenizer: clean, split, lower-case, strip accents, then greedy WordPiece.
 
-The rules are those of the original release (google-research/bert, tokenization.py), token for
-token. `FullTokenizer.encode` gives the same ids as `tokenize` through two bounded memos, from
-whitespace-separated words and from basic tokens to ids.
+It gives the same tokens as the original release (google-research/bert, tokenization.py).
+`FullTokenizer.encode` gives the same ids as `tokenize`, but faster. It uses two bounded memos: one
+maps whitespace-separated words to ids, the other maps basic tokens to ids.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ MAX_MEMO_ENTRIES = 1 << 17
 _LONGEST_MEMO_KEY = 64
 _LONGEST_PART = 1 << 20
 
-# The eight ranges of CJK ideographs; kana and Hangul are not among them.
+# The eight ranges of CJK ideographs; they exclude kana and Hangul.
 _IDEOGRAPHS = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f\U0002b820-\U0002ceaf"
@@ -31,23 +31,23 @@ _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _WORD_BOUNDARY = re.compile(rf"[\s{_IDEOGRAPHS}]")
 _ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
-# `str.split` takes these control characters for white space; the original deletes them.
+# `str.split` treats these control characters as white space; the original deletes them.
 _CONTROL_WHITESPACE = "\v\f\x1c\x1d\x1e\x1f\x85"
 _DROP_CONTROL_WHITESPACE = dict.fromkeys(map(ord, _CONTROL_WHITESPACE))
 
 
 class Vocabulary:
-    """The WordPiece vocabulary: one token a line, the id is the line's number.
+    """The WordPiece vocabulary: a file with one token per line; the line number is the id.
 
     Attributes:
-      tokens: token of each id.
-      ids: id of each token.
-      sha256: of the file, in hexadecimal.
-      id_dtype: the smallest unsigned type that holds every id.
-      begins_word: bool [V], False for the `##` pieces, which join the piece before them.
+      tokens: the token of each id.
+      ids: the id of each token.
+      sha256: SHA-256 of the file, in hexadecimal.
+      id_dtype: the smallest unsigned dtype that can hold every id.
+      begins_word: bool [V]; False for `##` pieces, which continue the piece before them.
 
     Raises:
-      UserError: the file is missing, is not UTF-8 or lacks one of `SPECIAL_TOKENS`.
+      UserError: the file cannot be read, is not UTF-8, or lacks one of `SPECIAL_TOKENS`.
     """
 
     def __init__(self, vocab_file: str | Path):
@@ -61,7 +61,7 @@ class Vocabulary:
                 f"the vocabulary {vocab_file} is not UTF-8 text: byte {error.start} is invalid"
             ) from error
         self.tokens = [line.strip() for line in lines]
-        # A token that stands twice keeps its last line's number, as in the original.
+        # A token listed twice gets the number of its last line, as in the original.
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.id_dtype = np.dtype(np.uint16 if len(self.tokens) <= 1 << 16 else np.uint32)
@@ -70,18 +70,18 @@ class Vocabulary:
         if missing:
             raise UserError(
                 f"the vocabulary {vocab_file} has no {', '.join(missing)}: "
-                f"BERT needs {' '.join(SPECIAL_TOKENS)}, each on a line of its own"
+                f"BERT needs {' '.join(SPECIAL_TOKENS)}, each on its own line"
             )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def repeated_tokens(self) -> list[str]:
-        """The tokens that stand on more than one line; of their ids only the last is ever used."""
+        """Returns the tokens on more than one line; only the last of a token's ids is ever used."""
         return [token for number, token in enumerate(self.tokens) if self.ids[token] != number]
 
     def ordinary_ids(self) -> np.ndarray:
-        """The ids of all tokens but the special and the `[unused…]` ones, in rising order."""
+        """Returns the ids of all tokens except special and `[unused…]` ones, in ascending order."""
         return np.array(
             [
                 number
@@ -92,12 +92,12 @@ class Vocabulary:
 
 
 class BasicTokenizer:
-    """Splits text at white space and punctuation, with each CJK ideograph on its own.
+    """Splits text at white space and punctuation; each CJK ideograph is a token.
 
     Args:
-      do_lower_case: also lower-case the text, as uncased models do.
-      strip_accents: whether to decompose characters (NFD) and drop accents; None, the original's way,
-        does so when lower-casing. It destroys Korean and Japanese, which need False.
+      do_lower_case: whether to lower-case the text, as uncased models do.
+      strip_accents: whether to decompose characters (NFD) and drop accents. None does so only when
+        lower-casing, like the original. Korean and Japanese need False, because this damages them.
     """
 
     def __init__(self, do_lower_case: bool = True, strip_accents: bool | None = None):
@@ -105,7 +105,7 @@ class BasicTokenizer:
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
 
     def tokenize(self, text: str) -> list[str]:
-        """The basic tokens of `text`, in order."""
+        """Returns the basic tokens of `text`, in order."""
         spaced = _IDEOGRAPH.sub(r" \g<0> ", clean_text(text))
         tokens: list[str] = []
         for word in spaced.split():
@@ -119,8 +119,8 @@ class WordpieceTokenizer:
     """Greedy longest-match-first WordPiece.
 
     Args:
-      vocab: token to id; pieces inside a word begin with `##`.
-      unk_token: stands for a word that cannot be made of pieces or is longer than 200 characters.
+      vocab: maps each token to its id; pieces inside a word begin with `##`.
+      unk_token: replaces a word that no pieces can form or that is longer than 200 characters.
     """
 
     def __init__(self, vocab: Mapping[str, int], unk_token: str = "[UNK]"):
@@ -130,11 +130,11 @@ class WordpieceTokenizer:
         self._longest_piece = max(map(len, vocab), default=0)
 
     def tokenize(self, text: str) -> list[str]:
-        """The pieces of every whitespace-separated word of `text`, which is already basic-tokenized."""
+        """Returns the pieces of all words in `text`: basic tokens with white space between them."""
         return [piece for word in text.split() for piece in self.pieces_of_word(word)]
 
     def pieces_of_word(self, word: str) -> list[str]:
-        """The pieces of one word."""
+        """Returns the pieces of one word."""
         if len(word) > MAX_CHARACTERS_PER_WORD:
             return [self.unk_token]
         pieces: list[str] = []
@@ -152,11 +152,11 @@ class WordpieceTokenizer:
 
 
 class FullTokenizer:
-    """Text to WordPiece tokens or ids.
+    """Turns text into WordPiece tokens or ids.
 
     Args:
-      vocab_file: the vocabulary, one token a line.
-      do_lower_case, strip_accents: as of `BasicTokenizer`.
+      vocab_file: path of the vocabulary, a file with one token per line.
+      do_lower_case, strip_accents: options of `BasicTokenizer`.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class FullTokenizer:
         self._ids_of_word = _Memo(self._encode_word)
 
     def tokenize(self, text: str) -> list[str]:
-        """The WordPiece tokens of `text`, the plain way: what `encode` must agree with."""
+        """Returns the WordPiece tokens of `text`, the simple way; `encode` must agree with it."""
         return [
             piece
             for token in self.basic_tokenizer.tokenize(text)
@@ -184,15 +184,15 @@ class FullTokenizer:
         ]
 
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
-        """The ids of `tokens`; a token outside the vocabulary is a KeyError."""
+        """Returns the ids of `tokens`; raises KeyError for a token outside the vocabulary."""
         return [self.vocabulary.ids[token] for token in tokens]
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text`: `convert_tokens_to_ids(tokenize(text))` as an array, only fast."""
+        """Returns `convert_tokens_to_ids(tokenize(text))` as an array, but faster."""
         return np.frombuffer(self.encode_to_bytes([text])[0], self.vocabulary.id_dtype)
 
     def encode_to_bytes(self, sentences: list[str]) -> list[bytes]:
-        """The ids of each sentence as the bytes of an array of `vocabulary.id_dtype`."""
+        """Returns the ids of each sentence, as the bytes of a `vocabulary.id_dtype` array."""
         text = "\n".join(sentences)
         if any(character in text for character in _CONTROL_WHITESPACE):
             sentences = list(map(drop_control_whitespace, sentences))
@@ -206,13 +206,13 @@ class FullTokenizer:
         ]
 
     def units(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where each ideograph, and each run between ideographs and spaces, begins; and its pieces.
+        """Locates each ideograph and each run of other characters, and counts its pieces.
 
         Args:
-          text: after `drop_control_whitespace`.
+          text: text that `drop_control_whitespace` returned.
 
         Yields:
-          Pairs of an offset in `text` and a number of pieces, in order.
+          For each unit, in order, its offset in `text` and its number of pieces.
         """
         item_bytes = self.vocabulary.id_dtype.itemsize
         for unit in _IDEOGRAPH_OR_WORD.finditer(text):
@@ -236,10 +236,10 @@ class FullTokenizer:
 
 
 class _Memo(dict[str, bytes]):
-    """Remembers what `encode` gave for a key, in bounded memory.
+    """Caches the results of `encode` in bounded memory.
 
-    When it is full, it keeps what it holds as the old generation and begins a young one: words in
-    use come back from the old one, the others are forgotten.
+    A full memo keeps its entries as the old generation and starts a new one. Words still in use
+    move from the old generation to the new one; the others are forgotten.
     """
 
     def __init__(self, encode: Callable[[str], bytes]):
@@ -254,19 +254,19 @@ class _Memo(dict[str, bytes]):
         value = self._old.get(key)
         if value is None:
             value = self._encode(key)
-        # Longer ones hardly come again, and would take much memory.
+        # Longer keys rarely recur and would take much memory.
         if len(key) <= _LONGEST_MEMO_KEY:
             self[key] = value
         return value
 
 
 def drop_control_whitespace(text: str) -> str:
-    """Drops what `str.split` takes for white space but the original for control characters."""
+    """Drops characters that `str.split` treats as white space but the original as control ones."""
     return text.translate(_DROP_CONTROL_WHITESPACE)
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A long text in parts that end between words: all its words at once would take gigabytes."""
+    """Cuts a long text between words, because all its words at once would take gigabytes."""
     start = 0
     while start < len(text):
         boundary = _WORD_BOUNDARY.search(text, start + _LONGEST_PART // 2)
@@ -276,17 +276,17 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _split_at_ideographs(text: str) -> list[str]:
-    # Ideographs apart, or the memo would fill with clauses that never come again.
+    # Ideographs are separated; otherwise the memo would fill with clauses that never recur.
     return _IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
 
 
 def has_ideograph(text: str) -> bool:
-    """Whether one of the characters is a CJK ideograph, which is a token of its own."""
+    """Whether the text contains a CJK ideograph; each of these is a separate token."""
     return not text.isascii() and _IDEOGRAPH.search(text) is not None
 
 
 def clean_text(text: str) -> str:
-    """Drops NUL, U+FFFD and control characters; every kind of white space becomes a space."""
+    """Drops NUL, U+FFFD and control characters, and turns all white space into spaces."""
     return "".join(
         " " if _is_space(character) else character
         for character in text
@@ -295,7 +295,7 @@ def clean_text(text: str) -> str:
 
 
 def without_accents(text: str) -> str:
-    """Canonical decomposition (NFD) without nonspacing marks (Mn); nothing is composed again."""
+    """Decomposes text (NFD) and drops nonspacing marks (Mn), without composing it again."""
     decomposed = unicodedata.normalize("NFD", text)
     return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
 
@@ -304,7 +304,7 @@ def _split_at_punctuation(word: str) -> list[str]:
     if word.isalnum():
         return [word]
     spaced = "".join(f" {c} " if _is_punctuation(c) else c for c in word)
-    # Only spaces were put in; NFD may have left other white space, which splits in the original too.
+    # NFD may have introduced other white space; the original splits there too.
     return spaced.split()
 
 
@@ -317,6 +317,6 @@ def _is_control(character: str) -> bool:
 
 
 def _is_punctuation(character: str) -> bool:
-    # ASCII symbols such as $ and ^ count as punctuation though Unicode files them elsewhere.
+    # ASCII symbols such as $ and ^ count as punctuation, although Unicode classes them differently.
     ascii_symbol = character.isascii() and character.isprintable() and not character.isalnum()
     return (ascii_symbol and character != " ") or unicodedata.category(character).startswith("P")

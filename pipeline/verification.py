@@ -1,4 +1,4 @@
-"""Whether a data set's files are still what its manifest says."""
+"""Checks that the files of a data set match its manifest."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ def verify(data_set: DataSet) -> Iterator[str]:
     if not vocabulary.exists():
         yield f"{vocabulary} is missing"
     elif not has_sha256(vocabulary, manifest.vocab_sha256):
-        yield f"{vocabulary} is not the vocabulary the data set was made with"
+        yield f"{vocabulary} is not the vocabulary that made this data set"
 
 
 def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
-    """The first thing that is wrong with a shard, the one that says most."""
+    """Yields the most informative difference of a shard, if any."""
     if not path.exists():
         yield f"{path} is missing"
         return
@@ -46,4 +46,4 @@ def _verify_shard(path: Path, shard: Shard) -> Iterator[str]:
     if instances != shard.instances:
         yield f"{path} has {instances} records, not {shard.instances}"
     elif digest.hexdigest() != shard.sha256:
-        yield f"{path} has another SHA-256 than in the manifest"
+        yield f"{path} does not have the SHA-256 in the manifest"

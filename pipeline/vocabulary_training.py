@@ -1,12 +1,12 @@
-"""Texts to a WordPiece vocabulary, trained with the `tokenizers` library, the same on every run.
+"""Trains a WordPiece vocabulary with the `tokenizers` library; every run gives the same result.
 
-The library's trainer merges the most frequent pair of neighbouring pieces, again and again (BPE with
-`##`; huggingface/tokenizers, models/wordpiece/trainer.rs and models/bpe/trainer.rs). Of pairs that
-are equally frequent it takes the one with the smallest ids. But it numbers the `##` characters, and
-cuts the alphabet among equally rare characters, in the order of a randomly seeded hash map. So here
-the alphabet is counted first, and all its characters get their ids before the trainer sees a word.
-From then on nothing is left to chance: every occurrence of a piece is merged from the same two parts
-in the same step, so a pair enters the trainer's queue once, and no two entries have equal rank.
+The library's trainer repeatedly merges the most frequent pair of neighbouring pieces (BPE with
+`##`; huggingface/tokenizers, models/wordpiece/trainer.rs and models/bpe/trainer.rs). Among equally
+frequent pairs it takes the one with the smallest ids. However, a randomly seeded hash map decides
+the ids of the `##` characters, and which of several equally rare characters stay in the alphabet.
+Therefore this module counts the alphabet first and gives all its characters ids before the trainer
+reads a word. The rest is deterministic: every occurrence of a piece is merged from the same two
+parts in the same step, so a pair enters the trainer's queue once and no two entries rank equally.
 """
 
 import re
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MIN_FREQUENCY = 2
-"""How often a pair of pieces must occur to become a piece."""
+"""The minimum number of occurrences that makes a pair of pieces a new piece."""
 
 _UNUSED_BEFORE_UNK = 99
-# Of the characters of the text. What is missing makes [UNK] of whole words, each a single piece.
+# Share of the text's characters. Any other character turns a whole word into a single [UNK].
 _SUFFICIENT_COVERAGE = 0.9998
 _USUAL_ALPHABET = 1000
-# Small pieces from all over the corpus make a better sample than few large ones.
+# Many small portions from all over the corpus make a better sample than a few large ones.
 _SAMPLED_BYTES = 1 << 20
 _MOST_PORTIONS = 4096
-# The tokenizer makes [UNK] of longer words, and the trainer's time grows with their length squared.
-# Ideographs, which are words of their own, may stand in longer runs.
+# The tokenizer turns longer words into [UNK], and the trainer's time grows with the square of their
+# length. Longer runs of ideographs are fine, because each ideograph is a word.
 _OVERLONG_WORD = re.compile(rf"[^\W\u3400-\u9fff]{{{MAX_CHARACTERS_PER_WORD + 1},}}")
 
 
@@ -50,26 +50,28 @@ def train_vocabulary(
     num_unused: int,
     limit_alphabet: int | None = None,
 ) -> list[str]:
-    """The tokens of a WordPiece vocabulary for the texts, in the order of their ids.
+    """Trains a WordPiece vocabulary and returns its tokens in the order of their ids.
 
-    They are the special and unused tokens as `reserved_tokens` orders them, the characters of the
-    alphabet, then those that can stand inside a word once more with `##`, both in the order of their
-    code points, then the learnt pieces, those learnt first in front. The same texts, in any order,
-    and arguments give the same tokens in every process and with any number of threads.
+    The special and unused tokens come first, ordered by `reserved_tokens`. The characters of the
+    alphabet follow, then the `##` forms of those that can continue a word, both ordered by code
+    point. The learned pieces come last, in the order in which they were learned. The same texts, in
+    any order, and the same arguments give the same tokens, in every process and with any number of
+    threads.
 
     Args:
-      read_texts: gives the texts, lines or sentences; it is called twice and must give the same.
-      vocab_size: at most so many tokens; fewer when no other pair occurs `MIN_FREQUENCY` times.
-      do_lower_case: as of `pipeline.tokenization.BasicTokenizer`.
-      strip_accents: as of `pipeline.tokenization.BasicTokenizer`.
-      num_unused: how many `[unused…]` tokens are kept free for later use.
-      limit_alphabet: how many different characters are kept, the most frequent ones, at equal counts
-        those with the smaller code points. A word with any other character is [UNK]. None: as many
-        as 99.98 % of the text consists of, and 1,000 if there are so many.
+      read_texts: returns the texts (lines or sentences); called twice, with equal results.
+      vocab_size: maximum number of tokens; fewer if no other pair occurs `MIN_FREQUENCY` times.
+      do_lower_case: option of `pipeline.tokenization.BasicTokenizer`.
+      strip_accents: option of `pipeline.tokenization.BasicTokenizer`.
+      num_unused: number of `[unused…]` tokens to reserve for later use.
+      limit_alphabet: number of different characters to keep. The most frequent ones are kept, and
+        the smaller code points among equally frequent ones. A word with any other character is
+        [UNK]. None keeps enough to cover 99.98% of the text, and at least 1,000 if the text has
+        that many.
 
     Raises:
       UserError: tokenizers is not installed, there is no text, a number is out of range, or
-        `vocab_size` does not hold what comes before the learnt pieces.
+        `vocab_size` is too small for the tokens before the learned pieces.
     """
     tokenizer = _untrained_tokenizer(do_lower_case, strip_accents)
     reserved = reserved_tokens(num_unused)
@@ -79,8 +81,8 @@ def train_vocabulary(
     if len(fixed) > vocab_size:
         raise UserError(
             f"--vocab_size={vocab_size} is too small: {len(reserved)} special and unused tokens, "
-            f"{len(alphabet)} characters and {len(inside)} of them with ## are {len(fixed)}; give a "
-            "larger one, or a smaller --limit_alphabet or --num_unused"
+            f"{len(alphabet)} characters and {len(inside)} of them with ## make {len(fixed)}; "
+            "increase it, or reduce --limit_alphabet or --num_unused"
         )
     _train(tokenizer, _readable(read_texts()), vocab_size, alphabet, fixed)
     ids = tokenizer.get_vocab(with_added_tokens=False)
@@ -97,13 +99,13 @@ def train_vocabulary(
 def read_sample(
     files: list[InputFile], options: ReadOptions, max_bytes: int, random_seed: int
 ) -> Iterator[str]:
-    """The lines of the corpus, or of portions of it in random order until there are enough.
+    """Yields the lines of the corpus, or of randomly chosen portions if the corpus is too large.
 
     Args:
-      files: the corpus.
-      options: how documents are read.
-      max_bytes: how much text is enough.
-      random_seed: decides which portions; the same seed and files give the same lines.
+      files: the files of the corpus.
+      options: options for reading documents.
+      max_bytes: amount of text after which to stop, in bytes.
+      random_seed: seed for the choice of portions; the same seed and files give the same lines.
 
     Raises:
       UserError: a file cannot be read, or `max_bytes` is not positive.
@@ -117,7 +119,7 @@ def read_sample(
     else:
         portions = plan_portions(files, max(_SAMPLED_BYTES, total_bytes // _MOST_PORTIONS))
         bytes_of_each = max(_SAMPLED_BYTES, max_bytes // len(portions))
-        # A generator's `permutation` may change between versions of NumPy; its raw bits do not.
+        # NumPy may change a generator's `permutation` between versions, but not its raw bits.
         order = np.argsort(np.random.PCG64(random_seed).random_raw(len(portions)), kind="stable")
     bytes_left = max_bytes
     for number in order:
@@ -129,7 +131,7 @@ def read_sample(
 
 
 def _read_beginning(portion: Portion, options: ReadOptions, num_bytes: int) -> Iterator[str]:
-    """The lines of whole documents, until there are that many bytes."""
+    """Yields the lines of whole documents until they reach `num_bytes`."""
     lines_only = replace(options, sentences=Sentences.LINES)
     for file_range in portion:
         for document in read_documents(file_range, lines_only, Counter()):
@@ -140,10 +142,10 @@ def _read_beginning(portion: Portion, options: ReadOptions, num_bytes: int) -> I
 
 
 def reserved_tokens(num_unused: int) -> list[str]:
-    """The tokens in front of the alphabet, where the original's bert-base-uncased has them.
+    """Returns the tokens before the alphabet, in the positions of the original bert-base-uncased.
 
-    [PAD] is 0, and up to 99 unused tokens stand before [UNK] [CLS] [SEP] [MASK], which are thus 100 to
-    103 when there are 99 or more; the other unused tokens follow.
+    [PAD] has id 0. Up to 99 unused tokens come before [UNK] [CLS] [SEP] [MASK], which therefore get
+    the ids 100 to 103 if there are 99 or more. The other unused tokens follow.
 
     Raises:
       UserError: `num_unused` is negative.
@@ -160,7 +162,7 @@ def reserved_tokens(num_unused: int) -> list[str]:
 
 
 def _untrained_tokenizer(do_lower_case: bool, strip_accents: bool | None) -> "Tokenizer":
-    """BERT's normalizer and pre-tokenizer around an empty model."""
+    """An empty model with BERT's normalizer and pre-tokenizer."""
     try:
         from tokenizers import (  # noqa: PLC0415 - an extra
             Tokenizer,
@@ -192,7 +194,7 @@ def _alphabet(
     counts: Counter[str] = Counter()
     for text in _readable(read_texts()):
         counts.update(tokenizer.normalizer.normalize_str(text))
-    del counts[" "]  # what the normalizer makes of all white space
+    del counts[" "]  # the normalizer turns all white space into spaces
     if not counts:
         raise UserError("there is no text to train a vocabulary on")
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
@@ -200,14 +202,15 @@ def _alphabet(
     num_sufficient = int(np.searchsorted(covered, _SUFFICIENT_COVERAGE)) + 1
     num_kept = min(limit_alphabet or max(num_sufficient, _USUAL_ALPHABET), len(ranked))
     logging.info(
-        "the alphabet has %s of the text's %s different characters, %.4f%% of the text",
+        "the alphabet has %s of the text's %s different characters and covers %.4f%% of the text",
         f"{num_kept:,}",
         f"{len(ranked):,}",
         100 * covered[num_kept - 1],
     )
     if covered[num_kept - 1] < _SUFFICIENT_COVERAGE:
         logging.warning(
-            "every word with another character will be [UNK]; --limit_alphabet=%d keeps %.2f%%",
+            "every word with any other character will be [UNK]; --limit_alphabet=%d covers %.2f%% "
+            "of the text",
             num_sufficient,
             100 * _SUFFICIENT_COVERAGE,
         )
@@ -215,7 +218,7 @@ def _alphabet(
 
 
 def _joins_words(character: str, tokenizer: "Tokenizer") -> bool:
-    """Whether a character can continue a word, as punctuation and ideographs cannot."""
+    """Whether a character can continue a word; punctuation and ideographs cannot."""
     text = tokenizer.normalizer.normalize_str(f"x{character}x")
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(text)) == 1
 
@@ -227,16 +230,16 @@ def _train(
     alphabet: list[str],
     fixed: list[str],
 ) -> None:
-    """Trains the model of `tokenizer`, in which the tokens `fixed` get the first ids, in order."""
+    """Trains the model of `tokenizer`; the tokens in `fixed` get the first ids, in order."""
     from tokenizers import trainers  # noqa: PLC0415 - an extra
 
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=MIN_FREQUENCY,
         show_progress=False,
-        # No other way fixes the ids of the ## characters.
+        # There is no other way to fix the ids of the ## characters.
         special_tokens=fixed,
-        # Or the trainer would add the characters that are not in `alphabet`.
+        # Otherwise the trainer would add the characters that are not in `alphabet`.
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
@@ -244,8 +247,8 @@ def _train(
 
 
 def _readable(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, without what the library cannot read or the tokenizer will not."""
+    """Drops from texts what the library cannot read and words that the tokenizer would not keep."""
     for text in texts:
-        # Half a surrogate pair, which JSON can hold, has no UTF-8.
+        # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
         encodable = text.encode("utf-8", "ignore").decode("utf-8")
         yield _OVERLONG_WORD.sub(" ", encodable)

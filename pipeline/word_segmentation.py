@@ -1,7 +1,7 @@
-"""Words of text without spaces between them, for whole-word masks: Chinese.
+"""Finds words in text without spaces, such as Chinese, for whole-word masks.
 
-The tokenizer makes a token of each ideograph. A segmenter says which ones belong to one word; those are
-masked together.
+The tokenizer turns each ideograph into a token. A segmenter finds the ideographs that form a word,
+which are then masked together.
 """
 
 import importlib
@@ -16,23 +16,23 @@ from pipeline.files import sha256_of
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace, has_ideograph
 
 Segmenter = Callable[[str], Iterable[str]]
-"""Text to its words, in order; white space between words may be left out."""
+"""Returns the words of a text, in order; it may omit the white space between words."""
 
 _SHOWN_CHARACTERS = 20
 
 
 def load_segmenter(name: str) -> Segmenter:
-    """The segmenter `jieba`, or any `module:function`.
+    """Loads the segmenter `jieba`, or any `module:function`.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no function of that name, or the package is not installed.
     """
     if name == "jieba":
         try:
             import jieba  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise UserError(
-                "--word_segmenter=jieba needs a package: pip install 'clozemill[chinese]'"
+                "--word_segmenter=jieba needs the package jieba: pip install 'clozemill[chinese]'"
             ) from error
         jieba.setLogLevel("WARNING")
         return jieba.cut
@@ -49,7 +49,10 @@ def load_segmenter(name: str) -> Segmenter:
 
 
 def describe_segmenter(name: str | None) -> str | None:
-    """The segmenter's name, with its version where that is known: another one finds other words."""
+    """The segmenter's name and version, because different versions find different words.
+
+    For a function, the SHA-256 of its module's source stands for the version, if it is known.
+    """
     if name is None:
         return None
     if name == "jieba":
@@ -62,13 +65,16 @@ def describe_segmenter(name: str | None) -> str | None:
 def pieces_inside_words(
     sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter
 ) -> list[int]:
-    """Which pieces continue the word of the piece before them, numbered over all the sentences.
+    """Finds the pieces that continue the preceding piece's word, numbered across all sentences.
 
-    Only the beginnings of ideographs and of runs between them are looked at: what is inside of a run
-    keeps the words that spaces and punctuation make.
+    The segmenter only decides whether an ideograph, or a run of other characters, continues a word.
+    Within such a run, spaces and punctuation separate the words.
+
+    Returns:
+      The numbers of the pieces, in ascending order.
 
     Raises:
-      UserError: the segmenter's words are not those of a sentence.
+      UserError: the segmenter fails, or its words do not match a sentence.
     """
     inside = []
     piece = 0
@@ -85,7 +91,7 @@ def pieces_inside_words(
 
 
 def _word_starts(text: str, segment: Segmenter) -> list[int]:
-    """Where the words of `text` begin."""
+    """Returns the offsets in `text` at which its words begin."""
     starts = []
     end = 0
     try:
@@ -107,6 +113,6 @@ def _word_starts(text: str, segment: Segmenter) -> list[int]:
 
 def _wrong_words(text: str, end: int) -> UserError:
     return UserError(
-        "the words of --word_segmenter are not those of the text, from "
-        f"{text[end : end + _SHOWN_CHARACTERS]!r} on"
+        "the words from --word_segmenter do not match the text, starting at "
+        f"{text[end : end + _SHOWN_CHARACTERS]!r}"
     )

@@ -254,7 +254,7 @@ BAD_CORPORA = [
         "o.txt",
         "我用电脑。\n".encode() * 9,
         ("--word_segmenter=json:dumps",),
-        ["are not those of the text, from '我用电脑。' on"],
+        ["do not match the text, starting at '我用电脑。'"],
         id="a segmenter of another kind",
     ),
 ]

@@ -198,4 +198,4 @@ def test_vocabulary_of_special_tokens_only(tmp_path):
     vocab_file = tmp_path / "vocab.txt"
     vocab_file.write_text("\n".join(SPECIAL_TOKENS))
     result = generate(tmp_path, vocab_file=vocab_file)
-    assert_fails_with_one_line(result, vocab_file, "nothing but special tokens")
+    assert_fails_with_one_line(result, vocab_file, "only special tokens")

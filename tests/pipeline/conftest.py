@@ -1,14 +1,27 @@
-"""What several test modules need: the samples, small vocabularies, documents read and as arrays."""
+"""Shared fixtures: samples, small vocabularies, documents, and a small data set."""
 
+import bz2
+import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
+from apache_beam.options.pipeline_options import PipelineOptions
 
+import pipeline.graph
 from pipeline.corpus import DocumentBatch, TokenizedDocument
 from pipeline.documents import Document, ReadOptions, read_documents
+from pipeline.generate import generate
+from pipeline.inputs import InputFormat
+from pipeline.manifest import Manifest
+from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import Portion
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -21,7 +34,7 @@ def data_samples() -> Path:
 
 @pytest.fixture(scope="session")
 def write_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a vocabulary file of the special tokens and the given ones."""
+    """Writes a vocabulary file with the special tokens and the given tokens."""
 
     def write(*tokens: str) -> Path:
         path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
@@ -33,7 +46,7 @@ def write_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def batch_of() -> Callable[..., DocumentBatch]:
-    """Lays out documents, given as lists of sentence lengths, with ids that rise from `first_id`."""
+    """Makes a batch from lists of sentence lengths, with ids that count up from `first_id`."""
 
     def lay_out(
         documents: list[list[int]], first_id: int = 0, word_seed: int | None = None
@@ -57,7 +70,7 @@ def batch_of() -> Callable[..., DocumentBatch]:
 
 @pytest.fixture(scope="session")
 def documents_of() -> Callable[..., list[Document]]:
-    """Reads all documents of portions, with options of `ReadOptions`."""
+    """Reads all documents of portions, with the given `ReadOptions`."""
 
     def read(
         portions: list[Portion], statistics: Counter[str] | None = None, **reading: object
@@ -75,7 +88,10 @@ def documents_of() -> Callable[..., list[Document]]:
 
 @pytest.fixture(scope="session")
 def tokenized_document() -> Callable[..., TokenizedDocument]:
-    """A document of sentences of given lengths; its ids tell its offset, every second begins a word."""
+    """Makes a document with sentences of the given lengths.
+
+    All its token ids equal its offset, and every second token begins a word.
+    """
 
     def make(
         file: str, offset: int, lengths: list[int], digest: bytes | None = None
@@ -91,3 +107,124 @@ def tokenized_document() -> Callable[..., TokenizedDocument]:
         )
 
     return make
+
+
+# For the tests of `generate`.
+
+
+@pytest.fixture(scope="session")
+def corpus(
+    tmp_path_factory: pytest.TempPathFactory, write_vocabulary: Callable[..., Path]
+) -> GenerateOptions:
+    """Options for a corpus of two files with 40 documents of four sentences.
+
+    Each document consists of one word that no other document has.
+    """
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [f"w{number} w{number} w{number}\n" * 4 + "\n" for number in range(40)]
+    (folder / "a.txt").write_text("".join(documents[:15]))
+    (folder / "b.txt").write_text("\u200b\n\n" + "".join(documents[15:]))
+    return GenerateOptions(
+        input_patterns=[f"{folder}/a.txt", f"{folder}/b.txt"],
+        input_format=InputFormat.TEXT,
+        vocab_file=write_vocabulary(*(f"w{number}" for number in range(40))),
+        output_dir=folder / "data",
+        instances=InstanceOptions(
+            max_seq_length=16, max_predictions_per_seq=3, short_seq_prob=0.0, dupe_factor=2
+        ),
+        eval_fraction=0.3,
+        num_shards=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def data_set(corpus: GenerateOptions) -> tuple[Path, Manifest]:
+    """The directory and the manifest of a data set made from `corpus`."""
+    return corpus.output_dir, generate(corpus, PipelineOptions([]))
+
+
+@pytest.fixture
+def options(corpus: GenerateOptions, tmp_path: Path) -> GenerateOptions:
+    """The options of `corpus`, with a separate output directory for the test."""
+    return replace(corpus, output_dir=tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> PipelineOptions:
+    return PipelineOptions(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
+
+
+@pytest.fixture(scope="session")
+def records_of() -> Callable[[Path], list[Any]]:
+    """Reads the records of a shard as `tf.train.Example` with TensorFlow."""
+    import tensorflow as tf  # slow to import, and few tests need it
+
+    def read(path: Path) -> list[Any]:
+        records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+        return [tf.train.Example.FromString(record) for record in records]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def documents_of_shard(records_of: Callable[[Path], list[Any]]) -> Callable[[Path], Counter[int]]:
+    """Counts the records of a shard by the document of A, which the first token of A shows."""
+
+    def count(path: Path) -> Counter[int]:
+        documents: Counter[int] = Counter()
+        for example in records_of(path):
+            features = {
+                name: list(feature.int64_list.value)
+                for name, feature in example.features.feature.items()
+            }
+            labels = zip(features["masked_lm_positions"], features["masked_lm_ids"], strict=True)
+            first_token = dict(labels).get(1, features["input_ids"][1])
+            documents[first_token - len(SPECIAL_TOKENS)] += 1
+        return documents
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def write_as() -> Callable[[Path, Iterable[int]], None]:
+    """Writes the numbered documents of `corpus` in the format that the name of the file implies."""
+
+    def write(path: Path, numbers: Iterable[int]) -> None:
+        texts = [f"w{number} w{number} w{number}\n" * 4 for number in numbers]
+        records = "".join(
+            json.dumps({"id": str(number), "title": "T", "text": f"T\n\n{text}"}) + "\n"
+            for number, text in enumerate(texts)
+        )
+        if path.name.endswith(".txt"):
+            path.write_text("\n".join(texts))
+        elif path.name.endswith(".parquet"):
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=3)
+        elif path.name.endswith(".zst"):
+            path.write_bytes(zstandard.ZstdCompressor().compress(records.encode()))
+        elif path.name.endswith(".bz2"):
+            pages = (f'<doc id="1" url="u" title="T">\nT\n\n{text}\n</doc>\n' for text in texts)
+            path.write_bytes(bz2.compress("".join(pages).encode()))
+        else:
+            path.write_text(records)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def fail_at_call() -> Callable[..., list[Any]]:
+    """Makes a step of the workers fail at its `number`th call; returns the list of its calls."""
+
+    def patch(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch, name: str) -> list:
+        step = getattr(pipeline.graph, name)
+        calls = []
+
+        def fail(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) == number:
+                raise error
+            return step(*arguments)
+
+        monkeypatch.setattr(pipeline.graph, name, fail)
+        return calls
+
+    return patch

@@ -16,12 +16,12 @@ def file_of(size, name="corpus.txt", corpus_offset=0):
 
 
 def bucket_of(plan, file, offset, position=None):
-    """The bucket of the document at `offset`, which stands at the byte `position`."""
+    """The bucket of the document with this offset, located at the byte `position`."""
     position = offset if position is None else position
     return plan.bucket_of(file, Document(file.name, offset, position, ["One."]))
 
 
-def test_buckets_are_sized_by_the_corpus_or_as_asked():
+def test_the_number_of_buckets_follows_the_corpus_or_the_option():
     assert BucketPlan.for_corpus(1).buckets() == [Bucket("train", 0)]
     assert BucketPlan.for_corpus(GIB).num_train_buckets == 64
     assert BucketPlan.for_corpus(GIB).num_eval_buckets == 0
@@ -39,14 +39,14 @@ def test_documents_spread_evenly_over_the_buckets_of_a_small_corpus():
 
 
 def test_rows_of_a_row_group_spread_over_the_buckets_too():
-    """They all stand at the byte where the row group does."""
+    """All rows of a row group have the byte position of the group."""
     plan = BucketPlan.for_corpus(GIB, num_shards=8)
     counts = Counter(bucket_of(plan, file_of(GIB), row, position=12345) for row in range(8000))
     assert counts.keys() == set(plan.buckets())
     assert max(abs(count - 1000) for count in counts.values()) < 150
 
 
-def test_the_share_of_eval_documents_is_as_asked():
+def test_the_share_of_eval_documents_matches_the_option():
     plan = BucketPlan.for_corpus(GIB, eval_fraction=0.2, num_shards=3)
     splits = Counter(bucket_of(plan, file_of(GIB), offset).split for offset in range(10_000))
     assert splits["eval"] == pytest.approx(2000, abs=200)
@@ -68,7 +68,7 @@ def test_a_document_stays_in_its_split_when_corpus_and_shards_change():
     assert all(splits == first for splits in others)
 
 
-def test_the_text_of_a_document_does_not_matter():
+def test_the_text_of_a_document_does_not_affect_its_bucket():
     plan, file = BucketPlan.for_corpus(GIB, 0.3, 9), file_of(GIB)
     for offset in range(100):
         document = Document(file.name, offset, offset, ["Another", "text."])
@@ -96,14 +96,14 @@ def test_a_region_of_a_large_corpus_touches_one_group_of_buckets():
         indices = [
             bucket_of(plan, file, start + (REGION - 1) * step // 39).index for step in range(40)
         ]
-        # 100 GiB are 25 times 64 regions of 64 MiB; 6400 buckets make 25 groups of 256.
+        # 100 GiB hold 25 times 64 regions of 64 MiB, so the 6400 buckets form 25 groups of 256.
         (group,) = {index // 256 for index in indices}
         groups.add(group)
         assert len(set(indices)) > 30
     assert groups == set(range(25))
 
 
-def test_regions_count_through_all_files():
+def test_regions_are_counted_across_all_files():
     plan = BucketPlan.for_corpus(100 * GIB)
     first, second = file_of(GIB, "a"), file_of(GIB, "b", corpus_offset=REGION * 3)
     in_first = {bucket_of(plan, first, REGION * 3 + step).index // 256 for step in range(50)}
@@ -112,7 +112,7 @@ def test_regions_count_through_all_files():
     assert len(in_first) == 1
 
 
-def test_rows_are_in_the_region_of_their_bytes():
+def test_rows_belong_to_the_region_of_their_byte_position():
     plan = BucketPlan.for_corpus(100 * GIB)
     file = file_of(100 * GIB)
     for position in (0, 5 * REGION, 99 * GIB):
@@ -122,7 +122,7 @@ def test_rows_are_in_the_region_of_their_bytes():
 
 
 @pytest.mark.parametrize("num_shards", [1, 3, 26])
-def test_few_buckets_of_a_large_corpus_are_all_used(num_shards):
+def test_a_large_corpus_uses_all_of_a_few_buckets(num_shards):
     size = 100 * GIB
     plan = BucketPlan(size, eval_fraction=0.001, num_train_buckets=num_shards)
     buckets = Counter(bucket_of(plan, file_of(size), size // 4000 * step) for step in range(4000))

@@ -13,7 +13,7 @@ COMPRESS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
-    # With a checksum, as the command line tool writes it.
+    # With a checksum, like the command line tool.
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
 }
 SUFFIXES = pytest.mark.parametrize("suffix", COMPRESS)
@@ -41,11 +41,11 @@ def decompressed(suffix, content, block_bytes=1 << 18):
         ("gz", False),
     ],
 )
-def test_the_suffix_says_whether_a_file_is_compressed(name, expected):
+def test_the_suffix_decides_whether_a_file_is_compressed(name, expected):
     assert is_compressed(name) is expected
 
 
-def test_blocks_of_a_plain_file_stay_as_they_are():
+def test_blocks_of_a_plain_file_are_unchanged():
     blocks = [b"One.\n", b"", b"\x1f\x8b\xff"]
     assert list(decompress("corpus.txt", blocks)) == blocks
 
@@ -53,7 +53,7 @@ def test_blocks_of_a_plain_file_stay_as_they_are():
 @SUFFIXES
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=4), st.integers(1, 90))
-def test_all_members_are_read_wherever_the_blocks_are_cut(suffix, members, block_bytes):
+def test_all_members_are_read_for_any_block_size(suffix, members, block_bytes):
     content = b"".join(map(COMPRESS[suffix], members))
     assert decompressed(suffix, content, block_bytes) == b"".join(members)
 
@@ -69,7 +69,7 @@ def test_zstandard_frames_without_content_are_skipped():
 
 
 @SUFFIXES
-def test_a_file_that_is_cut_off_anywhere_is_noticed(suffix):
+def test_a_file_that_is_cut_off_anywhere_is_detected(suffix):
     content = COMPRESS[suffix](TEXT)
     for end in range(1, len(content)):
         with pytest.raises(DAMAGED):
@@ -77,7 +77,7 @@ def test_a_file_that_is_cut_off_anywhere_is_noticed(suffix):
 
 
 @SUFFIXES
-def test_a_second_member_that_is_cut_off_is_noticed(suffix):
+def test_a_second_member_that_is_cut_off_is_detected(suffix):
     content = COMPRESS[suffix](TEXT)
     with pytest.raises(DAMAGED):
         decompressed(suffix, content + content[:-1])
@@ -85,35 +85,35 @@ def test_a_second_member_that_is_cut_off_is_noticed(suffix):
 
 @SUFFIXES
 @pytest.mark.parametrize("content", [b"One.\nTwo.\n", b"\n", b"PK\3\4"])
-def test_what_is_not_compressed_is_noticed(suffix, content):
+def test_uncompressed_content_is_detected(suffix, content):
     with pytest.raises(DAMAGED):
         decompressed(suffix, content)
 
 
 @SUFFIXES
-def test_what_stands_behind_the_compressed_data_is_noticed(suffix):
+def test_extra_bytes_after_the_compressed_data_are_detected(suffix):
     with pytest.raises(DAMAGED):
         decompressed(suffix, COMPRESS[suffix](TEXT) + b"something else")
 
 
 @SUFFIXES
-def test_a_changed_byte_never_gives_other_content(suffix):
+def test_a_changed_byte_never_changes_the_content(suffix):
     content = bytearray(COMPRESS[suffix](TEXT))
-    unnoticed = 0
+    undetected = 0
     for position in range(len(content)):
         content[position] ^= 0x10
         try:
-            # The time in gzip's header, for example, says nothing of the content.
+            # Some bytes, such as the time in gzip's header, do not affect the content.
             assert decompressed(suffix, bytes(content)) == TEXT
-            unnoticed += 1
+            undetected += 1
         except DAMAGED:
             pass
         content[position] ^= 0x10
-    assert unnoticed < 10
+    assert undetected < 10
 
 
 @pytest.mark.parametrize("suffix", ["", *COMPRESS])
-def test_no_more_is_read_than_is_asked_for(suffix):
+def test_blocks_are_read_only_when_needed(suffix):
     stored = COMPRESS[suffix](TEXT) if suffix else TEXT
     taken = []
 

@@ -68,11 +68,11 @@ def test_a_document_without_tokens_is_dropped_and_counted(sentences, tokenizer):
     assert statistics["documents_tokenized"] == statistics["tokens"] == 0
 
 
-def test_the_digest_is_that_of_the_text_alone(tokenizer):
+def test_the_digest_depends_only_on_the_text(tokenizer):
     digest = digest_of(tokenizer, "Playing.", "a")
     assert len(digest) == 16
     assert digest == digest_of(tokenizer, "Playing.", "a", file="b.txt", offset=99)
-    # Other text of the same tokens is other text.
+    # Different text with the same tokens has a different digest.
     for others in (
         ["playing.", "a"],
         ["Playing. a"],
@@ -92,7 +92,7 @@ def test_halves_of_surrogate_pairs_are_unknown_tokens_with_a_digest(text, tokeni
     assert result.digest != digest_of(tokenizer, "a" + text)
 
 
-def test_a_segmenter_takes_word_starts_away(tokenizer):
+def test_a_segmenter_removes_word_starts(tokenizer):
     plain = tokenize_document(document_of("a我a.", "a"), tokenizer, Counter())
     assert np.frombuffer(plain.word_starts, bool).tolist() == [True] * 5
     statistics = Counter()
@@ -105,7 +105,7 @@ def test_a_segmenter_takes_word_starts_away(tokenizer):
     assert statistics["tokens"] == 5
 
 
-def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(
+def test_a_bucket_is_read_in_the_order_of_ids_for_any_order_of_its_row_groups(
     tmp_path, tokenized_document
 ):
     first, second = tmp_path / "split-0.parquet", tmp_path / "split-1.parquet"
@@ -122,8 +122,8 @@ def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(
         second,
         [{TRAIN: [tokenized_document("a", 3, [1, 1]), tokenized_document("b", 1, [5])]}],
     )
-    pieces = [RowGroup(first, 1), RowGroup(second, 0)]
-    for ordered in (pieces, pieces[::-1]):
+    row_groups = [RowGroup(first, 1), RowGroup(second, 0)]
+    for ordered in (row_groups, row_groups[::-1]):
         batch = read_documents_of_bucket(ordered, UINT16)
         assert batch.ids.tolist() == [3] * 2 + [20] * 4 + [1] * 5 + [3] * 3
         assert batch.sentence_ends.tolist() == [1, 2, 6, 11, 13, 14]
@@ -142,10 +142,10 @@ def test_a_bucket_is_read_in_the_order_of_ids_whatever_the_order_of_its_pieces(
     st.lists(st.integers(0, 20), max_size=4),
     st.randoms(use_true_random=False),
 )
-def test_batches_and_files_of_a_split_do_not_matter(
+def test_the_batches_and_row_groups_of_a_bucket_do_not_matter(
     tmp_path_factory, tokenized_document, document_ids, cuts, rng
 ):
-    folder = tmp_path_factory.mktemp("split")
+    folder = tmp_path_factory.mktemp("portion")
     documents = [
         tokenized_document(file, offset, [offset % 3 + 1]) for file, offset in document_ids
     ]
@@ -159,7 +159,7 @@ def test_batches_and_files_of_a_split_do_not_matter(
     batches = [documents[start:end] for start, end in pairwise(ends)]
     buckets = write_documents(
         folder / "batches.parquet",
-        # The other bucket has a row group before each of this one.
+        # A row group of the other bucket precedes each row group of this bucket.
         [
             {EVAL: [tokenized_document("z", 99, [1])], TRAIN: batch} if batch else {}
             for batch in batches
@@ -176,7 +176,7 @@ def test_batches_and_files_of_a_split_do_not_matter(
         assert getattr(read, name).tolist() == array.tolist()
 
 
-def test_there_is_a_row_group_for_each_bucket_of_each_batch(tmp_path, tokenized_document):
+def test_each_bucket_of_each_batch_gets_a_row_group(tmp_path, tokenized_document):
     first, second = tokenized_document("a", 1, [1]), tokenized_document("a", 2, [2])
     path = tmp_path / "split.parquet"
     batches = [{TRAIN: [first], EVAL: [second]}, {}, {TRAIN: [second, first]}]
@@ -186,7 +186,7 @@ def test_there_is_a_row_group_for_each_bucket_of_each_batch(tmp_path, tokenized_
     assert (parquet.num_row_groups, rows) == (3, [1, 1, 2])
 
 
-def test_only_one_batch_is_held_at_a_time(tmp_path, tokenized_document):
+def test_only_one_batch_is_in_memory_at_a_time(tmp_path, tokenized_document):
     written = []
 
     def batches():
@@ -199,7 +199,7 @@ def test_only_one_batch_is_held_at_a_time(tmp_path, tokenized_document):
     assert written[0] + 40_000 < written[1] < written[2] - 40_000
 
 
-def test_a_file_of_documents_appears_whole(tmp_path, tokenized_document):
+def test_a_file_of_documents_appears_only_when_complete(tmp_path, tokenized_document):
     def batches():
         yield {TRAIN: [tokenized_document("a", 0, [1])]}
         assert not (tmp_path / "split.parquet").exists()
@@ -208,7 +208,7 @@ def test_a_file_of_documents_appears_whole(tmp_path, tokenized_document):
     assert [path.name for path in tmp_path.iterdir()] == ["split.parquet"]
 
 
-def test_a_failure_between_batches_leaves_no_file_of_that_name(tmp_path, tokenized_document):
+def test_a_failure_between_batches_leaves_no_file(tmp_path, tokenized_document):
     def batches():
         yield {TRAIN: [tokenized_document("a", 0, [1])]}
         raise ValueError("on fire")
@@ -219,7 +219,7 @@ def test_a_failure_between_batches_leaves_no_file_of_that_name(tmp_path, tokeniz
 
 
 @pytest.mark.parametrize("batches", [[], [{}], [{}, {}]])
-def test_a_split_without_documents_and_a_bucket_without_pieces_are_empty(batches, tmp_path):
+def test_a_portion_without_documents_and_a_bucket_without_row_groups_are_empty(batches, tmp_path):
     assert write_documents(tmp_path / "split.parquet", batches) == []
     assert (tmp_path / "split.parquet").exists()
     batch = read_documents_of_bucket([], np.dtype(np.uint32))
@@ -235,7 +235,7 @@ def ids_to_drop(*document_ids):
 
 @pytest.fixture
 def bucket(tmp_path, tokenized_document):
-    """Documents of 1, 2, 3, … tokens, in two row groups; the ids of a document are its offset."""
+    """Documents of 1, 2, 3, … tokens in two row groups; token ids equal the document's offset."""
     document_ids = [("a", 4), ("a", 8), ("b", 4), ("b", 9), ("c", 1)]
     documents = [
         tokenized_document(file, offset, [number + 1])
@@ -247,7 +247,7 @@ def bucket(tmp_path, tokenized_document):
 
 
 @pytest.mark.parametrize(
-    ("dropped", "left"),
+    ("dropped", "lengths_left"),
     [
         ([], [1, 2, 3, 4, 5]),
         ([("a", 4)], [2, 3, 4, 5]),
@@ -256,14 +256,14 @@ def bucket(tmp_path, tokenized_document):
         ([("a", 4), ("a", 8), ("b", 4), ("b", 9), ("c", 1)], []),
     ],
 )
-def test_dropped_documents_are_left_out_by_file_and_offset(dropped, left, bucket):
+def test_documents_are_dropped_by_file_and_offset(dropped, lengths_left, bucket):
     batch = read_documents_of_bucket(bucket, UINT16, ids_to_drop(*dropped))
-    assert np.diff(batch.sentence_ends, prepend=0).tolist() == left
-    assert len(batch.document_ends) == len(left)
-    assert len(batch.ids) == len(batch.word_starts) == sum(left)
+    assert np.diff(batch.sentence_ends, prepend=0).tolist() == lengths_left
+    assert len(batch.document_ends) == len(lengths_left)
+    assert len(batch.ids) == len(batch.word_starts) == sum(lengths_left)
 
 
-def test_a_bucket_of_no_row_group_has_nothing_to_drop():
+def test_a_bucket_without_row_groups_has_nothing_to_drop():
     batch = read_documents_of_bucket([], UINT16, ids_to_drop(("a", 1)))
     assert len(batch.ids) == len(batch.document_ends) == 0
 

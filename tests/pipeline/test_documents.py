@@ -552,7 +552,7 @@ def test_a_document_that_is_too_long_is_an_error_that_names_the_file(
 def test_a_row_that_is_too_long_is_an_error_that_names_the_file(read_table, monkeypatch):
     monkeypatch.setattr("pipeline.portions.LONGEST_DOCUMENT_BYTES", 80)
     assert read_table(["x" * 80]) == [(0, ["x" * 80])]
-    with pytest.raises(UserError, match=r"/corpus\.parquet has a document of more than"):
+    with pytest.raises(UserError, match=r"/corpus\.parquet has a document larger than"):
         read_table(["x" * 81])
 
 

@@ -17,7 +17,7 @@ TRAIN, EVAL = Bucket("train", 0), Bucket("eval", 0)
 
 @pytest.fixture
 def write_corpus(tmp_path, tokenized_document):
-    """Writes portions, each a list of (file, offset, text), with two row groups each."""
+    """Writes portions, each a list of (file, offset, text), as files with two row groups."""
 
     def write(*portions):
         paths = []
@@ -42,7 +42,7 @@ def ids_of(table):
 
 
 def slow_duplicates(portions):
-    """The ids of all documents whose text some document with a lower id has."""
+    """The ids of all documents whose text equals that of a document with a smaller id."""
     first = {}
     duplicates = []
     for file, offset, text in sorted(document for portion in portions for document in portion):
@@ -51,7 +51,7 @@ def slow_duplicates(portions):
     return duplicates
 
 
-def test_the_first_of_equal_documents_survives_across_splits_and_files(write_corpus):
+def test_the_first_of_equal_documents_survives_across_portions_and_files(write_corpus):
     paths = write_corpus(
         [("b", 0, "same"), ("b", 9, "other"), ("b", 20, "same")],
         [("a", 7, "same"), ("a", 10, "same")],
@@ -62,7 +62,7 @@ def test_the_first_of_equal_documents_survives_across_splits_and_files(write_cor
     assert ids_of(find_duplicates(paths[::-1], 0, 1)) == duplicates
 
 
-def test_offsets_are_numbers_and_not_text(write_corpus):
+def test_offsets_are_compared_as_numbers(write_corpus):
     paths = write_corpus([("a", 10, "same"), ("a", 9, "same")])
     assert ids_of(find_duplicates(paths, 0, 1)) == [("a", 10)]
 
@@ -88,7 +88,7 @@ def test_a_corpus_without_duplicates_has_none(portions, write_corpus):
     st.integers(1, 3),
     st.randoms(use_true_random=False),
 )
-def test_partitions_together_find_the_same_as_one(
+def test_several_partitions_find_the_same_duplicates_as_one(
     tmp_path_factory, tokenized_document, documents, num_portions, rng
 ):
     folder = tmp_path_factory.mktemp("corpus")
@@ -104,7 +104,7 @@ def test_partitions_together_find_the_same_as_one(
         assert sorted(ids_of(pa.concat_tables(tables))) == expected
 
 
-def test_partitions_are_of_about_the_same_size(tmp_path, write_vocabulary):
+def test_partitions_have_about_the_same_size(tmp_path, write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("a"))
     documents = [
         tokenize_document(Document("a", number, 0, [f"{number % 1500}"]), tokenizer, Counter())
@@ -126,7 +126,7 @@ def test_digests_are_compared_to_their_last_byte(write_corpus):
 @pytest.mark.parametrize(
     "sentences", [["one", "two"], ["\ud800 a"], ["我用。"], ["x" * 100_000], ["\u200b", "one"]]
 )
-def test_documents_of_the_same_text_are_duplicates(sentences, tmp_path, write_vocabulary):
+def test_documents_with_the_same_text_are_duplicates(sentences, tmp_path, write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("one"))
     documents = [
         tokenize_document(Document(file, 0, 0, text), tokenizer, Counter())
@@ -136,6 +136,6 @@ def test_documents_of_the_same_text_are_duplicates(sentences, tmp_path, write_vo
     assert ids_of(find_duplicates([tmp_path / "split.parquet"], 0, 1)) == [("c", 0)]
 
 
-def test_digests_are_divided_into_parts_that_fit_in_memory():
+def test_digests_are_divided_into_partitions_that_fit_in_memory():
     gib = 1 << 30
     assert [count_partitions(size) for size in (1, gib - 1, gib, 1000 * gib)] == [1, 1, 2, 1001]

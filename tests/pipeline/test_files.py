@@ -10,7 +10,7 @@ def test_two_runs_cannot_work_in_one_directory(tmp_path):
     path = tmp_path / "data"
     with (
         locked_directory(path),
-        pytest.raises(UserError, match="another run"),
+        pytest.raises(UserError, match="is in use by another run"),
         locked_directory(path),
     ):
         pass
@@ -19,9 +19,9 @@ def test_two_runs_cannot_work_in_one_directory(tmp_path):
         assert (tmp_path / "data").is_dir()
 
 
-def test_a_file_system_without_locks_is_told_of_and_can_be_used(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gets_a_warning_and_can_be_used(tmp_path, monkeypatch):
     def without_locks(*_):
-        raise OSError(errno.EBADF, "Bad file descriptor")  # NFS, for a folder
+        raise OSError(errno.EBADF, "Bad file descriptor")  # NFS raises this for a folder
 
     warnings = []
     monkeypatch.setattr("pipeline.files.fcntl.flock", without_locks)

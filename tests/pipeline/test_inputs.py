@@ -44,14 +44,14 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def format_of(tmp_path):
-    """Writes a file and gives the format that is found out for it."""
+    """Writes a file and returns its detected format."""
 
-    def find_out(name, content, wanted=InputFormat.AUTO):
+    def detect(name, content, wanted=InputFormat.AUTO):
         (tmp_path / name).write_bytes(content)
         (file,) = match_files([str(tmp_path / name)], wanted)
         return file.format
 
-    return find_out
+    return detect
 
 
 def parquet_bytes():
@@ -76,13 +76,13 @@ def test_order_and_overlap_of_patterns_do_not_matter(corpus):
     assert match_files([f"{corpus}/b/*", f"{corpus}/**.txt", f"{corpus}/a/1.txt"]) == expected
 
 
-def test_names_stay_when_the_corpus_moves(corpus):
+def test_names_do_not_change_when_the_corpus_moves(corpus):
     names = [file.name for file in match_files([f"{corpus}/*/*.txt"])]
     moved = corpus.rename(corpus.with_name("a_longer_name"))
     assert [file.name for file in match_files([f"{moved}/*/*.txt"])] == names
 
 
-def test_a_single_file_has_its_own_name(corpus):
+def test_a_single_file_keeps_its_own_name(corpus):
     assert [file.name for file in match_files([f"{corpus}/a/2.txt"])] == ["2.txt"]
 
 
@@ -96,7 +96,7 @@ def test_names_of_remote_files_are_relative_to_their_common_folder(monkeypatch):
     assert [file.name for file in files] == ["a.txt", "b/c.txt"]
 
 
-def test_a_file_given_by_two_spellings_of_its_path_is_read_once(corpus, monkeypatch):
+def test_a_file_given_with_two_spellings_of_its_path_is_read_once(corpus, monkeypatch):
     monkeypatch.chdir(corpus)
     for spelling in ("./a/1.txt", f"{corpus}/a/1.txt", "b/../a/1.txt"):
         assert len(match_files(["a/1.txt", spelling])) == 1
@@ -107,12 +107,12 @@ def test_every_pattern_must_match(corpus):
         match_files([f"{corpus}/a/1.txt", f"{corpus}/nothing_here*"])
 
 
-def test_a_folder_is_no_input_file(corpus):
+def test_a_folder_is_refused_as_input(corpus):
     with pytest.raises(UserError, match=str(corpus)):
         match_files([str(corpus)])
 
 
-def test_empty_files_are_no_corpus(tmp_path):
+def test_a_corpus_of_empty_files_is_refused(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"a\.txt and 1 more"):
@@ -125,7 +125,7 @@ def test_no_pattern_and_an_unknown_file_system_are_errors(patterns):
         match_files(patterns)
 
 
-def test_paths_are_described_by_the_first_and_the_number_of_others():
+def test_paths_are_described_by_the_first_path_and_the_number_of_others():
     assert describe_paths(["a"]) == "a"
     assert describe_paths(["a", "b", "c"]) == "a and 2 more"
 
@@ -144,12 +144,12 @@ def test_paths_are_described_by_the_first_and_the_number_of_others():
         ("corpus", InputFormat.TEXT),
     ],
 )
-def test_the_suffix_tells_the_format(name, expected, format_of):
+def test_the_suffix_decides_the_format(name, expected, format_of):
     assert format_of(name, b"One.\n") == expected
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_the_suffix_before_that_of_the_compression_tells_the_format(suffix, format_of):
+def test_the_suffix_before_the_compression_suffix_decides_the_format(suffix, format_of):
     assert format_of(f"corpus.jsonl{suffix}", COMPRESS[suffix](b"One.\n")) == InputFormat.JSONL
 
 
@@ -180,24 +180,24 @@ HEADS = pytest.mark.parametrize(
 
 @HEADS
 @pytest.mark.parametrize("name", ["wiki_00", "corpus.txt", "corpus.dat"])
-def test_without_a_telling_suffix_the_first_bytes_tell_the_format(
+def test_without_a_known_suffix_the_first_bytes_decide_the_format(
     name, content, expected, tmp_path
 ):
     (tmp_path / name).write_bytes(content)
-    (tmp_path / "other.txt").write_bytes(b"Not all files may be empty.")
+    (tmp_path / "other.txt").write_bytes(b"At least one file must have text.")
     file, _ = sorted(match_files([f"{tmp_path}/*"]), key=lambda file: file.name == "other.txt")
     assert file.format == expected
 
 
 @HEADS
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_the_first_bytes_of_the_content_count_in_a_compressed_file(
+def test_the_decompressed_first_bytes_decide_the_format_of_a_compressed_file(
     content, expected, suffix, format_of
 ):
     assert format_of(f"wiki_00{suffix}", COMPRESS[suffix](content)) == expected
 
 
-def test_first_bytes_may_come_in_many_small_blocks(format_of, monkeypatch):
+def test_the_first_bytes_may_arrive_in_many_small_blocks(format_of, monkeypatch):
     content = gzip.compress(b"\n" * 100) + gzip.compress(b'{"text": "One."}\n' * 1000)
     monkeypatch.setattr("pipeline.inputs.read_blocks", iter_bytes)
     assert format_of("corpus.gz", content) == InputFormat.JSONL
@@ -228,7 +228,7 @@ def test_every_file_of_a_mixed_corpus_has_its_own_format(tmp_path):
 
 @pytest.mark.parametrize("wanted", [InputFormat.TEXT, InputFormat.JSONL, InputFormat.PARQUET])
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.parquet", "corpus.txt", "no_gzip.gz"])
-def test_a_format_that_is_given_is_not_questioned(wanted, name, format_of):
+def test_a_given_format_is_not_checked(wanted, name, format_of):
     assert format_of(name, b"One.\n", wanted) == wanted
 
 
@@ -249,26 +249,28 @@ def test_wikiextractor_may_have_written_json(name, content, expected, format_of)
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("wanted", [InputFormat.AUTO, InputFormat.WIKIEXTRACTOR])
-def test_a_file_that_is_not_compressed_as_its_name_says_is_named(wanted, suffix, format_of):
+def test_the_error_names_a_file_whose_content_does_not_match_its_suffix(wanted, suffix, format_of):
     with pytest.raises(UserError, match=rf"cannot read .*corpus{suffix}: "):
         format_of(f"corpus{suffix}", b"One.\n", wanted)
 
 
 @pytest.fixture(scope="module")
 def dense_text():
-    """A megabyte that hardly compresses: bzip2 makes one block of it, of 400 KB."""
+    """A megabyte that hardly compresses: bzip2 turns it into one block of 400 KB."""
     return random.Random(1).randbytes(450_000).hex().encode()
 
 
 @pytest.mark.parametrize("end", [None, -3], ids=["whole", "cut off"])
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_the_first_bytes_count_in_a_large_compressed_file(suffix, end, dense_text, format_of):
+def test_the_first_bytes_decide_the_format_of_a_large_compressed_file(
+    suffix, end, dense_text, format_of
+):
     content = b'{"text": "%b"}\n' % dense_text
     compressed = COMPRESS[suffix](content * 2 if suffix == ".bz2" else content)
     assert format_of(f"wiki_00{suffix}", compressed[:end]) == InputFormat.JSONL
 
 
-def test_no_more_than_a_block_of_a_file_is_read_to_find_its_format(tmp_path, monkeypatch):
+def test_finding_the_format_reads_at_most_one_block_of_a_file(tmp_path, monkeypatch):
     (tmp_path / "corpus.txt").write_bytes(b"One.\n" * 400_000)
     num_read = []
 
@@ -283,7 +285,7 @@ def test_no_more_than_a_block_of_a_file_is_read_to_find_its_format(tmp_path, mon
     assert min(num_read) > 0
 
 
-def test_compressed_text_is_taken_for_three_times_its_size(tmp_path):
+def test_compressed_text_is_estimated_at_three_times_its_size(tmp_path):
     sizes = {}
     for name, content in (
         ("a.txt", b"One.\n"),
@@ -335,7 +337,7 @@ def test_stored_bytes_are_not_decompressed(tmp_path):
         (99, [b"abcd", b"efgh", b"ij"]),
     ],
 )
-def test_blocks_end_where_they_are_to_end(num_bytes, blocks, monkeypatch):
+def test_blocks_stop_at_the_requested_number_of_bytes(num_bytes, blocks, monkeypatch):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", 4)
     handle = io.BytesIO(b"..abcdefghij")
     handle.seek(2)

@@ -16,7 +16,7 @@ def vocabulary(tmp_path):
 
 @pytest.fixture
 def instance():
-    """Masked are `##pot`, by `[MASK]`; `is`, which is kept; and `hot`, by a random piece."""
+    """Masks `##pot` with `[MASK]`, keeps `is`, and replaces `hot` with a random piece."""
     ids = "[CLS] tea [MASK] [SEP] is red [SEP] [PAD] [PAD]".split()
     labels = ["##pot", "is", "hot", "[PAD]"]
     return {
@@ -30,7 +30,7 @@ def instance():
     }
 
 
-def test_masked_pieces_are_shown_with_what_they_hide(instance, vocabulary):
+def test_masked_pieces_are_shown_with_their_originals(instance, vocabulary):
     assert describe_instance(instance, vocabulary) == (
         "7 tokens, 3 masked; B is random\n"
         "  A: [CLS] tea {[MASK] → ##pot} [SEP]\n"
@@ -38,7 +38,7 @@ def test_masked_pieces_are_shown_with_what_they_hide(instance, vocabulary):
     )
 
 
-def test_pieces_say_how_they_were_replaced(instance, vocabulary):
+def test_pieces_record_how_they_were_replaced(instance, vocabulary):
     assert pieces_of(instance, vocabulary) == [
         Piece("[CLS]", "[CLS]", None, "A"),
         Piece("tea", "tea", None, "A"),
@@ -50,7 +50,7 @@ def test_pieces_say_how_they_were_replaced(instance, vocabulary):
     ]
 
 
-def test_an_instance_says_whether_b_follows(instance, vocabulary):
+def test_the_description_says_whether_b_follows_a(instance, vocabulary):
     assert is_random_next(instance)
     instance["next_sentence_labels"][0] = 0
     assert not is_random_next(instance)

@@ -62,14 +62,14 @@ LINE_ENDS = st.sampled_from([b"\n", b"\r\n"])
 
 @st.composite
 def texts(draw, lines=TEXT_LINES):
-    """Lines with mixed line ends, the last one perhaps without."""
+    """Lines with mixed line endings; the last line may have none."""
     text = b"".join(draw(st.lists(st.tuples(lines, LINE_ENDS).map(b"".join), max_size=40)))
     return text + draw(lines) if draw(st.booleans()) else text
 
 
 @st.composite
 def wikiextractor_texts(draw):
-    """Documents as WikiExtractor writes them, the last one perhaps cut off."""
+    """Documents as WikiExtractor writes them; the last one may be cut off."""
     paragraphs = st.sampled_from(["", "One. Two.", "Title", "漢字。字。", "a" * 30, " <doc inside"])
     text = ""
     for number in range(draw(st.integers(0, 10))):
@@ -110,7 +110,7 @@ def lines_of(portions):
 
 @settings(max_examples=150, deadline=None)
 @given(texts(), st.data())
-def test_lines_are_those_of_the_range_for_blocks_of_any_size(corpus_folder, text, data):
+def test_a_range_has_the_same_lines_for_any_block_size(corpus_folder, text, data):
     (file,) = write(corpus_folder / "corpus.txt", text or b" ")
     content = text or b" "
     start = data.draw(st.integers(0, len(content)))
@@ -123,9 +123,7 @@ def test_lines_are_those_of_the_range_for_blocks_of_any_size(corpus_folder, text
 
 @SUFFIXES
 @pytest.mark.parametrize("block_bytes", [1, 7, 1 << 18])
-def test_lines_of_a_compressed_file_are_those_of_its_content(
-    suffix, block_bytes, tmp_path, monkeypatch
-):
+def test_a_compressed_file_has_the_lines_of_its_content(suffix, block_bytes, tmp_path, monkeypatch):
     content = "One.\r\nTwo.\n\nÜber 漢字.\n\nNo line end".encode()
     stored = COMPRESS[suffix](content[:9]) + COMPRESS[suffix](content[9:])
     (file,) = write(tmp_path / f"corpus.txt{suffix}", stored)
@@ -134,7 +132,7 @@ def test_lines_of_a_compressed_file_are_those_of_its_content(
 
 
 class EndlessFile(io.RawIOBase):
-    """Ten terabytes of one line again and again; it counts what is read of them."""
+    """Ten terabytes of one repeated line; counts the bytes read from it."""
 
     LINE = b"One sentence on a line of its own.\n"
     SIZE = 10 << 40
@@ -179,7 +177,7 @@ def test_a_large_file_is_never_read_whole(start, end, endless):
     assert handle.bytes_read < 5 << 20
 
 
-def test_no_more_than_the_beginnings_of_portions_are_read_to_cut_a_file(endless):
+def test_cutting_a_file_reads_only_the_beginnings_of_its_portions(endless):
     file, handle = endless
     jsonl = InputFile(file.path, file.name, 16 << 40, 0, InputFormat.JSONL, 0)
     first, second = itertools.islice(_cut_file(jsonl, portion_bytes=1 << 40), 2)
@@ -191,7 +189,7 @@ def test_no_more_than_the_beginnings_of_portions_are_read_to_cut_a_file(endless)
 
 @pytest.mark.parametrize("block_bytes", [3, 1000])
 @pytest.mark.parametrize("line_bytes", [50, 51])
-def test_a_line_that_no_document_may_have_is_an_error_that_names_the_file(
+def test_a_line_that_exceeds_the_maximum_is_an_error_that_names_the_file(
     line_bytes, block_bytes, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("pipeline.portions.LONGEST_DOCUMENT_BYTES", 50)
@@ -200,7 +198,7 @@ def test_a_line_that_no_document_may_have_is_an_error_that_names_the_file(
     if line_bytes == 50:
         assert len(list(FileRange(file).lines())) == 21
     else:
-        with pytest.raises(UserError, match=rf"{tmp_path}/corpus\.txt has a document of more than"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/corpus\.txt has a document larger than"):
             list(FileRange(file).lines())
 
 
@@ -210,7 +208,7 @@ def test_a_line_that_no_document_may_have_is_an_error_that_names_the_file(
     [lambda content: content[: len(content) // 2], lambda content: b"something else" + content],
     ids=["cut off", "not compressed"],
 )
-def test_a_damaged_compressed_file_is_named_and_not_half_read(
+def test_the_error_names_a_damaged_compressed_file(
     damage, suffix, tmp_path, data_samples, documents_of
 ):
     content = damage(COMPRESS[suffix]((data_samples / "english.txt").read_bytes()))
@@ -219,7 +217,7 @@ def test_a_damaged_compressed_file_is_named_and_not_half_read(
         documents_of(portions)
 
 
-def test_a_file_that_has_gone_is_named(tmp_path):
+def test_the_error_names_a_file_that_was_removed(tmp_path):
     (file,) = write(tmp_path / "corpus.txt", b"One.\n" * 100)
     (tmp_path / "corpus.txt").unlink()
     with pytest.raises(UserError, match=r"cannot read .*corpus\.txt: "):
@@ -243,7 +241,7 @@ BLOCK_SIZES = pytest.mark.parametrize("block_bytes", [1, 2, 5, 1 << 18])
 
 
 @BLOCK_SIZES
-def test_a_large_file_is_cut_at_every_document_boundary_when_portions_are_tiny(
+def test_tiny_portions_cut_a_large_file_at_every_document_boundary(
     block_bytes, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", block_bytes)
@@ -295,7 +293,7 @@ def test_files_of_all_formats_share_a_portion(tmp_path):
     ]
 
 
-def test_default_portions_are_as_large_as_the_bounds_allow(tmp_path, monkeypatch):
+def test_default_portions_stay_within_their_bounds(tmp_path, monkeypatch):
     files = write(tmp_path / "corpus.txt", b"One.\n\n" * 320)
     assert len(plan_portions(files)) == 1
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 6)
@@ -319,7 +317,7 @@ def test_compressed_files_are_not_cut_and_count_as_more_text(tmp_path):
 
 
 @SUFFIXES
-def test_compressed_files_have_the_documents_of_plain_ones(suffix, tmp_path, documents_of):
+def test_compressed_files_have_the_same_documents_as_plain_ones(suffix, tmp_path, documents_of):
     content = "One.\nTwo.\n\nÜber 漢字.\n\n".encode() * 50
     plain = plan_portions(write(tmp_path / "corpus.txt", content))
     compressed = write(tmp_path / f"corpus.txt{suffix}", COMPRESS[suffix](content))
@@ -338,13 +336,13 @@ def test_a_file_without_line_ends_is_one_portion(tmp_path, monkeypatch):
     assert lines_of(portions) == [b"word " * 1000]
 
 
-def test_suffixes_of_compressed_files_may_be_capitals(tmp_path):
+def test_suffixes_of_compressed_files_may_be_upper_case(tmp_path):
     portions = plan_portions(write(tmp_path / "A.TXT.GZ", gzip.compress(b"a sentence\n")))
     assert lines_of(portions) == [b"a sentence\n"]
 
 
 @pytest.mark.parametrize("portion_bytes", [1, 7, 100, 10_000])
-def test_ranges_have_the_text_of_their_files(portion_bytes, tmp_path):
+def test_ranges_together_have_the_text_of_their_files(portion_bytes, tmp_path):
     for number in range(4):
         (tmp_path / f"{number}.txt").write_bytes(b"One.\nTwo.\n\n" * 100 * number)
     files = match_files([f"{tmp_path}/*"])
@@ -352,7 +350,7 @@ def test_ranges_have_the_text_of_their_files(portion_bytes, tmp_path):
     assert sum(file_range.text_bytes for portion in portions for file_range in portion) == sum(
         file.text_bytes for file in files
     )
-    # A document may begin in one portion and end behind where it would end.
+    # A document may begin inside a portion's planned range and end after it.
     assert all(
         sum(file_range.text_bytes for file_range in portion) < 2 * portion_bytes + 11
         for portion in portions
@@ -420,7 +418,7 @@ def test_documents_do_not_depend_on_cuts_in_json_lines(
     )
 
 
-def test_line_ends_in_a_json_text_are_no_line_ends_of_the_file(tmp_path, documents_of):
+def test_line_ends_inside_json_text_do_not_end_a_line_of_the_file(tmp_path, documents_of):
     texts = ["One.\nTwo.", "Three.\r\n\u2028Four.\x85"]
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     files = write(tmp_path / "corpus.jsonl", lines.encode(), InputFormat.JSONL)
@@ -478,8 +476,10 @@ def test_documents_and_buckets_do_not_depend_on_cuts_in_parquet(
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 @pytest.mark.parametrize("portion_bytes", [1, 40_000, 1 << 30])
-def test_ranges_of_parquet_have_the_text_of_their_file(portion_bytes, compression, tmp_path):
-    """Progress is told in bytes of text; both parts of a file are to be counted alike."""
+def test_ranges_of_parquet_together_have_the_text_of_their_file(
+    portion_bytes, compression, tmp_path
+):
+    """Progress is reported in bytes of text, so ranges must add up to the size of their file."""
     texts = [random.Random(number).randbytes(500).hex() for number in range(100)]
     files = write_parquet(tmp_path / "corpus.parquet", texts, 10, compression=compression)
     ranges = [part for portion in plan_portions(files, portion_bytes) for part in portion]
@@ -487,7 +487,7 @@ def test_ranges_of_parquet_have_the_text_of_their_file(portion_bytes, compressio
     assert sum(part.text_bytes for part in ranges) == files[0].text_bytes
 
 
-def test_documents_of_parquet_stand_at_the_text_that_is_about_before_them(tmp_path, documents_of):
+def test_the_position_of_a_parquet_document_estimates_the_text_before_it(tmp_path, documents_of):
     files = write_parquet(tmp_path / "corpus.parquet", ["One."] * 5, rows_per_group=2)
     with open_parquet(files[0]) as parquet:
         first, second, _ = row_group_ends(parquet)
@@ -511,7 +511,7 @@ def test_a_parquet_file_without_row_groups_is_one_portion(tmp_path, documents_of
 @pytest.mark.parametrize(
     "content", [b"", b"PAR1", b"One.\n" * 100, b"PAR1" + b"\0" * 100 + b"PAR1"]
 )
-def test_a_file_that_is_not_parquet_is_named(content, tmp_path):
+def test_the_error_names_a_file_that_is_not_parquet(content, tmp_path):
     path = tmp_path / "corpus.parquet"
     path.write_bytes(content)
     file = InputFile(str(path), path.name, len(content), 0, InputFormat.PARQUET, 0)
@@ -523,10 +523,10 @@ def test_a_file_that_is_not_parquet_is_named(content, tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
-def test_a_parquet_file_with_damaged_pages_is_named_or_harmless(
+def test_the_error_names_a_parquet_file_whose_damaged_pages_are_detected(
     compression, tmp_path, documents_of
 ):
-    """Parquet has no checksums by default, so that changed text may go unnoticed."""
+    """Parquet has no checksums by default, so changed text may remain undetected."""
     path = tmp_path / "corpus.parquet"
     texts = [random.Random(number).randbytes(20).hex() for number in range(20)]
     files = write_parquet(path, texts, 10, compression=compression)
@@ -546,7 +546,7 @@ def test_a_parquet_file_with_damaged_pages_is_named_or_harmless(
     assert all(str(path) in message for message in messages)
 
 
-def test_a_parquet_file_that_is_cut_off_or_lacks_a_part_is_named(tmp_path, documents_of):
+def test_the_error_names_a_parquet_file_with_a_missing_part(tmp_path, documents_of):
     path = tmp_path / "corpus.parquet"
     files = write_parquet(path, [f"Sentence {number}." for number in range(99)], 10)
     content = path.read_bytes()
@@ -556,7 +556,7 @@ def test_a_parquet_file_that_is_cut_off_or_lacks_a_part_is_named(tmp_path, docum
             documents_of(plan_portions(files, portion_bytes=1 << 30))
 
 
-def test_a_parquet_file_with_a_damaged_column_name_is_named(tmp_path):
+def test_the_error_names_a_parquet_file_with_a_damaged_column_name(tmp_path):
     path = tmp_path / "corpus.parquet"
     files = write_parquet(path, ["One."], 1, store_schema=False)
     path.write_bytes(path.read_bytes().replace(b"text", b"te\xfft"))

@@ -17,7 +17,7 @@ def directories(tmp_path):
         write_receipt(directories.tokenized_file(number), {"text_bytes": text_bytes})
     write_receipt(directories.duplicates_file(0), {"documents": 3})
     write_receipt(directories.receipts / "train-00000-of-00007.tfrecord", shard_of(1234))
-    # Without receipts they are not finished.
+    # These files have no receipts, so they are not finished.
     directories.tokenized_file(2).touch()
     (directories.output / "train-00001-of-00007.tfrecord").touch()
     return directories
@@ -29,7 +29,7 @@ def shard_of(instances):
 
 @pytest.fixture
 def lines(monkeypatch):
-    """The lines that are logged, and an event that comes with the next one."""
+    """The logged lines, and an event that is set by the next line."""
     reported = threading.Event()
     found = []
 
@@ -43,7 +43,7 @@ def lines(monkeypatch):
     return found, reported
 
 
-def test_what_has_a_receipt_is_reported_until_the_run_ends(directories, lines):
+def test_files_with_receipts_are_reported_until_the_run_ends(directories, lines):
     found, reported = lines
     num_threads = threading.active_count()
     with report_progress(directories, 5_000_000, 7):
@@ -64,7 +64,7 @@ def test_what_has_a_receipt_is_reported_until_the_run_ends(directories, lines):
     assert len(found) == num_lines
 
 
-def test_no_line_comes_before_its_time(directories, lines, monkeypatch):
+def test_no_line_is_logged_early(directories, lines, monkeypatch):
     monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 60)
     with report_progress(directories, 5_000_000, 7):
         threading.Event().wait(0.1)
@@ -79,7 +79,7 @@ def test_a_failing_run_ends_the_reports(directories, lines):
     del lines
 
 
-def test_folders_that_are_not_there_yet_are_no_error(tmp_path, lines):
+def test_missing_folders_are_not_an_error(tmp_path, lines):
     found, reported = lines
     with report_progress(Directories(tmp_path / "none"), 1_000_000, 3):
         assert reported.wait(timeout=10)
@@ -94,7 +94,7 @@ def test_a_terminal_shows_bars_instead_of_lines(directories, lines, monkeypatch,
         write_receipt(directories.tokenized_file(2), {"text_bytes": 3_000_000})
     shown = capsys.readouterr().err
     assert "tokenizing" in shown
-    # The last look is at the end.
+    # The last look happens at the end of the run.
     assert "5.0 of 5.0 MB" in shown
     assert "1 of 7 shards, 1,234 instances" in shown
     assert lines[0] == []

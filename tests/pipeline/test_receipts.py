@@ -19,13 +19,13 @@ def test_a_receipt_is_read_as_it_was_written(tmp_path):
     assert files_with_receipt(tmp_path, "*.tfrecord") == []
 
 
-def test_a_damaged_receipt_says_what_to_remove(tmp_path):
+def test_the_error_for_a_damaged_receipt_says_what_to_remove(tmp_path):
     (tmp_path / "split-00000.parquet.json").write_text('{"documents": ')
     with pytest.raises(UserError, match=f"is damaged .* remove the folder {tmp_path}"):
         read_receipt(tmp_path / "split-00000.parquet")
 
 
-def test_a_file_that_was_damaged_after_its_receipt_is_made_again(tmp_path):
+def test_a_file_damaged_after_its_receipt_was_written_is_made_again(tmp_path):
     path = tmp_path / "split-00000.parquet"
     path.write_bytes(b"content")
     write_receipt(path, {"sha256": sha256_of(path)})

@@ -23,7 +23,7 @@ VOID_ELEMENTS = ("meta", "br", "link", "img", "hr", "input")
 
 
 class Page(HTMLParser):
-    """What a page holds, for a page whose elements are all closed."""
+    """The content of a page; all elements of the page must be closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -62,13 +62,13 @@ class Page(HTMLParser):
             self.articles[-1]["masked"][-1][self.open[-1]] += data
 
     def rows(self):
-        """The other cells of each row, by its first cell."""
+        """Maps the first cell of each row to the other cells."""
         plain = [[" ".join(cell.split()) for cell in row] for row in self.cells]
         return {row[0]: row[1:] for row in plain if row[0]}
 
 
 def random_instances(count, seq_length, seed=0):
-    """Instances of random lengths, of which all, some or none of three pieces are masked."""
+    """Instances of random lengths, each with zero to three masked pieces."""
     rng = np.random.default_rng(seed)
     instances = {
         name: np.zeros((count, seq_length), np.int64)
@@ -131,7 +131,7 @@ def vocabulary(write_vocabulary):
 
 @pytest.fixture
 def make_data_set(tmp_path, vocabulary):
-    """Writes shards of the given instances, one a pass, and gives their manifest."""
+    """Writes one shard of the given instances per pass and returns their manifest."""
 
     def make(train, evaluation=(), folder=tmp_path):
         results = [
@@ -185,11 +185,11 @@ def none_of(instances):
     return {name: values[:0] for name, values in instances.items()}
 
 
-def test_the_facts_are_in_the_page(make_data_set, report_of):
+def test_the_page_has_all_facts(make_data_set, report_of):
     train = [random_instances(2000, 16), random_instances(500, 16, seed=1)]
     manifest = make_data_set(train, [random_instances(30, 16, seed=2)])
     statistics = manifest.statistics["train"]
-    # Shares that no other number of the page has.
+    # Shares that differ from every other number on the page.
     statistics.update(
         share_random_next=0.5123,
         share_padding=0.0321,
@@ -205,9 +205,9 @@ def test_the_facts_are_in_the_page(make_data_set, report_of):
     assert rows["Documents read"] == ["1,311"]
     assert rows["Sentences read"] == ["54,321"]
     assert rows["Tokens read"] == ["2,345,678"]
-    assert rows["Of the tokens: [UNK]"] == ["70,370"]
+    assert rows["Unknown tokens ([UNK])"] == ["70,370"]
     assert rows["Documents"] == ["1,200", "1,200"]
-    assert rows["Passes over them"] == ["2", "1"]
+    assert rows["Passes over the documents"] == ["2", "1"]
     assert rows["Instances"] == ["2,500", "30"]
     assert rows["Shards"] == ["2", "1"]
     assert rows["Tokens, without padding"][0] == f"{statistics['tokens']:,}"
@@ -218,25 +218,25 @@ def test_the_facts_are_in_the_page(make_data_set, report_of):
     assert ["14", "7"] in rows.values()  # chunks_without_next
     assert ["2", "1"] in rows.values()  # instances_without_mask
 
-    assert rows["[UNK], of the tokens of the text"][0] == "3.0%"
-    assert rows["Padding, of all positions"][0] == "3.2%"
-    assert rows["Random B, of the instances"][0] == "51.2%"
-    assert rows["Masked, of the tokens"][0] == "14.9%"
-    assert rows["Masked, of the tokens"][2].startswith("15.0%")
-    assert rows["Of the masked: replaced by [MASK]"][::2] == ["80.1%", "80.0%"]
-    assert rows["Of the masked: kept"][::2] == ["<0.1%", "10.0%"]
-    assert rows["Of the masked: replaced by a random token"][::2] == ["0.0%", "10.0%"]
+    assert rows["[UNK], share of all tokens read"][0] == "3.0%"
+    assert rows["Padding, share of all positions"][0] == "3.2%"
+    assert rows["Random B, share of instances"][0] == "51.2%"
+    assert rows["Masked, share of tokens"][0] == "14.9%"
+    assert rows["Masked, share of tokens"][2].startswith("15.0%")
+    assert rows["Masked tokens replaced by [MASK]"][::2] == ["80.1%", "80.0%"]
+    assert rows["Masked tokens kept"][::2] == ["<0.1%", "10.0%"]
+    assert rows["Masked tokens replaced by a random token"][::2] == ["0.0%", "10.0%"]
 
     assert rows["max_seq_length"] == ["16"]
     assert rows["do_lower_case"] == ["yes"]
     assert rows["strip_accents"] == rows["word_segmenter"] == ["not given"]
     assert rows["random_seed"] == ["12345"]
-    assert rows["Tokens of the vocabulary"] == [str(manifest.vocab_size)]
-    assert rows["Its SHA-256"] == [manifest.vocab_sha256]
+    assert rows["Tokens in the vocabulary"] == [str(manifest.vocab_size)]
+    assert rows["SHA-256 of the vocabulary"] == [manifest.vocab_sha256]
     assert rows["Unicode version"] == ["14.0.0"]
 
 
-def test_what_is_masked_most_often_has_counts_and_shares(make_data_set, report_of):
+def test_the_most_often_masked_tokens_have_counts_and_shares(make_data_set, report_of):
     manifest = make_data_set([random_instances(40, 16)])
     statistics = manifest.statistics["train"]
     text = " ".join(Page(report_of(manifest)).text.split())
@@ -255,7 +255,7 @@ def test_the_histogram_has_a_row_for_each_range(seq_length, make_data_set, repor
         assert rows[label] == ["", str(count), f"{count / 25:.1%}"]
 
 
-def test_without_an_eval_split_nothing_is_said_of_it(make_data_set, report_of):
+def test_a_missing_eval_split_is_not_mentioned(make_data_set, report_of):
     page = Page(report_of(make_data_set([random_instances(5, 16)])))
     assert "Evaluation" not in page.text
     assert page.rows()["Instances"] == ["5"]
@@ -265,7 +265,7 @@ def test_an_eval_split_without_instances_is_shown_as_empty(make_data_set, report
     instances = random_instances(5, 16)
     rows = Page(report_of(make_data_set([instances], [none_of(instances)]))).rows()
     assert rows["Instances"] == ["5", "0"]
-    assert rows["Masked, of the tokens"][1] == "–"
+    assert rows["Masked, share of tokens"][1] == "–"
 
 
 def test_ten_examples_show_the_masks_of_the_records(make_data_set, report_of, vocabulary):
@@ -300,7 +300,7 @@ def test_ten_examples_show_the_masks_of_the_records(make_data_set, report_of, vo
     assert kinds == {"mask", "kept", "random"}
 
 
-def test_pieces_are_joined_to_words(make_data_set, report_of, vocabulary):
+def test_pieces_are_joined_into_words(make_data_set, report_of, vocabulary):
     ids = "[CLS] ##s is tea ##pot ##s [SEP] ##pot 红 [SEP]".split()
     instances = random_instances(1, 10)
     instances["input_ids"][0] = [vocabulary.ids[token] for token in ids]
@@ -326,7 +326,7 @@ def test_tokens_and_options_are_escaped(make_data_set, report_of):
     assert any("&" in article["text"] for article in page.articles)
 
 
-def test_the_page_needs_nothing_else(make_data_set, report_of):
+def test_the_page_needs_no_other_file(make_data_set, report_of):
     html = report_of(make_data_set([random_instances(12, 16)], [random_instances(3, 16)]))
     page = Page(html)
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)

@@ -1,4 +1,4 @@
-"""A run that is killed, and the same command again; real processes on small corpora."""
+"""Kills a run and repeats the same command, with real processes on small corpora."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def uninterrupted(tmp_path_factory):
         ("train-*", 25),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, pattern_and_count):
+def test_a_killed_run_resumes_and_gives_the_same_bytes(tmp_path, uninterrupted, pattern_and_count):
     pattern, count = pattern_and_count
     output_dir = tmp_path / "data"
     kill_when(start(output_dir), lambda: len(list(output_dir.glob(pattern))) >= count)
@@ -95,7 +95,7 @@ def test_finished_shards_are_reused_unless_they_are_damaged(tmp_path, uninterrup
     assert [shard.stat().st_mtime_ns for shard in whole] == times
 
 
-def test_an_unfinished_data_set_of_other_options_is_refused_and_kept(tmp_path):
+def test_an_unfinished_data_set_with_other_options_is_refused_and_kept(tmp_path):
     output_dir = tmp_path / "data"
     kill_when(start(output_dir), lambda: len(list(output_dir.glob("train-*"))) > 1)
     before = sorted(output_dir.rglob("*"))
@@ -110,7 +110,7 @@ def test_an_unfinished_data_set_of_other_options_is_refused_and_kept(tmp_path):
     assert manifest["options"]["random_seed"] == 7
 
 
-def test_a_tokenized_corpus_serves_another_length_without_its_text(tmp_path):
+def test_a_tokenized_corpus_can_be_reused_for_another_length_without_its_text(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_bytes((ROOT / "data_samples" / "chinese.txt").read_bytes())
     flags = [
@@ -144,10 +144,12 @@ def tokenized_dir(tmp_path_factory):
         ("--nodo_lower_case", "do_lower_case True, not False"),
         ("--eval_fraction=0.5", "eval_fraction 0.0, not 0.5"),
         (f"--input_file={ROOT / 'data_samples' / 'chinese.txt'}", "input_bytes"),
-        (f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}", "another vocabulary"),
+        (f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}", "a different vocabulary"),
     ],
 )
-def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, tokenized_dir, flag, difference):
+def test_a_tokenized_corpus_made_with_other_options_is_refused(
+    tmp_path, tokenized_dir, flag, difference
+):
     process = start(tmp_path / "data", f"--tokenized_dir={tokenized_dir}", flag)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -155,7 +157,7 @@ def test_a_tokenized_corpus_made_otherwise_is_refused(tmp_path, tokenized_dir, f
     assert not (tmp_path / "data").exists()
 
 
-def test_a_corpus_edited_without_changing_its_size_is_noticed(tmp_path):
+def test_a_corpus_edited_without_changing_its_size_is_detected(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_bytes((ROOT / "data_samples" / "english.txt").read_bytes())
     flags = [f"--input_file={corpus}", f"--tokenized_dir={tmp_path / 'tokenized'}"]
@@ -165,7 +167,7 @@ def test_a_corpus_edited_without_changing_its_size_is_noticed(tmp_path):
     process = start(tmp_path / "second", *flags)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "other input files" in stderr
+    assert "different input files" in stderr
 
 
 def test_a_damaged_tokenized_file_is_made_again(tmp_path):
@@ -189,7 +191,7 @@ def test_overwrite_keeps_the_data_set_when_the_tokenized_corpus_is_refused(tmp_p
     assert content(tmp_path / "data") == before
 
 
-def test_what_a_run_killed_at_its_very_end_left_is_removed(tmp_path):
+def test_leftovers_of_a_run_killed_at_its_very_end_are_removed(tmp_path):
     finish(tmp_path / "data")
     (tmp_path / "data" / "clozemill_in_progress" / "tokenized").mkdir(parents=True)
     process = start(tmp_path / "data")
@@ -217,7 +219,7 @@ def test_the_death_of_a_worker_process_ends_the_run_and_loses_nothing(tmp_path, 
 
 
 def newest_descendant(pid):
-    """The Python process below the shell that Beam starts a worker with."""
+    """The Python process under the shell with which Beam starts a worker."""
     children = [
         int(child)
         for task in Path(f"/proc/{pid}/task").iterdir()

@@ -31,14 +31,14 @@ def test_other_runners_are_left_to_beam():
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:1", "localhost", "no-such-host.invalid:8099"])
-def test_a_job_service_that_does_not_answer_is_told_at_once(endpoint):
+def test_a_job_service_that_does_not_answer_is_reported_at_once(endpoint):
     beam_options = PipelineOptions(["--runner=PortableRunner", f"--job_endpoint={endpoint}"])
     with pytest.raises(UserError, match=f"no job service answers at --job_endpoint={endpoint}"):
         choose_runner(beam_options)
 
 
 @pytest.mark.parametrize("flag", ["--no_wait_until_finish", "--output_executable_path=job.jar"])
-def test_a_job_is_waited_for(flag):
+def test_options_not_to_wait_for_the_job_are_refused(flag):
     with pytest.raises(UserError, match=flag.partition("=")[0]):
         choose_runner(PipelineOptions(["--runner=FlinkRunner", flag]))
 
@@ -64,7 +64,7 @@ with dead_worker_ends_process():
     assert "return code 137" in result.stderr
 
 
-def test_other_errors_of_threads_are_shown_as_ever(monkeypatch):
+def test_other_errors_in_threads_are_still_shown(monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_value))
     hook = threading.excepthook
@@ -77,7 +77,7 @@ def test_other_errors_of_threads_are_shown_as_ever(monkeypatch):
     assert threading.excepthook is hook
 
 
-def test_connections_that_break_are_not_shown(monkeypatch):
+def test_broken_connections_are_not_shown(monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
 

@@ -14,8 +14,8 @@ from pipeline.sentences import split_sentences
         pytest.param(["Why?", "Because!", "I see…", "Good."], id="other stops"),
         pytest.param(["What?!", "Really...", "Yes."], id="several stops"),
         pytest.param(["Apples, pears etc...", "Then nuts."], id="dots after an abbreviation"),
-        pytest.param(["He wrote no. (see above) and left."], id="lower case behind a bracket"),
-        pytest.param(["Really... yes, but no. no."], id="lower case goes on"),
+        pytest.param(["He wrote no. (see above) and left."], id="lower case after a bracket"),
+        pytest.param(["Really... yes, but no. no."], id="lower case continues"),
         pytest.param(["It cost 3.50 euros.", "Then 4.25."], id="decimals"),
         pytest.param(["Version 2.0.", "Then 2.1."], id="a number at the end"),
         pytest.param(["J. R. R. Tolkien wrote it.", "He was English."], id="initials"),
@@ -63,14 +63,14 @@ def test_white_space_has_no_sentences(paragraph):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("aBI1.!?…。！？\"'“”’»)]」』([ \t\n\u3000鮮Ü,")))
-def test_nothing_but_white_space_is_lost_and_no_sentence_is_empty(paragraph):
+def test_only_white_space_is_lost_and_no_sentence_is_empty(paragraph):
     sentences = split_sentences(paragraph)
     assert "".join("".join(sentences).split()) == "".join(paragraph.split())
     assert all(sentence and sentence == sentence.strip() for sentence in sentences)
 
 
 @pytest.mark.parametrize("run", ["?", ".", "…", "。", "!?", "...” "])
-def test_long_runs_of_stops_take_no_time(run):
+def test_long_runs_of_stops_take_little_time(run):
     paragraph = "Really" + run * 300_000 + " Yes."
     start = time.process_time()
     sentences = split_sentences(paragraph)

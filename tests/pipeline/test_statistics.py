@@ -42,7 +42,7 @@ def results(*shards, read=10, tokenized=9, **dropped):
     return BuildResults(corpus, list(shards))
 
 
-def test_sums_keep_what_is_zero():
+def test_sums_keep_zero_entries():
     total = sum_counters([Counter(a=1, b=0), Counter(a=2, c=0), Counter()])
     assert dict(total) == {"a": 3, "b": 0, "c": 0}
     assert sum_counters([]) == Counter()
@@ -63,7 +63,7 @@ def test_documents_that_agree_pass():
     )
 
 
-def test_documents_agree_when_some_were_dropped_on_purpose():
+def test_dropped_documents_do_not_count_as_lost():
     dropped = {
         "documents_too_short": 5,
         "documents_without_tokens": 1,
@@ -141,7 +141,7 @@ def test_a_summary_holds_counts_and_shares():
     assert summary["eval"]["share_masked_by_mask"] == 0.0
 
 
-def test_a_summary_says_how_much_was_dropped_also_when_it_is_nothing():
+def test_a_summary_has_all_drop_counts_even_if_they_are_zero():
     built = results(shard(documents=9, instances=1, tokens=8), documents_too_short=1)
     corpus = summarize(built, max_seq_length=8)["corpus"]
     assert {reason: corpus[reason] for reason in DROP_REASONS} == {
@@ -155,7 +155,7 @@ def test_a_summary_says_how_much_was_dropped_also_when_it_is_nothing():
     }
 
 
-def test_documents_of_all_passes_are_counted_once():
+def test_a_document_is_counted_once_for_all_passes():
     built = results(
         shard(documents=4, instances=1),
         shard(documents=3, instances=1),
@@ -191,7 +191,7 @@ def test_ranges_of_lengths_hold_every_instance_once(max_seq_length, data):
         assert ranges[name] == expected + 2 * (first <= 5 <= last)
 
 
-def test_the_most_masked_tokens_are_those_of_all_shards_in_falling_order():
+def test_the_most_masked_tokens_cover_all_shards_in_descending_order():
     first = {f"t{number}": 100 - number for number in range(40)}
     second = {"t39": 500, "z": 99, "a": 99}
     built = results(
@@ -217,7 +217,7 @@ def vocabulary(write_vocabulary):
 
 
 def batch_of_instances(lengths, labels, max_seq_length):
-    """Instances of given lengths with given masked tokens; 0 pads the labels."""
+    """Makes instances with the given lengths and masked tokens; 0 pads the labels."""
     labels = np.array(labels, np.int64).reshape(len(lengths), -1)
     return {
         "input_mask": (np.arange(max_seq_length) < np.array(lengths)[:, None]).astype(np.uint8),
@@ -243,14 +243,14 @@ def test_a_label_of_id_0_counts_and_padding_does_not(vocabulary):
     assert histograms.masked_tokens() == {"t7": 1, "[PAD]": 1}
 
 
-def test_long_instances_of_a_byte_mask_are_counted(vocabulary):
-    """Sums of 300 ones do not fit in the type of the mask."""
+def test_long_instances_with_a_byte_mask_are_counted(vocabulary):
+    """A sum of 300 ones exceeds the range of the mask's dtype."""
     histograms = InstanceHistograms(512, vocabulary)
     histograms.add(batch_of_instances([300, 512], [[7], [7]], 512))
     assert histograms.lengths() == {300: 1, 512: 1}
 
 
-def test_a_hundred_tokens_of_a_shard_are_kept(vocabulary):
+def test_a_shard_keeps_the_counts_of_a_hundred_tokens(vocabulary):
     histograms = InstanceHistograms(8, vocabulary)
     labels = [5 + number for number in range(150) for _ in range(150 - number)]
     histograms.add(batch_of_instances([8] * len(labels), labels, 8))
@@ -265,7 +265,7 @@ def test_results_of_a_shard_survive_json():
     assert summarize(results(again), 128) == summarize(results(built), 128)
 
 
-def test_shares_of_nothing_are_0():
+def test_shares_without_tokens_are_0():
     summary = summarize(results(shard(instances=1, tokens=0)), max_seq_length=8)
     assert {name: summary["train"][name] for name in SHARES} == {
         **dict.fromkeys(SHARES, 0.0),

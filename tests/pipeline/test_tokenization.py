@@ -44,7 +44,7 @@ def toy_tokenizer(request, toy_vocab_file):
         pytest.param(
             "a\fb\x1cc\x1dd\x1ee\x1ff\x85g", ["abcdefg"], id="control white space is deleted"
         ),
-        pytest.param("a\vb\u4e00\fc d\x85", ["ab", "一", "c", "d"], id="also beside ideographs"),
+        pytest.param("a\vb\u4e00\fc d\x85", ["ab", "一", "c", "d"], id="even beside ideographs"),
         pytest.param(
             "so\xadft ze\u200bro \ufeffmark", ["soft", "zero", "mark"], id="Cf is dropped"
         ),
@@ -60,7 +60,7 @@ def toy_tokenizer(request, toy_vocab_file):
         pytest.param("--", ["-", "-"], id="each punctuation character is a token"),
     ],
 )
-def test_basic_tokens_of_text_without_case(text, tokens, toy_tokenizer):
+def test_basic_tokens_of_text_that_case_and_accents_do_not_affect(text, tokens, toy_tokenizer):
     assert toy_tokenizer.basic_tokenizer.tokenize(text) == tokens
     assert toy_tokenizer.encode(text).tolist() == toy_tokenizer.convert_tokens_to_ids(
         toy_tokenizer.tokenize(text)
@@ -135,7 +135,7 @@ def test_lower_casing_decomposes_and_drops_accents(text, uncased, cased):
         ("がぎ", ["がぎ"], ["かき"]),
     ],
 )
-def test_accents_can_be_stripped_apart_from_lower_casing(text, lower_cased, stripped):
+def test_accents_can_be_stripped_independently_of_lower_casing(text, lower_cased, stripped):
     assert BasicTokenizer(True, strip_accents=False).tokenize(text) == lower_cased
     assert BasicTokenizer(False, strip_accents=True).tokenize(text) == stripped
 
@@ -151,7 +151,7 @@ def test_accents_can_be_stripped_apart_from_lower_casing(text, lower_cased, stri
         pytest.param("abc un", ["abc", "un"], id="two words"),
     ],
 )
-def test_wordpiece_is_greedy_and_a_word_is_whole_or_unknown(word, pieces):
+def test_wordpiece_is_greedy_and_a_word_is_fully_known_or_unknown(word, pieces):
     tokens = ["[UNK]", "un", "##aff", "##able", "ab", "abc", "##d", "##cx"]
     vocab = {token: number for number, token in enumerate(tokens)}
     assert WordpieceTokenizer(vocab).tokenize(word) == pieces
@@ -168,7 +168,7 @@ def test_a_word_has_at_most_200_characters(word, is_known, toy_tokenizer):
     assert toy_tokenizer.encode(word).tolist() == toy_tokenizer.convert_tokens_to_ids(tokens)
 
 
-def test_length_counts_after_decomposition_and_split_at_punctuation(toy_vocab_file):
+def test_length_is_measured_after_decomposition_and_splitting_at_punctuation(toy_vocab_file):
     tokenizer = FullTokenizer(toy_vocab_file, do_lower_case=True)
     assert len(tokenizer.tokenize("a" * 150 + "." + "b" * 150)) == 301
     assert len(tokenizer.tokenize("e\u0301" * 200)) == 200
@@ -183,7 +183,7 @@ def test_special_tokens_in_text_never_get_their_ids(toy_tokenizer):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters() | st.sampled_from(TRICKY_CHARACTERS), max_size=40))
-def test_encode_is_tokenize_only_faster(toy_tokenizer, text):
+def test_encode_agrees_with_tokenize(toy_tokenizer, text):
     assert toy_tokenizer.encode(text).tolist() == toy_tokenizer.convert_tokens_to_ids(
         toy_tokenizer.tokenize(text)
     )
@@ -191,13 +191,13 @@ def test_encode_is_tokenize_only_faster(toy_tokenizer, text):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(st.characters() | st.sampled_from(TRICKY_CHARACTERS), max_size=20)))
-def test_sentences_do_not_influence_one_another(toy_tokenizer, sentences):
+def test_sentences_do_not_affect_one_another(toy_tokenizer, sentences):
     assert toy_tokenizer.encode_to_bytes(sentences) == [
         toy_tokenizer.encode(sentence).tobytes() for sentence in sentences
     ]
 
 
-def test_memory_of_words_is_bounded_and_forgets_nothing_that_matters(toy_vocab_file, monkeypatch):
+def test_a_bounded_memo_does_not_change_the_ids(toy_vocab_file, monkeypatch):
     monkeypatch.setattr("pipeline.tokenization.MAX_MEMO_ENTRIES", 4)
     tokenizer = FullTokenizer(toy_vocab_file)
     for number in range(60):
@@ -209,13 +209,13 @@ def test_memory_of_words_is_bounded_and_forgets_nothing_that_matters(toy_vocab_f
             assert len(memo._old) <= 4
 
 
-def test_a_token_that_stands_twice_keeps_its_last_id(write_vocabulary):
+def test_a_token_listed_twice_gets_its_last_id(write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("dog", "cat", "dog"))
     assert len(tokenizer.vocabulary) == 8
     assert tokenizer.encode("dog cat").tolist() == [7, 6]
 
 
-def test_lines_whose_token_comes_again_are_told(write_vocabulary):
+def test_lines_whose_token_is_repeated_later_are_reported(write_vocabulary):
     assert Vocabulary(write_vocabulary("dog", "cat")).repeated_tokens() == []
     vocabulary = Vocabulary(write_vocabulary("dog", "cat", "dog", "[UNK]", "dog"))
     assert vocabulary.repeated_tokens() == ["[UNK]", "dog", "dog"]
@@ -240,13 +240,13 @@ def test_only_line_feeds_end_a_vocabulary_line(write_vocabulary):
     assert vocabulary.tokens[5:] == ["a\u2028b", "c\x85d"]
 
 
-def test_ordinary_ids_leave_out_special_unused_and_empty_tokens(write_vocabulary):
+def test_ordinary_ids_exclude_special_unused_and_empty_tokens(write_vocabulary):
     vocabulary = Vocabulary(write_vocabulary("[unused0]", "a", "", "##b", "[unused99]", "[", "c"))
     assert vocabulary.ordinary_ids().tolist() == [6, 8, 10, 11]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
-def test_ids_of_the_largest_vocabularies_fit_their_type(write_vocabulary, size, dtype):
+def test_the_id_dtype_fits_the_largest_vocabularies(write_vocabulary, size, dtype):
     tokenizer = FullTokenizer(write_vocabulary(*(f"w{number}" for number in range(5, size))))
     assert tokenizer.vocabulary.id_dtype == dtype
     assert tokenizer.encode(f"w{size - 1} w5").tolist() == [size - 1, 5]
@@ -262,7 +262,7 @@ def test_ids_of_the_largest_vocabularies_fit_their_type(write_vocabulary, size, 
     ],
     ids=["missing", "without [MASK]", "empty", "not UTF-8"],
 )
-def test_an_unusable_vocabulary_is_named(tmp_path, content, problem):
+def test_the_error_names_an_unusable_vocabulary(tmp_path, content, problem):
     path = tmp_path / "some_vocab.txt"
     if content is not None:
         path.write_bytes(content)
@@ -271,7 +271,7 @@ def test_an_unusable_vocabulary_is_named(tmp_path, content, problem):
     assert str(path) in str(raised.value)
 
 
-def test_a_folder_is_no_vocabulary(tmp_path):
+def test_a_folder_is_refused_as_vocabulary(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         FullTokenizer(tmp_path)
 

@@ -44,12 +44,12 @@ def change_manifest(data_dir, change):
     path.write_text(json.dumps(content))
 
 
-def test_nothing_differs_in_a_fresh_data_set(data_dir):
+def test_a_fresh_data_set_has_no_differences(data_dir):
     assert list(verify(DataSet.read(data_dir))) == []
 
 
 @pytest.mark.parametrize("position", [0, 9, 100, -1])
-def test_a_flipped_byte_is_found_and_its_record_named(data_dir, shard, position):
+def test_a_flipped_bit_is_found_and_its_record_named(data_dir, shard, position):
     content = bytearray(shard.read_bytes())
     content[position] ^= 1
     shard.write_bytes(content)
@@ -95,18 +95,18 @@ def test_swapped_records_are_found(data_dir, shard):
     change_manifest(data_dir, pretend)
     shutil.copy(other, shard)
     assert list(verify(DataSet.read(data_dir))) == [
-        f"{shard} has another SHA-256 than in the manifest"
+        f"{shard} does not have the SHA-256 in the manifest"
     ]
 
 
-def test_another_vocabulary_is_found(data_dir):
+def test_a_different_vocabulary_is_found(data_dir):
     vocabulary = data_dir / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text("utf-8") + "more\n", "utf-8")
     (difference,) = verify(DataSet.read(data_dir))
     assert difference.startswith(f"{vocabulary} is not the vocabulary")
 
 
-def test_all_differences_are_told(data_dir):
+def test_all_differences_are_reported(data_dir):
     for path in data_dir.glob("*.tfrecord"):
         path.unlink()
     (data_dir / "vocab.txt").unlink()

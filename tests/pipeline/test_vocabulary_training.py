@@ -46,7 +46,7 @@ def lines_of(path):
 @pytest.mark.parametrize(
     ("num_unused", "unk_id"), [(0, 1), (1, 2), (98, 99), (99, 100), (100, 100), (994, 100)]
 )
-def test_reserved_tokens_stand_where_the_original_has_them(num_unused, unk_id):
+def test_reserved_tokens_have_the_positions_of_the_original(num_unused, unk_id):
     tokens = reserved_tokens(num_unused)
     assert tokens[0] == "[PAD]"
     assert tokens[unk_id : unk_id + 4] == ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -56,13 +56,13 @@ def test_reserved_tokens_stand_where_the_original_has_them(num_unused, unk_id):
     assert len(tokens) == 5 + num_unused
 
 
-def test_unused_rows_go_on_after_the_special_tokens():
+def test_unused_tokens_continue_after_the_special_tokens():
     tokens = reserved_tokens(994)
     assert tokens[99:105] == ["[unused98]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused99]"]
     assert tokens[-1] == "[unused993]"
 
 
-def test_a_vocabulary_is_reserved_tokens_characters_their_continuations_and_pieces():
+def test_a_vocabulary_has_reserved_tokens_characters_their_continuations_and_pieces():
     tokens = train(["the theme, the thesis: 中 € の"], num_unused=2)
     alphabet = [",", ":", "e", "h", "i", "m", "s", "t", "€", "の", "中"]
     inside = [f"##{character}" for character in alphabet if character not in ",:中"]
@@ -70,35 +70,35 @@ def test_a_vocabulary_is_reserved_tokens_characters_their_continuations_and_piec
     assert tokens[7 + 11 + 8 :] == ["th", "the"]
 
 
-def test_more_frequent_pairs_are_learnt_first():
+def test_more_frequent_pairs_are_learned_first():
     assert train(["ab " * 2 + "cd " * 5 + "ef " * 3])[-3:] == ["cd", "ef", "ab"]
 
 
-def test_what_occurs_once_is_not_learnt():
+def test_pairs_that_occur_once_are_not_learned():
     assert train(["abc abd"]) == [*SPECIAL, *"abcd", *(f"##{letter}" for letter in "abcd"), "ab"]
 
 
-def test_equally_frequent_pairs_are_learnt_in_the_order_of_their_characters():
+def test_equally_frequent_pairs_are_learned_in_the_order_of_their_characters():
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [first + second for first in letters for second in letters]
     for texts in (words * 2, words[::-1] * 2):
         assert train(texts, 5 + 52 + 300)[5 + 52 :] == words[:300]
 
 
-def test_of_equally_frequent_characters_those_with_smaller_code_points_are_kept():
+def test_smaller_code_points_win_among_equally_frequent_characters():
     characters = [chr(code) for code in range(0x4E00, 0x4E00 + 500)]
     for texts in (characters, characters[::-1]):
         assert train(texts, limit_alphabet=200)[5:] == characters[:200]
 
 
-def test_the_alphabet_has_the_most_frequent_characters(write_file):
+def test_the_alphabet_keeps_the_most_frequent_characters(write_file):
     tokens = train(["zz zz yy yy xx ww"], limit_alphabet=2)
     assert tokens == [*SPECIAL, "y", "z", "##y", "##z", "yy", "zz"]
     tokenizer = FullTokenizer(write_file(tokens))
     assert tokenizer.tokenize("yz xz zz") == ["y", "##z", "[UNK]", "zz"]
 
 
-def test_a_small_alphabet_is_warned_of(caplog):
+def test_a_small_alphabet_causes_a_warning(caplog):
     text = "aaaa bbbb cccc d"
     with caplog.at_level("INFO", logger="absl"):
         train([text], vocab_size=17, limit_alphabet=4)
@@ -117,7 +117,7 @@ def test_a_small_alphabet_is_warned_of(caplog):
         ["\0\ufffd\x07", "\ud800"],
         ["\u0301"],
     ],
-    ids=["nothing", "white space", "nothing that is kept", "accents only"],
+    ids=["nothing", "white space", "only dropped characters", "accents only"],
 )
 def test_no_text_is_an_error(texts):
     with pytest.raises(UserError, match="no text"):
@@ -133,12 +133,12 @@ def test_no_text_is_an_error(texts):
         (False, True, "Ee"),
     ],
 )
-def test_case_and_accents_are_those_of_the_tokenizer(do_lower_case, strip_accents, characters):
+def test_case_and_accents_are_treated_as_by_the_tokenizer(do_lower_case, strip_accents, characters):
     tokens = train(["E é e"], 100, do_lower_case, strip_accents)
     assert tokens[5:] == [*characters, *(f"##{character}" for character in characters)]
 
 
-def test_special_tokens_in_the_text_are_text(write_file):
+def test_special_tokens_in_the_text_are_treated_as_text(write_file):
     tokens = train(["[MASK] [PAD] [unused0] [unused1] ##ab [MASK] ##ab"], num_unused=1)
     assert sorted(token for token in tokens if token.startswith("[") and len(token) > 1) == sorted(
         [*SPECIAL, "[unused0]"]
@@ -152,7 +152,7 @@ def test_lone_surrogates_and_empty_texts_do_not_matter():
     assert train(["", "ab\ud800 \udfffab", "", "\ud800 cd cd", ""]) == train(["ab ab", "cd cd"])
 
 
-def test_words_that_are_too_long_for_the_tokenizer_teach_nothing():
+def test_words_too_long_for_the_tokenizer_have_no_effect():
     known, overlong = "ab" * 100, "cd" * 101
     assert known in train([f"{known} {known} {overlong} {overlong}"])
     assert train([f"ef {overlong}é{overlong} ef", "ef"]) == train(["ef ef ef"])
@@ -182,13 +182,13 @@ def test_numbers_out_of_range_are_errors(option):
         train(["text"], **option)
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch):
+def test_the_error_without_the_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'clozemill\[vocab\]'"):
         train(["text"])
 
 
-def test_what_goes_wrong_while_reading_is_raised():
+def test_errors_while_reading_are_raised():
     def read_texts(calls=iter((1, 2))):  # noqa: B008 - counts the calls
         yield "abc"
         if next(calls) == 2:
@@ -207,7 +207,7 @@ def test_what_goes_wrong_while_reading_is_raised():
         ("chinese.txt", 2500, True, False),
     ],
 )
-def test_samples_have_no_unknown_word_and_short_sequences(
+def test_the_samples_have_no_unknown_words_and_short_sequences(
     sample, vocab_size, do_lower_case, strip_accents, data_samples, write_file
 ):
     texts = lines_of(data_samples / sample)
@@ -224,7 +224,7 @@ def test_samples_have_no_unknown_word_and_short_sequences(
     assert words <= len(pieces) < 1.6 * words
 
 
-def test_every_process_and_number_of_threads_gives_the_same_tokens(data_samples):
+def test_all_processes_and_numbers_of_threads_give_the_same_tokens(data_samples):
     code = """
 import json, pathlib, sys
 from pipeline.vocabulary_training import train_vocabulary
@@ -256,7 +256,7 @@ print(json.dumps(train_vocabulary(lambda: iter(lines), 2500, True, None, 5, 35))
     assert all(tokens == found[0] for tokens in found)
 
 
-def test_by_default_the_alphabet_covers_nearly_all_of_the_text():
+def test_by_default_the_alphabet_covers_nearly_all_text():
     characters = [chr(0x4E00 + number) for number in range(1500)]
     texts = ["".join(characters)] * 3 + ["\u9fa5"]
     assert set(characters) <= set(train(texts, vocab_size=5000, limit_alphabet=None))
@@ -266,21 +266,21 @@ def test_by_default_the_alphabet_covers_nearly_all_of_the_text():
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Forty files of about 1 KB, each with words of its own."""
+    """Forty files of about 1 KB, each with a word that no other file has."""
     for number in range(40):
         line = f"file{number} " * 12
         (tmp_path / f"{number:02d}.txt").write_text(f"{line}\n\n" * 12)
     return match_files([f"{tmp_path}/*.txt"])
 
 
-def test_a_corpus_that_is_small_enough_is_read_whole_and_in_order(corpus):
+def test_a_small_corpus_is_read_completely_and_in_order(corpus):
     lines = list(read_sample(corpus, ReadOptions(), 10**9, random_seed=1))
     assert [line.split()[0] for line in lines] == [
         f"file{number}" for number in range(40) for _ in range(12)
     ]
 
 
-def test_a_sample_is_bounded_and_comes_from_all_over_the_corpus(corpus, monkeypatch):
+def test_a_sample_is_bounded_and_drawn_from_the_whole_corpus(corpus, monkeypatch):
     monkeypatch.setattr("pipeline.vocabulary_training._SAMPLED_BYTES", 1)
     size = sum(file.size for file in corpus)
 
@@ -295,13 +295,13 @@ def test_a_sample_is_bounded_and_comes_from_all_over_the_corpus(corpus, monkeypa
     assert lines == sample(1) != sample(2)
 
 
-def test_the_sample_is_of_the_documents_that_generate_reads(tmp_path):
+def test_a_sample_comes_from_the_documents_that_generate_reads(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "One. Two."}\n{"body": "x"}\n')
     files = match_files([f"{tmp_path}/a.jsonl"])
     options = ReadOptions(text_field="body", min_document_characters=5)
     assert list(read_sample(files, options, 10**6, 1)) == ["One. Two."]
 
 
-def test_a_sample_of_nothing_is_an_error(corpus):
+def test_an_empty_sample_is_an_error(corpus):
     with pytest.raises(UserError, match="--max_bytes=0"):
         list(read_sample(corpus, ReadOptions(), 0, 1))

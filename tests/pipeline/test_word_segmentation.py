@@ -25,14 +25,14 @@ TEXTS = st.text(st.sampled_from(TRICKY_CHARACTERS) | st.characters(), max_size=4
 
 @pytest.fixture(scope="module", params=[True, False], ids=["uncased", "cased"])
 def tokenizer(request, write_vocabulary):
-    """Words of Latin letters are of one piece a letter."""
+    """Words of Latin letters get one piece per letter."""
     pieces = [*LETTERS, *LETTERS.upper(), *(f"##{letter}" for letter in LETTERS + LETTERS.upper())]
     vocab_file = write_vocabulary(*pieces, *"我用恤和卡拉很快。，0123456789")
     return FullTokenizer(vocab_file, do_lower_case=request.param)
 
 
 def words_of_pieces(tokenizer, text, segment=None):
-    """The words that are masked together, each as its pieces joined without `##`."""
+    """The words whose pieces are masked together, each with its pieces joined without `##`."""
     document = tokenize_document(Document("a", 0, 0, [text]), tokenizer, Counter(), segment)
     vocabulary = tokenizer.vocabulary
     ids = np.frombuffer(document.ids, vocabulary.id_dtype)
@@ -47,11 +47,11 @@ def words_of_pieces(tokenizer, text, segment=None):
 
 
 def cutting_at(*words):
-    """A segmenter that gives these words whatever the text is."""
+    """A segmenter that returns these words for any text."""
     return lambda _: iter(words)
 
 
-# What a segmenter's words do.
+# The effect of a segmenter's words.
 
 
 def test_pieces_of_a_chinese_word_belong_together(tokenizer):
@@ -66,13 +66,13 @@ def test_jieba_finds_the_words_of_mixed_text(tokenizer):
     assert [word.lower() for word in words_of_pieces(tokenizer, text, load_segmenter("jieba"))] == [
         *("我用", "t恤", "和", "卡拉", "ok", "，", "gpu", "很快", "。")
     ]
-    # Word pieces beside ideographs are words of their own without it.
+    # Without a segmenter, word pieces beside ideographs are separate words.
     assert [word.lower() for word in words_of_pieces(tokenizer, text)] == [
         *("我", "用", "t", "恤", "和", "卡", "拉", "ok", "，", "gpu", "很", "快", "。")
     ]
 
 
-def test_words_may_be_given_without_the_white_space_between_them(tokenizer):
+def test_words_may_omit_the_white_space_between_them(tokenizer):
     text = " 我用  卡\u3000拉 很快 "
     for words in (
         ["我用", "卡", "拉", "很快"],
@@ -81,14 +81,14 @@ def test_words_may_be_given_without_the_white_space_between_them(tokenizer):
         assert words_of_pieces(tokenizer, text, cutting_at(*words)) == ["我用", "卡", "拉", "很快"]
 
 
-def test_a_word_may_have_white_space_in_it(tokenizer):
+def test_a_word_may_contain_white_space(tokenizer):
     assert words_of_pieces(tokenizer, "我 用 a b很", cutting_at("我 用", "a b", "很")) == [
         *("我用", "ab", "很")
     ]
 
 
-def test_what_is_inside_of_a_run_of_letters_keeps_its_words(tokenizer):
-    # A word that begins with the run takes the run's last piece along, not its other words.
+def test_words_inside_a_run_of_letters_are_unchanged(tokenizer):
+    # Only the beginning of a run decides whether it joins its neighbours; its inner words remain.
     assert words_of_pieces(tokenizer, "我a，b很", cutting_at("我", "a", "，", "b很")) == [
         *("我", "a", "，", "b", "很")
     ]
@@ -120,29 +120,29 @@ def test_sentences_without_ideographs_never_reach_the_segmenter(tokenizer):
     assert seen == ["我 mixed", "\U00020000"]
 
 
-def test_pieces_are_numbered_over_all_sentences(tokenizer):
+def test_pieces_are_numbered_across_all_sentences(tokenizer):
     sentences = ["abc", "我用", "\u200b", "de", "很快"]
     # a ##b ##c | 我 用 | | d ##e | 很 快
     assert pieces_inside_words(sentences, tokenizer, lambda text: [text]) == [4, 8]
 
 
-def test_a_word_never_reaches_into_the_next_sentence(tokenizer):
+def test_a_word_never_extends_into_the_next_sentence(tokenizer):
     assert pieces_inside_words(["我", "用", "很"], tokenizer, lambda text: [text]) == []
 
 
-def test_units_without_pieces_are_stepped_over(tokenizer):
-    # A control character between spaces makes no piece.
+def test_units_without_pieces_are_skipped(tokenizer):
+    # A control character between spaces gives no piece.
     assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我 \u200b 用")) == [1]
     assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我", "\u200b 用")) == []
     assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我 \u200b", "用")) == []
 
 
-# Units, on which all this rests.
+# Units, the basis of word segmentation.
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS)
-def test_pieces_of_units_are_those_of_the_text(tokenizer, text):
+def test_units_have_the_pieces_of_the_text(tokenizer, text):
     text = drop_control_whitespace(text)
     units = list(tokenizer.units(text))
     offsets = [offset for offset, _ in units]
@@ -156,17 +156,17 @@ def test_pieces_of_units_are_those_of_the_text(tokenizer, text):
         position += num_pieces
 
 
-def test_units_are_ideographs_and_what_stands_between_them(tokenizer):
+def test_units_are_ideographs_and_the_runs_between_them(tokenizer):
     assert list(tokenizer.units(" ab，我用 c\u3000很\u200b ")) == [
         *((1, 3), (4, 1), (5, 1), (7, 1), (9, 1), (10, 0))
     ]
 
 
-# What holds for all words.
+# Properties that hold for all words.
 
 
 def cut(text, ends):
-    """The text in words, cut at `ends`, and perhaps without the white space around them."""
+    """Cuts the text into words at `ends`."""
     bounds = sorted({0, len(text), *(end for end in ends if end < len(text))})
     return [text[start:end] for start, end in pairwise(bounds)]
 
@@ -177,7 +177,7 @@ def cut(text, ends):
     st.lists(st.integers(0, 40), max_size=12),
     st.booleans(),
 )
-def test_words_only_join_what_would_be_apart(tokenizer, sentences, ends, are_stripped):
+def test_a_segmenter_only_removes_word_starts(tokenizer, sentences, ends, are_stripped):
     def segment(text):
         words = cut(text, ends)
         return [word for word in map(str.strip, words) if word] if are_stripped else words
@@ -195,7 +195,7 @@ def test_words_only_join_what_would_be_apart(tokenizer, sentences, ends, are_str
     starts = np.frombuffer(segmented.word_starts, bool)
     plain_starts = np.frombuffer(plain.word_starts, bool)
     assert not (starts & ~plain_starts).any()
-    # A sentence begins a word, with or without a segmenter.
+    # Every sentence begins with a word start, with or without a segmenter.
     ends_of_sentences = accumulate(np.frombuffer(plain.sentence_lengths, np.uint32).tolist())
     for first, _ in pairwise([0, *ends_of_sentences]):
         assert plain_starts[first]
@@ -204,8 +204,8 @@ def test_words_only_join_what_would_be_apart(tokenizer, sentences, ends, are_str
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text("我用很快卡拉ab ，", min_size=1), min_size=1, max_size=6))
-def test_pieces_are_joined_where_no_word_begins(tokenizer, words):
-    """A slow way to say the same: a unit joins the one before when both are of one word."""
+def test_pieces_are_joined_if_no_word_begins_between_them(tokenizer, words):
+    """Compares with a slow reference: a unit joins the preceding unit of the same word."""
     text = "".join(words)
     word_of_character = [number for number, word in enumerate(words) for _ in word]
     has_ideograph = not set("我用很快卡拉").isdisjoint(text)
@@ -214,7 +214,7 @@ def test_pieces_are_joined_where_no_word_begins(tokenizer, words):
     previous = None
     for offset, num_pieces in tokenizer.units(text):
         word = word_of_character[offset]
-        # Every unit of these texts has pieces.
+        # In these texts, every unit has pieces.
         if has_ideograph and word == previous:
             expected.append(piece)
         previous = word
@@ -225,7 +225,7 @@ def test_pieces_are_joined_where_no_word_begins(tokenizer, words):
 @pytest.mark.parametrize(
     "text", ["我", "我用T恤和卡拉OK，GPU很快。" * 20, "今天\u200b天气\ufeff很好 ok"]
 )
-def test_jieba_gives_the_words_of_the_text(text, tokenizer):
+def test_the_words_of_jieba_match_the_text(text, tokenizer):
     assert words_of_pieces(tokenizer, text, load_segmenter("jieba"))
 
 
@@ -235,7 +235,7 @@ def test_jieba_never_fails(tokenizer, text):
     pieces_inside_words([text + "我"], tokenizer, load_segmenter("jieba"))
 
 
-# Segmenters that cannot be used.
+# Unusable segmenters.
 
 
 @pytest.mark.parametrize(
@@ -248,15 +248,15 @@ def test_jieba_never_fails(tokenizer, text):
         (["用", "我"], "我用 卡拉"),
     ],
 )
-def test_words_that_are_not_those_of_the_text_are_an_error(words, rest, tokenizer):
+def test_words_that_do_not_match_the_text_are_an_error(words, rest, tokenizer):
     with pytest.raises(
-        UserError, match="words of --word_segmenter are not those of the text"
+        UserError, match="words from --word_segmenter do not match the text"
     ) as raised:
         pieces_inside_words(["我用 卡拉"], tokenizer, cutting_at(*words))
-    assert f"from {rest!r} on" in str(raised.value)
+    assert f"starting at {rest!r}" in str(raised.value)
 
 
-def test_no_more_than_the_beginning_of_the_text_is_shown(tokenizer):
+def test_the_error_shows_only_the_beginning_of_the_text(tokenizer):
     with pytest.raises(UserError) as raised:
         pieces_inside_words(["我" * 9999], tokenizer, cutting_at("用"))
     assert len(str(raised.value)) < 200
@@ -281,18 +281,18 @@ def test_no_more_than_the_beginning_of_the_text_is_shown(tokenizer):
         "json:dumps:loads",
     ],
 )
-def test_a_segmenter_that_cannot_be_loaded_is_named(name):
+def test_the_error_names_a_segmenter_that_cannot_be_loaded(name):
     with pytest.raises(UserError, match=f"--word_segmenter={name}"):
         load_segmenter(name)
 
 
-def test_a_segmenter_is_any_function_of_a_module(tmp_path, monkeypatch):
+def test_a_segmenter_can_be_any_function_in_a_module(tmp_path, monkeypatch):
     (tmp_path / "my_segmenters.py").write_text("def halves(text): return text[:2], text[2:]\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_segmenter("my_segmenters:halves")("我用很") == ("我用", "很")
 
 
-def test_jieba_says_nothing_and_is_that_of_the_package():
+def test_the_segmenter_jieba_uses_the_package_and_logs_nothing():
     assert list(load_segmenter("jieba")("我来到北京清华大学")) == list(
         jieba.cut("我来到北京清华大学")
     )
@@ -304,7 +304,7 @@ def test_jieba_says_nothing_and_is_that_of_the_package():
     assert result.stderr == ""
 
 
-def test_without_jieba_the_message_says_how_to_install_it(monkeypatch):
+def test_the_error_without_jieba_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
     with pytest.raises(UserError, match=r"pip install 'clozemill\[chinese\]'"):
         load_segmenter("jieba")

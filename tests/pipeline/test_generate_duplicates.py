@@ -1,0 +1,163 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.buckets import BucketPlan
+from pipeline.documents import ReadOptions, read_documents
+from pipeline.errors import UserError
+from pipeline.generate import generate
+from pipeline.inputs import InputFormat, match_files
+from pipeline.portions import plan_portions
+from pipeline.shards import plan_shards
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory, corpus, write_as):
+    """Documents 0 to 29 in three files of different formats, most of them repeated."""
+    folder = tmp_path_factory.mktemp("doubled")
+    for name, numbers in {
+        "a.jsonl": [*range(20), 3, 4, 3],
+        "b.txt": [5, 3, *range(10, 25), 24],
+        "c.parquet": [*range(22, 30), 29, 0, 7],
+    }.items():
+        write_as(folder / name, numbers)
+    return replace(
+        corpus,
+        input_patterns=[f"{folder}/*"],
+        input_format=InputFormat.AUTO,
+        output_dir=folder / "data",
+        drop_duplicates=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def without_duplicates(doubled):
+    return generate(doubled, PipelineOptions([]))
+
+
+def test_every_pass_with_the_eval_split_has_each_text_once(
+    doubled, without_duplicates, documents_of_shard
+):
+    manifest = without_duplicates
+    for pass_index in range(2):
+        shards = [*manifest.shards_of("eval")]
+        shards += [s for s in manifest.shards_of("train") if s.pass_index == pass_index]
+        documents = [
+            document
+            for shard in shards
+            for document in documents_of_shard(doubled.output_dir / shard.name)
+        ]
+        assert sorted(documents) == list(range(30))
+        assert sum(shard.documents for shard in shards) == 30
+
+
+def test_the_manifest_counts_the_duplicates(without_duplicates):
+    counts = without_duplicates.statistics["corpus"]
+    assert counts["documents_read"] == counts["documents_tokenized"] == 23 + 18 + 11
+    assert counts["documents_duplicate"] == 52 - 30
+    documents = [without_duplicates.statistics[split]["documents"] for split in ("train", "eval")]
+    assert sum(documents) == 30
+    assert min(documents) > 0
+    assert without_duplicates.options["drop_duplicates"] is True
+
+
+def test_the_first_of_equal_documents_decides_the_bucket(
+    doubled, without_duplicates, documents_of_shard
+):
+    files = match_files(doubled.input_patterns)
+    plan = BucketPlan.for_corpus(sum(file.text_bytes for file in files), 0.3, 3)
+    first = {}
+    for portion in plan_portions(files):
+        for file_range in portion:
+            for document in read_documents(file_range, ReadOptions(), Counter()):
+                bucket = plan.bucket_of(file_range.file, document)
+                first.setdefault(document.sentences[0].split()[0], bucket)
+    found = {}
+    for shard in without_duplicates.shards:
+        if shard.pass_index == 0:
+            for document in documents_of_shard(doubled.output_dir / shard.name):
+                found[f"w{document}"] = shard.name
+    plans = {plan.bucket: plan.name for plan in plan_shards(plan, dupe_factor=1)}
+    names = {bucket: name.replace("-of-00003", "-of-00006") for bucket, name in plans.items()}
+    assert found == {word: names[bucket] for word, bucket in first.items()}
+
+
+@pytest.mark.parametrize("partitions", [1, 7])
+def test_duplicates_do_not_depend_on_portions_and_partitions(
+    partitions, doubled, without_duplicates, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 1)
+    monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", 1)
+    monkeypatch.setattr("pipeline.graph.count_partitions", lambda _: partitions)
+    again = replace(doubled, output_dir=tmp_path / "data")
+    assert generate(again, PipelineOptions([])) == without_duplicates
+    assert names_in(tmp_path / "data") == names_in(doubled.output_dir)
+
+
+def test_duplicates_are_the_same_from_several_processes(
+    doubled, without_duplicates, two_processes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
+    again = replace(doubled, output_dir=tmp_path / "data")
+    assert generate(again, two_processes) == without_duplicates
+
+
+def test_duplicates_are_kept_by_default(doubled, tmp_path):
+    manifest = generate(
+        replace(doubled, drop_duplicates=False, output_dir=tmp_path / "data"), PipelineOptions([])
+    )
+    assert manifest.statistics["corpus"]["documents_duplicate"] == 0
+    first_pass = [shard for shard in manifest.shards if shard.pass_index == 0]
+    assert sum(shard.documents for shard in first_pass) == 52
+
+
+def test_a_tokenized_corpus_with_known_duplicates_can_be_reused(doubled, tmp_path):
+    tokenized = tmp_path / "tokenized"
+    manifests = []
+    for name, drop_duplicates in (("1", True), ("2", False), ("3", True)):
+        options = replace(
+            doubled,
+            output_dir=tmp_path / name,
+            tokenized_dir=tokenized,
+            drop_duplicates=drop_duplicates,
+        )
+        manifests.append(generate(options, PipelineOptions([])))
+    assert manifests[0] == manifests[2]
+    assert manifests[1].statistics["corpus"]["documents_duplicate"] == 0
+
+
+def test_a_damaged_file_of_duplicates_is_made_again(doubled, without_duplicates, tmp_path):
+    options = replace(doubled, output_dir=tmp_path / "data", tokenized_dir=tmp_path / "tokenized")
+    generate(options, PipelineOptions([]))
+    (duplicates,) = (tmp_path / "tokenized").glob("duplicates-*.parquet")
+    duplicates.write_bytes(duplicates.read_bytes()[:100])
+    again = replace(options, output_dir=tmp_path / "again")
+    assert generate(again, PipelineOptions([])) == without_duplicates
+
+
+@pytest.mark.parametrize("drop_duplicates", [True, False])
+def test_a_run_does_not_resume_if_the_option_for_duplicates_changed(
+    drop_duplicates, doubled, fail_at_call, tmp_path, monkeypatch
+):
+    options = replace(doubled, output_dir=tmp_path / "data", drop_duplicates=drop_duplicates)
+    with monkeypatch.context() as patch:
+        fail_at_call(4, ValueError("killed"), patch, "build_shard")
+        with pytest.raises(Exception, match="killed"):
+            generate(options, PipelineOptions([]))
+    other = replace(options, drop_duplicates=not drop_duplicates)
+    difference = f"drop_duplicates {drop_duplicates}, not {not drop_duplicates}"
+    with pytest.raises(UserError, match=f"{difference}.*--overwrite"):
+        generate(other, PipelineOptions([]))
+    calls = fail_at_call(99, ValueError("never"), monkeypatch, "build_shard")
+    manifest = generate(options, PipelineOptions([]))
+    assert len(calls) == 7 - 3
+    assert manifest.statistics["corpus"]["documents_duplicate"] == (22 if drop_duplicates else 0)
+    assert sum(shard.documents for shard in manifest.shards if shard.pass_index == 0) == (
+        30 if drop_duplicates else 52
+    )
