@@ -10,7 +10,7 @@ from absl import flags
 
 from pipeline.inspection import describe_instance, read_instances
 from pipeline.manifest import DataSet
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True

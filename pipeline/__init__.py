@@ -8,6 +8,7 @@ The files that text goes through, in the order of the flow::
     portions           the corpus cut into portions at document boundaries
     documents          lines or records of a file -> Document(file, offset, sentences)
     sentences          running text -> sentences
+    vocabulary         vocab.txt: tokens and their ids; part of the contract with `modeling`
     tokenization       text -> WordPiece ids
     word_segmentation  Chinese text -> words that are masked together
     buckets            the bucket of each document; documents are paired within a bucket

@@ -22,7 +22,7 @@ from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.shards import plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, summarize
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.

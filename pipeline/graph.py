@@ -43,7 +43,8 @@ from pipeline.receipts import read_receipt, read_receipt_of_whole, write_receipt
 from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
-from pipeline.tokenization import FullTokenizer, Vocabulary
+from pipeline.tokenization import FullTokenizer
+from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import load_segmenter
 
 _BucketKey = tuple[str, int]

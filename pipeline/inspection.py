@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.records import decode_example, read_frames, record_of
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 
 class Replacement(StrEnum):

@@ -14,7 +14,7 @@ from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
 from pipeline.manifest import REPORT_NAME, Manifest, Shard
 from pipeline.statistics import DROP_REASONS
 from pipeline.templates import template_environment
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 _TEMPLATE_NAME = "report.html.jinja"
 _NUM_EXAMPLES = 10

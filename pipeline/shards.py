@@ -15,7 +15,7 @@ from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions
 from pipeline.records import encode_examples, frame_record
 from pipeline.statistics import InstanceHistograms, ShardResults
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 _SPLIT_NUMBERS = {"train": 0, "eval": 1}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.instances import Instances
 from pipeline.manifest import Shard
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 DROP_REASONS = {
     "records_skipped": "records that could not be read or had no text",

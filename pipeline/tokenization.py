@@ -5,7 +5,6 @@ It gives the same tokens as the original release (google-research/bert, tokeniza
 maps whitespace-separated words to ids, the other maps basic tokens to ids.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -13,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, Vocabulary
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MAX_CHARACTERS_PER_WORD = 200
 MAX_MEMO_ENTRIES = 1 << 17
 _LONGEST_MEMO_KEY = 64
 _LONGEST_PART = 1 << 20
@@ -34,61 +31,6 @@ _ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 # `str.split` treats these control characters as white space; the original deletes them.
 _CONTROL_WHITESPACE = "\v\f\x1c\x1d\x1e\x1f\x85"
 _DROP_CONTROL_WHITESPACE = dict.fromkeys(map(ord, _CONTROL_WHITESPACE))
-
-
-class Vocabulary:
-    """The WordPiece vocabulary: a file with one token per line; the line number is the id.
-
-    Attributes:
-      tokens: the token of each id.
-      ids: the id of each token.
-      sha256: SHA-256 of the file, in hexadecimal.
-      id_dtype: the smallest unsigned dtype that can hold every id.
-      begins_word: bool [V]; False for `##` pieces, which continue the piece before them.
-
-    Raises:
-      UserError: the file cannot be read, is not UTF-8, or lacks one of `SPECIAL_TOKENS`.
-    """
-
-    def __init__(self, vocab_file: str | Path):
-        try:
-            content = Path(vocab_file).read_bytes()
-            lines = content.decode("utf-8").removesuffix("\n").split("\n")
-        except OSError as error:
-            raise UserError(f"cannot read the vocabulary {vocab_file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"the vocabulary {vocab_file} is not UTF-8 text: byte {error.start} is invalid"
-            ) from error
-        self.tokens = [line.strip() for line in lines]
-        # A token listed twice gets the number of its last line, as in the original.
-        self.ids = {token: number for number, token in enumerate(self.tokens)}
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self.id_dtype = np.dtype(np.uint16 if len(self.tokens) <= 1 << 16 else np.uint32)
-        self.begins_word = np.array([not token.startswith("##") for token in self.tokens])
-        missing = [token for token in SPECIAL_TOKENS if token not in self.ids]
-        if missing:
-            raise UserError(
-                f"the vocabulary {vocab_file} has no {', '.join(missing)}: "
-                f"BERT needs {' '.join(SPECIAL_TOKENS)}, each on its own line"
-            )
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def repeated_tokens(self) -> list[str]:
-        """Returns the tokens on more than one line; only the last of a token's ids is ever used."""
-        return [token for number, token in enumerate(self.tokens) if self.ids[token] != number]
-
-    def ordinary_ids(self) -> np.ndarray:
-        """Returns the ids of all tokens except special and `[unused…]` ones, in ascending order."""
-        return np.array(
-            [
-                number
-                for number, token in enumerate(self.tokens)
-                if token not in SPECIAL_TOKENS and not token.startswith("[unused") and token
-            ]
-        )
 
 
 class BasicTokenizer:

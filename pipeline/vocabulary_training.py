@@ -22,7 +22,7 @@ from pipeline.documents import ReadOptions, Sentences, read_documents
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile
 from pipeline.portions import Portion, plan_portions
-from pipeline.tokenization import MAX_CHARACTERS_PER_WORD
+from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

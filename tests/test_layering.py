@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# What training needs to know of the data: how records look, what the manifest says, how to complain;
-# and how a template is filled.
-RECORD_CONTRACT = {
-    f"pipeline.{name}" for name in ("records", "manifest", "files", "errors", "templates")
+# The contract of a data set (its records, its manifest, its vocabulary) and what all packages share.
+CONTRACT = {
+    f"pipeline.{name}"
+    for name in ("records", "manifest", "vocabulary", "files", "errors", "templates")
 }
 
 
@@ -62,7 +62,7 @@ def test_modeling_knows_of_pipeline_only_the_record_contract():
         for _, module in imports_of("modeling")
         if module.startswith("pipeline")
     }
-    assert found == RECORD_CONTRACT
+    assert found == CONTRACT
 
 
 def test_rooms_of_modeling_form_a_ladder():

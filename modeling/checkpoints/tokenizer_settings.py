@@ -1,4 +1,4 @@
-"""How a trained BERT's text becomes ids: read beside its weights, written for `transformers`."""
+"""The vocabulary and the text normalization of a trained BERT, read and written beside its weights."""
 
 import json
 import shutil
@@ -10,35 +10,27 @@ from absl import logging
 
 from pipeline.errors import UserError
 from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-# As in the original; a longer word is [UNK].
-_MAX_CHARACTERS_PER_WORD = 200
 _KNOWN_CLASSES = (
     "BertTokenizer BertTokenizerFast BertTokenizerLegacy PreTrainedTokenizerFast TokenizersBackend"
 ).split()
-_SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """The tokens that a BERT knows, and what is done to a text before it is cut into them.
+    """The tokens that a BERT knows, and how a text is normalized before it becomes tokens.
 
     Attributes:
       vocabulary: the vocab.txt or tokenizer.json that holds the tokens.
-      tokens: in the order of their ids.
+      tokens: the tokens, in the order of their ids.
       do_lower_case: whether text is lower-cased.
-      strip_accents: whether accents are stripped; None: when lower-casing.
+      strip_accents: whether accents are stripped; None: only when lower-casing.
       tokenize_chinese_chars: whether each ideograph is a word, as in the original.
     """
 
@@ -52,20 +44,20 @@ class TokenizerSettings:
 def read_tokenizer_settings(
     directory: Path, manifest: Manifest | None = None
 ) -> TokenizerSettings | None:
-    """Of the directory of a run, an original checkpoint or a Hugging Face model.
+    """Reads the settings of a run, an original checkpoint or a Hugging Face model.
 
-    Where nothing says whether text is lower-cased, as with the original's checkpoints, the tokens tell:
-    it is, unless one of them has an upper-case letter.
+    Original checkpoints do not record lower-casing. It is assumed, unless a token has an upper-case
+    letter.
 
     Args:
-      directory: where the files are.
-      manifest: of a run's data, which knows.
+      directory: the directory of the files.
+      manifest: the manifest of a run's data, which records the settings.
 
     Returns:
-      None: the directory has neither vocab.txt nor tokenizer.json.
+      The settings; None if the directory has neither vocab.txt nor tokenizer.json.
 
     Raises:
-      UserError: a file cannot be understood.
+      UserError: a file is damaged.
     """
     paths = (directory / VOCABULARY_NAME, directory / TOKENIZER_NAME)
     path = next((path for path in paths if path.exists()), None)
@@ -90,24 +82,23 @@ def read_tokenizer_settings(
 def read_tokens(path: Path) -> list[str]:
     """The tokens of a vocab.txt or tokenizer.json, in the order of their ids.
 
-    Tokens that were added to a Hugging Face vocabulary are told in the tokenizer.json; they come last.
+    Tokens that were added to a Hugging Face vocabulary are only in tokenizer.json; they come last.
 
     Raises:
-      UserError: the file cannot be read, or is no WordPiece vocabulary.
+      UserError: the file cannot be read, or is not a WordPiece vocabulary.
     """
     if path.name == TOKENIZER_NAME:
         return _tokens_of_huggingface(path, [])
     try:
-        text = path.read_bytes().decode("utf-8")
+        tokens = tokens_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the vocabulary {path}: {error}") from error
-    tokens = [line.strip() for line in text.removesuffix("\n").split("\n")]
     beside = path.with_name(TOKENIZER_NAME)
     return _tokens_of_huggingface(beside, tokens) if beside.exists() else tokens
 
 
 def _tokens_of_huggingface(path: Path, first: list[str]) -> list[str]:
-    """The tokens of a tokenizer.json, of which the first are known."""
+    """The tokens of a tokenizer.json, given the first of them."""
     content = _read_json(path)
     try:
         if content["model"].get("type", "WordPiece") != "WordPiece":
@@ -119,28 +110,30 @@ def _tokens_of_huggingface(path: Path, first: list[str]) -> list[str]:
     tokens |= dict(enumerate(first))
     if sorted(tokens) != list(range(len(tokens))):
         raise UserError(
-            f"{path} leaves out ids between those of its tokens: copy the {VOCABULARY_NAME} beside it"
+            f"{path} has no tokens for some ids between the others: copy {VOCABULARY_NAME} beside it"
         )
     return [tokens[i] for i in range(len(tokens))]
 
 
 def write_vocabulary(directory: Path, tokenizer: TokenizerSettings) -> None:
-    """Writes `vocab.txt`, byte by byte that of the data where there is one."""
+    """Writes `vocab.txt`, as a copy of the BERT's own if it has one."""
     path = directory / VOCABULARY_NAME
     if tokenizer.vocabulary.name == VOCABULARY_NAME:
         shutil.copyfile(tokenizer.vocabulary, path)
         if read_tokens(path) == tokenizer.tokens:
             return
-    # Tokens that were added later stand in no vocab.txt yet.
+    # No vocab.txt holds the tokens that were added later.
     path.write_text("\n".join(tokenizer.tokens) + "\n", "utf-8")
 
 
 def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: int) -> None:
-    """Writes what `AutoTokenizer` opens: `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
+    """Writes the files that `AutoTokenizer` opens.
+
+    They are `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
 
     Args:
-      directory: where they go.
-      tokenizer: must have the five special tokens.
+      directory: the directory to write to.
+      tokenizer: the settings, whose tokens include the five special ones.
       max_length: the longest sequence that the model reads.
 
     Raises:
@@ -155,26 +148,27 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
         "strip_accents": tokenizer.strip_accents,
         "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
         "model_max_length": max_length,
-        **_SPECIAL_TOKENS,
+        # "pad_token": "[PAD]" and so on.
+        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
     }
     text = json.dumps(settings, indent=2) + "\n"
     (directory / TOKENIZER_CONFIG_NAME).write_text(text, "utf-8")
 
 
 def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
-    """The tokenizer of the package `tokenizers` that follows the original's rules."""
+    """A tokenizer of the package `tokenizers` that follows the original's rules."""
     import tokenizers as hf  # noqa: PLC0415 - an extra
 
     ids = {token: i for i, token in enumerate(tokenizer.tokens)}
-    for token in _SPECIAL_TOKENS.values():
+    for token in SPECIAL_TOKENS:
         if token not in ids:
             raise UserError(f"{tokenizer.vocabulary} has no {token}, which BERT's tokenizer needs")
     backend = hf.Tokenizer(
         hf.models.WordPiece(
-            ids, unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARACTERS_PER_WORD
+            ids, unk_token="[UNK]", max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
         )
     )
-    backend.add_special_tokens(list(_SPECIAL_TOKENS.values()))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
     backend.normalizer = hf.normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=tokenizer.tokenize_chinese_chars,
@@ -192,7 +186,7 @@ def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
 
 
 def _huggingface_settings(directory: Path) -> dict[str, Any]:
-    """What a Hugging Face directory says of its tokenizer; nothing of any other directory."""
+    """The settings in a Hugging Face directory; none for any other directory."""
     normalizer = _read_json(directory / TOKENIZER_NAME).get("normalizer") or {}
     of_normalizer = {
         "do_lower_case": normalizer.get("lowercase"),
@@ -203,7 +197,7 @@ def _huggingface_settings(directory: Path) -> dict[str, Any]:
     name = settings.get("tokenizer_class", "BertTokenizer")
     if name not in _KNOWN_CLASSES:
         logging.warning(
-            "the tokenizer of %s is a %s, of which only the vocabulary is known here",
+            "the tokenizer of %s is a %s: only its vocabulary is used",
             directory,
             name,
         )
@@ -211,12 +205,12 @@ def _huggingface_settings(directory: Path) -> dict[str, Any]:
 
 
 def _is_special(token: str) -> bool:
-    """Whether it is [CLS], [unused5] or the like, or <S>, which stands in lower-cased vocabularies."""
+    """Whether it is like [CLS] or [unused5], or like <S>, which uncased vocabularies have too."""
     return token[:1] + token[-1:] in ("[]", "<>")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a file; nothing where there is no such file."""
+    """The content of a JSON file; nothing if there is no such file."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

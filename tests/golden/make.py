@@ -14,7 +14,8 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-from pipeline.tokenization import SPECIAL_TOKENS, BasicTokenizer
+from pipeline.tokenization import BasicTokenizer
+from pipeline.vocabulary import SPECIAL_TOKENS
 
 GOLDEN = Path(__file__).parent
 COPIED = ("tiny_bert_gelu_tanh", "tiny_bert_gelu_erf", "adamw_trajectory.npz")

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.manifest import Manifest
 from pipeline.shards import plan_shards
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 NUM_DOCUMENTS = 40
 BESIDE_SHARDS = ("manifest.json", "report.html", "vocab.txt")

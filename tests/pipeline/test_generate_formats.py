@@ -9,7 +9,7 @@ from pipeline.documents import BadRecord, ReadOptions
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter
 
 

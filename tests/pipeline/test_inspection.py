@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.inspection import Piece, Replacement, describe_instance, is_random_next, pieces_of
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tea", "##pot", "is", "hot", "red"]
 

@@ -18,7 +18,8 @@ from pipeline.instances import generate_instances
 from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.records import decode_example, encode_examples
 from pipeline.segment_pairs import plan_segment_pairs
-from pipeline.tokenization import FullTokenizer, Vocabulary
+from pipeline.tokenization import FullTokenizer
+from pipeline.vocabulary import Vocabulary
 
 NUM_UNUSED = 15
 FIRST_ID = 5 + NUM_UNUSED

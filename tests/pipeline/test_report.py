@@ -14,7 +14,7 @@ from pipeline.statistics import (
     ShardResults,
     summarize,
 )
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 NUM_PREDICTIONS = 3
 WORDS = ("tea", "##pot", "is", "hot", "<script>", "&", "红", "##s", '"')

@@ -16,7 +16,7 @@ from pipeline.statistics import (
     sum_counters,
     summarize,
 )
-from pipeline.tokenization import Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 SHARES = (
     "share_random_next share_padding share_masked share_masked_by_mask share_masked_kept "

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.tokenization import BasicTokenizer, FullTokenizer, Vocabulary, WordpieceTokenizer
+from pipeline.tokenization import BasicTokenizer, FullTokenizer, WordpieceTokenizer
+from pipeline.vocabulary import Vocabulary
 
 ASCII_PUNCTUATION = {*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)}
 TRICKY_CHARACTERS = (

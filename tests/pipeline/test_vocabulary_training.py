@@ -9,7 +9,8 @@ import pytest
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import match_files
-from pipeline.tokenization import FullTokenizer, Vocabulary
+from pipeline.tokenization import FullTokenizer
+from pipeline.vocabulary import Vocabulary
 from pipeline.vocabulary_training import read_sample, reserved_tokens, train_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
