@@ -113,7 +113,7 @@ def _all_options(manifest: Manifest) -> dict[str, Any]:
 
 
 def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
-    """Yields the train instances in the order of the shards, which is already shuffled."""
+    """Yields the train instances in the order of the shards, each of which is shuffled."""
     for shard in manifest.shards_of("train"):
         for number, instance in enumerate(read_instances(output_dir / shard.name)):
             pieces = pieces_of(instance, vocabulary)

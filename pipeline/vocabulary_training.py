@@ -99,7 +99,7 @@ def train_vocabulary(
 def read_sample(
     files: list[InputFile], options: ReadOptions, max_bytes: int, random_seed: int
 ) -> Iterator[str]:
-    """Yields the lines of the corpus, or of randomly chosen portions if the corpus is too large.
+    """Yields the lines of the corpus, or of random portions if the corpus exceeds `max_bytes`.
 
     Args:
       files: the files of the corpus.

@@ -160,7 +160,7 @@ def test_a_vocabulary_with_a_repeated_token_is_used_with_a_warning(tmp_path, ass
         assert_works(ENGLISH, f"--vocab_file={tmp_path}/vocab.txt")
     (warning,) = (text for text in caplog.messages if "vocabulary" in text)
     assert f"{tmp_path}/vocab.txt" in warning
-    assert f"come again: 2, the first is {tokens[60]!r}" in warning
+    assert f"2 repeated lines (first: {tokens[60]!r})" in warning
 
 
 # A long line.
@@ -207,7 +207,7 @@ def truncated_gzip():
 
 # File name, content, flags, and what the line says besides the name.
 BAD_CORPORA = [
-    pytest.param("empty.txt", b"", (), ["has no text"], id="empty"),
+    pytest.param("empty.txt", b"", (), ["no text in"], id="empty"),
     pytest.param(
         "blank.txt", b"\n \n\t\r\n\n", (), ["no training instance", "0 documents"], id="blank"
     ),
