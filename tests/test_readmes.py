@@ -1,4 +1,4 @@
-"""The READMEs: their lines are short, their links lead somewhere, and their commands can be given."""
+"""The READMEs: lines are short, links lead somewhere, the command line takes the commands."""
 
 import ast
 import importlib
@@ -65,6 +65,8 @@ def linked_functions(markdown):
 
 def defines(file, name):
     """Whether a module defines a function, or a class and its method."""
+    if not file.exists():
+        return False
     body = ast.parse(file.read_text("utf-8")).body
     for part in name.split("."):
         found = [node for node in body if getattr(node, "name", None) == part]
@@ -90,20 +92,23 @@ def commands(markdown):
 @contextmanager
 def without_flags_of_others():
     """The modules of `launch` are imported anew, with no flag but their own."""
-    flag_values, modules = vars(flags.FLAGS), sys.modules
-    values, imported = (
-        dict(flag_values),
-        {name: modules.pop(name) for name in list(modules) if name.partition(".")[0] == "launch"},
-    )
+    flag_values = vars(flags.FLAGS)
+    values_before = dict(flag_values)
+    modules_before = take_modules_of_launch()
     flag_values.update(vars(flags.FlagValues()))
     try:
         yield
     finally:
         flag_values.clear()
-        flag_values.update(values)
-        for name in [name for name in modules if name.partition(".")[0] == "launch"]:
-            del modules[name]
-        modules.update(imported)
+        flag_values.update(values_before)
+        take_modules_of_launch()
+        sys.modules.update(modules_before)
+
+
+def take_modules_of_launch():
+    """Those that are imported, which are then imported no longer."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "launch"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def complaint(verb, words):
@@ -138,6 +143,8 @@ def problem_of(command):
     problem = complaint(verb, words)
     while is_part and problem and (missing := MISSING_FLAG.search(problem)):
         flag = f"--{missing[1]}=1"
+        if flag in words:
+            break
         is_after_dashes = re.match(r"\w+ --:", problem)
         words = [*words, flag] if is_after_dashes else [flag, *words]
         problem = complaint(verb, words)
@@ -273,7 +280,7 @@ def test_commands_are_found_in_blocks_and_spans():
 
 
 def test_flags_of_no_verb_are_found():
-    markdown = "`--dry_run`, `--runner=… --dryrun`, `--nodes`, `--precision=float8`, `tool --other`"
+    markdown = "`--dry_run`, `--runner=… --dryrun`, `--nodes`, `--precision=float8`, `tool --any`"
     unknown = [flag for flag in flags_in_text(markdown) if not is_known(flag)]
     assert unknown == ["--dryrun", "--precision=float8"]
 
