@@ -177,6 +177,12 @@ def test_lines_are_short(readme):
 
 
 @each_readme
+def test_code_spans_end_on_their_line(readme):
+    lines = CODE_BLOCK.sub("", readme.read_text("utf-8")).splitlines()
+    assert not [line for line in lines if line.count("`") % 2]
+
+
+@each_readme
 def test_relative_links_lead_somewhere(readme):
     assert not list(broken_links(readme))
 
