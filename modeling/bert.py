@@ -1,6 +1,6 @@
-"""BertModel: the encoder of the original BERT in Keras 3, on any of its backends.
+"""BertModel: the encoder of the original BERT in Keras 3, on any backend of Keras.
 
-Layers and variables bear the original's names, so that a variable's path is its name in an original
+Layers and variables have the original's names. So a variable's path is its name in an original
 checkpoint: `bert/encoder/layer_0/attention/self/query/kernel`.
 
 Shape suffixes of tensors: B batch, S sequence, H hidden, N heads, D head size (H = N·D),
@@ -20,12 +20,12 @@ from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.dropout import dropout, fold_in
 
 Initializer = Callable[..., np.ndarray]
-# The score of padding: exp of it is 0 in float32.
+# The score of padding; its exponential is 0 in float32.
 _MASKED_SCORE = -1e9
 
 
 def truncated_normal(rng: np.random.Generator, stddev: float) -> Initializer:
-    """An initializer that draws again what lies more than two standard deviations from 0.
+    """An initializer that draws values again which are more than two standard deviations from 0.
 
     It draws with NumPy, so that a seed gives the same weights on every backend.
     """
@@ -46,8 +46,13 @@ def activation(config: BertConfig) -> Callable[[Any], Any]:
     return partial(ops.gelu, approximate=config.gelu_form == GeluForm.TANH)
 
 
+def dense(units: int, initializer: Initializer, activation: Any = None, name: str = "dense") -> Any:
+    """A dense layer whose kernel comes from an initializer and whose bias starts at 0."""
+    return keras.layers.Dense(units, activation, kernel_initializer=initializer, name=name)
+
+
 def layer_norm() -> keras.layers.LayerNormalization:
-    """A layer normalization under the original's name and with its epsilon."""
+    """A layer normalization with the original's name and epsilon."""
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="LayerNorm")
 
 
@@ -82,7 +87,7 @@ class Embeddings(keras.layers.Layer):
         return dropout(self.normalize(x_BSH), self.dropout_rate, keys)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
-        # In float32 in any precision, so that the gradients of the rows are added up in it.
+        # Always in float32, so that the gradients of a row are added up in float32.
         return self.add_weight(
             (rows, self.config.hidden_size), self.initializer, autocast=False, name=name
         )
@@ -91,7 +96,7 @@ class Embeddings(keras.layers.Layer):
 def attention_with_dropout(
     q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, keys: Any
 ) -> Any:
-    """`keras.ops.dot_product_attention` with dropout of the probabilities, which that lacks."""
+    """`keras.ops.dot_product_attention` plus what that lacks: dropout of the probabilities."""
     scores_BNSS = ops.cast(ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND), "float32")
     scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
     probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
@@ -104,14 +109,10 @@ class SelfAttention(keras.layers.Layer):
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="self")
-        self.hidden_size = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        dense = partial(keras.layers.Dense, config.hidden_size, kernel_initializer=initializer)
-        self.query, self.key, self.value = (
-            dense(name="query"),
-            dense(name="key"),
-            dense(name="value"),
-        )
+        self.heads = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        self.query = dense(config.hidden_size, initializer, name="query")
+        self.key = dense(config.hidden_size, initializer, name="key")
+        self.value = dense(config.hidden_size, initializer, name="value")
         self.dropout_rate = config.attention_probs_dropout_prob
 
     def build(self, input_shape: Any) -> None:
@@ -121,20 +122,15 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
         """Attends from every position to all that `mask_B1SS` lets it see."""
-        q_BSND, k_BSND, v_BSND = (
-            self._split_heads(projection(x_BSH))
-            for projection in (self.query, self.key, self.value)
-        )
+        shape_BSND = (*ops.shape(x_BSH)[:2], *self.heads)
+        q_BSND = ops.reshape(self.query(x_BSH), shape_BSND)
+        k_BSND = ops.reshape(self.key(x_BSH), shape_BSND)
+        v_BSND = ops.reshape(self.value(x_BSH), shape_BSND)
         if keys is not None and self.dropout_rate:
             attend = partial(attention_with_dropout, rate=self.dropout_rate, keys=keys)
         else:
             attend = ops.dot_product_attention
         return ops.reshape(attend(q_BSND, k_BSND, v_BSND, mask=mask_B1SS), ops.shape(x_BSH))
-
-    def _split_heads(self, x_BSH: Any) -> Any:
-        batch, seq_length, _ = ops.shape(x_BSH)
-        head_size = self.hidden_size // self.num_heads
-        return ops.reshape(x_BSH, (batch, seq_length, self.num_heads, head_size))
 
 
 class Output(keras.layers.Layer):
@@ -143,9 +139,7 @@ class Output(keras.layers.Layer):
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="output")
         self.hidden_size = config.hidden_size
-        self.dense = keras.layers.Dense(
-            config.hidden_size, kernel_initializer=initializer, name="dense"
-        )
+        self.dense = dense(config.hidden_size, initializer)
         self.dropout_rate = config.hidden_dropout_prob
         self.normalize = layer_norm()
 
@@ -183,12 +177,7 @@ class Intermediate(keras.layers.Layer):
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="intermediate")
-        self.dense = keras.layers.Dense(
-            config.intermediate_size,
-            activation=activation(config),
-            kernel_initializer=initializer,
-            name="dense",
-        )
+        self.dense = dense(config.intermediate_size, initializer, activation(config))
 
     def build(self, input_shape: Any) -> None:
         """Creates the projection to F."""
@@ -226,9 +215,9 @@ class Encoder(keras.layers.Layer):
 
     Args:
       config: their size.
-      initializer: of their kernels.
+      initializer: initializes their kernels.
       recompute_activations: whether the backward pass computes a block's activations again, so that
-        only one block's have to be kept.
+        only the activations of one block must be kept.
     """
 
     def __init__(self, config: BertConfig, initializer: Initializer, recompute_activations: bool):
@@ -257,9 +246,7 @@ class Pooler(keras.layers.Layer):
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="pooler")
-        self.dense = keras.layers.Dense(
-            config.hidden_size, activation="tanh", kernel_initializer=initializer, name="dense"
-        )
+        self.dense = dense(config.hidden_size, initializer, "tanh")
 
     def build(self, input_shape: Any) -> None:
         """Creates the projection."""
@@ -275,8 +262,8 @@ class BertModel(keras.layers.Layer):
 
     Args:
       config: its size.
-      seed: of the initial weights.
-      recompute_activations: as of `Encoder`.
+      seed: seeds the initial weights.
+      recompute_activations: see `Encoder`.
     """
 
     def __init__(self, config: BertConfig, seed: int, recompute_activations: bool = False):
@@ -303,14 +290,14 @@ class BertModel(keras.layers.Layer):
           input_ids: [B, S], S at most `max_position_embeddings`.
           input_mask: [B, S], 1 for tokens and 0 for padding, to which nothing attends.
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
-          keys: of `modeling.dropout`, one an example; None for no dropout.
+          keys: the dropout key of each example, from `modeling.dropout`; None for no dropout.
 
         Returns:
           The sequence output [B, S, H] and the pooled output [B, H].
         """
         x_BSH = self.embeddings(input_ids, segment_ids, fold_in(keys, 0))
         batch, seq_length = ops.shape(input_mask)
-        # With all queries, for fused kernels do not broadcast.
+        # Repeated for all queries, because fused kernels do not broadcast.
         mask_B1SS = ops.broadcast_to(
             ops.cast(input_mask, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
         )

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from modeling.bert import BertModel, Initializer, activation, layer_norm
+from modeling.bert import BertModel, Initializer, activation, dense, layer_norm
 from modeling.config import BertConfig
 from modeling.training_options import Precision
 
@@ -24,12 +24,7 @@ class Transform(keras.layers.Layer):
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="transform")
-        self.dense = keras.layers.Dense(
-            config.hidden_size,
-            activation=activation(config),
-            kernel_initializer=initializer,
-            name="dense",
-        )
+        self.dense = dense(config.hidden_size, initializer, activation(config))
         self.normalize = layer_norm()
 
     def build(self, input_shape: Any) -> None:
@@ -56,7 +51,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         self.output_bias = self.add_weight((self.config.vocab_size,), "zeros", name="output_bias")
 
     def call(self, sequence_output_BSH: Any, positions_BP: Any, word_embeddings_VH: Any) -> Any:
-        """Logits [B, P, V]; the positions are gathered first, for few of them are masked."""
+        """Logits [B, P, V], computed only at the masked positions, which are few."""
         x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
         x_BPH = self.transform(x_BPH)
         word_embeddings_VH = ops.cast(word_embeddings_VH, x_BPH.dtype)
@@ -84,7 +79,7 @@ class NextSentenceHead(keras.layers.Layer):
 
 
 class PretrainingHeads(keras.layers.Layer):
-    """Both heads, under the name that the original gives them."""
+    """Both heads, under the original's name."""
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="cls")
@@ -97,19 +92,6 @@ class PretrainingHeads(keras.layers.Layer):
         self.predictions.build((None, None, self.hidden_size))
         self.seq_relationship.build()
 
-    def call(
-        self,
-        sequence_output_BSH: Any,
-        pooled_output_BH: Any,
-        positions_BP: Any,
-        word_embeddings_VH: Any,
-    ) -> tuple[Any, Any]:
-        """The logits of both heads."""
-        return (
-            self.predictions(sequence_output_BSH, positions_BP, word_embeddings_VH),
-            self.seq_relationship(pooled_output_BH),
-        )
-
 
 @keras.saving.register_keras_serializable("clozemill")
 class BertForPreTraining(keras.Model):
@@ -117,11 +99,11 @@ class BertForPreTraining(keras.Model):
 
     Args:
       config: its size.
-      seed: of the initial weights.
-      precision: of the computation; variables are float32 in any case, and so are softmax, layer
-        normalization and losses.
-      recompute_activations: whether the backward pass computes the blocks' activations again instead of keeping
-        them: less memory, about a third more work.
+      seed: seeds the initial weights.
+      precision: the precision of the computation; variables, softmax, layer normalization and losses
+        are always float32.
+      recompute_activations: whether the backward pass computes the blocks' activations again instead
+        of keeping them. This saves memory and costs about a third more work.
     """
 
     def __init__(
@@ -150,7 +132,7 @@ class BertForPreTraining(keras.Model):
 
         Args:
           batch: `input_ids`, `input_mask`, `segment_ids` [B, S] and `masked_lm_positions` [B, P].
-          keys: of `modeling.dropout`, one an example; None for no dropout.
+          keys: the dropout key of each example, from `modeling.dropout`; None for no dropout.
 
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
@@ -159,21 +141,18 @@ class BertForPreTraining(keras.Model):
         sequence_output, pooled_output = self.bert(
             batch["input_ids"], batch["input_mask"], batch["segment_ids"], keys
         )
-        masked_lm_logits, next_sentence_logits = self.cls(
-            sequence_output,
-            pooled_output,
-            batch["masked_lm_positions"],
-            self.bert.embeddings.word_embeddings,
-        )
+        word_embeddings = self.bert.embeddings.word_embeddings
         return {
             "sequence_output": sequence_output,
             "pooled_output": pooled_output,
-            "masked_lm_logits": masked_lm_logits,
-            "next_sentence_logits": next_sentence_logits,
+            "masked_lm_logits": self.cls.predictions(
+                sequence_output, batch["masked_lm_positions"], word_embeddings
+            ),
+            "next_sentence_logits": self.cls.seq_relationship(pooled_output),
         }
 
     def get_config(self) -> dict[str, Any]:
-        """What a `.keras` file needs to make the model again, but for its weights."""
+        """The arguments from which `from_config` makes the model again, without its weights."""
         return {"bert_config": dataclasses.asdict(self.config)}
 
     @classmethod
@@ -182,12 +161,8 @@ class BertForPreTraining(keras.Model):
         return cls(BertConfig(**config["bert_config"]))
 
     def copy(self) -> "BertForPreTraining":
-        """Another one of the same kind, with weights of its own."""
-        return BertForPreTraining(
-            self.config,
-            precision=self.precision,
-            recompute_activations=self.recompute_activations,
-        )
+        """Another model of the same kind, with its own weights."""
+        return BertForPreTraining(self.config, 0, self.precision, self.recompute_activations)
 
     def named_weights(self) -> dict[str, keras.Variable]:
         """The trainable variables under the names of the original's checkpoints."""
@@ -206,11 +181,10 @@ def weight_name(variable: keras.Variable) -> str:
 
 @contextmanager
 def _dtype_policy(precision: Precision) -> Iterator[None]:
-    """Layers made here compute in that precision and keep float32 variables."""
+    """Within, new layers compute in this precision and keep float32 variables."""
     previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(
-        "float32" if precision == Precision.FLOAT32 else f"mixed_{precision}"
-    )
+    name = "float32" if precision == Precision.FLOAT32 else f"mixed_{precision}"
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:

@@ -20,6 +20,18 @@ ORIGINAL_IGNORED = frozenset(
 )
 
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+_SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
+
 class GeluForm(StrEnum):
     """Which formula "gelu" stands for."""
 
@@ -66,15 +78,7 @@ class BertConfig:
     gelu_form: GeluForm = GeluForm.TANH
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r} but must be a whole number of at least 1")
@@ -83,13 +87,10 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        if self.hidden_act not in ("gelu", "relu"):
-            raise UserError(f'hidden_act is {self.hidden_act!r} but must be "gelu" or "relu"')
-        if self.gelu_form not in tuple(GeluForm):
-            raise UserError(
-                f"gelu_form is {self.gelu_form!r} but must be one of {', '.join(GeluForm)}"
-            )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"):
+        for name, known in (("hidden_act", ("gelu", "relu")), ("gelu_form", tuple(GeluForm))):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name} is {value!r} but must be {' or '.join(known)}")
+        for name in _SHARES:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise UserError(f"{name} is {value!r} but must be a number, at least 0 and below 1")

@@ -90,7 +90,7 @@ class BucketPlan:
         num_buckets = self.num_eval_buckets if is_eval else self.num_train_buckets
         corpus_groups = _ceil_at_least_1(self.corpus_bytes / (_REGION_BYTES * _PORTIONS_PER_GROUP))
         num_groups = min(corpus_groups, num_buckets)
-        region = (file.corpus_offset + document.position) // _REGION_BYTES
+        region = (file.corpus_offset + document.text_before) // _REGION_BYTES
         group = _stable_hash(f"region\0{region}") % num_groups
         first, end = (g * num_buckets // num_groups for g in (group, group + 1))
         return Bucket("eval" if is_eval else "train", first + document_hash % (end - first))

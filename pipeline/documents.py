@@ -1,4 +1,4 @@
-"""A range of a file to documents: each reader knows one layout."""
+"""A range of a file to documents; each reader knows one layout."""
 
 import codecs
 import html
@@ -30,16 +30,16 @@ _TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_
 
 
 class Sentences(StrEnum):
-    """What the lines of a document are."""
+    """How the lines of a document become sentences."""
 
     LINES = "lines"
-    """A line is a sentence."""
+    """Each line is a sentence."""
     SPLIT = "split"
-    """A line is a paragraph of running text, which is split into sentences."""
+    """Each line is a paragraph of running text, which is split into sentences."""
 
 
 class BadRecord(StrEnum):
-    """What becomes of a record of a JSON Lines or Parquet file that holds no text."""
+    """How a record of a JSON Lines or Parquet file without text is treated."""
 
     FAIL = "fail"
     SKIP = "skip"
@@ -50,9 +50,9 @@ class ReadOptions:
     """How documents are read.
 
     Attributes:
-      text_field: which field of a JSON Lines or Parquet record holds the document.
-      sentences: what a line is; None: a sentence in TEXT files, running text in all others.
-      on_bad_record: what becomes of a record that cannot be read or has no text field.
+      text_field: the field of a JSON Lines or Parquet record that holds the document.
+      sentences: how lines become sentences; None: `LINES` for TEXT files, `SPLIT` for all others.
+      on_bad_record: how a record is treated that cannot be read or has no text field.
       min_document_characters: shorter documents are dropped; line ends do not count.
 
     Raises:
@@ -77,31 +77,31 @@ class Document:
 
     Attributes:
       file: the name of its file (`InputFile.name`).
-      offset: where it begins in that file: the byte, decompressed, or the row of a Parquet file. File
-        and offset are the document's id: they depend neither on the order of arrival nor on where
-        portions are cut.
-      position: how much text of the file is before it, in bytes; an estimate in a Parquet file.
-      sentences: its sentences, in order; none for a document without text.
+      offset: its place in that file: the first byte, decompressed, or the row of a Parquet file. File
+        and offset are the document's id. They depend neither on the order of arrival nor on the cuts
+        between portions.
+      text_before: the text of its file before it, in bytes; an estimate in a Parquet file.
+      sentences: its sentences, in order; empty for a document without text.
     """
 
     file: str
     offset: int
-    position: int
+    text_before: int
     sentences: list[str]
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """The lines of a document, without white space around them; none is empty."""
+    """The lines of a document, without surrounding white space; no line is empty."""
 
     offset: int
-    position: int
+    text_before: int
     lines: list[str]
 
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """A record that holds no text, and why."""
+    """A record without text, and the reason."""
 
     offset: int
     problem: str
@@ -112,7 +112,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of a range of a file, in order. Invalid UTF-8 is dropped, as in the original.
 
-    Added to `statistics`: records_skipped, lines_outside_documents, lines_with_invalid_utf8,
+    It adds to `statistics`: records_skipped, lines_outside_documents, lines_with_invalid_utf8,
     documents_read, documents_too_short.
 
     Raises:
@@ -135,7 +135,7 @@ def read_documents(
             sentences = found.lines
             if not are_sentences:
                 sentences = [sentence for line in found.lines for sentence in split_sentences(line)]
-            yield Document(file_range.file.name, found.offset, found.position, sentences)
+            yield Document(file_range.file.name, found.offset, found.text_before, sentences)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot read {file_range.file.path}: {error}") from error
 
@@ -222,7 +222,7 @@ def _read_jsonl(
 
 
 def _text_and_count(line: bytes, statistics: Counter[str]) -> str:
-    """What `text_of` gives; a line of which it drops something is counted."""
+    """The result of `text_of`; counts the lines from which that drops anything."""
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError:
@@ -262,10 +262,8 @@ def _read_parquet(file_range: FileRange, text_field: str) -> Iterator[_Lines | _
                     else:
                         check_length_of_document(len(text), file)
                         before = start + (end - start) * number // num_rows
-                        position = before * file.text_bytes_per_byte
-                        yield _Lines(
-                            row, position, _lines_of_record(text.decode("utf-8", "ignore"))
-                        )
+                        lines = _lines_of_record(text.decode("utf-8", "ignore"))
+                        yield _Lines(row, before * file.text_bytes_per_byte, lines)
             first_row, start = first_row + num_rows, end
 
 
@@ -299,12 +297,12 @@ def _lines_of_record(text: str) -> list[str]:
 
 
 def _without_title(lines: list[str], title: str) -> list[str]:
-    """The lines without a first one that only repeats the title."""
+    """The lines, without a first line that only repeats the title."""
     return lines[1:] if lines and lines[0] == title.strip() else lines
 
 
 def _place(file_range: FileRange, offset: int) -> str:
-    """Where in the file a record is: the number of its line, which takes reading all that is before."""
+    """A record's place in its file, for people. To number a line, it reads all lines before it."""
     if file_range.file.format == InputFormat.PARQUET:
         return f"row {offset}"
     number, position = 1, 0

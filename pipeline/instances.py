@@ -190,14 +190,13 @@ def _windows(flat: np.ndarray, length: int) -> np.ndarray:
 def _count(
     layout: Layout, masks: Masks, is_random_next: np.ndarray, statistics: Counter[str]
 ) -> None:
-    by_mask, kept, by_random = np.bincount(masks.actions, minlength=3).tolist()
+    by_action = np.bincount(masks.actions, minlength=3).tolist()
+    names = ("masked_by_mask", "masked_kept", "masked_by_random")
+    statistics.update(dict(zip(names, by_action, strict=True)))
     statistics.update(
         instances=len(is_random_next),
         tokens=int(layout.input_mask.sum(dtype=np.int64)),
         random_next=int(is_random_next.sum()),
         masked=len(masks.actions),
-        masked_by_mask=by_mask,
-        masked_kept=kept,
-        masked_by_random=by_random,
         instances_without_mask=int(np.count_nonzero(masks.weights.sum(axis=1) == 0)),
     )

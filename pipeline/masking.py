@@ -37,8 +37,7 @@ def num_to_mask(
     lengths: np.ndarray, masked_lm_prob: float, max_predictions_per_seq: int
 ) -> np.ndarray:
     """int64 [N]: the share of `lengths` rounded half to even, at least 1, at most P."""
-    wanted = np.rint(lengths * masked_lm_prob).astype(np.int64)
-    return np.minimum(np.maximum(wanted, 1), max_predictions_per_seq)
+    return np.rint(lengths * masked_lm_prob).astype(np.int64).clip(1, max_predictions_per_seq)
 
 
 def choose_masked_pieces(

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -147,13 +147,13 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
 
 def row_group_ends(parquet: pq.ParquetFile) -> list[int]:
     """Returns the end of each row group in bytes, as if the groups were stored without gaps."""
-    ends = []
-    end = 0
-    for group in range(parquet.num_row_groups):
-        columns = parquet.metadata.row_group(group)
-        end += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
-        ends.append(end)
-    return ends
+    groups = map(parquet.metadata.row_group, range(parquet.num_row_groups))
+    return list(
+        accumulate(
+            sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+            for group in groups
+        )
+    )
 
 
 def _cut_file(file: InputFile, portion_bytes: int) -> Iterator[FileRange]:

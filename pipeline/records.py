@@ -5,6 +5,7 @@ columns of bytes. The result equals protobuf's deterministic serialization.
 """
 
 import functools
+import itertools
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -180,10 +181,7 @@ class _Messages:
 
     def append_constant(self, content: bytes) -> None:
         """Adds the same bytes to every message."""
-        if self._parts and isinstance(self._parts[-1], bytes):
-            self._parts[-1] += content
-        else:
-            self._parts.append(content)
+        self._parts.append(content)
         self._lengths += len(content)
 
     def append_bytes(self, rows: np.ndarray) -> None:
@@ -211,13 +209,7 @@ class _Messages:
 
     def append(self, other: "_Messages") -> None:
         """Adds the parts of other messages."""
-        first, *others = other._parts
-        if isinstance(first, bytes):
-            self.append_constant(first)
-            self._lengths -= len(first)
-        else:
-            self._parts.append(first)
-        self._parts += others
+        self._parts += other._parts
         self._lengths += other._lengths
 
     def as_field(self, number: int) -> "_Messages":
@@ -233,7 +225,10 @@ class _Messages:
 
     def to_bytes(self) -> list[bytes]:
         """The N messages."""
-        columns = [pa.scalar(part) if isinstance(part, bytes) else part for part in self._parts]
+        columns: list[pa.Scalar | pa.Array] = []
+        for is_constant, group in itertools.groupby(self._parts, lambda part: type(part) is bytes):
+            parts = list(group)
+            columns += [pa.scalar(b"".join(parts))] if is_constant else parts
         return pc.binary_join_element_wise(*columns, pa.scalar(b"")).to_pylist()
 
 

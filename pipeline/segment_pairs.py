@@ -118,11 +118,9 @@ def _plan_chunks(
     ):
         while first < document_end:
             end = bisect_left(sentence_ends, token + target, first, document_end - 1) + 1
-            num_sentences_of_chunk = end - first
-            if num_sentences_of_chunk == 1:
-                a_end, is_random = end, other_documents_exist
-            else:
-                a_end = first + 1 + int(a_share[first] * (num_sentences_of_chunk - 1))
+            a_end, is_random = end, other_documents_exist
+            if end > first + 1:
+                a_end = first + 1 + int(a_share[first] * (end - first - 1))
                 is_random = other_documents_exist and wants_random[first]
             if is_random or a_end < end:
                 chunks += (first, a_end, end, is_random)

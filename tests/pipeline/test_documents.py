@@ -27,7 +27,7 @@ def read(tmp_path_factory, documents_of):
         portions = plan_portions(match_files([str(path)], input_format))
         documents = documents_of(portions, statistics, **reading)
         assert {document.file for document in documents} <= {"corpus.txt"}
-        assert all(document.position == document.offset for document in documents)
+        assert all(document.text_before == document.offset for document in documents)
         return [(document.offset, document.sentences) for document in documents]
 
     return read_bytes

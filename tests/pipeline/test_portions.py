@@ -493,7 +493,7 @@ def test_the_position_of_a_parquet_document_estimates_the_text_before_it(tmp_pat
         first, second, _ = row_group_ends(parquet)
     for portion_bytes in (1, 1 << 30):
         documents = documents_of(plan_portions(files, portion_bytes))
-        assert [document.position for document in documents] == [
+        assert [document.text_before for document in documents] == [
             before * files[0].text_bytes_per_byte
             for before in (0, first // 2, first, first + (second - first) // 2, second)
         ]
