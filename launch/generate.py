@@ -43,8 +43,8 @@ _TOKENIZED_DIR = flags.DEFINE_string(
     "tokenized_dir",
     None,
     "A directory in which to keep the tokenized corpus. Further data sets from the same text, "
-    "vocabulary and tokenizer, with other lengths, masks or seeds, then reuse it instead of reading "
-    "the text.",
+    "vocabulary and tokenizer, with other lengths, masks or seeds, then reuse it instead of "
+    "reading the text.",
 )
 _OVERWRITE = flags.DEFINE_boolean(
     "overwrite",
@@ -66,8 +66,8 @@ _WORD_SEGMENTER = flags.DEFINE_string(
     "word_segmenter",
     None,
     "The segmenter that finds the words of Chinese text, so that their characters are masked "
-    "together: jieba, or module:function, a function from text to words that all workers can import. "
-    "Without it, each character is a word, as in the original BERT.",
+    "together: jieba, or module:function, a function from text to words that all workers can "
+    "import. Without it, each character is a word, as in the original BERT.",
 )
 _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction",
@@ -77,8 +77,8 @@ _EVAL_FRACTION = flags.DEFINE_float(
 _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     None,
-    "The number of train shards per pass; the total is --dupe_factor times as many. By default, one "
-    "per 16 MiB of text.",
+    "The number of train shards per pass; the total is --dupe_factor times as many. By default, "
+    "one per 16 MiB of text.",
 )
 # One flag for each field of InstanceOptions.
 flags.DEFINE_integer(
@@ -114,15 +114,15 @@ flags.DEFINE_enum_class(
     "masked_word_action",
     _DEFAULTS.masked_word_action,
     MaskedWordAction,
-    "Whether to choose between [MASK] (80 %), the same token (10 %) and another token (10 %) for each "
-    "piece separately, as in the original BERT, or once for all pieces of a word.",
+    "Whether to choose between [MASK] (80 %), the same token (10 %) and another token (10 %) for "
+    "each piece separately, as in the original BERT, or once for all pieces of a word.",
 )
 flags.DEFINE_enum_class(
     "random_token",
     _DEFAULTS.random_token,
     RandomToken,
-    "The tokens from which the 10 % of random replacements are drawn. words: all except special and "
-    "[unused] tokens. any: the whole vocabulary, as in the original BERT.",
+    "The tokens from which the 10 % of random replacements are drawn. words: all except special "
+    "and [unused] tokens. any: the whole vocabulary, as in the original BERT.",
 )
 flags.DEFINE_integer("random_seed", _DEFAULTS.random_seed, "Seeds all random choices.")
 
@@ -159,7 +159,8 @@ def _local_path(flag: flags.FlagHolder[str | None]) -> Path:
     """
     if "://" in (value := flag.value or ""):
         raise UserError(
-            f"--{flag.name}={value} is a URL: give a directory on a file system that all workers mount"
+            f"--{flag.name}={value} is a URL: give a directory on a file system that all workers "
+            "mount"
         )
     return Path(value)
 

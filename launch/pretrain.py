@@ -42,15 +42,15 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _INIT_CHECKPOINT = flags.DEFINE_string(
     "init_checkpoint",
     None,
-    "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, or a "
-    "Hugging Face directory. Without --model and --bert_config_file, the model's config also comes "
-    "from there.",
+    "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, or "
+    "a Hugging Face directory. Without --model and --bert_config_file, the model's config also "
+    "comes from there.",
 )
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
     False,
-    "Only report what the run would be: parameters, FLOPs, memory, passes over the data, and the time "
-    "of two steps. Writes nothing.",
+    "Only report what the run would be: parameters, FLOPs, memory, passes over the data, and the "
+    "time of two steps. Writes nothing.",
 )
 # One flag for each field of TrainingOptions.
 flags.DEFINE_integer(
@@ -89,8 +89,8 @@ flags.DEFINE_float(
 flags.DEFINE_boolean(
     "adam_bias_correction",
     _DEFAULTS.adam_bias_correction,
-    "Correct Adam's moments for starting at 0, which makes the first steps more stable. The original "
-    "BERT does not do this.",
+    "Correct Adam's moments for starting at 0, which makes the first steps more stable. The "
+    "original BERT does not do this.",
 )
 flags.DEFINE_enum_class(
     "precision",
@@ -102,8 +102,8 @@ flags.DEFINE_enum_class(
 flags.DEFINE_boolean(
     "recompute_activations",
     _DEFAULTS.recompute_activations,
-    "Recompute activations in the backward pass instead of storing them. This saves memory and costs "
-    "about a third more work.",
+    "Recompute activations in the backward pass instead of storing them. This saves memory and "
+    "costs about a third more work.",
 )
 flags.DEFINE_integer(
     "save_checkpoints_steps",

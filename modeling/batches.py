@@ -1,7 +1,7 @@
 """Shards to batches: dicts of arrays with the seven feature names of `pipeline.records`.
 
 Training reads a data set pass by pass, for ever. The order follows from the seed and the shards'
-counts alone, so that training resumes in the middle of a pass after it has read a part of one group:
+counts alone, so that training resumes in the middle of a pass when it has read one group:
 
 1. The shards of a pass are put in random order and cut into groups.
 2. The shards of a group, one after the other, form one line of instances.
@@ -161,7 +161,7 @@ def evaluation_batches(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
 
 
 def batches_in_order(data_set: DataSet, shards: list[Shard], batch_size: int) -> tf.data.Dataset:
-    """All instances of some shards once, in the order of the files; the last batch may be smaller."""
+    """All instances of some shards once, in the files' order; the last batch may be smaller."""
     _check_sizes(data_set, shards)
     records = tf.data.TFRecordDataset([str(data_set.path_of(shard)) for shard in shards])
     return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
@@ -271,7 +271,8 @@ def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
 # What a process reads of a lane, as numbers that TensorFlow can hold. The lane's files are `paths`
 # of the group's, from number `path` on. The lane is the first `take` of their records after `skip`.
 # They are shuffled with a buffer of `buffer` by `seed`. The process takes every `step`-th of them,
-# from number `first` on. In the example above, process 1 of 4 shares the second lane with process 3:
+# from number `first` on. In the example above, processes 1 and 3 of 4 share the second lane. For
+# process 1:
 #
 #     path 0, paths 2, skip 4, take 4    a4 b0 b1 b2
 #     buffer, seed                       b1 a4 b2 b0
@@ -282,7 +283,7 @@ _LANE_FIELDS = ("path", "paths", "skip", "take", "buffer", "seed", "step", "firs
 def _lanes_of_process(
     group: ShardGroup, first_place: int, num_processes: int
 ) -> dict[str, list[int]]:
-    """The lanes from which a process takes its instances in turn: a list for each of `_LANE_FIELDS`.
+    """The lanes from which a process takes instances in turn: a list for each of `_LANE_FIELDS`.
 
     Args:
       group: the shards.

@@ -100,10 +100,10 @@ class BertForPreTraining(keras.Model):
     Args:
       config: its size.
       seed: seeds the initial weights.
-      precision: the precision of the computation; variables, softmax, layer normalization and losses
-        are always float32.
-      recompute_activations: whether the backward pass computes the blocks' activations again instead
-        of keeping them. This saves memory and costs about a third more work.
+      precision: the precision of the computation; variables, softmax, layer normalization and
+        losses are always float32.
+      recompute_activations: whether the backward pass computes the blocks' activations again
+        instead of keeping them. This saves memory and costs about a third more work.
     """
 
     def __init__(

@@ -77,9 +77,9 @@ class Document:
 
     Attributes:
       file: the name of its file (`InputFile.name`).
-      offset: its place in that file: the first byte, decompressed, or the row of a Parquet file. File
-        and offset are the document's id. They depend neither on the order of arrival nor on the cuts
-        between portions.
+      offset: its place in that file: the first byte, decompressed, or the row of a Parquet file.
+        File and offset are the document's id. They depend neither on the order of arrival nor on
+        the cuts between portions.
       text_before: the text of its file before it, in bytes; an estimate in a Parquet file.
       sentences: its sentences, in order; empty for a document without text.
     """

@@ -1,8 +1,8 @@
 """Why a pipeline failed, as an error that a user can fix.
 
 A worker's exception arrives with additions of Beam, or only as text with a traceback. A runner that
-fails itself, because it cannot start a job server or a worker for example, makes Beam raise exceptions
-of any type.
+fails itself, because it cannot start a job server or a worker for example, makes Beam raise
+exceptions of any type.
 """
 
 import re
@@ -25,7 +25,7 @@ _MISTAKES = (
     PicklingError,
     TypeError,
 )
-# What a user can do about a message of Beam that contains these words, if it does not say so itself.
+# What a user can do about a message of Beam that contains these words.
 _ADVICE = {
     "beam:env:process": "this job service starts no processes; use --environment_type=EXTERNAL",
     "'docker'": "docker must run on the workers' machines, and --sdk_container_image must name an "
@@ -33,8 +33,8 @@ _ADVICE = {
     "JSONDecodeError": '--environment_config of PROCESS must be JSON: {"command": "…"}',
     "FutureTimeoutError": "the process that answers at --job_endpoint is not a job service",
     "failed to connect": "check that the services at --job_endpoint and --environment_config run",
-    "Channel closed": "a worker died, perhaps for lack of memory: the same command resumes with the "
-    "finished files",
+    "Channel closed": "a worker died, perhaps because memory ran out: run the same command again to "
+    "resume",
     "java'": "install Java, or name its program with --job_server_java_launcher",
     "Service failed to start": "the job server ended at once; the lines above say why",
     "job server jar": "or name it with --flink_job_server_jar or --spark_job_server_jar",
@@ -78,7 +78,7 @@ def as_user_error(error: Exception, runner: str) -> Exception:
         return UserError("; ".join([f"{runner} failed: {reason}", *advice[:1]]))
     if match := re.search(rf"Error: (?=\[Errno \d+\]){_UP_TO_BEAMS_ADDITION}", text, re.MULTILINE):
         where = "" if runner == EMBEDDED_RUNNER else "; all workers must reach the same directories"
-        return OSError(f"{match[1]}{where}; the same command resumes with the finished files")
+        return OSError(f"{match[1]}{where}; run the same command again to resume")
     return error
 
 

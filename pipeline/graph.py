@@ -5,9 +5,9 @@
 
 To drop duplicates, a stage between them compares the digests of all documents.
 
-Only file names and bucket numbers cross Beam's shuffle, never text or tokens. So one portion and one
-bucket bound the memory on every runner, however large the corpus is. The workers' counts are in the
-receipts of the files that they finish.
+Only file names and bucket numbers cross Beam's shuffle, never text or tokens. So one portion and
+one bucket bound the memory on every runner, however large the corpus is. The workers' counts are in
+the receipts of the files that they finish.
 """
 
 from collections import Counter, defaultdict
@@ -127,7 +127,7 @@ def _find_duplicates(
 
 
 class TokenizePortion(beam.DoFn):
-    """A numbered portion to a Parquet file, unless that has a receipt: yields (bucket, row group)."""
+    """A numbered portion to a Parquet file, unless it has a receipt: yields (bucket, row group)."""
 
     def __init__(self, options: GenerateOptions, buckets: BucketPlan, directories: Directories):
         self._options = options
@@ -209,7 +209,7 @@ class FindDuplicates(beam.DoFn):
 
 
 class BuildShard(beam.DoFn):
-    """A shard's plan and the row groups of its bucket to a shard, unless that is finished already."""
+    """A shard's plan and the row groups of its bucket to a shard, unless it is finished already."""
 
     def __init__(self, options: GenerateOptions, directories: Directories):
         self._options = options
@@ -260,7 +260,7 @@ def _key(bucket: Bucket) -> _BucketKey:
 def _pair_plans_with_row_groups(
     grouped: tuple[_BucketKey, dict[str, Iterable[Any]]],
 ) -> Iterator[tuple[ShardPlan, list[RowGroup]]]:
-    """The plans of a bucket's shards, each with all row groups of the bucket (none if it is empty)."""
+    """The plans of a bucket's shards, each with all row groups of the bucket."""
     _, members = grouped
     row_groups = list(members["row_groups"])
     for plan in members["plans"]:

@@ -1,8 +1,8 @@
 """The choice of the pieces to mask in each instance, and of their replacements.
 
-Words are taken in random order. To shuffle the words of all rows by one sort, each word gets a key of
-32 bits: a zero bit, random bits, and in the low bits the column of its first piece. For example, with
-S = 8 (three bits for the column) and words that begin in columns 1, 2 and 5::
+Words are taken in random order. To shuffle the words of all rows by one sort, each word gets a key
+of 32 bits: a zero bit, random bits, and in the low bits the column of its first piece. For example,
+with S = 8 (three bits for the column) and words that begin in columns 1, 2 and 5::
 
     keys    0…0110 001   0…1011 010   0…0010 101     (the other five columns: all ones, no word)
     sorted  0…0010 101   0…0110 001   0…1011 010

@@ -13,21 +13,21 @@ LONGEST_SEQ_LENGTH = 1 << 14
 
 
 class RandomToken(StrEnum):
-    """What the 10 % of masked pieces that become another token are drawn from."""
+    """The tokens that replace 10 % of the masked pieces at random."""
 
     WORDS = "words"
-    """Any token but the special and the `[unused…]` ones."""
+    """All tokens except special and `[unused…]` ones."""
     ANY = "any"
     """The whole vocabulary, as in the original."""
 
 
 class MaskedWordAction(StrEnum):
-    """For what the 80 % `[MASK]`, 10 % kept, 10 % random are drawn."""
+    """The unit for which 80 % `[MASK]`, 10 % kept, 10 % random is drawn."""
 
     PER_PIECE = "per_piece"
-    """For each piece, as in the original."""
+    """Each piece on its own, as in the original."""
     PER_WORD = "per_word"
-    """For each word: all its pieces become `[MASK]`, or are kept, or are drawn at random."""
+    """A whole word: all its pieces become `[MASK]`, or are kept, or become random pieces."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class InstanceOptions:
     """Options with the names and defaults of the original's create_pretraining_data.py.
 
     Attributes:
-      max_seq_length: S, tokens of an instance with `[CLS]` and both `[SEP]`.
-      max_predictions_per_seq: P, the most masked pieces of an instance.
-      masked_lm_prob: share of an instance's tokens that are masked, at most P.
-      short_seq_prob: share of documents whose instances aim at a random shorter length.
-      dupe_factor: passes over the corpus, each with other pairs and masks.
+      max_seq_length: S, the largest number of tokens of an instance, with `[CLS]` and both `[SEP]`.
+      max_predictions_per_seq: P, the largest number of masked pieces of an instance.
+      masked_lm_prob: the share of an instance's tokens that are masked, at most P tokens.
+      short_seq_prob: the share of documents whose instances aim at a random, shorter length.
+      dupe_factor: the number of passes over the corpus; each draws new pairs and masks.
       do_whole_word_mask: whether all pieces of a word are masked together.
-      masked_word_action: whether the pieces of a masked word are replaced alike.
-      random_token: what random replacements are drawn from.
+      masked_word_action: whether all pieces of a masked word are replaced alike.
+      random_token: the tokens that random replacements are drawn from.
       random_seed: seeds every draw, together with the bucket and the pass.
 
     Raises:
@@ -62,8 +62,8 @@ class InstanceOptions:
     def __post_init__(self) -> None:
         if not SHORTEST_SEQ_LENGTH <= self.max_seq_length <= LONGEST_SEQ_LENGTH:
             raise UserError(
-                f"--max_seq_length={self.max_seq_length} must lie between {SHORTEST_SEQ_LENGTH} and "
-                f"{LONGEST_SEQ_LENGTH}"
+                f"--max_seq_length={self.max_seq_length} must lie between {SHORTEST_SEQ_LENGTH} "
+                f"and {LONGEST_SEQ_LENGTH}"
             )
         if not 1 <= self.max_predictions_per_seq <= self.max_seq_length:
             raise UserError(
@@ -90,16 +90,16 @@ class GenerateOptions:
       output_dir: the data set's directory.
       input_format: how its documents and sentences are laid out.
       reading: how documents are read.
-      tokenized_dir: where the tokenized corpus is kept for other data sets of the same text; one that
-        is there already is used.
-      do_lower_case: whether the vocabulary is an uncased one.
-      strip_accents: whether accents are dropped; None: when lower-casing.
-      word_segmenter: what finds the words of Chinese text, see `word_segmentation.load_segmenter`;
-        None: each ideograph is a word.
-      drop_duplicates: whether only the first of documents with the same text is used.
+      tokenized_dir: the directory that keeps the tokenized corpus for other data sets of the same
+        text; a corpus that it already holds is reused.
+      do_lower_case: whether text is lower-cased, for an uncased vocabulary.
+      strip_accents: whether accents are dropped; None: only when lower-casing.
+      word_segmenter: the segmenter of Chinese text, see `word_segmentation.load_segmenter`; None:
+        each ideograph is a word.
+      drop_duplicates: whether only the first of several documents with the same text is used.
       instances: how instances are made.
-      eval_fraction: share of the documents kept apart for evaluation.
-      num_shards: train shards of a pass; None sizes them from the corpus.
+      eval_fraction: the share of the documents that are set aside for evaluation.
+      num_shards: the number of train shards of a pass; None sizes them from the corpus.
       overwrite: whether a data set already in `output_dir` is replaced.
 
     Raises:

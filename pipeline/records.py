@@ -124,7 +124,7 @@ def _map_entry(name: str, values: np.ndarray) -> "_Messages":
     """An entry of the map from feature name to `tf.train.Feature`.
 
     A message that holds another one is built from the inside out. For example, `[5, 300]` as the
-    feature "ids" of one record (300 is the varint ac 02; before each field are its tag and length)::
+    feature "ids" of one record (the varint of 300 is ac 02; a tag and a length begin each field)::
 
         Int64List   0a 03  05 ac 02
         Feature     1a 05  0a 03 05 ac 02
@@ -171,7 +171,7 @@ def _decode_varints(packed: bytes) -> np.ndarray:
 class _Messages:
     """N protobuf messages side by side, as the sequence of parts that each of them consists of.
 
-    A part is a constant, or a column of N byte strings. Arrow joins the parts without a Python loop.
+    A part is a constant, or a column of N byte strings. Arrow joins parts without a Python loop.
     """
 
     def __init__(self, num_messages: int):

@@ -1,9 +1,9 @@
 """Documents to plans of `[CLS] A [SEP] B [SEP]`: where A and B begin and how long they are.
 
-The rules are the original's (create_pretraining_data.py), without two of its faults. Text of A's own
-document is never a random B, even if there is no other document. A chunk that then has no B is
-dropped and counted. Only the walk over a document's sentences is sequential; everything else is drawn
-for all pairs at once.
+The rules are the original's (create_pretraining_data.py), without two of its faults. Text of A's
+own document is never a random B, even if there is no other document. A chunk that then has no B is
+dropped and counted. Only the walk over a document's sentences is sequential; everything else is
+drawn for all pairs at once.
 
 For example, a document of sentences s0 to s4 with 4 tokens each, and a target of 10 tokens::
 
@@ -150,7 +150,7 @@ def _draw_random_segments(
     target_length: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Start and length of whole sentences from other documents; of `target_length`, if they last."""
+    """Start and length of whole sentences from other documents, about `target_length` tokens."""
     num_documents = len(documents.document_ends)
     document = rng.integers(0, max(1, num_documents - 1), len(own_document))
     document += document >= own_document

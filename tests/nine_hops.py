@@ -4,8 +4,8 @@
 
 It starts at the functions of the README's nine hops and follows names from function to function:
 calls, classes and their methods, imports of the project. It counts the lines of all functions and
-methods that it reaches, without docstrings, comments and blank lines. A method counts if its class is
-reached and some function reached uses its name; a class method only if it is used by way of its class.
+methods that it reaches, without docstrings, comments and blank lines. A method counts if its class
+is reached and a function on the way uses its name; a class method, if that names the class too.
 """
 
 import ast
@@ -95,11 +95,9 @@ class Reader:
             else:
                 self._follow(module_name, node)
 
-    def _is_used(self, _module, class_name, method):
-        node = self._methods[_module, class_name, method]
-        if any(
-            isinstance(each, ast.Name) and each.id == "classmethod" for each in node.decorator_list
-        ):
+    def _is_used(self, *key):
+        _, class_name, method = key
+        if "classmethod" in map(ast.unparse, self._methods[key].decorator_list):
             return (class_name, method) in self._attributes_of_classes
         is_special = method.startswith("__") or method in ("build", "call")
         return is_special or method in self._attributes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (its records, its manifest, its vocabulary) and what all packages share.
+# The contract of a data set (records, manifest, vocabulary), and what all packages share.
 CONTRACT = {
     f"pipeline.{name}"
     for name in ("records", "manifest", "vocabulary", "files", "errors", "templates")
@@ -134,7 +134,8 @@ def test_updates_by_jax_need_no_tensorflow():
     """From the model to the compiled step and its checkpoints."""
     pytest.importorskip("jax")
     loaded = loaded_by(
-        "import modeling.step.backend, modeling.checkpoints.run_checkpoints, modeling.training.run_directory",
+        "import modeling.step.backend, modeling.checkpoints.run_checkpoints, "
+        "modeling.training.run_directory",
         backend="jax",
     )
     assert "jax" in loaded

@@ -1,4 +1,4 @@
-"""The vocabulary and the text normalization of a trained BERT, read and written beside its weights."""
+"""Vocabulary and text normalization of a trained BERT, read and written beside its weights."""
 
 import json
 import shutil
@@ -110,7 +110,7 @@ def _tokens_of_huggingface(path: Path, first: list[str]) -> list[str]:
     tokens |= dict(enumerate(first))
     if sorted(tokens) != list(range(len(tokens))):
         raise UserError(
-            f"{path} has no tokens for some ids between the others: copy {VOCABULARY_NAME} beside it"
+            f"{path} has no tokens for some ids between others: copy {VOCABULARY_NAME} beside it"
         )
     return [tokens[i] for i in range(len(tokens))]
 

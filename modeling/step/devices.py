@@ -1,12 +1,12 @@
-"""What a run computes on: names, and the peak that its speed is compared with."""
+"""The devices that a run computes on: their names, and the peak of their speed."""
 
 import re
 
 from modeling.job.group import ProcessGroup
 from pipeline.errors import listed
 
-# Dense bfloat16 (float16 on older ones) peaks in FLOP/s, from the makers' data sheets, by words of the
-# device's name; the first that fits counts.
+# Dense bfloat16 peaks (float16 on older devices) in FLOP/s, from the makers' data sheets. The first
+# words that stand in a device's name count.
 _PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
@@ -31,17 +31,17 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bfloat16 peak of a device, in FLOP/s, or None where it is not known."""
-    # Whole words, for an RTX A4000 is no A40.
+    """The dense bfloat16 peak of a device, in FLOP/s; None if it is not known."""
+    # Whole words, because an RTX A4000 is not an A40.
     fits = (peak for name, peak in _PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name))
     return next(fits, None)
 
 
 def describe_devices(names: list[str]) -> str:
-    """What a process computes on, for people.
+    """The devices of a process, for people.
 
     Args:
-      names: of its GPUs, if there are any.
+      names: the names of its GPUs; empty if it has none.
     """
     if not names:
         return "the processor; no GPU was found"
@@ -49,12 +49,12 @@ def describe_devices(names: list[str]) -> str:
 
 
 def describe_group(group: ProcessGroup, num_devices: int, batch_size: int) -> str:
-    """Who computes how much, for people.
+    """The processes and devices that share a batch, for people.
 
     Args:
       group: the processes.
-      num_devices: of all of them.
-      batch_size: B, sequences of an update.
+      num_devices: the number of devices of all processes.
+      batch_size: B, the number of sequences per update.
     """
     devices = f"{num_devices} devices, batch {batch_size}: {batch_size // num_devices} a device"
     if group.num_processes == 1:

@@ -1,7 +1,7 @@
 """One weight update, except for the backend-specific parts.
 
-A step asks its `Learner` for the loss of a batch, takes the gradients of that loss in the way of its
-backend, and gives them to `Learner.apply`.
+A step asks its `Learner` for the loss of a batch, takes the gradients of that loss in the way of
+its backend, and gives them to `Learner.apply`.
 """
 
 from collections.abc import Mapping
@@ -114,10 +114,10 @@ class Learner:
         """Updates all variables, given the gradients of the whole batch.
 
         Returns:
-          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a loss
-          scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not finite: the
-          weights then stay as they are. A norm that is not finite even at the lowest scale is
-          returned as it is.
+          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a
+          loss scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not
+          finite: the weights then stay as they are. A norm that is not finite even at the lowest
+          scale is returned as it is.
         """
         if not self.loss_scale:
             clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
@@ -145,7 +145,7 @@ class Learner:
 
 
 def with_rows(batch: Batch, process_id: int, num_processes: int) -> Batch:
-    """One process's part of a batch, with `rows` [B]: the numbers of its examples in the whole batch.
+    """One process's part of a batch, with `rows` [B]: its examples' numbers in the whole batch.
 
     Each of N processes has every N-th example, as `batches.training_batches` gives them.
     """

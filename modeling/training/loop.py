@@ -60,9 +60,9 @@ def train(
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
 
-    All processes of a group call it alike; process 0 writes and reports. When a signal has asked the
-    group to stop (see `modeling.job.termination`), it saves a checkpoint and exits in all processes,
-    with code 143, or 130 after SIGINT.
+    All processes of a group call it alike; process 0 writes and reports. When a signal has asked
+    the group to stop (see `modeling.job.termination`), it saves a checkpoint and exits in all
+    processes, with code 143, or 130 after SIGINT.
 
     Args:
       data_set: the data.
@@ -240,7 +240,7 @@ class _Loop:
                     self._run_dir, self._learner, state, self._options.keep_checkpoints
                 )
                 self._metrics.log(f"saved {path}")
-            # The others wait here, and not in the next step, where a backend has its own time limits.
+            # The others wait here, because the next step has the time limits of its backend.
             self._group.wait_for_all()
 
     def _stop_after(self, step: int) -> NoReturn:
@@ -286,7 +286,7 @@ class _Loop:
         return self._start.instances_seen + steps * self._options.train_batch_size
 
     def _all_reduce_seconds(self) -> float:
-        """The time to add the gradients up over all devices, measured with some of their numbers."""
+        """The seconds to add the gradients up over all devices, measured with some of them."""
         gradients = self._learner.model.count_params()
         measured = min(gradients, _MEASURED_NUMBERS)
         return self._replicas.seconds_to_add(measured) * gradients / measured

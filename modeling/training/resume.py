@@ -1,4 +1,4 @@
-"""The first step: from the run's newest checkpoint, from pretrained weights, or from random ones."""
+"""The first step: from the run's newest checkpoint, pretrained weights, or random weights."""
 
 import dataclasses
 import hashlib

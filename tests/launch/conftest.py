@@ -77,9 +77,9 @@ for request in sys.stdin:
 def serving(verb):
     """Gives a function that runs the verb, many times in one process.
 
-    `missing` are modules that cannot be imported then, `max_bytes` is how long a file can become. With
-    `is_captured`, nothing is trained: stdout is the config and the options with which training would
-    begin, as JSON.
+    `missing` are modules that cannot be imported then, `max_bytes` is how long a file can become.
+    With `is_captured`, nothing is trained: stdout is the config and the options with which training
+    would begin, as JSON.
     """
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, verb],

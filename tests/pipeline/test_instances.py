@@ -355,7 +355,10 @@ def test_draws_come_from_the_generator_alone(batch_of, vocabulary):
 
 # From arbitrary text to instances.
 
-TRICKY_CHARACTERS = "\0\t\v\x1c\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd\ud800aAéİßǅ한が一漢字\U00020000\u0301[]#_'。.·€ "
+TRICKY_CHARACTERS = (
+    "\0\t\v\x1c\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd\ud800"
+    "aAéİßǅ한が一漢字\U00020000\u0301[]#_'。.·€ "
+)
 SENTENCES = st.text(
     st.sampled_from("abcdefgh   ,漢字") | st.sampled_from(TRICKY_CHARACTERS) | st.characters(),
     max_size=30,
