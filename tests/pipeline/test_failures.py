@@ -41,7 +41,7 @@ def test_a_file_that_a_worker_cannot_write_is_named(runner):
     found = as_user_error(RuntimeError(text), runner)
     assert isinstance(found, OSError)
     assert "[Errno 13] Permission denied: '/data/x'" in str(found)
-    assert "the same command resumes" in str(found)
+    assert "run the same command again to resume" in str(found)
     assert ("all workers must reach" in str(found)) == (runner == "FlinkRunner")
 
 
