@@ -1,11 +1,11 @@
 """Dropout whose masks depend only on a key, by integer hashing.
 
 A key is one uint32, and each example of a batch has its own. The same key always gives the same
-mask, on every backend and device. So the only random state is the seed and the number of the update.
-A batch computed in parts and a recomputed activation get the same masks, and a run can resume on
-another backend with the masks it would have had on its own. Hashing is also cheap: it takes a few
-integer operations, which XLA fuses into the code that uses the mask. On a CPU, the generators of
-TensorFlow and JAX take about forty times as long.
+mask, on every backend and device. So the only random state is the seed and the number of the
+update. A batch computed in parts and a recomputed activation get the same masks, and a run can
+resume on another backend with the masks it would have had on its own. Hashing is also cheap: it
+takes a few integer operations, which XLA fuses into the code that uses the mask. On a CPU, the
+generators of TensorFlow and JAX take about forty times as long.
 
 The hash is Chris Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31/).
 """
