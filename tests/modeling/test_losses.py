@@ -63,6 +63,7 @@ def batch(make_batch):
 
 @pytest.fixture(scope="module")
 def outputs(batch):
+    """Random outputs, in which some labels have the largest logit."""
     outputs = random_outputs(batch)
     for i in range(0, 16, 3):
         outputs["masked_lm_logits"][i, 0, batch["masked_lm_ids"][i, 0]] = 20.0

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import shutil
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -137,6 +138,27 @@ def test_a_keras_file_computes_the_same(run, exported, make_batch):
     expected = run[1](batch)
     for name, output in loaded(batch).items():
         assert keras.backend.standardize_dtype(output.dtype) == "float32"
+        np.testing.assert_allclose(output, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_a_keras_file_from_before_the_class_moved_is_loaded(tmp_path, run, exported, make_batch):
+    """Its config.json names `modeling.pretraining`, where the class was defined then."""
+    older = tmp_path / "older.keras"
+    with (
+        zipfile.ZipFile(exported(Format.KERAS) / "model.keras") as source,
+        zipfile.ZipFile(older, "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                assert b"modeling.bert_for_pretraining" in content
+                content = content.replace(b"modeling.bert_for_pretraining", b"modeling.pretraining")
+            target.writestr(name, content)
+    loaded = keras.saving.load_model(older)
+    assert type(loaded) is type(run[1])
+    batch = make_batch(4)
+    expected = run[1](batch)
+    for name, output in loaded(batch).items():
         np.testing.assert_allclose(output, expected[name], atol=1e-5, err_msg=name)
 
 
