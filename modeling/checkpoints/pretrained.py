@@ -147,7 +147,7 @@ def read_average(run_dir: Path, number: int) -> Pretrained:
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
-    """Sets the model's variables to those of a trained BERT.
+    """Sets the model's variables to the values of a trained BERT.
 
     Returns:
       The names of the pooler's and heads' variables that the trained BERT lacks. They keep their

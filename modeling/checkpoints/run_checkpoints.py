@@ -3,7 +3,7 @@
 `RUN/checkpoints/step-00000600/` holds `weights.npz` (the variables under the original's names),
 `optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written under a
 temporary name and renamed once complete. Nothing in it depends on the backend or the precision.
-The seed and the step are the whole random state: they determine all random draws.
+The random state is the seed and the step, which determine all random draws.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
         loss_scale = [float(variable) for variable in learner.loss_scale.variables]
         state = dataclasses.replace(state, loss_scale=loss_scale)
     try:
-        # Also removes what runs killed while saving have left.
+        # Also removes the leftovers of runs that were killed while saving.
         for unfinished in directory.parent.glob(f"{_PREFIX}*.tmp"):
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
@@ -108,8 +108,8 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     directory = run_dir / CHECKPOINTS_NAME
     found = directory.iterdir() if directory.exists() else ()
     steps = {path: path.name.removeprefix(_PREFIX) for path in found}
-    whole = [path for path, step in steps.items() if step.isdecimal()]
-    return sorted(whole, key=lambda path: int(steps[path]))
+    complete = [path for path, step in steps.items() if step.isdecimal()]
+    return sorted(complete, key=lambda path: int(steps[path]))
 
 
 def latest_checkpoint(run_dir: Path) -> Path:

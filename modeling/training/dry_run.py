@@ -32,7 +32,7 @@ def dry_run(
       run_dir: the run, which is checked but not changed.
       config: the model's size.
       options: how to train.
-      replicas: the devices to train on; by default those of this process.
+      replicas: the devices to train on; by default this process's devices.
 
     Raises:
       UserError: `check_can_train` fails, or the data set cannot be read.

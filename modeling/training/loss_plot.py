@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LOSS_PLOT_NAME = "loss.png"
 
 _WIDTH, _HEIGHT, _DPI = 1000, 700, 100
-# More points could not be told apart.
+# More points would be indistinguishable.
 _MAX_POINTS = 500
 
 

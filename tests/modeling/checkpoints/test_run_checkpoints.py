@@ -252,7 +252,7 @@ def lacking_its_last_entry(path):
     np.savez(path, **kept)
 
 
-def of_another_shape(path):
+def with_another_shape(path):
     with np.load(path) as content:
         values = dict(content)
     name = next(iter(values))
@@ -268,7 +268,7 @@ DAMAGES = [
     *(
         (name, damage)
         for name in ("weights.npz", "optimizer.npz")
-        for damage in (garbled, with_a_flipped_bit, of_another_shape)
+        for damage in (garbled, with_a_flipped_bit, with_another_shape)
     ),
 ]
 

@@ -255,7 +255,7 @@ def test_utilization_is_reported_if_the_peak_is_known(fake_run, monkeypatch, tra
 
 
 @pytest.mark.no_backend
-def test_missing_matplotlib_is_results_at_the_end(fake_run, monkeypatch, caplog):
+def test_missing_matplotlib_is_reported_at_the_end(fake_run, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.INFO, logger="absl"):
         run_dir, _ = fake_run()
