@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
 
-# In the configs of the original's multilingual and Chinese models; its code never read them.
+# Names in the configs of the original's multilingual and Chinese models; its code never reads them.
 ORIGINAL_IGNORED = frozenset(
     "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
     "pooler_size_per_head pooler_type".split()
@@ -33,12 +33,12 @@ _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_r
 
 
 class GeluForm(StrEnum):
-    """Which formula "gelu" stands for."""
+    """The formula that "gelu" stands for."""
 
     TANH = "gelu_tanh"
     """The tanh approximation, as in the last version of the original; "gelu_new" elsewhere."""
     ERF = "gelu_erf"
-    """The exact form, what Hugging Face calls "gelu"."""
+    """The exact form, which Hugging Face calls "gelu"."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class BertConfig:
     """A BERT's size, under the names of the original's bert_config.json.
 
     Attributes:
-      vocab_size: V, rows of the word embeddings.
+      vocab_size: V, the number of rows of the word embeddings.
       hidden_size: H, a multiple of the number of heads.
-      num_hidden_layers: L, transformer blocks.
-      num_attention_heads: N.
-      intermediate_size: F, width of the feed-forward layer.
-      hidden_act: "gelu" (in the form of `gelu_form`) or "relu".
-      hidden_dropout_prob: dropout after embeddings and dense layers.
-      attention_probs_dropout_prob: dropout of the attention probabilities.
-      max_position_embeddings: the longest sequence the model can read.
-      type_vocab_size: segment types.
-      initializer_range: standard deviation of the truncated normal distribution of the initial
-        weights.
-      gelu_form: the formula of "gelu".
+      num_hidden_layers: L, the number of transformer blocks.
+      num_attention_heads: N, the number of attention heads.
+      intermediate_size: F, the width of the feed-forward layer.
+      hidden_act: the activation, "gelu" (in the form that `gelu_form` says) or "relu".
+      hidden_dropout_prob: the dropout rate after embeddings and dense layers.
+      attention_probs_dropout_prob: the dropout rate of the attention probabilities.
+      max_position_embeddings: the length of the longest sequence the model can read.
+      type_vocab_size: the number of segment types.
+      initializer_range: the standard deviation of the truncated normal distribution from which
+        initial weights are drawn.
+      gelu_form: the formula that "gelu" stands for.
 
     Raises:
       UserError: a value is impossible.
@@ -97,7 +97,7 @@ class BertConfig:
 
     @classmethod
     def preset(cls, name: str, vocab_size: int) -> "BertConfig":
-        """One of the published sizes, `PRESETS`."""
+        """The config of a published size, one of `PRESETS`."""
         num_hidden_layers, hidden_size = PRESETS[name]
         return cls(
             vocab_size=vocab_size,
@@ -111,7 +111,7 @@ class BertConfig:
     def read(cls, path: Path) -> "BertConfig":
         """The config in an original bert_config.json, or in one that `to_json` made.
 
-        Unless the file has a `gelu_form`, "gelu" is the tanh form.
+        If the file has no `gelu_form`, "gelu" means the tanh form.
 
         Raises:
           UserError: the file cannot be read, has unknown names, or has an impossible value.
@@ -125,9 +125,9 @@ class BertConfig:
         """The config with these fields.
 
         Args:
-          content: the fields by name, and the ignored names.
-          path: the file that the content comes from, for errors.
-          ignored: names that are known to have no influence on the model.
+          content: the fields by name; may include ignored names.
+          path: the file that the content comes from, which errors name.
+          ignored: names that are known not to affect the model.
 
         Raises:
           UserError: a name is unknown, or a value is impossible.
@@ -136,8 +136,8 @@ class BertConfig:
         try:
             if unknown := sorted(content.keys() - known - ignored):
                 raise UserError(
-                    f"unknown names: {', '.join(unknown)}; known are {', '.join(sorted(known))}; "
-                    "remove those that have no influence on the model"
+                    f"unknown names: {', '.join(unknown)} (known: {', '.join(sorted(known))}): "
+                    "remove those that do not affect the model"
                 )
             return cls(**{name: value for name, value in content.items() if name in known})
         except UserError as error:
@@ -148,11 +148,11 @@ class BertConfig:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     def flops_per_sequence(self, seq_length: int, num_predictions: int) -> int:
-        """Floating-point operations of a sequence's forward and backward pass, padding included.
+        """The FLOPs of a sequence's forward and backward pass, including padding.
 
-        Only matrix products count, and the backward pass counts as two forward ones: blocks,
-        attention over `seq_length` positions, the masked-LM head on `num_predictions` positions,
-        pooler and next-sentence head.
+        Counts only matrix products: blocks, attention over `seq_length` positions, the masked-LM
+        head on `num_predictions` positions, pooler and next-sentence head. The backward pass counts
+        as two forward passes.
         """
         s, m, h, f = seq_length, num_predictions, self.hidden_size, self.intermediate_size
         blocks = self.num_hidden_layers * (6 * s * (4 * h * h + 2 * h * f) + 12 * h * s * s)
@@ -164,7 +164,7 @@ def read_config_content(path: Path) -> dict[str, Any]:
     """The content of a model config's JSON file.
 
     Raises:
-      UserError: the file cannot be read, or is no model config.
+      UserError: the file cannot be read or is not a model config.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -213,7 +213,7 @@ def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-# (layers, hidden size), from "Well-Read Students Learn Better" (Turc et al., 2019) and the original.
+# (layers, hidden size), from the original and Turc et al., 2019, "Well-Read Students Learn Better".
 PRESETS = {
     "tiny": (2, 128),
     "mini": (4, 256),

@@ -1,10 +1,11 @@
-"""Dropout whose masks follow from a key alone, by integer hashing.
+"""Dropout whose masks depend only on a key, by integer hashing.
 
-A key is one uint32, and each example of a batch has its own. The same key gives the same mask on every
-backend and device and whenever it is computed: there is no random state besides the seed and the number
-of the update, a batch that is computed in parts and an activation that is computed again meet the same
-masks, and a run goes on under another backend as it would have gone on under its own. It is also cheap: a few integer operations, which XLA fuses into what uses the mask,
-where the generators of TensorFlow and JAX take some forty times as long on a processor.
+A key is one uint32, and each example of a batch has its own. The same key always gives the same
+mask, on every backend and device. So the only random state is the seed and the number of the
+update. A batch computed in parts and a recomputed activation get the same masks, and a run can
+resume on another backend with the masks it would have had on its own. Hashing is also cheap: it
+takes a few integer operations, which XLA fuses into the code that uses the mask. On a CPU, the
+generators of TensorFlow and JAX take about forty times as long.
 
 The hash is Chris Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31/).
 """
@@ -17,17 +18,17 @@ from keras import ops
 
 
 def dropout_key(seed: int) -> Any:
-    """The first key of a seed, from which `fold_in` makes all others."""
+    """The first key of a seed; `fold_in` derives all others from it."""
     return _uint32(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
 def example_keys(key: Any, rows: Any) -> Any:
-    """A key for each example of a batch, [B], by its number there, int32 [B]."""
+    """One key per example of a batch, uint32 [B], from the examples' numbers `rows`, int32 [B]."""
     return _hash(ops.cast(rows, "uint32") + key)
 
 
 def fold_in(key: Any, number: Any) -> Any:
-    """Another key, or other keys, for each number, an int or an integer scalar; None stays None."""
+    """Derives another key (or keys) for a number, an int or an integer scalar; None stays None."""
     if key is None:
         return None
     number = _uint32(number) if isinstance(number, int) else ops.cast(number, "uint32")
@@ -35,19 +36,19 @@ def fold_in(key: Any, number: Any) -> Any:
 
 
 def dropout(x: Any, rate: float, keys: Any) -> Any:
-    """Sets a share `rate` of the elements to 0 and scales the others up; without keys, `x` itself.
+    """Sets a share `rate` of the elements to 0 and scales the others up; without keys, returns `x`.
 
     Args:
-      x: [B, …], of known shape.
-      rate: at least 0 and below 1.
-      keys: of the examples, uint32 [B], or None.
+      x: the input, [B, …], of known shape.
+      rate: the dropout rate, at least 0 and below 1.
+      keys: the examples' keys, uint32 [B], or None.
     """
     if keys is None or not rate:
         return x
     batch, *shape = x.shape
     keys = ops.reshape(keys, (batch, *[1] * len(shape)))
     elements = ops.reshape(_numbers(math.prod(shape)), (1, *shape))
-    # Hashed twice: once alone would give all examples windows of one sequence.
+    # Hashed twice, because one hash would give all examples windows of the same sequence.
     bits = _hash(ops.bitwise_xor(_hash(elements + keys), keys))
     is_kept = bits >= _uint32(int(rate * 2**32))
     return ops.where(is_kept, x / (1 - rate), ops.zeros_like(x))
@@ -65,7 +66,7 @@ def _xor_shifted(x: Any, bits: int) -> Any:
 
 
 def _numbers(count: int) -> Any:
-    # By way of int32, for XLA has no range of uint32.
+    # Through int32, because XLA has no uint32 range.
     return ops.cast(ops.arange(count, dtype="int32"), "uint32")
 
 

@@ -1,8 +1,8 @@
-"""Outputs of a batch to losses and accuracies, by way of sums that add up.
+"""Computes losses and accuracies from a batch's outputs, by way of sums that can be added.
 
-The sums and totals of two batches (or replicas, or accumulation steps) add up to those of the batch of
-both, so that every mean is taken over the whole: the losses below take both in one dict. With the sums
-of a part and the totals of the whole, they give the part's share of the whole's loss.
+The sums and totals of two batches (or replicas, or accumulation steps) add up to those of the joint
+batch, so every mean is a mean over the whole. The losses below take sums and totals in one dict.
+Given a part's sums and the whole's totals, they return the part's share of the whole's loss.
 
 Shape suffixes of tensors: B batch, P predictions, V vocabulary.
 """
@@ -14,15 +14,15 @@ from keras import ops
 
 SUMS = ("masked_lm_nll", "masked_lm_correct", "next_sentence_nll", "next_sentence_correct")
 """The names of `pretraining_sums`."""
-# In the denominator of the masked-LM mean, as in the original.
+# Is added to the denominator of the masked-LM mean, as in the original.
 _EPSILON = 1e-5
 
 
 def batch_totals(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a batch holds, as float32 scalars: the denominators of its means, and its tokens.
+    """A batch's totals as float32 scalars: the denominators of its means, and its tokens.
 
     Args:
-      batch: with labels, and `masked_lm_weights` which are 0 for padding.
+      batch: a batch with labels and with `masked_lm_weights`, which are 0 for padding.
     """
     ones_B = ops.ones(batch["next_sentence_labels"].shape[:1])
     return {
@@ -33,11 +33,11 @@ def batch_totals(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Sums over a batch of what the model got right and wrong, as float32 scalars; losses in nats.
+    """Sums of losses (in nats) and of correct predictions over a batch, as float32 scalars.
 
     Args:
-      outputs: of `BertForPreTraining`.
-      batch: as for `batch_totals`.
+      outputs: the outputs of `BertForPreTraining`.
+      batch: a batch as for `batch_totals`.
     """
     masked_lm_weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
     masked_lm_nll_BP, masked_lm_hit_BP = _nll_and_hit(
@@ -61,17 +61,17 @@ def masked_lm_loss(sums: Mapping[str, Any]) -> Any:
 
 
 def next_sentence_loss(sums: Mapping[str, Any]) -> Any:
-    """Mean over the sequences, in nats."""
+    """The mean over the sequences, in nats."""
     return sums["next_sentence_nll"] / sums["sequences"]
 
 
 def total_loss(sums: Mapping[str, Any]) -> Any:
-    """What training minimizes: the sum of both losses."""
+    """The loss that training minimizes: the sum of both losses."""
     return masked_lm_loss(sums) + next_sentence_loss(sums)
 
 
 def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
-    """The four figures that describe how well a model does."""
+    """The four figures that describe a model's quality."""
     return {
         "masked_lm_loss": masked_lm_loss(sums),
         "next_sentence_loss": next_sentence_loss(sums),
@@ -81,7 +81,7 @@ def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def _nll_and_hit(logits: Any, labels: Any) -> tuple[Any, Any]:
-    """Negative log-likelihood of the labels, and 1.0 where the best logit is the label's."""
+    """The labels' negative log-likelihoods, and 1.0 where the label has the largest logit."""
     logits = ops.cast(logits, "float32")
     label_logits = ops.squeeze(ops.take_along_axis(logits, labels[..., None], axis=-1), -1)
     nll = ops.logsumexp(logits, axis=-1) - label_logits

@@ -13,12 +13,12 @@ _NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")
 class LinearWarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear from 0 over the warm-up, then linear to 0 at the end, as in the original.
 
-    The decay is counted from step 0, so the rate drops a little where the warm-up ends.
+    The decay counts from step 0, so the rate drops slightly when the warm-up ends.
 
     Args:
-      learning_rate: the peak.
-      num_train_steps: where the rate reaches 0.
-      num_warmup_steps: how many steps the warm-up takes; 0 for none.
+      learning_rate: the peak rate.
+      num_train_steps: the step at which the rate reaches 0.
+      num_warmup_steps: the number of warm-up steps; 0 for none.
     """
 
     def __init__(self, learning_rate: float, num_train_steps: int, num_warmup_steps: int):
@@ -27,7 +27,7 @@ class LinearWarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.num_warmup_steps = num_warmup_steps
 
     def __call__(self, step: Any) -> Any:
-        """The rate of the update that follows `step` updates, so the first has rate 0."""
+        """The rate of the update after `step` updates. With a warm-up, the first rate is 0."""
         step = ops.cast(step, "float32")
         done = ops.minimum(step / self.num_train_steps, 1.0)
         decayed = self.learning_rate * (1.0 - done)
@@ -40,17 +40,17 @@ class LinearWarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
 class AdamW(keras.optimizers.Optimizer):
     """Adam with decoupled weight decay: the original's AdamWeightDecayOptimizer (optimization.py).
 
-    Epsilon stands outside the square root, and the decay is added to the update before it is
+    Epsilon is outside the square root. The decay is added to the update before the update is
     multiplied by the learning rate. Biases and layer normalizations are not decayed.
 
     Args:
       learning_rate: a rate or a schedule.
-      weight_decay_rate: of all other variables.
-      beta_1, beta_2: decay of the moments.
-      epsilon: added to the root of the second moment.
+      weight_decay_rate: the weight decay of all other variables.
+      beta_1, beta_2: the decay rates of the first and second moments.
+      epsilon: is added to the root of the second moment.
       bias_correction: whether the moments are corrected for starting at 0. The original does not
-        correct them; corrected (Loshchilov and Hutter, 2019), the first updates have the size that
-        the learning rate says, which is steadier for short warm-ups.
+        correct them. With the correction (Loshchilov and Hutter, 2019), the first updates have the
+        size that the learning rate implies, which is more stable with a short warm-up.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class AdamW(keras.optimizers.Optimizer):
         self.bias_correction = bias_correction
 
     def copy(self) -> Self:
-        """Another one with the same settings, without variables."""
+        """A new optimizer with the same settings and no variables."""
         return type(self)(
             self._rate_or_schedule,
             self.weight_decay_rate,
@@ -108,20 +108,20 @@ class AdamW(keras.optimizers.Optimizer):
         self.assign_sub(variable, learning_rate * update)
 
     def scaled(self, update: Any, variable: keras.Variable) -> Any:
-        """The update of a variable that is decayed, as it is multiplied by the learning rate."""
+        """A decayed variable's update, before it is multiplied by the learning rate."""
         return update
 
 
 class Lamb(AdamW):
-    """AdamW with a learning rate of each variable's own, for batches of many thousands.
+    """AdamW with a separate learning rate for each variable, for batches of many thousands.
 
-    The update of a variable is scaled to the norm of the variable (You et al., 2019, "Large Batch
-    Optimization for Deep Learning: Training BERT in 76 minutes"). What is not decayed, biases and
-    layer normalizations, is not scaled either, as in the authors' code.
+    A variable's update is scaled to the variable's norm (You et al., 2019, "Large Batch
+    Optimization for Deep Learning: Training BERT in 76 minutes"). As in the authors' code,
+    variables that are not decayed (biases and layer normalizations) are not scaled either.
     """
 
     def scaled(self, update: Any, variable: keras.Variable) -> Any:
-        """Scales an update to the norm of its variable; where one of them is 0, not at all."""
+        """Scales an update to the norm of its variable, unless either norm is 0."""
         variable_norm, update_norm = _norm(variable), _norm(update)
         ratio = variable_norm / ops.where(update_norm > 0, update_norm, 1.0)
         is_scaled = ops.logical_and(variable_norm > 0, update_norm > 0)
@@ -129,12 +129,10 @@ class Lamb(AdamW):
 
 
 class LossScale:
-    """The factor that keeps float16 gradients above 0: doubled after 2000 good updates, halved at once.
+    """The factor that keeps float16 gradients from underflowing to 0, between 1 and 2^24.
 
-    It stays between 1 and 2^24.
-
-    An update whose gradients are not finite is left out (Micikevicius et al., 2018, "Mixed Precision
-    Training").
+    It doubles after 2000 good updates in a row and halves after each update whose gradients are not
+    finite. Such an update is skipped (Micikevicius et al., 2018, "Mixed Precision Training").
     """
 
     _START, _LOWEST, _HIGHEST = 2.0**15, 1.0, 2.0**24
@@ -148,15 +146,15 @@ class LossScale:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The state, for checkpoints."""
+        """The state that checkpoints save."""
         return [self.scale, self.good_updates]
 
     def is_lowest(self) -> Any:
-        """Whether it cannot be halved any more."""
+        """Whether the scale cannot be halved any further."""
         return ops.convert_to_tensor(self.scale) <= self._LOWEST
 
     def update(self, is_finite: Any) -> None:
-        """Follows what the last gradients were."""
+        """Adapts the scale to whether the last gradients were finite."""
         good_updates = ops.where(is_finite, self.good_updates + 1, 0)
         doubles = good_updates >= self._UPDATES_TO_DOUBLE
         scale = self.scale * ops.where(is_finite, ops.where(doubles, 2.0, 1.0), 0.5)
@@ -165,12 +163,12 @@ class LossScale:
 
 
 def is_decayed(name: str) -> bool:
-    """Whether a variable of that name is subject to weight decay."""
+    """Whether weight decay applies to a variable of this name."""
     return not any(part in name for part in _NOT_DECAYED)
 
 
 def clip_by_global_norm(gradients: Sequence[Any], max_norm: float) -> tuple[list[Any], Any]:
-    """Scales all gradients down together where their global norm exceeds `max_norm`.
+    """Scales all gradients down together if their global norm exceeds `max_norm`.
 
     Returns:
       The gradients, and their global norm before clipping.

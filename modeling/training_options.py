@@ -1,4 +1,4 @@
-"""How a BERT is trained: all that `clozemill pretrain` can be told but for the model and the data."""
+"""How a BERT is trained: all options of `clozemill pretrain` except the model and the data."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from pipeline.errors import UserError
 
 
 class Precision(StrEnum):
-    """What the model computes in; its variables and the optimizer's moments are float32."""
+    """The number type of the model's computations; its variables and the moments are float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
-    """With a dynamic loss scale."""
+    """Used with a dynamic loss scale."""
 
 
 class OptimizerName(StrEnum):
-    """The rules for updates that `modeling.optimization` has."""
+    """The optimizers in `modeling.optimization`."""
 
     ADAMW = "adamw"
     LAMB = "lamb"
@@ -25,27 +25,28 @@ class OptimizerName(StrEnum):
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train, under the names of the original's run_pretraining.py where it has them.
+    """How to train. Options that the original's run_pretraining.py has keep their names.
 
     Attributes:
-      train_batch_size: B, sequences of an update.
-      gradient_accumulation_steps: in how many parts, one after the other, a batch is computed.
-      learning_rate: the peak.
-      num_train_steps: updates in all.
-      num_warmup_steps: updates until the peak.
-      optimizer: the rule for updates.
-      weight_decay_rate: of all variables but biases and layer normalizations.
-      adam_bias_correction: whether Adam's moments are corrected for starting at 0; the original does
-        not.
-      precision: what the model computes in.
-      recompute_activations: whether the backward pass computes activations again instead of keeping them.
-      save_checkpoints_steps: updates between checkpoints.
-      keep_checkpoints: how many of the newest checkpoints are kept.
-      log_every_steps: updates between lines of metrics.
-      eval_every_steps: updates between evaluations; 0 for none.
-      eval_batch_size: sequences of a batch of evaluation.
-      max_eval_steps: batches of an evaluation.
-      random_seed: of the initial weights, of dropout and of the order of the data.
+      train_batch_size: B, the number of sequences per update.
+      gradient_accumulation_steps: the number of parts in which a batch is computed, in turn.
+      learning_rate: the peak learning rate.
+      num_train_steps: the total number of updates.
+      num_warmup_steps: the number of updates until the learning rate peaks.
+      optimizer: the optimizer.
+      weight_decay_rate: the weight decay of all variables but biases and layer normalizations.
+      adam_bias_correction: whether Adam's moments are corrected for starting at 0. The original
+        does not correct them.
+      precision: the number type of the model's computations.
+      recompute_activations: whether the backward pass recomputes activations instead of keeping
+        them.
+      save_checkpoints_steps: the number of updates between checkpoints.
+      keep_checkpoints: the number of newest checkpoints that are kept.
+      log_every_steps: the number of updates between lines of metrics.
+      eval_every_steps: the number of updates between evaluations; 0 for none.
+      eval_batch_size: the number of sequences per batch of an evaluation.
+      max_eval_steps: the largest number of batches in an evaluation.
+      random_seed: seeds the initial weights, dropout and the order of the data.
 
     Raises:
       UserError: an option is out of range.

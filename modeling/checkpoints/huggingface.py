@@ -1,4 +1,4 @@
-"""The directory that Hugging Face's `from_pretrained` opens: writing it, and reading such directories."""
+"""Reading and writing the directories that Hugging Face's `from_pretrained` opens."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,8 @@ from pipeline.errors import UserError
 WEIGHTS_NAME = "model.safetensors"
 HUGGINGFACE_CONFIG_NAME = "config.json"
 
-# Names in config.json that have no influence on this BERT: heads for other tasks, outputs, storage
-# and, in older versions, text generation.
+# Names in config.json that do not affect this BERT: heads for other tasks, outputs, storage and,
+# in older versions, text generation.
 _IGNORED = ORIGINAL_IGNORED | frozenset(
     "_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures "
     "attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
@@ -38,7 +38,7 @@ _IGNORED = ORIGINAL_IGNORED | frozenset(
     "temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype "
     "torchscript transformers_version typical_p use_bfloat16 use_cache xla_device".split()
 )
-# The values that config.json must have for the model to be this BERT.
+# The values that config.json must have if the model is to be this BERT.
 _NEEDED = {
     "model_type": "bert",
     "layer_norm_eps": LAYER_NORM_EPSILON,
@@ -49,7 +49,7 @@ _NEEDED = {
     "tie_word_embeddings": True,
     "pruned_heads": {},
 }
-# `hidden_act` there: ours, and the formula of gelu.
+# From `hidden_act` there to our `hidden_act` and `gelu_form`.
 _ACTIVATIONS = {
     "gelu": ("gelu", GeluForm.ERF),
     "gelu_new": ("gelu", GeluForm.TANH),
@@ -57,7 +57,7 @@ _ACTIVATIONS = {
     "relu": ("relu", GeluForm.TANH),
 }
 
-# The original's names, part by part, in the order in which they are replaced.
+# Parts of the original's names and their replacements, in the order of replacement.
 _RENAMED_PARTS = (
     ("cls/predictions/output_bias", "cls/predictions/bias"),
     ("cls/seq_relationship/output_weights", "cls/seq_relationship/weight"),
@@ -69,7 +69,7 @@ _RENAMED_PARTS = (
     ("beta", "bias"),
     ("/", "."),
 )
-# Other names that tensors have there: of older versions, and of copies of tied ones.
+# Other names of tensors there: those of older versions, and those of copies of tied tensors.
 _OTHER_NAMES = (
     ("LayerNorm.gamma", "LayerNorm.weight"),
     ("LayerNorm.beta", "LayerNorm.bias"),
@@ -84,11 +84,10 @@ def write_huggingface(
     """Writes `config.json` and `model.safetensors`.
 
     Args:
-      directory: where they go.
-      config: the model's.
-      weights: its variables under the names of the original's checkpoints. Where heads are missing, the
-        files say so and `transformers` begins with new ones.
-
+      directory: the directory to write to, which must exist.
+      config: the model's config.
+      weights: its variables under the names of the original's checkpoints. If heads are missing,
+        the config names a class without them, and `transformers` initializes new ones.
     """
     import safetensors.numpy  # noqa: PLC0415 - an extra
 
@@ -103,24 +102,24 @@ def write_huggingface(
 
 
 def read_huggingface(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The tensors of a directory's `model.safetensors`, whichever BERT of `transformers` wrote it.
+    """Reads a directory's `model.safetensors`, written by any BERT class of `transformers`.
 
     Args:
-      directory: what `save_pretrained` wrote.
-      names: of the variables that are looked for, as in the original's checkpoints.
+      directory: a directory that `save_pretrained` wrote.
+      names: the names of the wanted variables, as in the original's checkpoints.
 
     Returns:
-      Those of `names` that are there, in the original's layout, and all other tensors under their
-      own names.
+      The variables in `names` that were found, in the original's layout, and all other tensors
+      under their own names.
 
     Raises:
-      UserError: the file cannot be read, two tensors for one variable differ, or safetensors is
-        missing.
+      UserError: the file cannot be read, two tensors for one variable differ, or the package
+        safetensors is missing.
     """
     safetensors = _safetensors(f"reading {directory / WEIGHTS_NAME}")
     try:
         tensors = safetensors.load_file(directory / WEIGHTS_NAME)
-    except Exception as error:  # SafetensorError, OSError, TypeError for a type that NumPy lacks
+    except Exception as error:  # SafetensorError, OSError; TypeError for types that NumPy lacks
         raise UserError(f"cannot read {directory / WEIGHTS_NAME}: {error}") from error
     originals = {huggingface_name(name): name for name in names}
     arrays: dict[str, np.ndarray] = {}
@@ -129,38 +128,39 @@ def read_huggingface(directory: Path, names: Iterable[str]) -> dict[str, np.ndar
         values = from_huggingface(name, tensor)
         if name in arrays and not np.array_equal(arrays[name], values):
             raise UserError(
-                f"{found} in {directory / WEIGHTS_NAME} is no copy of {huggingface_name(name)}, but in "
-                "this BERT they are one: save the encoder alone, as transformers' BertModel"
+                f"{found} in {directory / WEIGHTS_NAME} is not a copy of {huggingface_name(name)}, "
+                "but in this BERT they are the same variable: save only the encoder, as "
+                "transformers' BertModel"
             )
         arrays[name] = values
     return arrays
 
 
 def huggingface_name(name: str) -> str:
-    """A variable's name there, from its name in the original's checkpoints."""
+    """The Hugging Face name of a variable, from its name in the original's checkpoints."""
     for original, huggingface in _RENAMED_PARTS:
         name = name.replace(original, huggingface)
     return name
 
 
 def to_huggingface(name: str, values: np.ndarray) -> np.ndarray:
-    """A variable's values there: kernels are transposed, [out, in]."""
+    """A variable's values in Hugging Face's layout: kernels are transposed to [out, in]."""
     return np.ascontiguousarray(values.T if name.endswith("/kernel") else values)
 
 
 def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
     """The inverse of `to_huggingface`."""
-    return to_huggingface(name, values)  # to transpose again
+    return to_huggingface(name, values)  # transposing is its own inverse
 
 
 def read_config(path: Path) -> BertConfig:
-    """The config in a config.json of Hugging Face, or else in an original bert_config.json.
+    """The config in a Hugging Face config.json or an original bert_config.json.
 
-    "gelu" is the exact form in the former, the tanh form in the latter.
+    "gelu" means the exact form in the former, the tanh form in the latter.
 
     Raises:
-      UserError: the file cannot be read, has unknown names, or is not the config of a BERT that
-        `BertForPreTraining` computes.
+      UserError: the file cannot be read, has unknown names, or describes a BERT that
+        `BertForPreTraining` does not compute.
     """
     content = read_config_content(path)
     if not {"model_type", "architectures"} & content.keys():
@@ -169,7 +169,7 @@ def read_config(path: Path) -> BertConfig:
         if content.get(name, needed) != needed:
             raise UserError(
                 f"in the model config {path}: {name} is {content[name]!r} but must be {needed!r}, "
-                "because this BERT computes nothing else"
+                "because this BERT supports nothing else"
             )
     name = content.get("hidden_act", "gelu")
     if name not in tuple(_ACTIVATIONS):
@@ -183,7 +183,7 @@ def read_config(path: Path) -> BertConfig:
 
 
 def huggingface_config(config: BertConfig) -> dict[str, Any]:
-    """What config.json says of the model; "gelu" there is the exact form, "gelu_new" the tanh form."""
+    """The content of config.json, where "gelu" is the exact form and "gelu_new" the tanh form."""
     is_tanh_gelu = config.hidden_act == "gelu" and config.gelu_form == GeluForm.TANH
     return {
         "model_type": "bert",
@@ -205,7 +205,7 @@ def huggingface_config(config: BertConfig) -> dict[str, Any]:
 
 
 def _architecture(config: BertConfig, weights: Mapping[str, np.ndarray]) -> str:
-    """The class of `transformers` whose variables are all there."""
+    """The class of `transformers` whose variables are all present."""
     missing = weight_shapes(config).keys() - weights.keys()
     if not missing:
         return "BertForPreTraining"
@@ -215,7 +215,7 @@ def _architecture(config: BertConfig, weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _current_name(name: str) -> str:
-    """The name that today's BertForPreTraining gives a tensor which another class or version named."""
+    """The name in today's BertForPreTraining of a tensor that another class or version named."""
     for other, current in _OTHER_NAMES:
         name = name.replace(other, current)
     return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"

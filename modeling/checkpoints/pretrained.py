@@ -1,6 +1,6 @@
-"""A trained BERT from anywhere: a run, a checkpoint of the original, a Hugging Face directory.
+"""A trained BERT from any source: a run, an original checkpoint or a Hugging Face directory.
 
-`read_pretrained` finds out what a path holds, `initialize` gives it to a model.
+`read_pretrained` recognizes and reads what a path holds; `initialize` loads it into a model.
 """
 
 import dataclasses
@@ -37,22 +37,26 @@ _IN_OTHER_FORM = {
     "pytorch_model.bin": "as a pickle",
     "model.safetensors.index.json": "in several files",
 }
-# No variable, though older versions of transformers store it as one.
+# Not a variable, though older versions of transformers store it as one.
 _POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
 _HINTS_FOR_ROWS = {
-    "bert/embeddings/word_embeddings": ": vocab_size must be that of the weights; they are of another vocabulary",
-    "bert/embeddings/position_embeddings": ": max_position_embeddings must be that of the weights",
+    "bert/embeddings/word_embeddings": (
+        ": set vocab_size to the weights' number of rows, and use the vocabulary they belong to"
+    ),
+    "bert/embeddings/position_embeddings": (
+        ": set max_position_embeddings to the weights' number of rows"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """The run that a BERT was trained in.
+    """The run that trained a BERT.
 
     Attributes:
-      state: where training stood at its newest checkpoint.
-      averaged: of how many checkpoints the weights are the mean.
-      manifest: of the data.
+      state: the training state at its newest checkpoint.
+      averaged: the number of checkpoints whose mean the weights are.
+      manifest: the manifest of the data.
     """
 
     state: TrainingState
@@ -65,14 +69,14 @@ class Pretrained:
     """A trained BERT.
 
     Attributes:
-      source: where it comes from, in words for people.
-      directory: of the run, or of the files that were read.
+      source: where it comes from, in words.
+      directory: the directory of the run, or of the files that were read.
       config: its size.
-      weights: its variables as float32, under the names of the original's checkpoints. The embeddings
-        and the encoder are whole; pooler and heads may be missing.
-      ignored: names found there of what is no part of a `BertForPreTraining`.
-      tokenizer: its vocabulary and what is done to a text, if a vocabulary is there.
-      run: how it was trained, if by `clozemill pretrain`.
+      weights: its variables as float32, under the names of the original's checkpoints. The
+        embeddings and the encoder are complete; pooler and heads may be missing.
+      ignored: the names of tensors there that are not part of a `BertForPreTraining`.
+      tokenizer: its vocabulary and text normalization; None if it has no vocabulary.
+      run: the run that trained it; None if `clozemill pretrain` did not.
     """
 
     source: str
@@ -85,15 +89,15 @@ class Pretrained:
 
 
 def read_pretrained(path: Path) -> Pretrained:
-    """The trained BERT that a path means.
+    """Reads the trained BERT at a path.
 
     Args:
-      path: a run, of which the newest checkpoint is taken, or one of its checkpoints; a TensorFlow
-        checkpoint of the original with its bert_config.json beside it, by its prefix, one of its
-        files or its directory; or a directory that `transformers` saved as safetensors.
+      path: a run, whose newest checkpoint is read, or one of its checkpoints; an original
+        TensorFlow checkpoint (its prefix, one of its files or its directory) with its
+        bert_config.json beside it; or a directory that `transformers` saved as safetensors.
 
     Raises:
-      UserError: there is none of these, or it cannot be read, or weights and config disagree.
+      UserError: it is none of these, it cannot be read, or weights and config disagree.
     """
     if is_run(path):
         return _read_run(path, [latest_checkpoint(path)])
@@ -107,43 +111,50 @@ def read_pretrained(path: Path) -> Pretrained:
     for name, form in _IN_OTHER_FORM.items():
         if (path / name).exists():
             raise UserError(
-                f"{path} holds its weights {form} ({name}), which is not read here: open it with "
-                "transformers' from_pretrained, save_pretrained it to another directory as one "
-                f"{huggingface.WEIGHTS_NAME}, and copy its {VOCABULARY_NAME} there"
+                f"{path} holds its weights {form} ({name}), which Clozemill cannot read: open it "
+                "with transformers' from_pretrained, save it to another directory as one "
+                f"{huggingface.WEIGHTS_NAME} with save_pretrained, and copy its {VOCABULARY_NAME} "
+                "there"
             )
     raise UserError(
-        f"{path} is no trained BERT: give the --output_dir of `clozemill pretrain` or one of its "
-        f"checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside it), or a "
-        f"Hugging Face directory ({HUGGINGFACE_CONFIG_NAME} and {huggingface.WEIGHTS_NAME})"
+        f"{path} is not a trained BERT: give the --output_dir of `clozemill pretrain` or one of "
+        f"its checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside "
+        f"it), or a Hugging Face directory ({HUGGINGFACE_CONFIG_NAME} and "
+        f"{huggingface.WEIGHTS_NAME})"
     )
 
 
 def read_average(run_dir: Path, number: int) -> Pretrained:
-    """The mean of so many of the newest checkpoints of a run.
+    """The mean of a run's newest checkpoints.
+
+    Args:
+      run_dir: the run.
+      number: the number of checkpoints.
 
     Raises:
-      UserError: the directory is no run, or has not so many checkpoints, or one is damaged.
+      UserError: the directory is not a run, it has fewer checkpoints, or one is damaged.
     """
     if not is_run(run_dir):
-        raise UserError(f"{run_dir} is no run, which is the --output_dir of `clozemill pretrain`")
-    latest_checkpoint(run_dir)  # that there is none has a message of its own
+        raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
+    latest_checkpoint(run_dir)  # its error says that there is no checkpoint at all
     found = list_checkpoints(run_dir)
     if len(found) < number:
         raise UserError(
-            f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints decides how many "
-            "of those saved are kept"
+            f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints sets how "
+            "many a run keeps"
         )
     return _read_run(run_dir, found[-number:])
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
-    """Sets the model's variables to those of a trained BERT.
+    """Sets the model's variables to the values of a trained BERT.
 
     Returns:
-      The names of the variables that are not there, of pooler and heads; they keep their values.
+      The names of the pooler's and heads' variables that the trained BERT lacks. They keep their
+      values.
 
     Raises:
-      UserError: the model is another than the one that was trained. Its variables are then as before.
+      UserError: the model differs from the one that was trained; its variables are unchanged.
     """
     check_config(pretrained, model.config)
     variables = model.named_weights()
@@ -153,13 +164,13 @@ def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
 
 
 def check_config(pretrained: Pretrained, config: BertConfig) -> None:
-    """Sees that a model of this config computes what the BERT was trained to compute.
+    """Checks that a model of this config computes what the BERT was trained to compute.
 
-    Dropout and the initial weights may be others.
+    Dropout and the initial weights may differ.
 
     Raises:
-      UserError: it would not, a variable has another shape, or one of the embeddings or the encoder
-        is missing.
+      UserError: it computes something else, a variable has another shape, or a variable of the
+        embeddings or the encoder is missing.
     """
     _check_same_formulas(pretrained, config)
     for name, shape in weight_shapes(config).items():
@@ -167,22 +178,22 @@ def check_config(pretrained: Pretrained, config: BertConfig) -> None:
             _check_shape(pretrained, name, shape)
         elif name.startswith(("bert/embeddings/", "bert/encoder/")):
             raise UserError(
-                f"{pretrained.source} has no variable {name}: are its config, which says "
-                f"num_hidden_layers {config.num_hidden_layers}, and its weights of the same BERT?"
+                f"{pretrained.source} has no variable {name}: do its config (num_hidden_layers "
+                f"{config.num_hidden_layers}) and its weights belong to the same BERT?"
             )
 
 
 def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
-    """Sees that a vocabulary gives every token the id under which the BERT has learnt it.
+    """Checks that a vocabulary gives every token the id under which the BERT has learnt it.
 
-    A BERT that has no vocabulary is warned of.
+    Logs a warning if the BERT has no vocabulary.
 
     Raises:
       UserError: the vocabularies differ, or one cannot be read.
     """
     if pretrained.tokenizer is None:
         logging.warning(
-            "%s has no vocabulary: see to it yourself that it was trained with the tokens of %s",
+            "%s has no vocabulary: make sure that it was trained with the tokens of %s",
             pretrained.source,
             vocabulary,
         )
@@ -192,7 +203,8 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
         if token != trained:
             raise UserError(
                 f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained)} in "
-                f"{pretrained.tokenizer.vocabulary}: ids would mean other tokens; generate the data with the latter"
+                f"{pretrained.tokenizer.vocabulary}: the ids stand for different tokens; generate "
+                f"the data with {pretrained.tokenizer.vocabulary}"
             )
 
 
@@ -225,7 +237,7 @@ def _pretrained(
     directory: Path,
     manifest: Manifest | None = None,
 ) -> Pretrained:
-    """Of what was read, that which is a BERT of this config."""
+    """The part of the arrays read that makes up a BERT of this config."""
     known = weight_shapes(config)
     pretrained = Pretrained(
         source=source,
@@ -239,14 +251,14 @@ def _pretrained(
     for name in pretrained.ignored:
         if name.startswith(("bert/encoder/", "bert.encoder.")):
             raise UserError(
-                f"{source} has a variable {name}, of which its config knows nothing: are they of the same "
-                "BERT?"
+                f"{source} has a variable {name}, which its config does not describe: do weights "
+                "and config belong to the same BERT?"
             )
     return pretrained
 
 
 def _check_same_formulas(pretrained: Pretrained, config: BertConfig) -> None:
-    """Sees to what the shapes do not tell."""
+    """Checks the settings that shapes do not show."""
     names = ["num_hidden_layers", "num_attention_heads", "hidden_act"]
     if config.hidden_act == "gelu":
         names.append("gelu_form")
@@ -255,7 +267,7 @@ def _check_same_formulas(pretrained: Pretrained, config: BertConfig) -> None:
         if trained != wanted:
             raise UserError(
                 f"{name} is {trained} in {pretrained.source}, but {wanted} in the model: "
-                "without --model and --bert_config_file, it is given the config of the weights"
+                "leave out --model and --bert_config_file to use the config of the weights"
             )
 
 
@@ -266,7 +278,8 @@ def _check_shape(pretrained: Pretrained, name: str, wanted: tuple[int, ...]) -> 
     has_other_rows_only = found[1:] == wanted[1:]
     hint = _HINTS_FOR_ROWS.get(name, "") if has_other_rows_only else ""
     raise UserError(
-        f"{name} has the shape {found} in {pretrained.source}, but the config asks for {wanted}{hint}"
+        f"{name} has the shape {found} in {pretrained.source}, but the config requires "
+        f"{wanted}{hint}"
     )
 
 

@@ -1,9 +1,9 @@
-"""Checkpoints: all that is needed to go on, in one directory.
+"""Checkpoints: everything a run needs to resume, in one directory.
 
 `RUN/checkpoints/step-00000600/` holds `weights.npz` (the variables under the original's names),
-`optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written beside and
-renamed when whole. Nothing in it depends on the backend or the precision. The random state is the seed
-and the step: all random draws follow from them.
+`optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written under a
+temporary name and renamed once complete. Nothing in it depends on the backend or the precision.
+The random state is the seed and the step, which determine all random draws.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ _OPTIMIZER, _STATE = "optimizer.npz", "state.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where training stands.
+    """The point that training has reached.
 
     Attributes:
-      step: updates made.
-      instances_seen: instances read, which is the data's position.
+      step: the number of updates made.
+      instances_seen: the number of instances read, which is the position in the data.
       options: the training options, by name.
-      sums: what has been summed up for the next line of metrics.
-      loss_scale: of float16, and the good updates since it was last doubled.
-      started_from: what the weights were those of at step 0, in words; None for random ones.
+      sums: the sums collected so far for the next line of metrics.
+      loss_scale: float16's loss scale, and the number of good updates since it last doubled.
+      started_from: the source of the weights at step 0, in words; None if they were random.
     """
 
     step: int = 0
@@ -55,14 +55,14 @@ class TrainingState:
 
 
 class DamagedCheckpointError(UserError):
-    """What a checkpoint holds is not what was written."""
+    """A checkpoint's content is not what was written."""
 
 
 def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep: int) -> Path:
     """Writes a checkpoint and removes all but the newest `keep`.
 
     Raises:
-      UserError: it cannot be written; those before it are as they were.
+      UserError: it cannot be written; earlier checkpoints are unchanged.
     """
     directory = run_dir / CHECKPOINTS_NAME / f"{_PREFIX}{state.step:08d}"
     temporary = directory.with_name(directory.name + ".tmp")
@@ -70,7 +70,7 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
         loss_scale = [float(variable) for variable in learner.loss_scale.variables]
         state = dataclasses.replace(state, loss_scale=loss_scale)
     try:
-        # Of runs that were killed while they saved, too.
+        # Also removes the leftovers of runs that were killed while saving.
         for unfinished in directory.parent.glob(f"{_PREFIX}*.tmp"):
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
@@ -85,8 +85,8 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is mended, "
-            "the same command goes on from the checkpoint before"
+            f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is "
+            "fixed, the same command resumes from the checkpoint before it"
         ) from error
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
@@ -94,13 +94,13 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory is that of a run, which may not have saved any checkpoint yet."""
+    """Whether a directory holds a run, even one that has not saved a checkpoint yet."""
     has_data = (directory / MANIFEST_NAME).exists() or (directory / CHECKPOINTS_NAME).is_dir()
     return has_data and (directory / CONFIG_NAME).exists()
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The run's whole checkpoints, oldest first.
+    """The run's complete checkpoints, oldest first.
 
     Raises:
       OSError: they cannot be listed.
@@ -108,8 +108,8 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     directory = run_dir / CHECKPOINTS_NAME
     found = directory.iterdir() if directory.exists() else ()
     steps = {path: path.name.removeprefix(_PREFIX) for path in found}
-    whole = [path for path, step in steps.items() if step.isdecimal()]
-    return sorted(whole, key=lambda path: int(steps[path]))
+    complete = [path for path, step in steps.items() if step.isdecimal()]
+    return sorted(complete, key=lambda path: int(steps[path]))
 
 
 def latest_checkpoint(run_dir: Path) -> Path:
@@ -121,8 +121,8 @@ def latest_checkpoint(run_dir: Path) -> Path:
     checkpoints = list_checkpoints(run_dir)
     if not checkpoints:
         raise UserError(
-            f"{run_dir} holds no checkpoint: give the --output_dir of `clozemill pretrain`, or let it "
-            "run to its first checkpoint"
+            f"{run_dir} holds no checkpoint: give the --output_dir of `clozemill pretrain`, or let "
+            "it run until it saves one"
         )
     return checkpoints[-1]
 
@@ -138,7 +138,7 @@ def read_weights(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def read_mean_weights(checkpoints: Sequence[Path]) -> dict[str, np.ndarray]:
-    """The mean of the model's variables over some checkpoints of a run, summed up in float64.
+    """The mean of the model's variables over several checkpoints of a run, summed in float64.
 
     Raises:
       UserError: a checkpoint is damaged.
@@ -153,7 +153,7 @@ def read_mean_weights(checkpoints: Sequence[Path]) -> dict[str, np.ndarray]:
 
 
 def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
-    """Sets the model's weights and returns the step they were saved at.
+    """Sets the model's weights and returns the step at which they were saved.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -165,7 +165,7 @@ def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
 
 
 def read_state(checkpoint: Path) -> TrainingState:
-    """Where training stood.
+    """The training state saved in a checkpoint.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -176,7 +176,7 @@ def read_state(checkpoint: Path) -> TrainingState:
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> TrainingState:
-    """Sets weights, moments, update count and loss scale, and returns where training stood.
+    """Sets weights, moments, update count and loss scale, and returns the training state.
 
     Raises:
       UserError: the checkpoint is damaged.
@@ -195,9 +195,9 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> TrainingState:
 
 
 def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, TrainingState] | None:
-    """Loads the newest checkpoint that is not damaged; None when the run has no checkpoint.
+    """Loads the newest checkpoint that is not damaged; returns None if the run has none.
 
-    Damaged ones are logged and kept aside under the name NAME.damaged-….
+    Damaged ones are logged and renamed to NAME.damaged-….
 
     Raises:
       UserError: all checkpoints are damaged.
@@ -210,7 +210,7 @@ def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, Train
             damaged.append((checkpoint, error))
             continue
         for path, damage in damaged:
-            logging.error("%s; going on from the one before it", damage)
+            logging.error("%s; resuming from the checkpoint before it", damage)
             path.rename(path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
         return checkpoint, state
     if damaged:
@@ -249,7 +249,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[Path]:
-    """Whatever fails while a file is read means that its checkpoint is damaged."""
+    """Turns any failure to read a file into an error that names its checkpoint."""
     try:
         yield path
     except MemoryError:
@@ -259,12 +259,12 @@ def _damage_named(path: Path) -> Iterator[Path]:
             raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
         if not path.parent.exists():
             raise UserError(
-                f"the checkpoint {path.parent} was removed meanwhile: start again"
+                f"the checkpoint {path.parent} was removed while it was being read: start again"
             ) from error
         raise DamagedCheckpointError(
             f"the checkpoint {path.parent} is damaged: it has no {path.name}"
         ) from error
-    except Exception as error:  # zip, zlib, JSON, NumPy, Keras: each has its own
+    except Exception as error:  # zip, zlib, JSON, NumPy and Keras each raise their own
         reason = str(error).partition("\n")[0]
         raise DamagedCheckpointError(
             f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason})"

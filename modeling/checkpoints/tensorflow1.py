@@ -1,4 +1,4 @@
-"""The checkpoints of the original BERT, in the format of TensorFlow 1: reading and writing."""
+"""Reading and writing checkpoints of the original BERT, in the format of TensorFlow 1."""
 
 import re
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ _FILE_SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
 
 def find_original(path: Path) -> Path | None:
-    """The prefix of the checkpoint that a path means, such as DIR/bert_model.ckpt; None: there is none.
+    """The prefix of the checkpoint at a path, such as DIR/bert_model.ckpt; None if there is none.
 
     Args:
-      path: the prefix, or one of the checkpoint's files, or its directory. A directory's checkpoint is
-        the one that its file `checkpoint` names as the latest, or else the only one.
+      path: the prefix, one of the checkpoint's files, or its directory. In a directory, the
+        checkpoint is the one that the file `checkpoint` names as the latest, or else the only one.
 
     Raises:
-      UserError: the directory holds several checkpoints, and which is the latest is not said.
+      UserError: the directory holds several checkpoints and does not say which is the latest.
     """
     if path.is_dir():
         return _find_in_directory(path)
@@ -33,7 +33,7 @@ def read_original(prefix: Path) -> dict[str, np.ndarray]:
     """A checkpoint's variables under their names, without the optimizer's moments and counters.
 
     Raises:
-      UserError: the checkpoint is not whole.
+      UserError: the checkpoint is damaged or incomplete.
     """
     try:
         reader = tf.train.load_checkpoint(str(prefix))
@@ -41,14 +41,14 @@ def read_original(prefix: Path) -> dict[str, np.ndarray]:
         return {
             name: reader.get_tensor(name)
             for name, shape in shapes.items()
-            # A counter is a scalar, and the moments of NAME are NAME/adam_m and the like.
+            # Counters are scalars; the moments of NAME are called NAME/adam_m and NAME/adam_v.
             if shape and name.rpartition("/")[0] not in shapes
         }
-    except Exception as error:  # OpError, IndexError, RuntimeError: TensorFlow has many
+    except Exception as error:  # OpError, IndexError, RuntimeError: TensorFlow raises many
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the original checkpoint {prefix} is damaged ({reason}): fetch its .index and .data files "
-            "again"
+            f"the original checkpoint {prefix} is damaged ({reason}): download its .index and "
+            ".data files again"
         ) from error
 
 
@@ -56,9 +56,10 @@ def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | 
     """Writes a checkpoint that `tf.train.load_checkpoint` opens.
 
     Args:
-      prefix: DIR/bert_model.ckpt, say, for the files DIR/bert_model.ckpt.index and ….data-….
+      prefix: the files' prefix. DIR/bert_model.ckpt gives DIR/bert_model.ckpt.index and
+        DIR/bert_model.ckpt.data-….
       weights: the variables under their names.
-      step: of training, stored as `global_step`; None: not stored.
+      step: the training step, stored as `global_step`; None to store none.
     """
     tensors = dict(weights)
     if step is not None:
@@ -77,7 +78,7 @@ def _find_in_directory(directory: Path) -> Path | None:
     except UnicodeDecodeError as error:
         raise UserError(f"{directory / 'checkpoint'} is damaged ({error}): remove it") from error
     if state:
-        # The name alone, for the directory may have been moved since.
+        # Only the name is used, because the directory may have been moved since.
         latest = directory / Path(state.model_checkpoint_path).name
         if _index(latest).exists():
             return latest
@@ -85,7 +86,7 @@ def _find_in_directory(directory: Path) -> Path | None:
     if len(found) > 1:
         names = ", ".join(index.stem for index in found)
         raise UserError(
-            f"{directory} holds several checkpoints ({names}): give {directory}/NAME of one"
+            f"{directory} holds several checkpoints ({names}): give one as {directory}/NAME"
         )
     return found[0].with_suffix("") if found else None
 

@@ -1,4 +1,4 @@
-"""A trained BERT to a directory in the format of another framework."""
+"""Exports a trained BERT to a directory in another framework's format."""
 
 import importlib.util
 import shutil
@@ -31,9 +31,8 @@ ONNX_NAME = "model.onnx"
 KERAS_NAME = "model.keras"
 MODEL_CARD_NAME = "README.md"
 
-
 _NEEDED_PACKAGES = {Format.HUGGINGFACE: ("safetensors", "tokenizers"), Format.ONNX: ("onnx",)}
-# All that an export may hold, whatever its format.
+# All files that an export of any format may hold.
 _EXPORTED_FILES = frozenset(
     f"""
     README.md bert_config.json config.json fingerprint.pb model.keras model.onnx model.safetensors
@@ -42,20 +41,21 @@ _EXPORTED_FILES = frozenset(
     {ORIGINAL_NAME}.data-00000-of-00001
     """.split()
 )
-# With what the name of a directory begins that is written inside an output directory.
+# The prefix of temporary directories inside an output directory.
 _UNFINISHED = "export"
 
 
 def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> None:
-    """Sees that a format can be written, and written there, before anything is read.
+    """Checks, before anything is read, that a format can be written to a directory.
 
     Raises:
-      UserError: a package is missing, or the directory holds something that is not to be replaced.
+      UserError: a package is missing, or the directory holds something that must not be replaced.
     """
     for package in _NEEDED_PACKAGES.get(export_format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                f"--format={export_format} needs the package {package}: pip install 'clozemill[export]'"
+                f"--format={export_format} needs the package {package}: "
+                "pip install 'clozemill[export]'"
             )
     if not output_dir.exists():
         return
@@ -64,7 +64,8 @@ def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> No
     found = _files_in(output_dir)
     if foreign := next((name for name in found if name not in _EXPORTED_FILES), None):
         raise UserError(
-            f"{output_dir} holds {foreign}, which is no part of an export: give another --output_dir"
+            f"{output_dir} holds {foreign}, which is not part of an export: give another "
+            "--output_dir"
         )
     if not overwrite and any(_files_in(output_dir)):
         raise UserError(
@@ -79,34 +80,35 @@ def export(
     heads: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Writes a trained BERT to a directory, which appears when it is whole.
+    """Writes a trained BERT to a directory, which appears once it is complete.
 
     Args:
       pretrained: the BERT, with its vocabulary.
-      output_dir: where it goes.
-      export_format: of what is written.
-      heads: whether ONNX models and SavedModels also have the heads of pretraining, which the other
-        formats have in any case.
-      overwrite: whether an earlier export there is replaced.
+      output_dir: the directory to write.
+      export_format: the format to write.
+      heads: whether ONNX models and SavedModels include the pretraining heads. The other formats
+        always include them.
+      overwrite: whether to replace an earlier export in the directory.
 
     Raises:
-      UserError: the format needs something that is missing, or the directory cannot be written.
+      UserError: something that the format needs is missing, or the directory cannot be written.
     """
     check_output(output_dir, export_format, overwrite)
     source, target = pretrained.directory.resolve(), output_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source / CHECKPOINTS_NAME):
         raise UserError(
-            f"{output_dir} would damage {source}, which is exported: give another --output_dir"
+            f"writing {output_dir} would damage {source}, which is being exported: give another "
+            "--output_dir"
         )
     if heads and export_format not in (Format.ONNX, Format.SAVED_MODEL):
-        raise UserError(f"--heads is of no use: --format={export_format} has them in any case")
+        raise UserError(f"leave out --heads: --format={export_format} always includes the heads")
     tokenizer = pretrained.tokenizer
     if tokenizer is None:
-        raise UserError(f"{pretrained.source} has no vocabulary: copy its vocab.txt beside it")
+        raise UserError(f"{pretrained.source} has no vocabulary: copy its vocab.txt next to it")
     if len(tokenizer.tokens) > pretrained.config.vocab_size:
         raise UserError(
-            f"{tokenizer.vocabulary} has {len(tokenizer.tokens)} tokens, but {pretrained.source} knows "
-            f"{pretrained.config.vocab_size}: it is the vocabulary of another model"
+            f"{tokenizer.vocabulary} has {len(tokenizer.tokens)} tokens, but {pretrained.source} "
+            f"has embeddings for {pretrained.config.vocab_size}: it belongs to another model"
         )
     _check_complete(pretrained, export_format, heads)
     with _whole_directory(output_dir) as directory:
@@ -114,11 +116,11 @@ def export(
 
 
 def _files_in(directory: Path) -> Iterator[str]:
-    """The files in a directory and below, but for those of exports that were killed."""
+    """All files below a directory, except those that killed exports have left."""
     for path in directory.rglob("*"):
         name = path.relative_to(directory)
-        is_left = name.parts[0].startswith(f"{_UNFINISHED}.") and name.parts[0].endswith(".tmp")
-        if not is_left and (path.is_symlink() or not path.is_dir()):
+        is_leftover = name.parts[0].startswith(f"{_UNFINISHED}.") and name.parts[0].endswith(".tmp")
+        if not is_leftover and (path.is_symlink() or not path.is_dir()):
             yield str(name)
 
 
@@ -141,13 +143,16 @@ def _write(
             (directory / MODEL_CARD_NAME).write_text(card, "utf-8")
         case Format.ORIGINAL:
             if config.hidden_act == "gelu" and config.gelu_form != GeluForm.TANH:
-                logging.warning("the original's code computes gelu by tanh, this BERT does not")
+                logging.warning(
+                    "this BERT uses the exact gelu, but the original's code computes the tanh "
+                    "approximation"
+                )
             step = pretrained.run.state.step if pretrained.run else None
             write_original(directory / ORIGINAL_NAME, weights, step)
         case Format.ONNX:
             import onnx  # noqa: PLC0415 - an extra
 
-            from modeling.export.onnx_graph import onnx_model  # noqa: PLC0415 - needs it
+            from modeling.export.onnx_graph import onnx_model  # noqa: PLC0415 - needs onnx
 
             onnx.save(onnx_model(config, weights, heads), directory / ONNX_NAME)
         case Format.SAVED_MODEL:
@@ -157,21 +162,26 @@ def _write(
 
 
 def _check_complete(pretrained: Pretrained, export_format: Format, heads: bool) -> None:
-    """Sees that the variables are there which the format cannot do without, and tells what is left out."""
+    """Checks that the variables that the format needs are there, and logs what is left out."""
     missing = [name for name in weight_shapes(pretrained.config) if name not in pretrained.weights]
-    holds_what_is_there = export_format in (Format.HUGGINGFACE, Format.ORIGINAL)
+    may_be_incomplete = export_format in (Format.HUGGINGFACE, Format.ORIGINAL)
     needs_heads = heads or export_format == Format.KERAS
     for name in missing:
-        if not holds_what_is_there and (needs_heads or name.startswith("bert/")):
+        if not may_be_incomplete and (needs_heads or name.startswith("bert/")):
             raise UserError(
                 f"{pretrained.source} has no variable {name}, which --format={export_format} needs"
             )
-    if missing and holds_what_is_there:
+    if missing and may_be_incomplete:
         logging.warning(
-            "%s does not have, nor will the export: %s", pretrained.source, ", ".join(missing)
+            "%s lacks these variables, and so will the export: %s",
+            pretrained.source,
+            ", ".join(missing),
         )
     if pretrained.ignored:
-        logging.warning("left out, as no part of a BERT: %s", ", ".join(pretrained.ignored))
+        logging.warning(
+            "left out, because they are not part of a pretraining BERT: %s",
+            ", ".join(pretrained.ignored),
+        )
 
 
 def _keras_model(pretrained: Pretrained) -> BertForPreTraining:
@@ -182,10 +192,10 @@ def _keras_model(pretrained: Pretrained) -> BertForPreTraining:
 
 @contextmanager
 def _whole_directory(output_dir: Path) -> Iterator[Path]:
-    """A new directory, which becomes `output_dir` at the end or, if there is one, gives it its content."""
+    """A temporary directory. At the end it becomes `output_dir`, or replaces its content."""
     output_dir = output_dir.resolve()
     is_new = not output_dir.exists()
-    # A directory that is there stays, for it may be a mount point, or the place of somebody's shell.
+    # An existing directory is kept, because it may be a mount point or a shell's working directory.
     temporary = temporary_name(output_dir if is_new else output_dir / _UNFINISHED)
     try:
         temporary.mkdir(parents=True)

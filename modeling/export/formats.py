@@ -1,4 +1,4 @@
-"""The formats of an export; apart from `export`, because the command line needs them at once."""
+"""The formats of an export, apart from `export` because the command line needs them at once."""
 
 from enum import StrEnum
 
@@ -7,9 +7,9 @@ class Format(StrEnum):
     """The software that an export is for."""
 
     HUGGINGFACE = "huggingface"
-    """The directory that transformers' `from_pretrained` and keras_hub's `from_preset` open."""
+    """A directory that transformers' `from_pretrained` and keras_hub's `from_preset` open."""
     ORIGINAL = "original"
-    """The TensorFlow checkpoint bert_model.ckpt, under the original's names."""
+    """The TensorFlow checkpoint bert_model.ckpt, with the original's variable names."""
     ONNX = "onnx"
     """The encoder as model.onnx."""
     SAVED_MODEL = "saved_model"

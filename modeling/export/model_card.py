@@ -1,4 +1,4 @@
-"""The model card of an exported BERT: what it is, how it was trained, how to fine-tune it."""
+"""The model card of an exported BERT: what it is, how to use it and how it was trained."""
 
 import math
 from pathlib import Path
@@ -15,14 +15,14 @@ _TEMPLATE_NAME = "model_card.md.jinja"
 
 
 def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
-    """The content of the README.md.
+    """The content of an export's README.md.
 
     Args:
       pretrained: the BERT.
-      tokenizer: its own.
+      tokenizer: its tokenizer settings.
 
     Raises:
-      UserError: the run does not tell what the card is to say.
+      UserError: the run does not record a fact that the card reports.
     """
     environment = template_environment("modeling.export")
     environment.filters["count"] = "{:,}".format
@@ -33,8 +33,8 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         training = _training(run) if run else {}
     except KeyError as error:
         raise UserError(
-            f"{pretrained.source} does not say {error}, which the model card tells: another release "
-            "of Clozemill made it"
+            f"{pretrained.source} does not record {error}, which the model card reports: it was "
+            "made by another release of Clozemill"
         ) from error
     return environment.get_template(_TEMPLATE_NAME).render(
         config=pretrained.config,
@@ -53,7 +53,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
 
 
 def _data(manifest: Manifest) -> dict[str, str]:
-    """What the manifest says of the text and of the instances made of it."""
+    """The manifest's facts about the text and the instances made from it."""
     corpus, options = manifest.statistics["corpus"], manifest.options
     instances = sum(shard.instances for shard in manifest.shards_of("train"))
     return {
@@ -62,7 +62,7 @@ def _data(manifest: Manifest) -> dict[str, str]:
         "tokens": f"{corpus['tokens']:,}, {corpus['share_unknown']:.3%} of them [UNK]",
         "text": f"{corpus['input_bytes'] / 1e6:,.1f} MB",
         "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
-        "tokens of an instance": f"at most {manifest.max_seq_length}",
+        "tokens per instance": f"at most {manifest.max_seq_length}",
         "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
         "word segmenter": options["word_segmenter"] or "none",
@@ -71,7 +71,7 @@ def _data(manifest: Manifest) -> dict[str, str]:
 
 
 def _training(run: Run) -> dict[str, str]:
-    """What the newest checkpoint says of the training."""
+    """The checkpoint's facts about the training."""
     options = run.state.options
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
     started = {"started from": run.state.started_from} if run.state.started_from else {}
@@ -79,21 +79,25 @@ def _training(run: Run) -> dict[str, str]:
         **started,
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
         **(averaged if run.averaged > 1 else {}),
-        "sequences of a step": f"{options['train_batch_size']:,}",
+        "sequences per step": f"{options['train_batch_size']:,}",
         "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
-        "learning rate": f"{options['learning_rate']}, reached in {options['num_warmup_steps']:,} steps, then falling to 0",
+        "learning rate": (
+            f"{options['learning_rate']}, reached after {options['num_warmup_steps']:,} steps, "
+            "then falling to 0"
+        ),
         "precision": options["precision"],
         "seed": f"{options['random_seed']}",
     }
 
 
 def _results(run_dir: Path, run: Run) -> dict[str, str]:
-    """The losses and accuracies of just these weights, where they were evaluated."""
+    """The losses and accuracies of exactly these weights; empty if they were not evaluated."""
     results = read_results(run_dir, run.state.step) if run.averaged == 1 else None
     if results is None:
         return {}
+    loss = results["masked_lm_loss"]
     return {
-        "masked-LM loss": f"{results['masked_lm_loss']:.4f} nats, a perplexity of {math.exp(results['masked_lm_loss']):.2f}",
+        "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
         "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
         "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
         "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",

@@ -1,8 +1,8 @@
-"""BERT as an ONNX graph: what `modeling.bert` and `modeling.bert_for_pretraining` compute, layer by layer.
+"""BERT as an ONNX graph, with the layers of `modeling.bert` and `modeling.bert_for_pretraining`.
 
-The graph is written node by node, not traced, so that a viewer shows BERT: initializers bear the
-original's variable names, and a node the names of its layer and its operator, which its one output
-bears too: `bert/encoder/layer_0/attention/self/query/MatMul`.
+The graph is written node by node, not traced, so that a viewer shows BERT's structure. Initializers
+have the original's variable names. A node and its only output are named after the layer and the
+operator, such as `bert/encoder/layer_0/attention/self/query/MatMul`.
 
 Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, N heads, D head size
 (H = N·D), F feed-forward, V vocabulary.
@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm, weight_shapes
 from pipeline.errors import UserError
 
-# The first with an operator for GELU, and the file format of its time: onnxruntime 1.17 reads both.
+# The first opset with a GELU operator, and its file format; onnxruntime 1.17 reads both.
 _OPSET, _IR_VERSION = 20, 9
-# Of weights, that there is room for the nodes: protobuf ends at 2 GiB.
+# The limit for weights. It leaves room for the nodes, because protobuf's limit is 2 GiB.
 _MAX_BYTES = 2_000_000_000
-# What is added to the score of padding: exp of the sum is 0 in float32.
+# Is added to the scores of padding, so that their exp is 0 in float32.
 _MASKED_SCORE = -1e9
 
 
@@ -33,18 +33,18 @@ def onnx_model(
     """The encoder, for batches of any size and any length up to `max_position_embeddings`.
 
     Its inputs are `input_ids`, `input_mask` and `segment_ids`, int64 [B, S]; its outputs are
-    `sequence_output` [B, S, H] and `pooled_output` [B, H]. With heads, there are also the input
+    `sequence_output` [B, S, H] and `pooled_output` [B, H]. With heads, it also has the input
     `masked_lm_positions`, int64 [B, P], and the outputs `masked_lm_logits` [B, P, V] and
-    `next_sentence_logits` [B, 2]. A run on longer sequences fails.
+    `next_sentence_logits` [B, 2]. Running it on longer sequences fails.
 
     Args:
-      config: its size.
-      weights: float32 arrays, under the names and in the shapes of `weight_shapes`; without heads,
-        those of `bert/` are enough.
-      heads: whether it has the two pretraining heads.
+      config: the model's size.
+      weights: float32 arrays with the names and shapes of `weight_shapes`; without heads, those
+        that begin with `bert/` are enough.
+      heads: whether to include the two pretraining heads.
 
     Raises:
-      UserError: the weights are more than one ONNX file can hold.
+      UserError: the weights exceed what one ONNX file can hold.
     """
     shapes = {
         name: shape
@@ -78,8 +78,8 @@ def onnx_model(
 class _BertGraph:
     """The nodes of a BERT.
 
-    A layer's method takes its scope, with which the names of its nodes and variables begin, and the
-    names of the tensors that it reads; it gives the name of the tensor that it makes.
+    A layer's method takes the layer's scope, which is the prefix of the names of its nodes and
+    variables, and the names of its input tensors. It returns the name of its output tensor.
     """
 
     def __init__(self, config: BertConfig):
@@ -97,7 +97,7 @@ class _BertGraph:
         return name
 
     def output(self, name: str, tensor: str, *dims: str | int) -> str:
-        """Makes a tensor that no node reads yet an output of the model, float32 [batch, *dims]."""
+        """Turns a tensor that no node has read yet into a model output, float32 [batch, *dims]."""
         (node,) = (node for node in self.nodes if node.output[0] == tensor)
         node.output[0] = name
         self.outputs.append(
@@ -106,13 +106,13 @@ class _BertGraph:
         return name
 
     def node(self, operator: str, scope: str, *inputs: Any, **attributes: Any) -> str:
-        """Adds a node and gives the name of its output.
+        """Adds a node and returns the name of its output.
 
         Args:
-          operator: what it computes.
+          operator: the ONNX operator.
           scope: the layer's name.
           *inputs: names of tensors; floats, integers or lists of integers become constants.
-          **attributes: the operator's.
+          **attributes: the operator's attributes.
         """
         name = f"{scope}/{operator}"
         names = [
@@ -132,7 +132,7 @@ class _BertGraph:
         return self.node("Add", scope, x, f"{scope}/bias")
 
     def activated_dense(self, scope: str, x: str) -> str:
-        """A dense layer and the activation that the config names."""
+        """A dense layer with the config's activation."""
         x = self.dense(scope, x)
         if self.config.hidden_act == "relu":
             return self.node("Relu", scope, x)
@@ -154,16 +154,16 @@ class _BertGraph:
         types_BSH = self.node("Gather", types, types, segment_ids_BS)
         shape_SH = self.node("Shape", scope, words_BSH, start=1)
         positions_SH = self.node("Slice", positions, positions, [0, 0], shape_SH)
-        # For a sequence that is too long, Slice gives fewer rows; then this fails.
+        # For a sequence that is too long, Slice returns fewer rows and Reshape fails.
         positions_SH = self.node("Reshape", positions, positions_SH, shape_SH)
         x_BSH = self.node("Add", types, words_BSH, types_BSH)
         return self.layer_norm(scope, self.node("Add", positions, x_BSH, positions_SH))
 
     def mask(self, scope: str, input_mask_BS: str) -> str:
-        """What is added to the scores, [B, 1, 1, S]: 0 for tokens, `_MASKED_SCORE` for padding.
+        """The term added to the scores, [B, 1, 1, S]: 0 for tokens, `_MASKED_SCORE` for padding.
 
-        These nodes and those of `self_attention` are in the form that onnxruntime's optimizer of
-        transformers knows, so that it can put an attention of its own in their place.
+        These nodes and those of `self_attention` have the form that onnxruntime's transformer
+        optimizer recognizes and can replace with its own attention.
         """
         mask_B1S = self.node("Unsqueeze", f"{scope}/heads", input_mask_BS, [1])
         mask_B11S = self.node("Unsqueeze", f"{scope}/queries", mask_B1S, [2])
@@ -211,8 +211,8 @@ class _BertGraph:
         return self.node("Tanh", f"{scope}/dense", self.dense(f"{scope}/dense", first_BH))
 
     def bert(self) -> tuple[str, str]:
-        """The encoder with its embeddings and its pooler, from inputs to outputs."""
-        input_ids_BS = self.input("input_ids", "sequence", "the pieces' numbers in the vocabulary")
+        """The embeddings, the encoder and the pooler, from inputs to outputs."""
+        input_ids_BS = self.input("input_ids", "sequence", "the tokens' ids in the vocabulary")
         input_mask_BS = self.input("input_mask", "sequence", "1 for tokens, 0 for padding")
         segment_ids_BS = self.input("segment_ids", "sequence", "0 for [CLS] A [SEP], 1 for B [SEP]")
         x_BSH = self.embeddings("bert/embeddings", input_ids_BS, segment_ids_BS)
@@ -238,7 +238,9 @@ class _BertGraph:
 
     def cls(self, sequence_output_BSH: str, pooled_output_BH: str) -> None:
         """Both pretraining heads, from the encoder's outputs to their own."""
-        positions_BP = self.input("masked_lm_positions", "predictions", "of masked pieces")
+        positions_BP = self.input(
+            "masked_lm_positions", "predictions", "the positions of masked tokens"
+        )
         logits_BPV = self.predictions("cls/predictions", sequence_output_BSH, positions_BP)
         self.output("masked_lm_logits", logits_BPV, "predictions", self.config.vocab_size)
         scope = "cls/seq_relationship"

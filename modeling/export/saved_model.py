@@ -1,4 +1,4 @@
-"""A BERT as a TensorFlow SavedModel, which TensorFlow Serving and `tf.saved_model.load` open by itself."""
+"""A BERT as a TensorFlow SavedModel, for TensorFlow Serving and `tf.saved_model.load`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from modeling.bert_for_pretraining import BertForPreTraining
 def write_saved_model(directory: Path, model: BertForPreTraining, heads: bool) -> None:
     """Writes a SavedModel whose signatures take int32 tensors of any batch and length.
 
-    - "encode", which is the default signature: `input_ids`, `input_mask`, `segment_ids` [B, S] to
+    - "encode", the default signature, maps `input_ids`, `input_mask` and `segment_ids` [B, S] to
       `sequence_output` [B, S, H] and `pooled_output` [B, H].
-    - "predict", with `heads`: also `masked_lm_positions` [B, P], to all outputs of
+    - "predict", with `heads`, also takes `masked_lm_positions` [B, P] and returns all outputs of
       `BertForPreTraining`.
 
     Args:
-      directory: where it goes.
-      model: computing on TensorFlow.
-      heads: whether the pretraining heads are in it.
+      directory: the directory to write.
+      model: a model on the TensorFlow backend.
+      heads: whether to include the pretraining heads.
     """
     archive = keras.export.ExportArchive()
 
@@ -54,7 +54,7 @@ def write_saved_model(directory: Path, model: BertForPreTraining, heads: bool) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what TensorFlow tells of its own names and of each part that it has written."""
+    """Silences TensorFlow's messages about its own names and each part that it writes."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""A run without writing anything: its size, its cost, and two of its steps."""
+"""A dry run, which writes nothing: a run's size and cost, and two of its steps."""
 
 import time
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ def dry_run(
     options: TrainingOptions,
     replicas: Replicas | None = None,
 ) -> Iterator[str]:
-    """Lines about a run: parameters, FLOPs, memory, steps per pass, and two steps.
+    """Yields lines that report parameters, FLOPs, memory, steps per pass, and two steps.
 
     Args:
       data_set: the data.
-      run_dir: the run, which is looked at but not changed.
+      run_dir: the run, which is checked but not changed.
       config: the model's size.
       options: how to train.
-      replicas: the devices to train on; by default those of this process.
+      replicas: the devices to train on; by default this process's devices.
 
     Raises:
       UserError: `check_can_train` fails, or the data set cannot be read.
@@ -46,22 +46,27 @@ def dry_run(
     flops = config.flops_per_sequence(seq_length, predictions)
     yield f"device               {describe_devices(device_names())}"
     if replicas.count > 1:
-        yield f"all devices          {describe_group(group, replicas.count, options.train_batch_size)}"
+        described = describe_group(group, replicas.count, options.train_batch_size)
+        yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
-    yield f"work of a sequence   {flops / 1e9:,.3g} GFLOP, S {seq_length}, forward and backward"
+    yield (
+        f"work per sequence    {flops / 1e9:,.3g} GFLOP, forward and backward, sequence length "
+        f"{seq_length}"
+    )
     part = options.train_batch_size // replicas.count // options.gradient_accumulation_steps
     memory = memory_estimate(config, options, part, parameters, seq_length, predictions)
-    yield f"memory               about {memory / _GIB:,.1f} GiB a device"
+    yield f"memory               about {memory / _GIB:,.1f} GiB per device"
     shards = manifest.shards_of("train")
     passes = 1 + max((shard.pass_index for shard in shards), default=0)
     instances = sum(shard.instances for shard in shards)
     trained = options.num_train_steps * options.train_batch_size
     yield (
         f"data                 {instances:,} instances in {passes} passes, "
-        f"{instances / passes / options.train_batch_size:,.3g} steps a pass"
+        f"{instances / passes / options.train_batch_size:,.3g} steps per pass"
     )
     if instances:
-        yield f"the whole run        {trained:,} sequences, {trained * passes / instances:,.1f} passes"
+        trained_passes = trained * passes / instances
+        yield f"whole run            {trained:,} sequences, {trained_passes:,.1f} passes"
 
     step = TrainStep(learner, replicas)
     batches = training_batches(
@@ -75,10 +80,11 @@ def dry_run(
         started = time.perf_counter()
         results = {name: float(value) for name, value in step(batch).items()}
         seconds = time.perf_counter() - started
-        compiled = ", compiling included" if not number else ""
-        yield f"step {number + 1}               loss {total_loss(results):.3f}, {seconds:.2f} s{compiled}"
+        compiled = ", including compilation" if not number else ""
+        loss = total_loss(results)
+        yield f"step {number + 1}               loss {loss:.3f}, {seconds:.2f} s{compiled}"
     if peak := peak_memory():
-        yield f"memory in use        {peak / _GIB:,.1f} GiB at most"
+        yield f"peak memory          {peak / _GIB:,.1f} GiB"
 
 
 def memory_estimate(
@@ -89,18 +95,18 @@ def memory_estimate(
     seq_length: int,
     num_predictions: int,
 ) -> int:
-    """Bytes that a step needs on its device, roughly.
+    """Estimates the bytes that a step needs on each device.
 
-    Weights, gradients and two moments in float32; what the backward pass needs of each block, or of
-    one block where activations are computed again; the logits.
+    Counts weights, gradients and two moments in float32; the activations that the backward pass
+    needs, of all blocks or, if they are recomputed, of one block; and the logits.
 
     Args:
-      config: of the model.
-      options: precision, recomputation.
-      sequences: that a device computes at a time.
-      parameters: of the model.
-      seq_length: S.
-      num_predictions: P.
+      config: the model's size.
+      options: the training options, of which precision and recomputation matter.
+      sequences: the number of sequences that a device computes at a time.
+      parameters: the number of the model's parameters.
+      seq_length: S, the sequence length.
+      num_predictions: P, the number of predictions per sequence.
     """
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
     hidden = sequences * seq_length * config.hidden_size

@@ -25,7 +25,8 @@ def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, flo
     """Evaluates the run's newest checkpoint on all eval instances.
 
     Returns:
-      `step` and the four losses and accuracies; also written to `eval_results.json` of the run.
+      `step` and the four losses and accuracies, which are also written to the run's
+      `eval_results.json`.
 
     Raises:
       UserError: the run or the data set is unusable.
@@ -43,10 +44,10 @@ def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, flo
 
 
 def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
-    """Losses and accuracies of a run's checkpoint, from `evaluate` or else from the training.
+    """Losses and accuracies of a run's checkpoint, from `evaluate` or else from training.
 
     Returns:
-      The figures by name; None when the checkpoint was not evaluated.
+      The figures by name; None if the checkpoint was not evaluated.
 
     Raises:
       UserError: the results of `evaluate` are damaged.
@@ -73,14 +74,14 @@ def evaluation_sums(
     """The totals and sums of batches, added up.
 
     Args:
-      step: `eval_step` of a model.
-      batches: of the model's data set.
+      step: the `eval_step` of a model.
+      batches: the batches to evaluate on.
     """
     return add_up({name: float(value) for name, value in step(batch).items()} for batch in batches)
 
 
 def add_up(sums_of_parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The sums of a whole, from those of its parts."""
+    """Adds up the sums of parts, by name."""
     added: dict[str, float] = defaultdict(float)
     for sums in sums_of_parts:
         for name, value in sums.items():

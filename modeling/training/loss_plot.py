@@ -1,4 +1,4 @@
-"""A picture of how training goes: `loss.png` in the run's directory."""
+"""A plot of the losses and the learning rate: `loss.png` in the run's directory."""
 
 from array import array
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 LOSS_PLOT_NAME = "loss.png"
 
 _WIDTH, _HEIGHT, _DPI = 1000, 700, 100
-# More of them could not be told apart.
-_MOST_POINTS = 500
+# More points would be indistinguishable.
+_MAX_POINTS = 500
 
 
 class _Panel(NamedTuple):
-    """What is drawn in one of the panels, which lie one below the other."""
+    """The content of one of the panels, which are stacked vertically."""
 
     metric: str
     title: str
@@ -39,15 +39,15 @@ _PANELS = (
 
 
 def draw_losses(run_dir: Path) -> Path | None:
-    """Draws the losses and the learning rate of `metrics.jsonl` over the steps, as far as it goes.
+    """Draws the losses and the learning rate in `metrics.jsonl` over the steps so far.
 
-    The same metrics give the same bytes, as long as matplotlib is the same.
+    The same metrics give the same bytes under the same version of matplotlib.
 
     Returns:
-      The picture, or None when the package matplotlib is missing.
+      The path of the plot, or None if the package matplotlib is missing.
     """
     try:
-        # Without pyplot there is no window, and no state that outlives the call.
+        # Without pyplot, no window opens and no state outlives the call.
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError:
         return None
@@ -60,7 +60,7 @@ def draw_losses(run_dir: Path) -> Path | None:
 
 
 class _Series:
-    """The values of a metric and their steps, each in 8 bytes."""
+    """A metric's steps and values, each stored in 8 bytes."""
 
     def __init__(self) -> None:
         self.steps = array("d")
@@ -74,9 +74,9 @@ class _Series:
         return len(self.steps)
 
     def thinned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Means of neighbouring steps and of their values, and the least and greatest of these."""
+        """Groups of neighbouring points: mean step, mean, smallest and largest value of each."""
         steps, values = np.array(self.steps), np.array(self.values)
-        num_points = min(len(self), _MOST_POINTS)
+        num_points = min(len(self), _MAX_POINTS)
         starts = np.arange(num_points) * len(self) // num_points
         sizes = np.diff(starts, append=len(self))
         return (
@@ -88,7 +88,7 @@ class _Series:
 
 
 def _read_series(run_dir: Path) -> Mapping[str, _Series]:
-    """Those that the panels show, of training and of evaluation."""
+    """The series that the panels show, from training and from evaluations."""
     series = {f"{prefix}{panel.metric}": _Series() for panel in _PANELS for prefix in ("", "eval_")}
     for line in read_metrics(run_dir):
         for name in series.keys() & line.keys():
@@ -98,7 +98,7 @@ def _read_series(run_dir: Path) -> Mapping[str, _Series]:
 
 def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
     heights = [panel.height for panel in _PANELS]
-    # Each has a scale of its own: one loss is many times the other.
+    # Each panel has its own scale, because one loss is many times the other.
     all_axes = figure.subplots(len(_PANELS), 1, sharex=True, height_ratios=heights)
     for axes, panel in zip(all_axes, _PANELS, strict=True):
         _draw_line(axes, series[panel.metric], panel.color)
@@ -109,7 +109,7 @@ def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(series[f"eval_{panel.metric}"]):
-            # Above the panel, where it covers nothing.
+            # The legend is above the panel, where it covers nothing.
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     lowest = all_axes[-1]
     lowest.set_ylim(bottom=0)
@@ -120,11 +120,11 @@ def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
 
 
 def _draw_line(axes: "Axes", series: _Series, color: str) -> None:
-    """A line through the means, in a band from the least to the greatest."""
+    """Draws a line through the means, in a band from the smallest to the largest value."""
     if len(series):
-        steps, means, least, greatest = series.thinned()
-        axes.fill_between(steps, least, greatest, color=color, alpha=0.25, linewidth=0)
-        # A line through a single point would not be seen.
+        steps, means, smallest, largest = series.thinned()
+        axes.fill_between(steps, smallest, largest, color=color, alpha=0.25, linewidth=0)
+        # A line through a single point would be invisible.
         marker = "." if len(steps) == 1 else None
         axes.plot(steps, means, color=color, marker=marker, label="training", zorder=3)
 

@@ -1,4 +1,4 @@
-"""What is told of a run while it goes: `metrics.jsonl`, TensorBoard's summaries, and a line to look at."""
+"""Reports a run's progress: `metrics.jsonl`, TensorBoard's summaries and a status line."""
 
 import json
 import time
@@ -17,12 +17,12 @@ from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
 from pipeline.files import whole_file
 
 METRICS_NAME = "metrics.jsonl"
-# A share of the time that is worth a word.
+# The share of time spent waiting above which it is shown.
 _NOTABLE_WAIT = 0.05
 
 
 def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`; one that was cut short is left out."""
+    """The lines of a run's `metrics.jsonl`, without a line that was cut short."""
     path = run_dir / METRICS_NAME
     if path.exists():
         with path.open(encoding="utf-8") as file:
@@ -30,20 +30,22 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
 
 
 class MetricsWriter:
-    """Writes a line of metrics now and then, each about the steps since the line before.
+    """Writes lines of metrics, each about the steps since the line before it.
 
-    Lines are also shown: on a terminal as one line that changes, elsewhere in the log.
+    Lines are also shown: on a terminal as one line that is updated, elsewhere in the log.
 
     Args:
-      run_dir: where `metrics.jsonl` is; None: nothing is written or shown.
-      first_step: where training goes on; later lines, of a run that was killed, are removed.
-      num_train_steps: where it ends.
-      batch_size: sequences of a step.
-      flops_per_sequence: of the model, forward and backward.
-      peak_flops: of all devices, where it is known, in FLOP/s.
+      run_dir: the run, which holds `metrics.jsonl`; None to write and show nothing.
+      first_step: the step from which training resumes. Later lines, left by a killed run, are
+        removed.
+      num_train_steps: the last step.
+      batch_size: the number of sequences per step.
+      flops_per_sequence: the model's FLOPs per sequence, forward and backward.
+      peak_flops: the peak of all devices together, in FLOP/s; None if unknown.
 
     Attributes:
-      all_reduce_seconds: what the devices' exchange takes in a step, once it is known; 0 for one device.
+      all_reduce_seconds: the seconds per step that the devices' all-reduce takes; 0 until it is
+        known, and for one device.
     """
 
     def __init__(
@@ -83,14 +85,14 @@ class MetricsWriter:
             self._live.stop()
 
     def start_timing(self, step: int) -> None:
-        """Leaves out of the speed what has happened up to now, such as compiling."""
+        """Excludes the time up to now, such as compiling, from the speed."""
         self._timed_from = step
         self._started = time.perf_counter()
         self._waited = 0.0
 
     @contextmanager
     def waiting_for_input(self, is_idle: Callable[[], bool]) -> Iterator[None]:
-        """Around what gets the next batch: counts where the device has nothing to do at its end."""
+        """Around fetching a batch: counts as waiting if the device is idle at the end."""
         started = time.perf_counter()
         yield
         if is_idle():
@@ -98,7 +100,7 @@ class MetricsWriter:
 
     @contextmanager
     def not_timed(self) -> Iterator[None]:
-        """Around what is no training, such as an evaluation."""
+        """Around anything but training, such as an evaluation: excludes its time from the speed."""
         started = time.perf_counter()
         yield
         self._started += time.perf_counter() - started
@@ -110,13 +112,13 @@ class MetricsWriter:
         learning_rate: float,
         loss_scale: float | None = None,
     ) -> None:
-        """Appends a line about the steps since the last one, and shows it.
+        """Appends a line about the steps since the last line, and shows it.
 
         Args:
-          step: the last one.
-          sums: what the steps told, added up.
-          learning_rate: of the last step.
-          loss_scale: of float16.
+          step: the last of these steps.
+          sums: the sums of the steps' results.
+          learning_rate: the learning rate of the last step.
+          loss_scale: float16's loss scale.
         """
         line = {
             "step": step,
@@ -141,7 +143,7 @@ class MetricsWriter:
         self.log(f"evaluation at step {step}: {_describe(results)}")
 
     def log(self, message: str) -> None:
-        """Logs a message, on a line of its own."""
+        """Logs a message on its own line."""
         if self._live:
             self._live.console.print(message, highlight=False, soft_wrap=True)
         elif self._run_dir:
@@ -191,15 +193,15 @@ class MetricsWriter:
                 parts.append(_describe_step(line))
             elif line["input_wait"] > _NOTABLE_WAIT:
                 parts.append(f"{line['input_wait']:.0%} waiting for input")
-        told = " | ".join(parts)
+        shown = " | ".join(parts)
         if self._live:
-            self._live.update(Text(told), refresh=True)
+            self._live.update(Text(shown), refresh=True)
         else:
-            logging.info("%s", told)
+            logging.info("%s", shown)
 
 
 def _describe(results: Mapping[str, float]) -> str:
-    """Losses, and accuracies behind them."""
+    """The losses, each followed by its accuracy."""
     return (
         f"masked LM {results['masked_lm_loss']:.3f} ({results['masked_lm_accuracy']:.1%})"
         f" | next sentence {results['next_sentence_loss']:.3f}"
@@ -208,13 +210,13 @@ def _describe(results: Mapping[str, float]) -> str:
 
 
 def _describe_step(line: Mapping[str, float]) -> str:
-    """Where the time of a step goes, in milliseconds."""
+    """The parts of a step's time, in milliseconds."""
     step, all_reduce = line["step_seconds"], line["all_reduce_seconds"]
     waiting = line["input_wait"] * step
     compute = max(step - all_reduce - waiting, 0.0)
     return (
-        f"{step * 1e3:,.0f} ms a step: {compute * 1e3:,.0f} compute, {all_reduce * 1e3:,.0f} all-reduce, "
-        f"{waiting * 1e3:,.0f} input"
+        f"{step * 1e3:,.0f} ms per step: {compute * 1e3:,.0f} compute, "
+        f"{all_reduce * 1e3:,.0f} all-reduce, {waiting * 1e3:,.0f} input"
     )
 
 

@@ -1,4 +1,4 @@
-"""The run directory: the model's config, what the data set said, checkpoints and metrics."""
+"""The run directory: the model's config, the data set's manifest, checkpoints and metrics."""
 
 import os
 import platform
@@ -18,17 +18,17 @@ _PACKAGES = ("clozemill", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 
 
 def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
-    """Checks that the model can be trained on the data in this directory; writes nothing.
+    """Checks that this directory can hold a run of the model on the data; writes nothing.
 
     Raises:
       UserError: the model does not fit the data, or the directory holds something other than a run
-        of this model on these data.
+        of this model on this data.
     """
     vocab_size = data_set.manifest.vocab_size
     if config.vocab_size < vocab_size:
         raise UserError(
             f"the model's vocab_size {config.vocab_size} is smaller than the {vocab_size} entries "
-            f"of {data_set.vocabulary}: give another vocab_size"
+            f"of {data_set.vocabulary}: set a larger vocab_size"
         )
     check_length(config, data_set)
     if list_checkpoints(run_dir):
@@ -41,14 +41,14 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
 
 
 def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
-    """Makes the directory of a run that `check_run` has found to be possible.
+    """Creates the directory of a run that `check_run` has accepted.
 
     Raises:
       UserError: the directory cannot be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        # A run that never saved a checkpoint begins anew, even with another model or data set.
+        # A run that never saved a checkpoint starts over, even with another model or data set.
         if not list_checkpoints(run_dir):
             write_whole(run_dir / CONFIG_NAME, config.to_json())
             write_whole(run_dir / VOCABULARY_NAME, data_set.vocabulary.read_text("utf-8"))
@@ -60,13 +60,13 @@ def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
 def write_environment(
     run_dir: Path, devices: list[str], hosts: list[str], num_devices: int
 ) -> None:
-    """Writes what the run computes with from now on, which explains its speed later.
+    """Writes which hardware and packages the run uses from now on, which explains its speed.
 
     Args:
       run_dir: the run.
-      devices: names of process 0's GPUs.
-      hosts: names of the processes' hosts, by process.
-      num_devices: the number of devices of all processes.
+      devices: the names of process 0's GPUs.
+      hosts: the names of the processes' hosts, by process.
+      num_devices: the number of devices over all processes.
     """
     environment = {
         "backend": keras.config.backend(),
@@ -86,7 +86,7 @@ def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
     """The model's config, and the manifest of the data it was trained on.
 
     Raises:
-      UserError: the directory is not that of a run.
+      UserError: the directory is not a run.
     """
     if not is_run(run_dir):
         raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
@@ -97,7 +97,7 @@ def check_length(config: BertConfig, data_set: DataSet) -> None:
     """Checks that a model can read the instances of a data set.
 
     Raises:
-      UserError: the instances are longer than the model's position embeddings reach.
+      UserError: the instances are longer than the model's position embeddings allow.
     """
     max_seq_length = data_set.manifest.max_seq_length
     if config.max_position_embeddings < max_seq_length:
@@ -109,7 +109,7 @@ def check_length(config: BertConfig, data_set: DataSet) -> None:
 
 
 def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet) -> None:
-    """Checks that a run and a data set agree on what the ids mean.
+    """Checks that a run and a data set use the same vocabulary.
 
     Raises:
       UserError: they were made with different vocabularies.
@@ -122,7 +122,7 @@ def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet
 
 
 def _may_hold_run(run_dir: Path) -> bool:
-    """Whether it is the directory of a run, is empty, or was left by a run killed as it began."""
+    """Whether the directory is a run, is empty, or was left by a run killed as it started."""
     if not run_dir.is_dir():
         return False
     files = {path.name for path in run_dir.iterdir() if path.suffix != ".tmp"}
@@ -138,17 +138,18 @@ def _check_same_model(run_dir: Path, config: BertConfig) -> None:
     ]
     if changed:
         raise UserError(
-            f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another --output_dir"
+            f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another "
+            "--output_dir"
         )
 
 
 def _check_same_data(run_dir: Path, data_set: DataSet) -> None:
-    """A position in one data set, where a run resumes, means nothing in another."""
+    """Checks the data set, because a run resumes at a position that is only valid in its own."""
     trained_on = Manifest.read(run_dir)
     check_same_vocabulary(run_dir, trained_on, data_set)
     if trained_on != data_set.manifest:
         raise UserError(
-            f"{run_dir} holds a run on another data set than {data_set.directory} "
+            f"{run_dir} holds a run on a data set that differs from {data_set.directory} "
             f"({_difference(trained_on, data_set.manifest)}): give another --output_dir"
         )
 
@@ -163,7 +164,7 @@ def _difference(trained_on: Manifest, manifest: Manifest) -> str:
         for name in sorted(old | new)
         if old.get(name) != new.get(name)
     ]
-    return "; ".join(changed) or "made with the same options from other text"
+    return "; ".join(changed) or "made with the same options from different text"
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
 """The run's metrics as TensorBoard shows them: `tensorboard --logdir=RUN`.
 
-An event file is a TFRecord file of `Event` messages. It is written as such, without operations of
-TensorFlow, so neither the package tensorboard nor a device is needed, whatever Keras runs on.
+An event file is a TFRecord file of `Event` messages. It is written as one, without TensorFlow
+operations, so it needs neither the package tensorboard nor a device, whichever backend Keras uses.
 """
 
 import time
@@ -15,21 +15,22 @@ from pipeline.records import frame_record
 
 SUMMARIES_NAME = "tensorboard"
 EVAL_PREFIX = "eval_"
-"""With this begin the names of an evaluation's figures in a line of metrics."""
+"""The prefix of the names of an evaluation's figures in a line of metrics."""
 
 _FILE_PREFIX = "events.out.tfevents."
 _FILE_VERSION = "brain.Event:2"
 
 
 class SummaryWriter:
-    """Writes lines of metrics to an event file as well, under the tags `train/…` and `eval/…`.
+    """Writes lines of metrics to an event file, under the tags `train/…` and `eval/…`.
 
-    The file says the same as `metrics.jsonl`: it is written anew when a run goes on, and a line is
-    on disk when it has been written.
+    The file has the content of `metrics.jsonl`: it is rewritten when a run resumes, and each line
+    is on disk once `write` returns.
 
     Args:
-      run_dir: its folder `tensorboard` holds the event file; that of an earlier start is removed.
-      kept_lines: the lines of metrics up to the step where training goes on.
+      run_dir: the run, whose folder `tensorboard` holds the event file. The file of an earlier
+        start is removed.
+      kept_lines: the lines of metrics up to the step from which training resumes.
     """
 
     def __init__(self, run_dir: Path, kept_lines: Iterable[Mapping[str, float]]):
@@ -37,12 +38,12 @@ class SummaryWriter:
         directory.mkdir(exist_ok=True)
         for path in directory.glob(f"{_FILE_PREFIX}*"):
             path.unlink()
-        # A TensorBoard that is open looks for a name which comes after the one it has read.
+        # A running TensorBoard looks for a file name that sorts after the one it has read.
         self._path = directory / f"{_FILE_PREFIX}{time.time_ns()}"
         self._append([*_opening_events(), *map(_event, kept_lines)])
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Adds the figures of a line at its `step`; names with `eval_` become `eval/…`."""
+        """Adds the figures of a line at its `step`; names `eval_…` become tags `eval/…`."""
         self._append([_event(line)])
 
     def _append(self, events: Iterable[Any]) -> None:
@@ -51,11 +52,11 @@ class SummaryWriter:
 
 
 def _opening_events() -> list[Any]:
-    """What a reader needs to know first."""
+    """The events that a reader expects first."""
     v1, now = tf.compat.v1, time.time()
     return [
         v1.Event(wall_time=now, file_version=_FILE_VERSION),
-        # A TensorBoard that is open then forgets what it has read of the removed file.
+        # Makes a running TensorBoard discard what it has read from the removed file.
         v1.Event(wall_time=now, session_log=v1.SessionLog(status=v1.SessionLog.START)),
     ]
 
@@ -70,5 +71,5 @@ def _event(line: Mapping[str, float]) -> Any:
 
 
 def _tag(name: str) -> str:
-    of_evaluation = name.startswith(EVAL_PREFIX)
-    return f"eval/{name.removeprefix(EVAL_PREFIX)}" if of_evaluation else f"train/{name}"
+    is_evaluation = name.startswith(EVAL_PREFIX)
+    return f"eval/{name.removeprefix(EVAL_PREFIX)}" if is_evaluation else f"train/{name}"

@@ -188,7 +188,7 @@ def assert_same_run(run_dir, expected_dir):
 def assert_logged_once_and_in_full(stderr):
     """Checks that only process 0 logs the devices, the batch and the parts of a step's time."""
     assert f"2 processes on {HOST}, found in its flags; 2 devices, batch 8: 4 a device" in stderr
-    assert re.search(r"\d+ ms a step: \d+ compute, \d+ all-reduce, \d+ input", stderr)
+    assert re.search(r"\d+ ms per step: \d+ compute, \d+ all-reduce, \d+ input", stderr)
     steps = re.findall(r"step (\d+)/", stderr)
     assert len(set(steps)) == len(steps)
     assert not [line for line in stderr.splitlines() if line.startswith("[1]")], stderr

@@ -190,11 +190,11 @@ def test_an_output_directory_must_be_given(export):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (["--checkpoint=nowhere"], ["nowhere", "no trained BERT"]),
-        (["--run_dir=nowhere"], ["nowhere", "is no run"]),
+        (["--checkpoint=nowhere"], ["nowhere", "not a trained BERT"]),
+        (["--run_dir=nowhere"], ["nowhere", "is not a run"]),
         (["--run_dir=RUN", "--average_last=3"], ["RUN", "2 checkpoints, not 3"]),
-        (["--checkpoint=HUGGINGFACE", "--average_last=2"], ["HUGGINGFACE", "is no run"]),
-        (["--run_dir=RUN", "--output_dir=RUN"], ["RUN", "no part of an export"]),
+        (["--checkpoint=HUGGINGFACE", "--average_last=2"], ["HUGGINGFACE", "is not a run"]),
+        (["--run_dir=RUN", "--output_dir=RUN"], ["RUN", "not part of an export"]),
         (["--run_dir=RUN", "--output_dir=RUN/vocab.txt"], ["RUN/vocab.txt", "is a file"]),
         (["--run_dir=RUN", "--output_dir=RUN/vocab.txt/x"], ["cannot write RUN/vocab.txt/x"]),
     ],
@@ -249,5 +249,5 @@ def test_the_command_line_prints_nothing_but_its_line(tmp_path):
         timeout=120,
         check=False,
     )
-    assert_fails(result, "nowhere is no run")
+    assert_fails(result, "nowhere is not a run")
     assert list(tmp_path.iterdir()) == []

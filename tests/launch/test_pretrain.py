@@ -249,7 +249,7 @@ def test_wrong_flags_exit_2_and_write_nothing(pretrain, places, tmp_path, flags,
         (["--hidden_dropout_prob=1"], ["hidden_dropout_prob"]),
         (["--data_dir=nowhere"], ["nowhere", "manifest.json"]),
         (["--model=", "--bert_config_file=nowhere.json"], ["nowhere.json"]),
-        (["--init_checkpoint=nowhere"], ["nowhere", "no trained BERT"]),
+        (["--init_checkpoint=nowhere"], ["nowhere", "not a trained BERT"]),
     ],
     ids=" ".join,
 )
@@ -424,8 +424,8 @@ def test_dry_run_describes_the_run_and_writes_nothing(pretrain, places, first_ru
     parameters = sum(values.size for values in read_weights(first_run[0], 4).values())
     printed = dict(re.split(r"  +", line, maxsplit=1) for line in result.stdout.splitlines())
     assert printed["parameters"] == f"{parameters:,}"
-    assert re.fullmatch(r"20 instances in 1 pass(es)?, 5(\.0)? steps a pass", printed["data"])
-    assert {"device", "work of a sequence", "memory", "the whole run", "step 1", "step 2"} <= set(
+    assert re.fullmatch(r"20 instances in 1 pass(es)?, 5(\.0)? steps per pass", printed["data"])
+    assert {"device", "work per sequence", "memory", "whole run", "step 1", "step 2"} <= set(
         printed
     )
     assert list(tmp_path.iterdir()) == []

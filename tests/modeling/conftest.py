@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Small models are compiled longer than they run.
+# Small models take longer to compile than to run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipeline.records import encode_examples
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
-# Of a manifest, what a model card tells.
+# The parts of a manifest that a model card reports.
 GENERATE_OPTIONS = {
     "dupe_factor": 2,
     "masked_lm_prob": 0.15,
@@ -53,7 +53,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def original_shapes(config):
-    """The shapes in a checkpoint of the original by name, spelt out."""
+    """The shapes in an original checkpoint by name, spelt out."""
     v, s, h, f = VOCAB_SIZE, MAX_SEQ_LENGTH, config.hidden_size, config.intermediate_size
     dense = {"kernel": (h, h), "bias": (h,)}
     norm = {"gamma": (h,), "beta": (h,)}
@@ -87,7 +87,7 @@ def original_shapes(config):
 
 @pytest.fixture(scope="session")
 def shallow_config(config):
-    """One layer, for it compiles faster."""
+    """A config with one layer, which compiles faster."""
     return dataclasses.replace(config, num_hidden_layers=1)
 
 
@@ -120,7 +120,7 @@ def _instances(first_number, count, max_seq_length=MAX_SEQ_LENGTH):
 
 @pytest.fixture(scope="session")
 def instance_numbers():
-    """A function from a batch to the numbers that its instances spell."""
+    """A function that returns the numbers that a batch's instances spell."""
 
     def numbers(batch):
         ids = np.asarray(batch["input_ids"]) - FIRST_ORDINARY_ID
@@ -131,7 +131,7 @@ def instance_numbers():
 
 @pytest.fixture(scope="session")
 def make_batch():
-    """A function that makes a batch as the trainer gets it."""
+    """A function that makes a batch in the form that the trainer gets."""
 
     def make(size, first_number=0):
         return {
@@ -144,9 +144,12 @@ def make_batch():
 
 @pytest.fixture(scope="session")
 def write_data_set():
-    """A function that writes a data set of shards (split, pass, instances), numbered through."""
+    """A function that writes a data set of shards (split, pass, instances).
 
-    # Here, so that tests of the model run where there is JAX alone.
+    Instances are numbered consecutively.
+    """
+
+    # Imported here so that tests of the model can run with JAX alone.
     import tensorflow as tf
 
     def write(data_dir, shards, max_seq_length=MAX_SEQ_LENGTH):
@@ -200,7 +203,7 @@ def data_set(tmp_path_factory, write_data_set):
 
 @pytest.fixture(scope="session")
 def randomize():
-    """A function that gives every variable, biases too, random values of a noticeable size."""
+    """A function that sets all variables, including biases, to random values of notable size."""
 
     def set_random(model, seed=0):
         rng = np.random.default_rng(seed)
@@ -219,9 +222,9 @@ def randomize():
 
 @pytest.fixture(scope="session")
 def write_run(data_set, randomize):
-    """A function that writes a run on `data_set` with checkpoints of random weights, others in each.
+    """A function that writes a run on `data_set` whose checkpoints have different random weights.
 
-    It gives the model with the weights of the newest.
+    It returns the model with the weights of the newest checkpoint.
     """
     options = dataclasses.asdict(TrainingOptions())
 

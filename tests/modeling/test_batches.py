@@ -27,7 +27,7 @@ from pipeline.records import frame_record, instance_features, read_frames, recor
 
 pytestmark = pytest.mark.no_backend
 
-# Two passes of 17 and 15 instances; with groups of two shards, two groups and three groups.
+# Two passes of 17 and 15 instances. With two shards per group, they have two and three groups.
 SHARDS = [
     ("train", 0, 5),
     ("train", 0, 4),
@@ -51,9 +51,9 @@ def passes_data_set(tmp_path_factory, write_data_set):
 
 @pytest.fixture
 def read_numbers(passes_data_set, instance_numbers, monkeypatch):
-    """A function that reads the numbers of the first instances that training gets.
+    """A function that reads the numbers of the first instances for training.
 
-    Groups are of two shards, shuffled four records at a time.
+    Groups have two shards and are shuffled four records at a time.
     """
     monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
     monkeypatch.setattr(batches, "_SHUFFLE_BUFFER_RECORDS", 4)
@@ -76,7 +76,7 @@ def test_each_epoch_yields_the_instances_of_its_pass_once(read_numbers, seed):
         assert sorted(itertools.islice(numbers, len(expected))) == sorted(expected)
 
 
-def test_order_is_repeated_with_the_same_seed_only(read_numbers):
+def test_only_the_same_seed_repeats_the_order(read_numbers):
     first = read_numbers(64, seed=1)
     assert read_numbers(64, seed=1) == first
     assert read_numbers(64, seed=2) != first
@@ -96,7 +96,7 @@ def test_order_does_not_depend_on_the_batch_size(read_numbers):
     assert read_numbers(60, batch_size=7) == read_numbers(60)
 
 
-def test_a_pass_is_read_in_another_order_the_next_time(read_numbers):
+def test_each_epoch_of_a_pass_has_its_own_order(read_numbers):
     numbers = read_numbers(64)
     first, second = numbers[:17], numbers[32:49]
     assert sorted(first) == sorted(second)
@@ -111,20 +111,20 @@ def test_shards_of_a_group_are_mixed(read_numbers, monkeypatch):
     assert np.count_nonzero(np.diff(shards)) > len(shard_ends) - 1
 
 
-def test_a_pass_begins_with_any_of_its_shards(read_numbers):
+def test_a_pass_can_begin_with_any_of_its_shards(read_numbers):
     firsts = {read_numbers(1, seed)[0] for seed in range(5)}
     assert any(number < 9 for number in firsts)
     assert any(number >= 9 for number in firsts)
 
 
-def test_skipped_instances_are_those_that_would_have_come_first(read_numbers):
+def test_the_first_instances_are_skipped(read_numbers):
     numbers = read_numbers(96 + 6)
     for first_instance in (0, 1, 2, 5, 8, 16, 17, 32, 33, 47, 49, 64, 90):
         rest = read_numbers(6, first_instance=first_instance)
         assert rest == numbers[first_instance : first_instance + 6], first_instance
 
 
-def test_skipping_goes_on_through_groups_and_epochs(read_numbers):
+def test_skipping_spans_groups_and_epochs(read_numbers):
     numbers = read_numbers(100)
     assert read_numbers(75, first_instance=25, batch_size=5) == numbers[25:]
 
@@ -201,7 +201,7 @@ def test_groups_hold_each_shard_of_a_pass_once_and_lanes_are_equal(counts, seed)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 8, 64])
-def test_no_lane_is_read_by_two_processes_where_their_number_divides_the_lanes(num_processes):
+def test_no_two_processes_share_a_lane_if_their_number_divides_the_lanes(num_processes):
     manifest = many_shards([[100 + i for i in range(70)]] * 2)
     for group in itertools.islice(shard_groups(manifest, seed=3), 4):
         lanes = [lanes_of_process(group, i, num_processes) for i in range(num_processes)]
@@ -211,8 +211,8 @@ def test_no_lane_is_read_by_two_processes_where_their_number_divides_the_lanes(n
         assert sum(take for lane in lanes for take in lane["take"]) == group.num_instances
 
 
-def test_each_process_has_shards_of_its_own(passes_data_set):
-    # The second pass has four shards that hold anything.
+def test_each_process_needs_its_own_shards(passes_data_set):
+    # Four shards of the second pass hold instances.
     for num_processes in (1, 2, 3, 4):
         check_enough_shards(passes_data_set, num_processes)
     with pytest.raises(UserError, match="5 processes exceed the 4 train shards") as raised:
@@ -232,7 +232,7 @@ def test_training_batches_have_static_shapes_and_narrow_types(data_set):
     assert next(iter(batches))["input_ids"].shape == (4, 16)
 
 
-def test_batches_hold_what_was_written(data_set, make_batch):
+def test_batches_hold_the_written_instances(data_set, make_batch):
     batches = evaluation_batches(data_set, batch_size=7)
     batch = next(iter(batches))
     written_first, written_second = make_batch(4, 26), make_batch(3, 30)
@@ -250,13 +250,13 @@ def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
 
 
 def shards_with(numbers):
-    """The names of the shards of `SHARDS` that hold these instances."""
+    """The names of the shards in `SHARDS` that hold these instances."""
     ends = np.cumsum([count for _, _, count in SHARDS])
     indices = np.searchsorted(ends, numbers, side="right")
     return {f"train-{index:05d}-of-{len(SHARDS):05d}.tfrecord" for index in indices}
 
 
-def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes_data_set):
+def test_named_shards_hold_the_instances_after_a_position(read_numbers, passes_data_set):
     manifest = passes_data_set.manifest
     numbers = read_numbers(200)
     rng = np.random.default_rng(0)
@@ -266,7 +266,7 @@ def test_named_shards_hold_the_instances_from_a_position_on(read_numbers, passes
         names = shards_of_instances(manifest, 1, first, count)
         assert names == sorted(set(names))
         assert shards_with(numbers[first : first + count]) <= set(names), (first, count)
-        # Groups of two, of which the first and the last may have been read in part.
+        # Groups have two shards, and the first and the last may have been read in part.
         assert len(names) <= count + 3, (first, count)
 
 
@@ -285,7 +285,7 @@ def test_named_shards_depend_on_the_seed(passes_data_set):
     assert len({tuple(shards_of_instances(manifest, seed, 0, 1)) for seed in range(9)}) > 1
 
 
-def test_all_shards_of_both_passes_are_named_for_a_batch_of_them_all(passes_data_set):
+def test_a_batch_over_both_passes_names_all_their_shards(passes_data_set):
     manifest = passes_data_set.manifest
     names = [shard.name for shard in manifest.shards if shard.instances]
     assert shards_of_instances(manifest, 1, 0, 32) == names
@@ -301,7 +301,7 @@ def test_readable_batches_are_numpy_arrays_in_the_same_order(data_set, instance_
     assert {values.dtype.name for values in read[0].values()} == {"int32", "float32"}
 
 
-def test_some_shards_are_read_in_the_order_of_the_files(passes_data_set, instance_numbers):
+def test_selected_shards_are_read_in_the_given_order(passes_data_set, instance_numbers):
     shards = [passes_data_set.manifest.shards[number] for number in (3, 0)]
     batches = batches_in_order(passes_data_set, shards, batch_size=4)
     assert [instance_numbers(batch) for batch in batches] == [[15, 16, 0, 1], [2, 3, 4]]
@@ -313,7 +313,7 @@ LENGTH, CONTENT, CONTENT_CRC = 0, 20, -1
 
 @pytest.mark.parametrize("damaged_byte", [LENGTH, CONTENT, CONTENT_CRC])
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_damaged_record_is_told_with_its_number_and_file(
+def test_damaged_record_is_reported_with_its_number_and_file(
     tmp_path, write_data_set, split, damaged_byte
 ):
     data_set = write_data_set(
@@ -332,8 +332,8 @@ def test_damaged_record_is_told_with_its_number_and_file(
     assert "\n" not in str(raised.value)
 
 
-def test_record_of_another_kind_is_told(tmp_path, write_data_set):
-    """Whole, but with features of another length than the manifest says."""
+def test_record_with_other_features_is_reported(tmp_path, write_data_set):
+    """The record is intact, but its features have another length than the manifest says."""
     written = write_data_set(tmp_path, [("train", 0, 5)], max_seq_length=17)
     manifest = dataclasses.replace(written.manifest, max_seq_length=16)
     data_set = DataSet(tmp_path, manifest)
@@ -343,8 +343,8 @@ def test_record_of_another_kind_is_told(tmp_path, write_data_set):
     assert f"record 1 of {data_set.path_of(manifest.shards[0])}" in str(raised.value)
 
 
-def test_record_that_is_no_example_is_told(tmp_path, write_data_set):
-    """Its checksums are right."""
+def test_record_that_is_not_an_example_is_reported(tmp_path, write_data_set):
+    """The record's checksums are right."""
     data_set = write_data_set(tmp_path, [("train", 0, 5)])
     path = data_set.path_of(data_set.manifest.shards[0])
     with path.open("rb") as file:
@@ -358,7 +358,7 @@ def test_record_that_is_no_example_is_told(tmp_path, write_data_set):
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_shard_of_another_size_is_told_before_anything_is_read(
+def test_shard_of_the_wrong_size_is_reported_before_anything_is_read(
     tmp_path, write_data_set, split, damage
 ):
     data_set = write_data_set(

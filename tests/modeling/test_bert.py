@@ -57,7 +57,7 @@ def test_other_seed_gives_other_kernels_and_embeddings(config):
     assert drawn == 3 + 6 * config.num_hidden_layers + 1
 
 
-def test_no_two_kernels_are_alike(config):
+def test_no_two_kernels_are_equal(config):
     kernels = [values.ravel() for values in weights(built(config)) if values.ndim == 2]
     firsts = [kernel[0] for kernel in kernels]
     assert len(set(firsts)) == len(firsts)
@@ -81,7 +81,7 @@ def test_initial_weights_are_truncated_normal_biases_0_and_gammas_1(config, init
             assert values.std() == pytest.approx(0.88 * initializer_range, rel=0.12), name
             drawn.append(values.ravel())
     drawn = np.concatenate(drawn)
-    # A normal cut off at two standard deviations has 0.8796 of the standard deviation.
+    # A normal distribution cut off at two standard deviations has 0.8796 of its standard deviation.
     assert drawn.std() == pytest.approx(0.8796 * initializer_range, rel=0.005)
     assert abs(drawn.mean()) < 0.01 * initializer_range
 
@@ -167,7 +167,7 @@ def test_instances_of_a_batch_do_not_influence_each_other(model, batch):
     np.testing.assert_allclose(encode(model, alone)[0], encode(model, batch)[0][1:2], atol=1e-6)
 
 
-def test_dropout_follows_from_the_key(model, batch):
+def test_the_key_determines_dropout(model, batch):
     without = encode(model, batch)[0]
     np.testing.assert_array_equal(encode(model, batch)[0], without)
     first, same, other = (encode(model, batch, dropout_key(seed))[0] for seed in (1, 1, 2))
@@ -204,7 +204,7 @@ def test_each_dropout_of_the_original_is_in_its_place(config, batch, randomize):
         layer.dropout_rate = 0.0
 
 
-def test_each_dropout_has_a_key_of_its_own(config, batch, monkeypatch):
+def test_each_dropout_has_its_own_key(config, batch, monkeypatch):
     first_keys = []
 
     def spy(x, rate, keys):
@@ -220,7 +220,7 @@ def test_each_dropout_has_a_key_of_its_own(config, batch, monkeypatch):
 
 
 def queries_keys_values_and_mask(seq_length=24):
-    """Of 3 examples and 2 heads; the second half of the last example is padding."""
+    """Inputs for 3 examples and 2 heads. The second half of the last example is padding."""
     rng = np.random.default_rng(4)
     q, k, v = rng.standard_normal((3, 3, seq_length, 2, 8)).astype(np.float32)
     mask = np.ones((3, 1, seq_length, seq_length), bool)
@@ -236,7 +236,7 @@ def attention_by_hand(q, k, v, mask, kept_and_scaled):
 
 
 @pytest.mark.parametrize("keys", [None, example_keys(KEY, np.arange(3))], ids=["no keys", "keys"])
-def test_both_forms_of_attention_are_the_formula(keys):
+def test_both_forms_of_attention_follow_the_formula(keys):
     inputs = queries_keys_values_and_mask()
     expected = attention_by_hand(*inputs, 1.0)
     *q_k_v, mask = (ops.convert_to_tensor(x) for x in inputs)
@@ -245,7 +245,7 @@ def test_both_forms_of_attention_are_the_formula(keys):
     np.testing.assert_allclose(with_rate_0, expected, atol=1e-6)
 
 
-def test_dropout_of_attention_is_of_the_probabilities():
+def test_attention_dropout_applies_to_the_probabilities():
     inputs = queries_keys_values_and_mask()
     kept_and_scaled = np.asarray(
         dropout(ops.ones((3, 2, 24, 24)), 0.25, example_keys(KEY, np.arange(3)))
@@ -260,7 +260,7 @@ def test_dropout_of_attention_is_of_the_probabilities():
 @pytest.mark.parametrize(
     ("rate", "key", "is_fused"), [(0.1, None, True), (0.0, KEY, True), (0.1, KEY, False)]
 )
-def test_attention_without_dropout_is_that_of_keras(
+def test_attention_without_dropout_uses_the_kernel_of_keras(
     config, batch, monkeypatch, rate, key, is_fused
 ):
     masks, attend = [], ops.dot_product_attention
@@ -273,13 +273,13 @@ def test_attention_without_dropout_is_that_of_keras(
     encode(built(dataclasses.replace(config, attention_probs_dropout_prob=rate)), batch, key)
     assert len(masks) == is_fused * config.num_hidden_layers
     for mask in masks:
-        # All queries are there, as fused kernels want it.
+        # The mask has a row for each query, as fused kernels require.
         expected = np.repeat(batch["input_mask"][:, None, None, :] == 1, 16, axis=2)
         np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
-def test_blocks_are_recomputed_where_it_is_said(config, batch, randomize, monkeypatch, recomputes):
+def test_blocks_are_recomputed_on_request(config, batch, randomize, monkeypatch, recomputes):
     wrapped, remat = [], keras.remat
 
     def spy(run):

@@ -10,7 +10,7 @@ from modeling.dropout import dropout_key, example_keys
 from modeling.losses import pretraining_sums
 from modeling.training_options import Precision
 
-# On a processor, JAX computes float16 attention with dropout only.
+# On a CPU, JAX computes float16 attention only with dropout.
 SIZE = 4
 KEYS = example_keys(dropout_key(5), np.arange(SIZE))
 
@@ -43,7 +43,7 @@ def test_variables_have_the_names_and_shapes_of_the_original(model, original_sha
     assert shapes == original_shapes
 
 
-def test_named_weights_are_all_that_is_trained(model):
+def test_named_weights_are_all_trainable_variables(model):
     assert len(model.named_weights()) == len(model.trainable_variables)
 
 
@@ -51,7 +51,7 @@ def test_second_model_of_the_process_has_the_same_names(model, config):
     assert list(BertForPreTraining(config).named_weights()) == list(model.named_weights())
 
 
-def test_seed_decides_the_initial_weights_of_the_heads(config):
+def test_seed_determines_the_initial_weights_of_the_heads(config):
     name = "cls/predictions/transform/dense/kernel"
     first, same, other = (values(BertForPreTraining(config, seed))[name] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, same)
@@ -94,7 +94,7 @@ def test_predictions_follow_the_order_of_the_positions(model, batch):
     )
 
 
-def test_labels_are_not_looked_at(model, batch):
+def test_labels_do_not_affect_the_outputs(model, batch):
     inputs = ("input_ids", "input_mask", "segment_ids", "masked_lm_positions")
     unlabelled = {name: batch[name] for name in inputs}
     for name, output in outputs(model, unlabelled).items():
@@ -115,7 +115,7 @@ def test_weight_without_a_value_is_an_error(model, config):
         BertForPreTraining(config).set_named_weights(incomplete)
 
 
-def test_dropout_is_on_with_a_key_only(model, batch):
+def test_dropout_needs_a_key(model, batch):
     without, first, same, other = (
         outputs(model, batch, keys)
         for keys in (None, KEYS, KEYS, example_keys(dropout_key(6), np.arange(SIZE)))
@@ -142,10 +142,10 @@ def test_the_seed_gives_the_same_weights_in_any_precision(in_precision, config):
         np.testing.assert_array_equal(weights, expected[name])
 
 
-def test_outputs_are_of_the_precision_and_near_those_of_float32(in_precision, model, batch):
+def test_outputs_have_the_precision_and_are_close_to_float32(in_precision, model, batch):
     precision, narrow = in_precision
     assert dtypes(narrow(batch, KEYS).values()) == {precision}
-    # About twenty times the distance of neighbouring numbers above 1.
+    # About twenty times the distance between neighbouring numbers above 1.
     tolerance = {Precision.FLOAT32: 0, Precision.BFLOAT16: 0.15, Precision.FLOAT16: 0.02}[precision]
     expected = outputs(model, batch, KEYS)
     for name, output in outputs(narrow, batch, KEYS).items():
@@ -162,7 +162,7 @@ def test_losses_are_float32_in_any_precision(in_precision, batch):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
+def test_the_policy_of_keras_is_unchanged(config, batch, policy):
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -174,7 +174,7 @@ def test_the_policy_of_keras_is_left_as_it_was(config, batch, policy):
 
 
 def test_a_keras_file_holds_config_and_weights(tmp_path, config, randomize):
-    """Whatever the precision was, the model that is read computes in float32."""
+    """The loaded model computes in float32, whatever precision the saved one had."""
     config = dataclasses.replace(config, gelu_form=GeluForm.ERF, hidden_dropout_prob=0.3)
     saved = randomize(BertForPreTraining(config, precision=Precision.BFLOAT16))
     saved.save(tmp_path / "model.keras")

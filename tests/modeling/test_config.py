@@ -44,8 +44,8 @@ def count_parameters(config, prefix=""):
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix))
 
 
-# Of the encoders with their poolers, exactly; in millions with the pretraining heads, as published for
-# all but large, of which the paper says 340.
+# The exact numbers for encoder and pooler, and the millions with the pretraining heads. The latter
+# are as published, except for large, for which the paper says 340.
 @pytest.mark.parametrize(
     ("name", "encoder", "published_millions"),
     [
@@ -132,7 +132,7 @@ def test_json_round_trip(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (b"{", "JSON"),
         (b"\xff\xfe", "JSON"),
@@ -147,10 +147,10 @@ def test_json_round_trip(config, tmp_path):
         (b'{"vocab_size": 50, "hidden_act": ["gelu"]}', "hidden_act"),
     ],
 )
-def test_unusable_file_is_named_with_what_is_wrong(tmp_path, content, told):
+def test_unusable_file_is_named_with_what_is_wrong(tmp_path, content, reported):
     path = tmp_path / "my_config.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=reported) as raised:
         BertConfig.read(path)
     assert str(path) in str(raised.value)
 

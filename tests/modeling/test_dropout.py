@@ -10,7 +10,7 @@ from modeling.dropout import dropout, dropout_key, example_keys, fold_in
 
 
 def lowbias32(x):
-    """Of uint32 arrays: https://nullprogram.com/blog/2018/07/31/."""
+    """The hash of uint32 arrays, from https://nullprogram.com/blog/2018/07/31/."""
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> np.uint32(15))
@@ -19,7 +19,7 @@ def lowbias32(x):
 
 
 def mask_by_hand(shape, rate, key):
-    """True where an element is kept."""
+    """The mask, which is True for kept elements."""
     batch, *rest = shape
     examples = lowbias32(np.arange(batch, dtype=np.uint32) + np.uint32(key))[:, np.newaxis]
     elements = np.arange(np.prod(rest, dtype=int), dtype=np.uint32)[np.newaxis]
@@ -32,7 +32,7 @@ def mask(shape, rate, key):
 
 
 def assert_uncorrelated(first, second):
-    """Of masks: within five standard deviations of what chance alone gives."""
+    """Checks that two masks correlate by at most five standard deviations of chance."""
     first, second = first.ravel(), second.ravel()
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(first.size)
 
@@ -56,13 +56,13 @@ def test_without_a_key_or_a_rate_nothing_is_dropped(rate, has_key):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_dtype_stays(dtype):
+def test_dtype_is_kept(dtype):
     dropped = dropout(ops.ones((4, 50), dtype), 0.5, example_keys(dropout_key(0), np.arange(4)))
     assert dropped.dtype == ops.ones((), dtype).dtype
     assert set(np.asarray(dropped, np.float32).ravel()) == {0.0, 2.0}
 
 
-def test_the_mask_follows_from_the_key():
+def test_the_key_determines_the_mask():
     first, same, other = (mask((4, 200), 0.5, dropout_key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, same)
     assert_uncorrelated(first, other)
@@ -80,7 +80,7 @@ def test_masks_are_those_of_the_hash(shape, rate, key):
 
 
 def test_masks_stay_the_same_in_all_versions_and_backends():
-    """Or a run would not go on as it would have gone on."""
+    """Otherwise a resumed run would differ from an uninterrupted one."""
     key = fold_in(fold_in(dropout_key(12345), 1), 2)
     assert int(dropout_key(12345)) == 2688385916
     assert int(key) == 4066227798
@@ -105,11 +105,11 @@ def test_a_part_of_a_batch_has_the_masks_of_the_whole():
     np.testing.assert_array_equal(part, whole[2:4])
 
 
-def test_without_a_key_there_is_nothing_to_fold():
+def test_folding_no_key_gives_no_key():
     assert fold_in(None, 3) is None
 
 
-def test_seeds_and_numbers_give_keys_of_their_own():
+def test_each_seed_and_each_number_gives_its_own_key():
     seeds = {int(dropout_key(seed)) for seed in range(300)}
     folded = fold_in(fold_in(dropout_key(0), ops.arange(100)[:, None]), ops.arange(100)[None])
     assert len(seeds) == 300
@@ -118,7 +118,7 @@ def test_seeds_and_numbers_give_keys_of_their_own():
 
 @pytest.fixture(scope="module")
 def masks():
-    """Masks [steps, layers, examples, rows, columns] under keys as the trainer folds them."""
+    """Masks [steps, layers, examples, rows, columns], with keys folded like the trainer's."""
     key = dropout_key(3)
     shape = (4, 64, 128)
     return np.stack(
@@ -133,7 +133,7 @@ def masks():
     ("axis", "distance"), [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (4, 1), (4, 64)]
 )
 def test_neighbours_are_not_correlated(masks, axis, distance):
-    """Neither steps, layers, examples, rows nor columns."""
+    """This applies to steps, layers, examples, rows and columns."""
     masks = np.moveaxis(masks, axis, 0)
     assert_uncorrelated(masks[distance:], masks[:-distance])
 
@@ -143,8 +143,8 @@ def test_step_and_layer_are_not_interchangeable(masks):
     assert_uncorrelated(masks[upper], masks.swapaxes(0, 1)[upper])
 
 
-def test_no_mask_is_another_one_shifted():
-    """Not even where the sequences that two examples are hashed from overlap."""
+def test_no_mask_is_a_shifted_copy_of_another():
+    """This also holds if the sequences from which two examples are hashed overlap."""
     keys = np.arange(2**22, dtype=np.uint32)
     distances = lowbias32(keys + np.uint32(1)) - lowbias32(keys)
     key, distance = int(keys[distances.argmin()]), int(distances.min())
@@ -153,8 +153,8 @@ def test_no_mask_is_another_one_shifted():
     assert_uncorrelated(first[distance:], second[:-distance])
 
 
-def test_sums_of_masks_vary_as_independent_draws_do(masks):
-    """Over examples of a step and a layer, and over the steps at a place."""
+def test_sums_of_masks_vary_like_independent_draws(masks):
+    """This holds for the examples of a step and layer, and for each position over the steps."""
     for axes in ((3, 4), (0, 1, 2)):
         counted = masks.sum(axes)
         draws = masks.size // counted.size

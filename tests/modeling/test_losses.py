@@ -57,12 +57,13 @@ def by_hand(outputs, batch):
 
 @pytest.fixture(scope="module")
 def batch(make_batch):
-    """A batch in which some predictions are padding, and some of the best logits the labels'."""
+    """A batch in which some predictions are padding."""
     return make_batch(16)
 
 
 @pytest.fixture(scope="module")
 def outputs(batch):
+    """Random outputs, in which some labels have the largest logit."""
     outputs = random_outputs(batch)
     for i in range(0, 16, 3):
         outputs["masked_lm_logits"][i, 0, batch["masked_lm_ids"][i, 0]] = 20.0
@@ -99,7 +100,7 @@ def test_sums_of_parts_with_totals_of_the_whole_give_shares_of_the_loss(outputs,
     assert sum(shares) == pytest.approx(total_loss(whole), rel=1e-5)
 
 
-def test_padding_predictions_have_no_influence(outputs, batch):
+def test_padding_predictions_have_no_effect(outputs, batch):
     padding = batch["masked_lm_weights"] == 0
     other_outputs = {name: values.copy() for name, values in outputs.items()}
     other_outputs["masked_lm_logits"][padding, 7] = 50.0
@@ -125,7 +126,7 @@ def test_losses_and_accuracies_are_means_of_the_sums(outputs, batch):
     )
 
 
-def test_a_batch_of_padding_alone_has_no_masked_lm_loss(outputs, batch):
+def test_a_batch_with_only_padding_has_no_masked_lm_loss(outputs, batch):
     unmasked = batch | {"masked_lm_weights": np.zeros_like(batch["masked_lm_weights"])}
     assert masked_lm_loss(totals_and_sums(outputs, unmasked)) == 0.0
 

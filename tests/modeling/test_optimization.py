@@ -86,7 +86,7 @@ def test_size_of_the_first_update(bias_correction, size):
     np.testing.assert_allclose(weight.numpy(), [-0.01 * size, 0.01 * size, 0], rtol=1e-4)
 
 
-def test_epsilon_stands_outside_the_square_root():
+def test_epsilon_is_outside_the_square_root():
     weight = variable("dense/bias", [0.0])
     AdamW(1.0, epsilon=0.5).apply([ops.convert_to_tensor([0.25])], [weight])
     np.testing.assert_allclose(weight.numpy(), [-0.25 / (0.25 + 0.5)], rtol=1e-4)
@@ -110,21 +110,21 @@ def test_gradients_above_the_norm_are_scaled_down_together():
 
 
 @pytest.mark.parametrize("values", [[0.3, -0.4], [0.6, 0.8], [0.0, 0.0]])
-def test_gradients_within_the_norm_are_left_alone(values):
+def test_gradients_within_the_norm_are_unchanged(values):
     clipped, norm = clip_by_global_norm([ops.convert_to_tensor([v]) for v in values], 1.0)
     assert float(norm) == pytest.approx(np.hypot(*values))
     np.testing.assert_allclose(np.concatenate(clipped), np.float32(values), rtol=1e-6)
 
 
 def update_of(rule, name, start, gradient, **settings):
-    """By how much an optimizer changes a variable at once, with learning rate 1."""
+    """The change that an optimizer makes to a variable in one update with learning rate 1."""
     weight = variable(name, start)
     rule(1.0, **settings).apply([ops.convert_to_tensor(gradient)], [weight])
     return np.float32(start) - weight.numpy()
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_update_of_lamb_is_as_large_as_its_variable(size):
+def test_lamb_update_is_as_large_as_its_variable(size):
     start = size * np.float32([[1.0, -2.0], [3.0, 4.0]])
     update = update_of(Lamb, "dense/kernel", start, [[0.1, 0.3], [-0.2, 0.0]])
     assert np.linalg.norm(update) == pytest.approx(np.linalg.norm(start), rel=1e-5)
@@ -139,19 +139,19 @@ def test_update_of_lamb_is_as_large_as_its_variable(size):
     ],
     ids=["bias", "normalization", "variable of norm 0"],
 )
-def test_update_of_lamb_that_is_not_scaled_is_that_of_adamw(name, start, gradient):
+def test_lamb_update_that_is_not_scaled_is_that_of_adamw(name, start, gradient):
     update = update_of(Lamb, name, start, gradient)
     np.testing.assert_array_equal(update, update_of(AdamW, name, start, gradient))
     assert np.abs(update).min() > 0.9
 
 
-def test_update_of_lamb_of_norm_0_is_none():
+def test_lamb_update_of_norm_0_changes_nothing():
     update = update_of(Lamb, "dense/kernel", [3.0, 4.0], [0.0, 0.0], weight_decay_rate=0.0)
     np.testing.assert_array_equal(update, [0.0, 0.0])
 
 
 def scale_after(start, good_updates, outcomes):
-    """The loss scale and its good updates after gradients that were finite or not."""
+    """The loss scale and its count of good updates after gradients that were finite or not."""
     scale = LossScale()
     for state, value in zip(scale.variables, (start, good_updates), strict=True):
         state.assign(value)

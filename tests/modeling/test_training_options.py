@@ -38,7 +38,7 @@ def test_counts_are_at_least_1(name, value):
         ("random_seed", -1),
     ],
 )
-def test_what_may_be_0_is_not_negative(name, value):
+def test_options_that_may_be_0_are_not_negative(name, value):
     with pytest.raises(UserError, match=f"--{name}={value} must be at least 0 and finite"):
         TrainingOptions(**{name: value})
     assert getattr(TrainingOptions(**{name: 0}), name) == 0
@@ -58,7 +58,7 @@ def test_the_warm_up_may_be_none_or_all_of_training(num_warmup_steps):
     assert options.num_warmup_steps == num_warmup_steps
 
 
-def test_a_batch_is_in_parts_of_one_size():
+def test_a_batch_is_divided_into_equal_parts():
     assert TrainingOptions(train_batch_size=12, gradient_accumulation_steps=4)
     with pytest.raises(
         UserError,
@@ -67,7 +67,7 @@ def test_a_batch_is_in_parts_of_one_size():
         TrainingOptions(train_batch_size=12, gradient_accumulation_steps=5)
 
 
-def test_defaults_are_those_of_the_original_but_for_bias_correction():
+def test_defaults_are_those_of_the_original_except_for_bias_correction():
     # run_pretraining.py, which has neither the other optimizer nor the other precisions.
     options = dataclasses.asdict(TrainingOptions())
     original = {

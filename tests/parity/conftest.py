@@ -1,6 +1,6 @@
 import os
 
-# Before `transformers` is imported.
+# Must be set before `transformers` is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import gzip
@@ -23,13 +23,13 @@ VOCABULARY = (
 ).split()
 
 ROOT = Path(__file__).parents[2]
-# What the clone holds, and the whole sets where they are beside it.
+# The golden data in the clone, and the complete sets if they are beside it.
 GOLDEN_DIRS = [
     directory
     for directory in (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
     if directory.is_dir()
 ]
-# The published vocabularies, and whether they are of lower-cased text.
+# The published vocabularies, and whether their text is lower-cased.
 PUBLISHED = {
     "bert-base-uncased": True,
     "bert-base-cased": False,
@@ -40,7 +40,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class GoldenTokenizations:
-    """What the original makes of texts: of each the text, its pieces and their ids."""
+    """The original's tokenizations: lines of a text, its pieces and their ids."""
 
     vocab_file: Path
     do_lower_case: bool
@@ -49,13 +49,13 @@ class GoldenTokenizations:
 
 @pytest.fixture(scope="session", params=GOLDEN_DIRS, ids=lambda directory: directory.parent.name)
 def golden_dir(request):
-    """A folder of golden data, see `tests/golden/README.md`."""
+    """A folder of golden data; see `tests/golden/README.md`."""
     return request.param
 
 
 @pytest.fixture(scope="session", params=PUBLISHED)
 def golden_tokenizations(request, golden_dir):
-    """With one of the published vocabularies, which is reduced in the clone."""
+    """The golden tokenizations with a published vocabulary, which is reduced in the clone."""
     name, do_lower_case = request.param, PUBLISHED[request.param]
     whole = golden_dir / "tokenization.jsonl.gz"
     if whole.exists():
@@ -77,7 +77,7 @@ def golden_tokenizations(request, golden_dir):
 
 @dataclass(frozen=True)
 class Exported:
-    """An export for Hugging Face and what is in it."""
+    """An export for Hugging Face, and its content."""
 
     directory: Path
     config: BertConfig
@@ -86,7 +86,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def export_random(tmp_path_factory):
-    """A function that exports random weights for Hugging Face: those whose names have a prefix."""
+    """A function that exports random weights whose names have a prefix, for Hugging Face."""
 
     def write(prefixes=("",), **config):
         vocabulary_dir = tmp_path_factory.mktemp("vocabulary")
@@ -119,5 +119,5 @@ def export_random(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(export_random):
-    """A whole model, not to be changed."""
+    """An export of a complete model, not to be changed."""
     return export_random()

@@ -16,7 +16,7 @@ def named_variable(path, values):
         return keras.Variable(values, name=name)
 
 
-def test_every_step_of_the_original(golden_dir):
+def test_every_step_equals_that_of_the_original(golden_dir):
     with np.load(golden_dir / "adamw_trajectory.npz") as arrays:
         golden = dict(arrays)
     names = [name.removeprefix("init:") for name in golden if name.startswith("init:")]

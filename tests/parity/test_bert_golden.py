@@ -1,4 +1,4 @@
-"""The model against an independent implementation in float64, see the golden data's README."""
+"""The model against an independent implementation in float64; see the golden data's README."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def read_arrays(path):
 
 @pytest.fixture(scope="module", params=["tiny_bert_gelu_tanh", "tiny_bert_gelu_erf"])
 def golden(request, golden_dir):
-    """Model, batch and expected values."""
+    """The model, the batch, the expected values and their directory."""
     directory = golden_dir / request.param
     config = dataclasses.replace(
         BertConfig.read(directory / "bert_config.json"),
@@ -42,7 +42,7 @@ def test_variables_are_those_of_the_golden_weights(golden):
 @pytest.mark.parametrize(
     "name", ["sequence_output", "pooled_output", "masked_lm_logits", "next_sentence_logits"]
 )
-def test_output(golden, name):
+def test_outputs_equal_the_golden_ones(golden, name):
     model, batch, expected, _ = golden
     np.testing.assert_allclose(model(batch)[name], expected[name], rtol=0, atol=1e-5)
 
@@ -54,7 +54,7 @@ def assert_losses(sums, expected):
     )
 
 
-def test_losses(golden):
+def test_losses_equal_the_golden_ones(golden):
     model, batch, expected, _ = golden
     assert_losses({**batch_totals(batch), **pretraining_sums(model(batch), batch)}, expected)
 
@@ -63,7 +63,7 @@ def test_losses_and_global_norm_of_the_gradients_in_training(golden):
     model, batch, expected, _ = golden
     optimizer = AdamW(0.0)
     optimizer.build(model.trainable_variables)
-    told = TrainStep(Learner(model, optimizer))(batch)
-    assert_losses(told, expected)
+    results = TrainStep(Learner(model, optimizer))(batch)
+    assert_losses(results, expected)
     norm = float(expected["gradient_global_norm"])
-    assert float(told["gradient_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert float(results["gradient_norm"]) == pytest.approx(norm, rel=1e-5)

@@ -1,4 +1,4 @@
-"""An export is fine-tuned: as its model card says, with adapters, in PyTorch Lightning."""
+"""An export is fine-tuned as its model card shows, with adapters, and in PyTorch Lightning."""
 
 import re
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-# What is exported does not depend on the backend: one is enough.
+# Exports do not depend on the backend, so one is enough.
 if keras.config.backend() != "tensorflow":
     pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
@@ -21,7 +21,7 @@ SEVERAL_LABELS = [[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]
 
 @pytest.fixture(scope="module", autouse=True)
 def single_thread():
-    """So small a model is slowed down by threads."""
+    """Threads slow down such a small model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def tokenizer(exported):
 
 
 def classifier(exported, **settings):
-    """A model with a new head, the same each time."""
+    """A model with a new head, which is the same in each call."""
     torch.manual_seed(0)
     return transformers.AutoModelForSequenceClassification.from_pretrained(
         exported.directory, **settings
@@ -58,7 +58,7 @@ def execute(code, directory, output_dir):
     return namespace
 
 
-def test_card_shows_how_to_guess_masked_words(exported, tmp_path, capsys):
+def test_card_shows_how_to_predict_masked_words(exported, tmp_path, capsys):
     execute(code_blocks(exported.directory)[0], exported.directory, tmp_path)
     assert "token_str" in capsys.readouterr().out
 
@@ -94,7 +94,9 @@ def test_card_shows_how_to_fine_tune(exported, tmp_path):
         ),
     ],
 )
-def test_adapter_learns_and_the_encoder_stays(exported, tokenizer, class_name, settings, adapter):
+def test_adapter_learns_and_the_encoder_is_unchanged(
+    exported, tokenizer, class_name, settings, adapter
+):
     peft = pytest.importorskip("peft")
     config = getattr(peft, class_name)(task_type="SEQ_CLS", **settings)
     model = peft.get_peft_model(classifier(exported, num_labels=2), config)

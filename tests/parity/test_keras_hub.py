@@ -1,4 +1,4 @@
-"""A Hugging Face export as `keras_hub` opens it: the same outputs, the same token ids."""
+"""`keras_hub` opens a Hugging Face export, with the same outputs and the same token ids."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings, write_tokenizer
 from pipeline.tokenization import FullTokenizer
 
-# What is exported does not depend on the backend: one is enough.
+# Exports do not depend on the backend, so one is enough.
 if keras.config.backend() != "tensorflow":
     pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
@@ -19,10 +19,10 @@ keras_hub = pytest.importorskip("keras_hub")
 
 S = 20
 VOCABULARY = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the The mill turn ##s Turn ##ing mu ##ller stone cafe 水 車 runs , "
-    ". ! ? ' ( ) don t $ 1 ##2 ##3"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the The mill turn ##s Turn ##ing mu ##ller stone cafe 水 車 "
+    "runs , . ! ? ' ( ) don t $ 1 ##2 ##3"
 ).split()
-# It keeps accents, and no-break spaces are none to it.
+# Without accents and no-break spaces, because keras_hub keeps accents and does not split there.
 SENTENCES = [
     "The mill turns.",
     "Turning the stone, the muller runs!",

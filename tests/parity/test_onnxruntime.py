@@ -1,4 +1,4 @@
-"""The ONNX graph in onnxruntime: the outputs of the Keras model."""
+"""The ONNX graph in onnxruntime gives the outputs of the Keras model."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ HEAD_OUTPUTS = ["masked_lm_logits", "next_sentence_logits"]
 
 
 def make_model(max_position_embeddings=S, **config):
-    """A model with weights, biases too, of a noticeable size."""
+    """A model with weights and biases of notable size."""
     model = BertForPreTraining(
         BertConfig(
             vocab_size=V,
@@ -64,7 +64,7 @@ def run(session, batch):
 
 
 def expected(model, batch):
-    """The outputs of our model, which must differ enough for a comparison to mean something."""
+    """The outputs of our model, which must vary enough for a meaningful comparison."""
     outputs = {name: np.asarray(output) for name, output in model(batch).items()}
     assert outputs.keys() == {*ENCODER_OUTPUTS, *HEAD_OUTPUTS}
     assert all(output.std() > 0.3 for output in outputs.values())
@@ -80,7 +80,7 @@ def assert_same(theirs, ours, names):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Rows of more and more tokens before the padding, of which the ids are random too."""
+    """Rows with more and more tokens before the padding, whose ids are also random."""
     rng = np.random.default_rng(1)
     num_tokens = np.array([[1], [5], [9], [13], [20], [27], [S]])
     position = np.arange(S)
@@ -111,8 +111,10 @@ def session(model):
 @pytest.mark.parametrize(
     ("rows", "length", "predictions"), [(7, S, P), (1, 1, 1), (2, 6, 3), (4, 13, P), (7, S, 0)]
 )
-def test_outputs_are_the_same_at_any_size(session, batch, outputs, rows, length, predictions):
-    """What is cut off is padding, upon which no output depends."""
+def test_outputs_are_the_same_for_any_batch_size_and_length(
+    session, batch, outputs, rows, length, predictions
+):
+    """Only padding is cut off, and no output depends on it."""
     part = {name: values[:rows, :length] for name, values in batch.items()}
     part["masked_lm_positions"] = batch["masked_lm_positions"][:rows, :predictions]
     assert batch["input_mask"][:rows, length:].sum() == 0
@@ -139,16 +141,16 @@ def test_outputs_are_the_same_without_heads(model, batch, outputs):
 
 @pytest.mark.parametrize("longest", [S, 1])
 def test_a_sequence_that_is_too_long_fails(longest):
-    """Also where the one row of position embeddings could be broadcast."""
+    """It also fails if a single row of position embeddings could be broadcast."""
     session = start(export(make_model(max_position_embeddings=longest), heads=False))
     run(session, dict.fromkeys(ENCODER_INPUTS, np.ones((2, longest), np.int64)))
     with pytest.raises(Exception, match="bert/embeddings/position_embeddings/Reshape"):
         run(session, dict.fromkeys(ENCODER_INPUTS, np.ones((2, longest + 1), np.int64)))
 
 
-def test_optimizer_of_onnxruntime_finds_the_attention(batch, tmp_path):
+def test_optimizer_of_onnxruntime_recognizes_attention(batch, tmp_path):
     optimizer = pytest.importorskip("onnxruntime.transformers.optimizer")
-    # Not the tanh form, which the optimizer takes for this one: FusionBiasGelu reads no attribute.
+    # Not the tanh form: the optimizer treats it as this one, as FusionBiasGelu reads no attribute.
     model = make_model(gelu_form=GeluForm.ERF)
     onnx.save(export(model), tmp_path / "model.onnx")
     fused = optimizer.optimize_model(

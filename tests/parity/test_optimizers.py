@@ -16,7 +16,7 @@ RATES = [float(SCHEDULE(step)) for step in range(NUM_STEPS)]
 
 @pytest.fixture(scope="module")
 def start_and_gradients():
-    """Of two kernels of unlike size and a bias: values, and gradients of each step."""
+    """Values of two kernels of different sizes and a bias, and their gradients at each step."""
     rng = np.random.default_rng(3)
     start = {
         "a/kernel": rng.standard_normal((5, 4)),
@@ -51,9 +51,9 @@ def assert_near(actual, expected, atol):
         np.testing.assert_allclose(values, expected[name], rtol=0, atol=atol, err_msg=name)
 
 
-def test_adamw_is_that_of_keras_but_for_the_place_of_epsilon(start_and_gradients):
-    # Keras adds epsilon before the second moment is corrected, so it must be too small to matter.
-    # It subtracts the decay before the update, which does not look at the variable.
+def test_adamw_is_that_of_keras_except_for_the_place_of_epsilon(start_and_gradients):
+    # Keras adds epsilon before correcting the second moment, so epsilon must be negligible.
+    # It subtracts the decay before the update, which does not depend on the variable.
     theirs = keras.optimizers.AdamW(SCHEDULE, weight_decay=0.1, epsilon=1e-12)
     theirs.exclude_from_weight_decay(var_names=["bias"])
     expected = run(theirs, *start_and_gradients)
@@ -80,13 +80,13 @@ def test_adamw_is_that_of_pytorch(start_and_gradients):
             parameter.grad = torch.tensor(step[name])
         optimizer.step()
     expected = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
-    # In float32, 1 - 0.999^t is good to five digits at first.
+    # In float32, 1 - 0.999^t is at first accurate to five digits.
     actual = run(AdamW(SCHEDULE, weight_decay_rate=0.1, epsilon=0.1), start, gradients)
     assert_near(actual, expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("rule", [AdamW, Lamb])
-def test_rules_are_those_of_optax(start_and_gradients, rule):
+def test_optimizers_are_those_of_optax(start_and_gradients, rule):
     optax = pytest.importorskip("optax")
     start, gradients = start_and_gradients
     theirs = (optax.lamb if rule is Lamb else optax.adamw)(
@@ -101,7 +101,7 @@ def test_rules_are_those_of_optax(start_and_gradients, rule):
         parameters = optax.apply_updates(parameters, updates)
     actual = run(rule(SCHEDULE, weight_decay_rate=0.1), start, gradients)
     if rule is Lamb:
-        # There, what is not decayed is scaled all the same.
+        # Optax also scales variables that are not decayed.
         actual.pop("b/bias")
     assert_near(actual, parameters, atol=5e-6)
 
@@ -115,14 +115,14 @@ def test_lamb_is_the_algorithm_of_the_paper(start_and_gradients, bias_correction
         name: lamb_by_hand(start[name], [step[name] for step in gradients], bias_correction)
         for name in ("a/kernel", "b/kernel")
     }
-    # What is neither decayed nor scaled to its norm is updated as by AdamW.
+    # Variables that are neither decayed nor scaled are updated as by AdamW.
     expected["b/bias"] = run(AdamW(SCHEDULE, **settings), start, gradients)["b/bias"]
     assert np.abs(actual["a/kernel"] - start["a/kernel"]).max() > 0.02
     assert_near(actual, expected, atol=5e-6)
 
 
 def lamb_by_hand(x, gradients, bias_correction):
-    """Algorithm 2 of https://arxiv.org/abs/1904.00962 in float64, for one layer; φ is the identity."""
+    """Algorithm 2 of https://arxiv.org/abs/1904.00962 in float64 for one layer, with φ(x) = x."""
     x, m, v = np.float64(x), 0.0, 0.0
     for t, (rate, g) in enumerate(zip(RATES, np.float64(gradients), strict=True), start=1):
         m = 0.9 * m + (1 - 0.9) * g

@@ -1,4 +1,4 @@
-"""Models that `transformers` saves: read, they compute the same."""
+"""Models that `transformers` saved are read and compute the same."""
 
 import json
 import math
@@ -23,7 +23,7 @@ POOLER = {"bert/pooler/dense/kernel", "bert/pooler/dense/bias"}
 
 
 def make(class_name, **config):
-    """A model of theirs with weights, biases too, of a noticeable size."""
+    """A model of transformers with weights and biases of notable size."""
     torch.manual_seed(0)
     model = getattr(transformers, class_name)(
         transformers.BertConfig(
@@ -43,7 +43,7 @@ def make(class_name, **config):
 
 
 def read(model, directory):
-    """The model as it is read from what its `save_pretrained` writes, and what was not there."""
+    """Saves a model with `save_pretrained`; returns it as read, and the missing variables."""
     model.save_pretrained(directory)
     pretrained = read_pretrained(directory)
     assert not pretrained.ignored
@@ -134,7 +134,7 @@ def test_a_fine_tuned_model_gives_its_encoder(tmp_path, batch):
     assert_close(ours(batch)["pooled_output"], theirs.pooler_output.numpy())
 
 
-def test_every_setting_that_they_know_is_known(tmp_path):
+def test_every_setting_of_transformers_is_known(tmp_path):
     config = transformers.BertConfig(vocab_size=V, hidden_act="gelu_new")
     content = {name: value for name, value in config.to_dict().items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -163,7 +163,7 @@ def test_a_relative_of_bert_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("class_name", "prefix"), [("BertModel", "bert/"), ("BertForPreTraining", "")]
 )
-def test_the_smallest_preset_has_as_many_parameters(class_name, prefix):
+def test_the_smallest_preset_has_the_same_number_of_parameters(class_name, prefix):
     ours = BertConfig.preset("tiny", vocab_size=30522)
     theirs = getattr(transformers, class_name)(
         transformers.BertConfig(

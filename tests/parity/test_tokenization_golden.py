@@ -1,4 +1,4 @@
-"""The original FullTokenizer's own output, text for text."""
+"""The tokenizer against the original FullTokenizer's output, text by text."""
 
 import pytest
 

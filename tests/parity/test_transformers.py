@@ -1,4 +1,4 @@
-"""An export in `transformers`: every class opens it, with the same outputs and the same token ids."""
+"""Every class of `transformers` opens an export, with the same outputs and the same token ids."""
 
 import json
 
@@ -38,7 +38,7 @@ MASKED_LM = {
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
 ANSWERS = {"qa_outputs.weight", "qa_outputs.bias"}
 
-# For every class, what is missing for it in the export of a whole model, and what it does not need.
+# For each class, the tensors that a complete model's export lacks, and those it does not need.
 DIFFERENCES = {
     "AutoModel": (set(), MASKED_LM | NEXT_SENTENCE),
     "BertForPreTraining": (set(), set()),
@@ -66,7 +66,7 @@ SENTENCES = [
 
 
 def load(class_name, directory):
-    """The model, and the names that were missing, not needed and of another shape."""
+    """The model, and the names of tensors that were missing, not needed or of another shape."""
     model, information = getattr(transformers, class_name).from_pretrained(
         directory, output_loading_info=True
     )
@@ -95,9 +95,7 @@ def test_class_finds_its_weights(exported, class_name):
     ("prefixes", "class_name", "not_needed"),
     [(WITHOUT_NEXT_SENTENCE, "BertForMaskedLM", POOLER), (ENCODER, "BertModel", set())],
 )
-def test_model_without_all_heads_names_the_class_that_it_is(
-    export_random, prefixes, class_name, not_needed
-):
+def test_model_without_all_heads_names_its_class(export_random, prefixes, class_name, not_needed):
     directory = export_random(prefixes).directory
     written = json.loads((directory / "config.json").read_text())
     assert written["architectures"] == [class_name]
@@ -175,7 +173,7 @@ def test_fill_mask_finds_our_likeliest_token(exported):
     vocabulary = exported.directory / "vocab.txt"
     before, after = (FullTokenizer(vocabulary).encode(part) for part in text.split("[MASK]"))
     ids = np.array([2, *before, 4, *after, 3])
-    # In the shape of the other batches, for which JAX has compiled every operation.
+    # The shape is that of the other batches, for which JAX has compiled every operation.
     ids_BS = np.tile(np.pad(ids, (0, S - len(ids))), (3, 1)).astype(np.int32)
     batch = {
         "input_ids": ids_BS,
@@ -193,7 +191,7 @@ def test_fill_mask_finds_our_likeliest_token(exported):
 
 
 def tokenizers_of(directory):
-    """Functions from a text to ids, without [CLS] and [SEP]: of each way to open the directory."""
+    """Functions from a text to ids without [CLS] and [SEP], one per way to open the directory."""
     fast = transformers.AutoTokenizer.from_pretrained(directory)
     slow = transformers.BertTokenizerLegacy.from_pretrained(directory)
     file = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -205,29 +203,29 @@ def tokenizers_of(directory):
 
 
 @pytest.mark.no_backend
-def test_ids_are_the_originals_where_those_of_hugging_face_are(tmp_path, golden_tokenizations):
+def test_ids_equal_the_originals_wherever_hugging_faces_do(tmp_path, golden_tokenizations):
     path, do_lower_case = golden_tokenizations.vocab_file, golden_tokenizations.do_lower_case
     settings = TokenizerSettings(path, read_tokens(path), do_lower_case, None)
     write_tokenizer(tmp_path, settings, 512)
-    of_export = tokenizers_of(tmp_path)
+    exported = tokenizers_of(tmp_path)
     fast = transformers.BertTokenizer(vocab=str(path), do_lower_case=do_lower_case)
     slow = transformers.BertTokenizerLegacy(str(path), do_lower_case=do_lower_case)
 
     lines = golden_tokenizations.lines
-    # Of 922 texts, many made to find differences, Hugging Face's fast tokenizer agrees with the
-    # original on 867 to 886, its slow one on 833 to 851. Of the 250 in the clone, they agree on 230
-    # to 237 and on 218 to 227. They differ in private-use and unassigned characters, in the limits
-    # of a word's length and in "[MASK]" within a text.
+    # Many of the 922 texts were made to find differences. On these, Hugging Face's fast tokenizer
+    # agrees with the original on 867 to 886, and its slow one on 833 to 851. On the clone's 250
+    # texts, they agree on 230 to 237 and on 218 to 227. They differ in private-use and unassigned
+    # characters, in the longest word's length and in "[MASK]" within a text.
     least_fast, least_slow = (0.93, 0.9) if len(lines) == 922 else (0.92, 0.87)
     agreed = {"fast": 0, "slow": 0}
     for text, _, ids in lines:
         if fast(text, add_special_tokens=False)["input_ids"] == ids:
             agreed["fast"] += 1
-            assert of_export["fast"](text) == ids, text
-            assert of_export["file"](text) == ids, text
+            assert exported["fast"](text) == ids, text
+            assert exported["file"](text) == ids, text
         if slow(text, add_special_tokens=False)["input_ids"] == ids:
             agreed["slow"] += 1
-            assert of_export["slow"](text) == ids, text
+            assert exported["slow"](text) == ids, text
     assert agreed["fast"] >= least_fast * len(lines)
     assert agreed["slow"] >= least_slow * len(lines)
 
@@ -236,9 +234,7 @@ def test_ids_are_the_originals_where_those_of_hugging_face_are(tmp_path, golden_
     ("do_lower_case", "strip_accents"),
     [(True, None), (False, None), (True, False), (False, True), (True, True)],
 )
-def test_what_the_manifest_says_of_text_reaches_the_tokenizers(
-    tmp_path, do_lower_case, strip_accents
-):
+def test_text_settings_of_the_manifest_reach_the_tokenizers(tmp_path, do_lower_case, strip_accents):
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", "utf-8")
     manifest = Manifest(
         max_seq_length=S,

@@ -74,7 +74,7 @@ def weights(config):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, config, weights):
-    """What was written of them."""
+    """The directory that was written from them."""
     directory = tmp_path_factory.mktemp("written")
     write_huggingface(directory, config, weights)
     return directory
@@ -93,7 +93,7 @@ def test_names_follow_hugging_face(original, name):
         ("cls/seq_relationship/output_weights", False),
     ],
 )
-def test_kernels_alone_are_transposed(name, is_transposed):
+def test_only_kernels_are_transposed(name, is_transposed):
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     converted = to_huggingface(name, values)
     np.testing.assert_array_equal(converted, values.T if is_transposed else values)
@@ -149,14 +149,14 @@ def test_config_on_disk_is_that_of_the_model(written, config):
         (("bert/pooler/", "cls/"), "BertModel"),
     ],
 )
-def test_config_names_the_class_whose_weights_are_there(
+def test_config_names_the_class_whose_weights_are_present(
     tmp_path, config, weights, missing, architecture
 ):
-    there = {name: values for name, values in weights.items() if not name.startswith(missing)}
-    write_huggingface(tmp_path, config, there)
+    present = {name: values for name, values in weights.items() if not name.startswith(missing)}
+    write_huggingface(tmp_path, config, present)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
-    assert load_file(tmp_path / "model.safetensors").keys() == {NAMES[name] for name in there}
-    assert read_huggingface(tmp_path, NAMES).keys() == there.keys()
+    assert load_file(tmp_path / "model.safetensors").keys() == {NAMES[name] for name in present}
+    assert read_huggingface(tmp_path, NAMES).keys() == present.keys()
 
 
 @pytest.mark.parametrize("gelu_form", GeluForm)
@@ -188,7 +188,7 @@ def tensors(written):
 
 @pytest.fixture
 def read(tmp_path):
-    """A function that reads tensors back from a file."""
+    """A function that writes tensors to a file and reads them back."""
 
     def read_tensors(tensors):
         save_file(tensors, tmp_path / "model.safetensors")
@@ -207,7 +207,7 @@ def test_written_weights_are_read_back(written, weights):
     assert_same(read_huggingface(written, NAMES), weights)
 
 
-def test_names_of_older_versions_are_understood(weights, read, tensors):
+def test_names_of_older_versions_are_read(weights, read, tensors):
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -218,7 +218,7 @@ def test_names_of_older_versions_are_understood(weights, read, tensors):
     assert_same(read(older), weights)
 
 
-def test_an_encoder_saved_alone_is_understood(read, tensors):
+def test_an_encoder_saved_alone_is_read(read, tensors):
     arrays = read(
         {
             name.removeprefix("bert."): values
@@ -231,7 +231,7 @@ def test_an_encoder_saved_alone_is_understood(read, tensors):
     np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], embeddings)
 
 
-def test_copies_of_tied_tensors_are_understood(weights, read, tensors):
+def test_copies_of_tied_tensors_are_accepted(weights, read, tensors):
     copies = {
         "cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].copy(),
         "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].copy(),
@@ -239,7 +239,7 @@ def test_copies_of_tied_tensors_are_understood(weights, read, tensors):
     assert_same(read(tensors | copies), weights)
 
 
-def test_a_copy_may_stand_for_the_tensor(weights, read, tensors):
+def test_a_copy_can_replace_the_tensor(weights, read, tensors):
     renamed = dict(tensors)
     renamed["cls.predictions.decoder.bias"] = renamed.pop("cls.predictions.bias")
     assert_same(read(renamed), weights)
@@ -247,7 +247,7 @@ def test_a_copy_may_stand_for_the_tensor(weights, read, tensors):
 
 def test_a_decoder_that_is_not_tied_is_refused(tmp_path, read, tensors):
     decoder = tensors["bert.embeddings.word_embeddings.weight"] + 1
-    with pytest.raises(UserError, match=r"decoder\.weight in .* is no copy") as raised:
+    with pytest.raises(UserError, match=r"decoder\.weight in .* is not a copy") as raised:
         read(tensors | {"cls.predictions.decoder.weight": decoder})
     assert str(tmp_path / "model.safetensors") in str(raised.value)
 
@@ -281,7 +281,7 @@ def test_unreadable_weights_are_named(tmp_path, content):
     assert str(path) in str(raised.value)
 
 
-def test_missing_package_is_told(tmp_path, monkeypatch):
+def test_missing_package_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
         read_huggingface(tmp_path, NAMES)

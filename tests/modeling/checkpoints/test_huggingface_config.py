@@ -1,4 +1,4 @@
-"""Configs of Hugging Face, and the original's where either is accepted."""
+"""Reading configs of Hugging Face, and the original's where both are accepted."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ BASE = {
     "type_vocab_size": 2,
     "vocab_size": BERT_VOCAB_SIZE,
 }
-OF_A_LATER_ORIGINAL = {
+LATER_ORIGINAL = {
     "directionality": "bidi",
     "pooler_fc_size": 768,
     "pooler_num_attention_heads": 12,
@@ -31,8 +31,8 @@ OF_A_LATER_ORIGINAL = {
     "pooler_size_per_head": 128,
     "pooler_type": "first_token_transform",
 }
-# What versions 2, 4 and 5 of transformers write beside the above.
-OF_HUGGING_FACE_2 = {
+# The further names that versions 2, 4 and 5 of transformers write.
+HUGGING_FACE_2 = {
     "architectures": ["BertForSequenceClassification"],
     "do_sample": False,
     "eos_token_ids": 0,
@@ -58,7 +58,7 @@ OF_HUGGING_FACE_2 = {
     "torchscript": False,
     "use_bfloat16": False,
 }
-OF_HUGGING_FACE_4 = {
+HUGGING_FACE_4 = {
     "_name_or_path": "bert-base-uncased",
     "architectures": ["BertForMaskedLM"],
     "classifier_dropout": None,
@@ -71,7 +71,7 @@ OF_HUGGING_FACE_4 = {
     "transformers_version": "4.41.0",
     "use_cache": True,
 }
-OF_HUGGING_FACE_5 = {
+HUGGING_FACE_5 = {
     "add_cross_attention": False,
     "architectures": ["BertForPreTraining"],
     "bos_token_id": None,
@@ -100,7 +100,7 @@ def read(tmp_path):
     return read_content
 
 
-@pytest.mark.parametrize("extra", [{}, OF_A_LATER_ORIGINAL])
+@pytest.mark.parametrize("extra", [{}, LATER_ORIGINAL])
 def test_an_original_bert_config_is_read(read, extra):
     assert read(BASE | extra) == BertConfig.preset("base", BERT_VOCAB_SIZE)
 
@@ -108,10 +108,10 @@ def test_an_original_bert_config_is_read(read, extra):
 @pytest.mark.parametrize(
     "extra",
     [
-        OF_HUGGING_FACE_2,
-        OF_HUGGING_FACE_4,
-        OF_HUGGING_FACE_4 | OF_A_LATER_ORIGINAL,
-        OF_HUGGING_FACE_5,
+        HUGGING_FACE_2,
+        HUGGING_FACE_4,
+        HUGGING_FACE_4 | LATER_ORIGINAL,
+        HUGGING_FACE_5,
         {"model_type": "bert"},
         {"architectures": ["BertModel"]},
     ],
@@ -130,8 +130,8 @@ def test_a_hugging_face_config_is_read(read, extra):
         ("relu", "relu", GeluForm.TANH),
     ],
 )
-def test_activation_of_hugging_face_is_that_formula_here(read, name, hidden_act, gelu_form):
-    config = read(BASE | OF_HUGGING_FACE_5 | {"hidden_act": name})
+def test_activations_of_hugging_face_have_the_same_formula_here(read, name, hidden_act, gelu_form):
+    config = read(BASE | HUGGING_FACE_5 | {"hidden_act": name})
     assert (config.hidden_act, config.gelu_form) == (hidden_act, gelu_form)
 
 
@@ -159,11 +159,11 @@ def test_values_that_hugging_face_leaves_out_are_its_defaults(read):
 )
 def test_hugging_face_config_of_another_model_is_refused(read, tmp_path, name, value):
     with pytest.raises(UserError, match=name) as raised:
-        read(BASE | OF_HUGGING_FACE_5 | {name: value})
+        read(BASE | HUGGING_FACE_5 | {name: value})
     assert str(tmp_path / "some_config.json") in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_names_of_hugging_face_are_unknown_in_an_original_config(read):
-    with pytest.raises(UserError, match="unknown names: layer_norm_eps, use_cache;"):
+    with pytest.raises(UserError, match=r"unknown names: layer_norm_eps, use_cache \("):
         read(BASE | {"layer_norm_eps": 1e-12, "use_cache": True})

@@ -56,7 +56,7 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def write_original(run):
-    """A function that writes a checkpoint as the original's training does."""
+    """A function that writes a checkpoint like the original's training does."""
 
     def write(directory, weights, name="bert_model.ckpt"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def write_original(run):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory, write_original, weights):
-    """The run's weights as a checkpoint of the original, not to be changed: its prefix."""
+    """The prefix of the run's weights as an original checkpoint, not to be changed."""
     return write_original(tmp_path_factory.mktemp("original"), weights)
 
 
@@ -99,7 +99,7 @@ def own_huggingface(tmp_path, huggingface):
 
 @pytest.fixture(params=["run", "original", "huggingface"])
 def path(request, run, original, huggingface):
-    """The directory of each kind, not to be changed."""
+    """A directory of each kind, not to be changed."""
     return {"run": run[0], "original": original.parent, "huggingface": huggingface}[request.param]
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_read_from_within(run, config, weights, monkeypatch):
     assert_all_is_read(read_pretrained(Path()), config, weights)
 
 
-def test_of_a_run_the_newest_checkpoint_is_read(own_run, weights):
+def test_the_newest_checkpoint_of_a_run_is_read(own_run, weights):
     older, newer = own_run / "checkpoints/step-00000003", own_run / "checkpoints/step-00000010"
     shutil.copytree(older, newer)
     np.savez(newer / "weights.npz", **{name: values + 1 for name, values in weights.items()})
@@ -183,9 +183,9 @@ def test_more_checkpoints_than_there_are_cannot_be_averaged(long_run):
     assert str(long_run) in str(raised.value)
 
 
-def test_what_is_no_run_cannot_be_averaged(original, huggingface, long_run):
+def test_only_runs_can_be_averaged(original, huggingface, long_run):
     for path in (original.parent, huggingface, long_run / "checkpoints" / "step-00000020"):
-        with pytest.raises(UserError, match="is no run") as raised:
+        with pytest.raises(UserError, match="is not a run") as raised:
             read_average(path, 2)
         assert str(path) in str(raised.value)
 
@@ -224,11 +224,11 @@ def test_half_precision_is_widened(own_huggingface, weights):
         np.testing.assert_array_equal(values, weights[name].astype(np.float16), name)
 
 
-def test_what_is_of_no_use_is_named(tmp_path, own_huggingface, write_original, weights):
+def test_ignored_tensors_are_named(tmp_path, own_huggingface, write_original, weights):
     file = own_huggingface / "model.safetensors"
     others = {
         "classifier.weight": np.ones((2, 16), np.float32),
-        # Of older versions, and no weight.
+        # Older versions store it, though it is not a weight.
         "bert.embeddings.position_ids": np.arange(16)[np.newaxis],
     }
     save_file(load_file(file) | others, file)
@@ -241,7 +241,7 @@ def test_more_layers_than_the_config_says_are_an_error(own_huggingface):
     config = json.loads((own_huggingface / "config.json").read_text())
     config["num_hidden_layers"] -= 1
     (own_huggingface / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"has a variable bert/?.*layer[_.]1.*config knows nothing"):
+    with pytest.raises(UserError, match=r"has a variable bert/?.*layer[_.]1.*config does not"):
         read_pretrained(own_huggingface)
 
 
@@ -253,7 +253,7 @@ def test_variables_of_adapters_in_the_encoder_are_an_error(own_huggingface):
         read_pretrained(own_huggingface)
 
 
-def test_weights_in_several_files_are_told(own_huggingface):
+def test_weights_in_several_files_are_refused(own_huggingface):
     (own_huggingface / "model.safetensors").unlink()
     (own_huggingface / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match=r"in several files \(model\.safetensors\.index\.json\)"):
@@ -267,11 +267,11 @@ def test_a_missing_vocabulary_is_none(tmp_path, path):
     assert read_pretrained(copy).tokenizer is None
 
 
-def test_what_is_no_bert_is_told(tmp_path):
+def test_paths_without_a_bert_are_refused(tmp_path):
     (tmp_path / "file.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     for name in ("file.txt", "empty", "nowhere", "nowhere/bert_model.ckpt"):
-        with pytest.raises(UserError, match=r"no trained BERT.*model\.safetensors") as raised:
+        with pytest.raises(UserError, match=r"not a trained BERT.*model\.safetensors") as raised:
             read_pretrained(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
 
@@ -283,12 +283,12 @@ def test_pickled_weights_are_refused_with_a_way_out(own_huggingface):
     assert str(own_huggingface) in str(raised.value)
 
 
-def test_pickled_weights_beside_others_are_not_minded(own_huggingface, config, weights):
+def test_pickled_weights_beside_others_are_ignored(own_huggingface, config, weights):
     (own_huggingface / "pytorch_model.bin").write_bytes(b"pickle")
     assert_all_is_read(read_pretrained(own_huggingface), config, weights)
 
 
-def test_a_run_without_checkpoints_is_told(own_run):
+def test_a_run_without_checkpoints_is_refused(own_run):
     shutil.rmtree(own_run / "checkpoints" / "step-00000003")
     with pytest.raises(UserError, match="no checkpoint") as raised:
         read_pretrained(own_run)
@@ -296,7 +296,7 @@ def test_a_run_without_checkpoints_is_told(own_run):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no zip"])
-def test_a_damaged_checkpoint_of_a_run_is_told(own_run, content):
+def test_a_damaged_checkpoint_of_a_run_is_reported(own_run, content):
     file = own_run / "checkpoints" / "step-00000003" / "weights.npz"
     if content is None:
         file.unlink()
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_of_a_run_is_told(own_run, content):
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_config_is_told(tmp_path, original, own_huggingface, own_run):
+def test_a_missing_config_is_named(tmp_path, original, own_huggingface, own_run):
     copy = shutil.copytree(original.parent, tmp_path / "copy")
     for directory, name in ((copy, "bert_config.json"), (own_huggingface, "config.json")):
         (directory / name).unlink()
@@ -321,24 +321,24 @@ def test_a_missing_config_is_told(tmp_path, original, own_huggingface, own_run):
     assert str(own_run / "bert_config.json") in str(raised.value)
 
 
-def test_a_missing_package_is_told(huggingface, monkeypatch):
+def test_a_missing_package_is_reported(huggingface, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
         read_pretrained(huggingface)
 
 
-def test_weights_that_are_not_those_of_their_config_are_told(own_run, config):
-    for changed, told in (
+def test_weights_that_do_not_fit_their_config_are_refused(own_run, config):
+    for changed, reported in (
         (dataclasses.replace(config, num_hidden_layers=3), "bert/encoder/layer_2/"),
         (dataclasses.replace(config, vocab_size=51), WORD_EMBEDDINGS),
     ):
         (own_run / "bert_config.json").write_text(changed.to_json())
-        with pytest.raises(UserError, match=told) as raised:
+        with pytest.raises(UserError, match=reported) as raised:
             read_pretrained(own_run)
         assert str(own_run) in str(raised.value)
 
 
-def test_a_directory_of_another_architecture_is_told(own_huggingface):
+def test_a_directory_with_another_architecture_is_refused(own_huggingface):
     file = own_huggingface / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "roberta"}))
     with pytest.raises(UserError, match="'roberta' but must be 'bert'") as raised:
@@ -346,7 +346,7 @@ def test_a_directory_of_another_architecture_is_told(own_huggingface):
     assert str(file) in str(raised.value)
 
 
-def test_weights_under_other_names_are_told(tmp_path, write_original, weights):
+def test_weights_with_other_names_are_refused(tmp_path, write_original, weights):
     prefix = write_original(tmp_path, {f"model/{name}": v for name, v in weights.items()})
     with pytest.raises(UserError, match=f"no variable {WORD_EMBEDDINGS}") as raised:
         read_pretrained(prefix)
@@ -377,7 +377,7 @@ def test_pooler_and_heads_may_be_missing(pretrained, weights):
 @pytest.mark.parametrize(
     "name", [WORD_EMBEDDINGS, POSITION_EMBEDDINGS, "bert/embeddings/LayerNorm/beta", IN_THE_ENCODER]
 )
-def test_embeddings_and_encoder_must_be_whole(pretrained, name):
+def test_embeddings_and_encoder_must_be_complete(pretrained, name):
     model = BertForPreTraining(pretrained.config, seed=5)
     before = np.array(model.named_weights()[WORD_EMBEDDINGS].numpy())
     with pytest.raises(UserError, match=f"no variable {name}:") as raised:
@@ -387,7 +387,7 @@ def test_embeddings_and_encoder_must_be_whole(pretrained, name):
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "told"),
+    ("change", "name", "reported"),
     [
         ({"vocab_size": 60}, WORD_EMBEDDINGS, r"\(50, 16\) .*\(60, 16\).*vocabulary"),
         (
@@ -408,18 +408,18 @@ def test_embeddings_and_encoder_must_be_whole(pretrained, name):
         ),
     ],
 )
-def test_another_shape_is_told_with_both(pretrained, change, name, told):
+def test_both_shapes_are_reported_if_they_differ(pretrained, change, name, reported):
     config = dataclasses.replace(pretrained.config, **change)
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=reported) as raised:
         check_config(pretrained, config)
     assert str(raised.value).startswith(f"{name} ")
     assert pretrained.source in str(raised.value)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=reported):
         initialize(BertForPreTraining(config), pretrained)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"num_hidden_layers": 1}, "num_hidden_layers is 2 .* but 1 "),
         ({"num_hidden_layers": 3}, "num_hidden_layers is 2 .* but 3 "),
@@ -428,14 +428,14 @@ def test_another_shape_is_told_with_both(pretrained, change, name, told):
         ({"gelu_form": GeluForm.ERF}, "gelu_form is gelu_tanh .* but gelu_erf "),
     ],
 )
-def test_a_model_of_other_formulas_is_refused(pretrained, change, told):
+def test_a_model_with_other_formulas_is_refused(pretrained, change, reported):
     model = BertForPreTraining(dataclasses.replace(pretrained.config, **change))
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=reported) as raised:
         initialize(model, pretrained)
     assert pretrained.source in str(raised.value)
 
 
-def test_what_matters_in_training_only_may_differ(pretrained):
+def test_settings_that_matter_only_in_training_may_differ(pretrained):
     config = dataclasses.replace(
         pretrained.config,
         hidden_dropout_prob=0.0,
@@ -463,7 +463,7 @@ def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, pretrained, content):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "told"),
+    ("ours", "theirs", "reported"),
     [
         ("a\nb\nc\n", "a\nx\ny\n", "id 1 is 'b' in .*, but 'x' in "),
         ("a\nb\nc\n", "a\nb\n", "id 2 is 'c' in .*, but missing in "),
@@ -471,11 +471,11 @@ def test_line_ends_of_a_vocabulary_do_not_matter(tmp_path, pretrained, content):
         ("a\nB\n", "a\nb\n", "id 1 is 'B' in .*, but 'b' in "),
     ],
 )
-def test_other_tokens_are_told(tmp_path, pretrained, ours, theirs, told):
+def test_different_tokens_are_reported(tmp_path, pretrained, ours, theirs, reported):
     vocabulary, trained = tmp_path / "ours.txt", tmp_path / "theirs.txt"
     vocabulary.write_text(ours)
     trained.write_text(theirs)
-    with pytest.raises(UserError, match=f"^{told}.*ids would mean other tokens") as raised:
+    with pytest.raises(UserError, match=f"^{reported}.*ids stand for different tokens") as raised:
         check_vocabulary(with_vocabulary(pretrained, trained), vocabulary)
     assert str(vocabulary) in str(raised.value)
     assert str(trained) in str(raised.value)
@@ -493,7 +493,7 @@ def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrain
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
-def test_tokenizer_json_without_vocabulary_is_told(own_huggingface, content):
+def test_tokenizer_json_without_a_vocabulary_is_refused(own_huggingface, content):
     (own_huggingface / "vocab.txt").unlink()
     (own_huggingface / "tokenizer.json").write_text(content)
     with pytest.raises(UserError) as raised:
@@ -502,7 +502,7 @@ def test_tokenizer_json_without_vocabulary_is_told(own_huggingface, content):
 
 
 @pytest.mark.parametrize("content", [None, b"[PAD]\n\xff\n"])
-def test_unreadable_vocabulary_is_told(tmp_path, pretrained, content):
+def test_unreadable_vocabulary_is_reported(tmp_path, pretrained, content):
     if content is not None:
         (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UserError, match="cannot read the vocabulary") as raised:
@@ -510,7 +510,7 @@ def test_unreadable_vocabulary_is_told(tmp_path, pretrained, content):
     assert str(tmp_path / "vocab.txt") in str(raised.value)
 
 
-def test_a_bert_without_vocabulary_is_warned_of(tmp_path, pretrained, caplog):
+def test_a_bert_without_a_vocabulary_gives_a_warning(tmp_path, pretrained, caplog):
     check_vocabulary(dataclasses.replace(pretrained, tokenizer=None), tmp_path / "vocab.txt")
     assert pretrained.source in caplog.text
     assert str(tmp_path / "vocab.txt") in caplog.text

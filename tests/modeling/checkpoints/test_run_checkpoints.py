@@ -42,7 +42,7 @@ def assert_same(variables, others):
 
 @pytest.fixture(scope="module")
 def trained(shallow_config, randomize):
-    """What two updates made, not to be changed."""
+    """A learner after two updates, not to be changed."""
     learner = fresh(shallow_config, seed=1)
     randomize(learner.model)
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_load_restores_all_that_was_saved(trained, shallow_config, tmp_path):
     assert_same(other.variables, trained.variables)
 
 
-def test_loss_scale_is_part_of_it(shallow_config, tmp_path):
+def test_loss_scale_is_part_of_the_checkpoint(shallow_config, tmp_path):
     learner = fresh(shallow_config, seed=1, loss_scale=LossScale())
     learner.loss_scale.scale.assign(2.0**11)
     learner.loss_scale.good_updates.assign(1999)
@@ -87,7 +87,7 @@ def test_loss_scale_is_part_of_it(shallow_config, tmp_path):
     assert arrays(other.loss_scale.variables) == [2.0**11, 1999]
 
 
-def test_precision_may_be_another_where_it_goes_on(trained, shallow_config, tmp_path):
+def test_precision_may_change_when_a_run_resumes(trained, shallow_config, tmp_path):
     with_scale = fresh(shallow_config, seed=2, loss_scale=LossScale())
     path = save_checkpoint(tmp_path, trained, TrainingState(step=2), keep=1)
     load_checkpoint(path, with_scale)
@@ -104,7 +104,7 @@ def test_state_is_read_without_a_model(trained, tmp_path):
 
 
 def test_mean_of_weights_is_exact_and_float32(tmp_path):
-    # The second is what float32 does not add 1 to.
+    # Adding 1 to the second value changes nothing in float32.
     for number, values in enumerate(([3.0, 2.0**24], [5.0, 1.0], [-2.0, 1.0])):
         (tmp_path / str(number)).mkdir()
         arrays = {"kernel": np.array([values], np.float32), "bias": np.float32([number])}
@@ -126,7 +126,7 @@ def test_load_weights_loads_nothing_else(trained, shallow_config, checkpoint):
     assert_same(model.trainable_variables, trained.weights)
 
 
-def test_arrays_on_disk_bear_the_names_of_the_original(trained, checkpoint):
+def test_arrays_on_disk_have_the_names_of_the_original(trained, checkpoint):
     names = set(trained.model.named_weights())
     with np.load(checkpoint / "weights.npz") as weights:
         assert set(weights) == names
@@ -135,7 +135,7 @@ def test_arrays_on_disk_bear_the_names_of_the_original(trained, checkpoint):
         assert set(moments) == {f"{n}/{m}" for n in names for m in ("adam_m", "adam_v")}
 
 
-def test_moments_on_disk_are_those_of_the_variable_they_are_named_after(trained, checkpoint):
+def test_moments_on_disk_belong_to_the_variable_in_their_name(trained, checkpoint):
     with np.load(checkpoint / "optimizer.npz") as moments:
         for variable, name, first, second in zip(
             trained.weights,
@@ -167,7 +167,7 @@ def test_checkpoints_are_ordered_by_step(trained, tmp_path):
     assert tuple(json.loads((path / "state.json").read_text())["step"] for path in paths) == steps
 
 
-def test_a_checkpoint_that_was_not_finished_is_not_listed(trained, checkpoint, tmp_path):
+def test_an_unfinished_checkpoint_is_not_listed(trained, checkpoint, tmp_path):
     for step in (3, 4):
         unfinished = tmp_path / CHECKPOINTS_NAME / f"step-0000000{step}.tmp"
         unfinished.mkdir()
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_listed(trained, checkpoint, t
 
 
 @pytest.mark.parametrize("failing", ["savez", "fsync", "rename"])
-def test_full_disk_leaves_the_checkpoints_before_it(
+def test_full_disk_leaves_the_previous_checkpoints(
     trained, shallow_config, checkpoint, tmp_path, monkeypatch, failing
 ):
     def fail(*_arguments, **_options):
@@ -207,7 +207,7 @@ def test_saving_a_step_again_replaces_it(trained, shallow_config, tmp_path):
     assert_same(other.variables, trained.variables)
 
 
-def test_run_without_checkpoints(tmp_path, shallow_config):
+def test_run_without_checkpoints_has_no_latest_one(tmp_path, shallow_config):
     assert list_checkpoints(tmp_path) == []
     with pytest.raises(UserError, match="no checkpoint") as raised:
         latest_checkpoint(tmp_path)
@@ -252,7 +252,7 @@ def lacking_its_last_entry(path):
     np.savez(path, **kept)
 
 
-def of_another_shape(path):
+def with_another_shape(path):
     with np.load(path) as content:
         values = dict(content)
     name = next(iter(values))
@@ -268,13 +268,13 @@ DAMAGES = [
     *(
         (name, damage)
         for name in ("weights.npz", "optimizer.npz")
-        for damage in (garbled, with_a_flipped_bit, of_another_shape)
+        for damage in (garbled, with_a_flipped_bit, with_another_shape)
     ),
 ]
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
-def test_damaged_checkpoint_is_kept_aside_and_the_one_before_it_is_taken(
+def test_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(
     trained, shallow_config, checkpoint, tmp_path, caplog, name, damage
 ):
     newest = save_checkpoint(tmp_path, fresh(shallow_config, seed=3), TrainingState(step=3), keep=5)
@@ -293,7 +293,7 @@ def test_damaged_checkpoint_is_kept_aside_and_the_one_before_it_is_taken(
     assert {path.name for path in aside.iterdir()} == files
 
 
-def test_checkpoint_that_cannot_be_read_is_no_damaged_one(
+def test_unreadable_checkpoint_does_not_count_as_damaged(
     trained, shallow_config, checkpoint, tmp_path
 ):
     newest = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
@@ -305,7 +305,7 @@ def test_checkpoint_that_cannot_be_read_is_no_damaged_one(
     assert list_checkpoints(tmp_path) == [checkpoint, newest]
 
 
-def test_several_damaged_checkpoints_are_passed_over(trained, shallow_config, checkpoint, tmp_path):
+def test_several_damaged_checkpoints_are_skipped(trained, shallow_config, checkpoint, tmp_path):
     for step in (3, 4):
         newer = save_checkpoint(tmp_path, trained, TrainingState(step=step), keep=5)
         emptied(newer / "optimizer.npz")
@@ -314,7 +314,7 @@ def test_several_damaged_checkpoints_are_passed_over(trained, shallow_config, ch
     assert len(list((tmp_path / CHECKPOINTS_NAME).iterdir())) == 3
 
 
-def test_step_whose_checkpoint_was_damaged_is_saved_again(
+def test_step_with_a_damaged_checkpoint_is_saved_again(
     trained, shallow_config, checkpoint, tmp_path
 ):
     for _ in range(2):

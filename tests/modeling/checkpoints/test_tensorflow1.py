@@ -31,33 +31,33 @@ def prefix(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bert_model.ckpt", "bert_model.ckpt.index", DATA, ""])
-def test_a_prefix_a_file_and_the_directory_mean_the_checkpoint(tmp_path, prefix, name):
+def test_a_checkpoint_is_found_by_prefix_file_and_directory(tmp_path, prefix, name):
     assert find_original(tmp_path / name) == prefix
 
 
-def test_the_files_of_a_graph_mean_its_checkpoint(tmp_path, prefix):
+def test_a_checkpoint_is_found_by_its_graph_file(tmp_path, prefix):
     assert find_original(tmp_path / "bert_model.ckpt.meta") == prefix
 
 
 @pytest.mark.usefixtures("prefix")
 @pytest.mark.parametrize("name", ["other.ckpt", "bert_model", "nowhere/bert_model.ckpt", ".index"])
-def test_what_is_no_checkpoint_is_none(tmp_path, name):
+def test_path_without_a_checkpoint_gives_none(tmp_path, name):
     assert find_original(tmp_path / name) is None
 
 
-def test_directory_without_a_checkpoint_is_none(tmp_path):
+def test_directory_without_a_checkpoint_gives_none(tmp_path):
     assert find_original(tmp_path) is None
 
 
 @pytest.mark.parametrize("moved_from", ["", "gs://bucket/run/", "/somewhere/else/"])
-def test_the_latest_checkpoint_of_several_is_taken(tmp_path, moved_from):
+def test_the_latest_of_several_checkpoints_is_found(tmp_path, moved_from):
     for step in (100, 200):
         write(tmp_path / f"model.ckpt-{step}", {"bert/a": np.ones(2)})
     (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{moved_from}model.ckpt-200"\n')
     assert find_original(tmp_path) == tmp_path / "model.ckpt-200"
 
 
-def test_the_only_checkpoint_is_taken_when_the_latest_is_gone(tmp_path, prefix):
+def test_the_only_checkpoint_is_found_if_the_latest_is_gone(tmp_path, prefix):
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-200"\n')
     assert find_original(tmp_path) == prefix
 
@@ -71,7 +71,7 @@ def test_several_checkpoints_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.usefixtures("prefix")
-def test_file_that_cannot_name_the_latest_is_told(tmp_path):
+def test_damaged_file_of_the_latest_checkpoint_is_reported(tmp_path):
     (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="damaged") as raised:
         find_original(tmp_path)
@@ -95,7 +95,7 @@ def test_variables_are_read_without_the_optimizer(tmp_path):
         np.testing.assert_array_equal(arrays[name], values)
 
 
-def test_a_saver_of_tensorflow_1_is_read(tmp_path):
+def test_a_checkpoint_of_a_tensorflow_1_saver_is_read(tmp_path):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         with tf.compat.v1.variable_scope("bert/embeddings"):
             tf.compat.v1.get_variable("word_embeddings", initializer=[[1.0, 2.0], [3.0, 4.0]])
@@ -109,7 +109,7 @@ def test_a_saver_of_tensorflow_1_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", [DATA, "bert_model.ckpt.index"])
 @pytest.mark.parametrize("damage", ["missing", "cut off", "overwritten"])
-def test_damage_is_told(tmp_path, prefix, name, damage):
+def test_damage_is_reported(tmp_path, prefix, name, damage):
     file = tmp_path / name
     if damage == "missing":
         file.unlink()
@@ -133,7 +133,7 @@ def weights(original_shapes):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, weights):
-    """The prefix of a checkpoint that was written, not to be changed."""
+    """The prefix of a written checkpoint, not to be changed."""
     prefix = tmp_path_factory.mktemp("written") / "bert_model.ckpt"
     write_original(prefix, weights, step=1_000_000)
     return prefix
@@ -149,13 +149,13 @@ def test_a_checkpoint_is_written_under_the_names_of_the_original(written, origin
     assert {path.name for path in written.parent.iterdir()} == {DATA, "bert_model.ckpt.index"}
 
 
-def test_a_step_that_is_not_known_is_not_written(tmp_path, weights, original_shapes):
+def test_an_unknown_step_is_not_written(tmp_path, weights, original_shapes):
     write_original(tmp_path / "bert_model.ckpt", weights, step=None)
     names = {name for name, _ in tf.train.list_variables(str(tmp_path / "bert_model.ckpt"))}
     assert names == original_shapes.keys()
 
 
-def test_what_is_written_is_read_back_unchanged(written, weights):
+def test_written_weights_are_read_back_unchanged(written, weights):
     arrays = read_original(written)
     assert arrays.keys() == weights.keys()
     for name, values in weights.items():
@@ -163,7 +163,7 @@ def test_what_is_written_is_read_back_unchanged(written, weights):
 
 
 def test_scripts_of_the_original_find_all_their_variables(written, weights):
-    """Those start from a checkpoint in this way, `get_assignment_map_from_checkpoint` first."""
+    """They load a checkpoint like this, beginning with `get_assignment_map_from_checkpoint`."""
     tf1 = tf.compat.v1
     with tf.Graph().as_default(), tf1.Session() as session:
         for name, values in weights.items():
@@ -178,7 +178,7 @@ def test_scripts_of_the_original_find_all_their_variables(written, weights):
             np.testing.assert_array_equal(values, weights[name], name)
 
 
-def test_a_saver_of_tensorflow_1_restores_what_is_written(written, weights):
+def test_a_tensorflow_1_saver_restores_a_written_checkpoint(written, weights):
     tf1 = tf.compat.v1
     with tf.Graph().as_default(), tf1.Session() as session:
         variable = tf1.get_variable("cls/seq_relationship/output_weights", (2, 16))

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.no_backend
 
 SHARED_VOCABULARIES = Path(__file__).resolve().parents[4] / "shared" / "vocab"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# With tokens that are not lower case, though all text is.
+# Some tokens are not lower case, though all text is.
 LOWER_CASE = [*SPECIAL, "[unused1]", "<S>", "<T>", "mill", "##s", "é", "水", "[", "<", ""]
 CASED = [*LOWER_CASE, "Mill"]
 
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes vocab.txt, tokenizer.json and tokenizer_config.json, or some of them."""
+    """A function that writes any of vocab.txt, tokenizer.json and tokenizer_config.json."""
 
     def write_files(tokens=None, tokenizer=None, config=None):
         if tokens is not None:
@@ -58,7 +58,7 @@ def tokenizer_json(tokens, **normalizer):
 @pytest.mark.parametrize(
     ("do_lower_case", "strip_accents"), [(True, None), (False, None), (True, False), (False, True)]
 )
-def test_of_a_run_the_manifest_tells(write, data_set, do_lower_case, strip_accents):
+def test_manifest_decides_for_a_run(write, data_set, do_lower_case, strip_accents):
     directory = write(CASED if do_lower_case else LOWER_CASE, config={"do_lower_case": None})
     manifest = dataclasses.replace(
         data_set.manifest, do_lower_case=do_lower_case, strip_accents=strip_accents
@@ -69,7 +69,7 @@ def test_of_a_run_the_manifest_tells(write, data_set, do_lower_case, strip_accen
 
 
 @pytest.mark.parametrize(("tokens", "do_lower_case"), [(LOWER_CASE, True), (CASED, False)])
-def test_of_an_original_checkpoint_the_tokens_tell(write, tokens, do_lower_case):
+def test_tokens_decide_for_an_original_checkpoint(write, tokens, do_lower_case):
     directory = write(tokens)
     assert read_tokenizer_settings(directory) == TokenizerSettings(
         directory / "vocab.txt", tokens, do_lower_case, None
@@ -86,7 +86,7 @@ def test_of_an_original_checkpoint_the_tokens_tell(write, tokens, do_lower_case)
         ("bert-base-multilingual-cased", False),
     ],
 )
-def test_published_vocabularies_are_told_apart(tmp_path, name, do_lower_case):
+def test_case_of_published_vocabularies_is_recognized(tmp_path, name, do_lower_case):
     (tmp_path / "vocab.txt").symlink_to(SHARED_VOCABULARIES / f"{name}.txt")
     settings = read_tokenizer_settings(tmp_path)
     assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, None)
@@ -95,16 +95,16 @@ def test_published_vocabularies_are_told_apart(tmp_path, name, do_lower_case):
 @pytest.mark.parametrize("tokens", [LOWER_CASE, CASED])
 @pytest.mark.parametrize("do_lower_case", [True, False])
 @pytest.mark.parametrize("strip_accents", [None, True, False])
-def test_of_a_hugging_face_directory_its_config_tells(write, tokens, do_lower_case, strip_accents):
+def test_config_decides_for_a_hugging_face_directory(write, tokens, do_lower_case, strip_accents):
     others = tokenizer_json(tokens, lowercase=not do_lower_case, strip_accents=True)
-    told = {"do_lower_case": do_lower_case, "strip_accents": strip_accents}
-    settings = read_tokenizer_settings(write(tokens, others, told))
+    config = {"do_lower_case": do_lower_case, "strip_accents": strip_accents}
+    settings = read_tokenizer_settings(write(tokens, others, config))
     assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, strip_accents)
 
 
 @pytest.mark.parametrize("config", [None, {"model_max_length": 512}])
 @pytest.mark.parametrize("strip_accents", [None, True, False])
-def test_where_no_config_tells_the_tokenizer_does(write, config, strip_accents):
+def test_tokenizer_decides_if_the_config_does_not(write, config, strip_accents):
     tokenizer = tokenizer_json(CASED, lowercase=True, strip_accents=strip_accents)
     directory = write(tokenizer=tokenizer, config=config)
     assert read_tokenizer_settings(directory) == TokenizerSettings(
@@ -114,12 +114,12 @@ def test_where_no_config_tells_the_tokenizer_does(write, config, strip_accents):
 
 @pytest.mark.parametrize("config", [None, {"model_max_length": 512}])
 @pytest.mark.parametrize(("tokens", "do_lower_case"), [(LOWER_CASE, True), (CASED, False)])
-def test_where_no_file_tells_the_tokens_do(write, config, tokens, do_lower_case):
+def test_tokens_decide_if_no_file_does(write, config, tokens, do_lower_case):
     settings = read_tokenizer_settings(write(tokenizer=tokenizer_json(tokens), config=config))
     assert (settings.do_lower_case, settings.strip_accents) == (do_lower_case, None)
 
 
-def test_vocab_txt_goes_before_tokenizer_json(write):
+def test_vocab_txt_takes_precedence_over_tokenizer_json(write):
     directory = write(LOWER_CASE, tokenizer_json([*SPECIAL, "other"]))
     assert read_tokenizer_settings(directory).tokens == LOWER_CASE
     assert read_tokenizer_settings(directory).vocabulary == directory / "vocab.txt"
@@ -146,13 +146,13 @@ def test_a_damaged_file_is_named(write, name, content):
     assert str(directory / name) in str(raised.value)
 
 
-def test_a_setting_that_is_no_truth_value_is_as_good_as_none(write):
+def test_a_setting_that_is_not_a_boolean_is_ignored(write):
     directory = write(CASED, config={"do_lower_case": None})
     assert read_tokenizer_settings(directory).do_lower_case is False
 
 
 @pytest.mark.parametrize("place", ["tokenizer_config", "normalizer"])
-def test_ideographs_that_are_no_words_are_kept_so(write, output_dir, place):
+def test_setting_not_to_split_ideographs_is_kept(write, output_dir, place):
     if place == "normalizer":
         directory = write(None, tokenizer_json(LOWER_CASE, handle_chinese_chars=False))
     else:
@@ -187,7 +187,7 @@ def test_another_kind_of_vocabulary_is_an_error(write):
         read_tokenizer_settings(write(None, tokenizer))
 
 
-def test_another_class_of_tokenizer_is_warned_of(write, caplog):
+def test_another_class_of_tokenizer_gives_a_warning(write, caplog):
     read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertTokenizer"}))
     assert not caplog.records
     read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertJapaneseTokenizer"}))
@@ -205,7 +205,7 @@ def test_a_tokenizer_json_without_wordpieces_is_named(write, content):
 
 
 def test_a_tokenizer_json_that_leaves_out_an_id_is_refused(write):
-    """Its tokens, one a line, would have other ids."""
+    """In a vocab.txt, its tokens would have other ids."""
     tokenizer = tokenizer_json([*SPECIAL, "mill", "stone"])
     del tokenizer["model"]["vocab"]["mill"]
     directory = write(tokenizer=tokenizer)
@@ -225,7 +225,7 @@ def test_vocab_txt_is_copied_byte_by_byte(write, output_dir, end):
     assert (output_dir / "vocab.txt").read_bytes() == content
 
 
-def test_vocab_txt_is_made_of_tokenizer_json(write, output_dir):
+def test_vocab_txt_is_made_from_tokenizer_json(write, output_dir):
     write_vocabulary(output_dir, read_tokenizer_settings(write(tokenizer=tokenizer_json(CASED))))
     assert (output_dir / "vocab.txt").read_text("utf-8") == "\n".join(CASED) + "\n"
     assert read_tokens(output_dir / "vocab.txt") == CASED
@@ -233,7 +233,7 @@ def test_vocab_txt_is_made_of_tokenizer_json(write, output_dir):
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
 @pytest.mark.parametrize("strip_accents", [None, True, False])
-def test_what_is_written_is_read_back(write, output_dir, do_lower_case, strip_accents):
+def test_written_settings_are_read_back(write, output_dir, do_lower_case, strip_accents):
     settings = TokenizerSettings(write(CASED) / "vocab.txt", CASED, do_lower_case, strip_accents)
     write_tokenizer(output_dir, settings, max_length=77)
     config = json.loads((output_dir / "tokenizer_config.json").read_text())
@@ -258,7 +258,7 @@ def test_what_is_written_is_read_back(write, output_dir, do_lower_case, strip_ac
 
 
 @pytest.mark.parametrize(("length", "pieces"), [(200, ["a"] + 199 * ["##a"]), (201, ["[UNK]"])])
-def test_the_longest_word_is_that_of_the_original(write, output_dir, length, pieces):
+def test_the_longest_word_is_as_long_as_in_the_original(write, output_dir, length, pieces):
     write_tokenizer(output_dir, read_tokenizer_settings(write([*SPECIAL, "a", "##a"])), 77)
     tokenizer = Tokenizer.from_file(str(output_dir / "tokenizer.json"))
     assert tokenizer.encode(length * "a", add_special_tokens=False).tokens == pieces

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import shutil
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -41,13 +42,13 @@ FILES = {
     },
     Format.KERAS: {"bert_config.json", "model.keras", "vocab.txt"},
 }
-# The others take seconds, or need TensorFlow or a package.
+# The other formats take seconds, or need TensorFlow or a package.
 QUICK = [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, shallow_config, write_run):
-    """A run directory and its model, neither to be changed. What "gelu" means is not the default."""
+    """A run with another form of gelu than the default, and its model; neither to be changed."""
     run_dir = tmp_path_factory.mktemp("run")
     config = dataclasses.replace(shallow_config, gelu_form=GeluForm.ERF)
     return run_dir, write_run(run_dir, config, step=7)
@@ -60,7 +61,7 @@ def pretrained(run):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, pretrained):
-    """A function that gives the run's export in a format, not to be changed."""
+    """A function that returns the run's export in a format, not to be changed."""
     written = {}
 
     def directory(export_format):
@@ -83,7 +84,7 @@ def without(pretrained, *prefixes):
 
 
 def contents(directory):
-    """What the directory holds: the bytes of each file."""
+    """The bytes of each file in a directory."""
     paths = (path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
@@ -94,7 +95,7 @@ def assert_same_weights(first, second):
         np.testing.assert_array_equal(values, second[name], name, strict=True)
 
 
-# What is written.
+# The content of an export.
 
 
 @pytest.mark.parametrize("export_format", Format)
@@ -117,21 +118,21 @@ def test_weights_are_read_back_identical(pretrained, exported, export_format):
     assert read.tokenizer.do_lower_case == pretrained.tokenizer.do_lower_case
 
 
-def test_conversions_one_after_the_other_lose_nothing(tmp_path, pretrained, exported):
+def test_successive_conversions_lose_nothing(tmp_path, pretrained, exported):
     first, second = exported(Format.ORIGINAL), tmp_path / "second"
     export(read_pretrained(first), tmp_path / "hf", Format.HUGGINGFACE)
     export(read_pretrained(tmp_path / "hf"), second, Format.ORIGINAL)
     assert_same_weights(read_pretrained(second).weights, pretrained.weights)
     for name in ("bert_config.json", "vocab.txt"):
         assert (second / name).read_bytes() == (first / name).read_bytes()
-    # Which step it was, the Hugging Face directory does not tell.
+    # The Hugging Face directory does not record the step.
     assert tf.train.load_variable(str(first / "bert_model.ckpt"), "global_step") == 7
     names = {name for name, _ in tf.train.list_variables(str(second / "bert_model.ckpt"))}
     assert names == pretrained.weights.keys()
 
 
 def test_a_keras_file_computes_the_same(run, exported, make_batch):
-    # `import modeling.bert_for_pretraining`, which this module does, is what makes the class known.
+    # Keras knows the class because this module imports `modeling.bert_for_pretraining`.
     loaded = keras.saving.load_model(exported(Format.KERAS) / "model.keras")
     batch = make_batch(4)
     expected = run[1](batch)
@@ -140,7 +141,28 @@ def test_a_keras_file_computes_the_same(run, exported, make_batch):
         np.testing.assert_allclose(output, expected[name], atol=1e-5, err_msg=name)
 
 
-def test_an_average_is_exported_as_any_weights(tmp_path, pretrained):
+def test_a_keras_file_from_before_the_class_moved_is_loaded(tmp_path, run, exported, make_batch):
+    """Its config.json names `modeling.pretraining`, where the class was defined then."""
+    older = tmp_path / "older.keras"
+    with (
+        zipfile.ZipFile(exported(Format.KERAS) / "model.keras") as source,
+        zipfile.ZipFile(older, "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                assert b"modeling.bert_for_pretraining" in content
+                content = content.replace(b"modeling.bert_for_pretraining", b"modeling.pretraining")
+            target.writestr(name, content)
+    loaded = keras.saving.load_model(older)
+    assert type(loaded) is type(run[1])
+    batch = make_batch(4)
+    expected = run[1](batch)
+    for name, output in loaded(batch).items():
+        np.testing.assert_allclose(output, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_an_average_is_exported_like_any_weights(tmp_path, pretrained):
     averaged = dataclasses.replace(
         pretrained, run=dataclasses.replace(pretrained.run, averaged=3), source="the mean of three"
     )
@@ -149,7 +171,7 @@ def test_an_average_is_exported_as_any_weights(tmp_path, pretrained):
     assert "not evaluated" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
-# What may be in its place.
+# Existing content of the output directory.
 
 
 def test_an_empty_directory_is_used(tmp_path, pretrained, exported):
@@ -169,7 +191,7 @@ def test_a_link_stays_a_link(tmp_path, pretrained, exported, is_there):
 
 
 @pytest.mark.parametrize("earlier", [Format.HUGGINGFACE, Format.ORIGINAL, Format.SAVED_MODEL])
-def test_an_earlier_export_is_replaced_wholly_when_that_is_asked_for(
+def test_an_earlier_export_is_replaced_completely_on_request(
     tmp_path, pretrained, exported, earlier
 ):
     output_dir = tmp_path / "out"
@@ -193,30 +215,30 @@ def test_other_files_are_never_touched(tmp_path, pretrained, exported, name, ove
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=f"{name}, which is no part of an export") as raised:
+    with pytest.raises(UserError, match=f"{name}, which is not part of an export") as raised:
         export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=overwrite)
     assert str(tmp_path / "out") in str(raised.value)
     assert contents(tmp_path) == before
 
 
-def test_a_link_in_it_is_never_followed(tmp_path, pretrained):
+def test_a_link_in_the_output_is_never_followed(tmp_path, pretrained):
     (tmp_path / "mine").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "assets").symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match="assets, which is no part of an export"):
+    with pytest.raises(UserError, match="assets, which is not part of an export"):
         export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=True)
     assert (tmp_path / "mine").is_dir()
 
 
 def test_a_run_is_not_overwritten(tmp_path, run, pretrained):
     copy = shutil.copytree(run[0], tmp_path / "run")
-    with pytest.raises(UserError, match="no part of an export"):
+    with pytest.raises(UserError, match="not part of an export"):
         export(pretrained, copy, Format.ORIGINAL, overwrite=True)
     assert contents(copy) == contents(run[0])
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_is_no_directory(tmp_path, pretrained, overwrite):
+def test_a_file_is_not_replaced(tmp_path, pretrained, overwrite):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="is a file") as raised:
         export(pretrained, tmp_path / "out", Format.ORIGINAL, overwrite=overwrite)
@@ -224,7 +246,7 @@ def test_a_file_is_no_directory(tmp_path, pretrained, overwrite):
     assert contents(tmp_path) == {"out": b"mine"}
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path, pretrained):
+def test_a_directory_that_cannot_be_created_is_reported(tmp_path, pretrained):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write") as raised:
         export(pretrained, tmp_path / "file" / "out", Format.ORIGINAL)
@@ -232,7 +254,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path, pretrained):
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-# What fails on the way.
+# Failures while writing.
 
 
 @pytest.mark.parametrize(
@@ -245,7 +267,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path, pretrained):
     ids=["OSError", "OpError", "KeyboardInterrupt"],
 )
 @pytest.mark.parametrize("is_there", [False, True])
-def test_failure_leaves_what_was_there(
+def test_a_failure_leaves_the_output_unchanged(
     tmp_path, pretrained, exported, monkeypatch, error, raised_then, is_there
 ):
     def write(prefix, *_):
@@ -266,8 +288,8 @@ def test_failure_leaves_what_was_there(
     assert [path.name for path in tmp_path.iterdir()] == ["out"][: int(is_there)]
 
 
-def test_a_directory_that_is_there_stays_the_same(tmp_path, pretrained):
-    """It may be a mount point, or where somebody's shell stands."""
+def test_an_existing_directory_is_kept(tmp_path, pretrained):
+    """It may be a mount point or the working directory of a shell."""
     before = tmp_path.stat().st_ino
     export(pretrained, tmp_path, Format.ORIGINAL)
     export(pretrained, tmp_path, Format.KERAS, overwrite=True)
@@ -275,7 +297,7 @@ def test_a_directory_that_is_there_stays_the_same(tmp_path, pretrained):
     assert {path.name for path in tmp_path.iterdir()} == FILES[Format.KERAS]
 
 
-def test_what_is_exported_is_not_overwritten(tmp_path, exported):
+def test_the_source_of_an_export_is_not_overwritten(tmp_path, exported):
     copy = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "copy")
     before = contents(copy)
     with pytest.raises(UserError, match="would damage"):
@@ -283,7 +305,7 @@ def test_what_is_exported_is_not_overwritten(tmp_path, exported):
     assert contents(copy) == before
 
 
-def test_an_output_around_what_is_exported_is_refused(tmp_path, pretrained, exported):
+def test_an_output_that_contains_the_source_is_refused(tmp_path, pretrained, exported):
     output_dir = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
     inside = dataclasses.replace(pretrained, directory=output_dir / "variables")
     with pytest.raises(UserError, match="would damage"):
@@ -297,29 +319,31 @@ def test_an_output_among_the_checkpoints_of_the_run_is_refused(run, pretrained):
     assert [path.name for path in (run[0] / "checkpoints").iterdir()] == ["step-00000007"]
 
 
-def test_what_a_killed_export_has_left_does_not_stand_in_the_way(tmp_path, pretrained, exported):
+def test_leftovers_of_a_killed_export_are_ignored(tmp_path, pretrained, exported):
     shutil.copytree(exported(Format.ORIGINAL), tmp_path / "export.0123abcd.tmp")
     export(pretrained, tmp_path, Format.ORIGINAL)
     assert contents(tmp_path) == contents(exported(Format.ORIGINAL))
 
 
 @pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS])
-def test_heads_are_asked_for_where_they_are_a_choice(tmp_path, pretrained, export_format):
-    with pytest.raises(UserError, match=f"no use: --format={export_format}"):
+def test_heads_flag_is_refused_for_formats_that_always_include_them(
+    tmp_path, pretrained, export_format
+):
+    with pytest.raises(UserError, match=f"leave out --heads: --format={export_format} always"):
         export(pretrained, tmp_path / "out", export_format, heads=True)
 
 
-# What is missing.
+# Missing parts.
 
 
 @pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL])
-def test_missing_variables_are_warned_of_by_name(tmp_path, pretrained, caplog, export_format):
+def test_missing_variables_are_logged_by_name(tmp_path, pretrained, caplog, export_format):
     lacking = without(pretrained, "cls/seq_relationship", "bert/pooler/dense/bias")
     export(lacking, tmp_path / "out", export_format)
     missing = [name for name in pretrained.weights if name not in lacking.weights]
     assert len(missing) == 3
     (warning,) = (line for line in caplog.messages if pretrained.source in line)
-    assert warning.endswith(f"nor will the export: {', '.join(missing)}")
+    assert warning.endswith(f"and so will the export: {', '.join(missing)}")
     assert_same_weights(read_pretrained(tmp_path / "out").weights, lacking.weights)
 
 
@@ -334,7 +358,7 @@ def test_missing_variables_are_warned_of_by_name(tmp_path, pretrained, caplog, e
         (Format.SAVED_MODEL, True, "cls/predictions/output_bias"),
     ],
 )
-def test_a_missing_variable_is_named_where_it_is_needed(
+def test_a_missing_variable_that_the_format_needs_is_named(
     tmp_path, pretrained, export_format, heads, missing
 ):
     if export_format == Format.ONNX:
@@ -346,9 +370,7 @@ def test_a_missing_variable_is_named_where_it_is_needed(
 
 
 @pytest.mark.parametrize("export_format", [Format.ONNX, Format.SAVED_MODEL])
-def test_an_encoder_without_heads_is_enough_where_they_are_not_asked_for(
-    tmp_path, pretrained, monkeypatch, export_format
-):
+def test_an_encoder_alone_is_enough_without_heads(tmp_path, pretrained, monkeypatch, export_format):
     if export_format == Format.ONNX:
         pytest.importorskip("onnx")
     written = []
@@ -359,29 +381,30 @@ def test_an_encoder_without_heads_is_enough_where_they_are_not_asked_for(
     assert written
 
 
-def test_what_is_left_out_is_warned_of(tmp_path, pretrained, caplog):
+def test_ignored_tensors_are_logged(tmp_path, pretrained, caplog):
     fine_tuned = dataclasses.replace(pretrained, ignored=["classifier.bias", "classifier.weight"])
     export(fine_tuned, tmp_path / "out", Format.HUGGINGFACE)
-    assert "left out, as no part of a BERT: classifier.bias, classifier.weight" in caplog.messages
+    (warning,) = (line for line in caplog.messages if line.startswith("left out"))
+    assert warning.endswith("BERT: classifier.bias, classifier.weight")
 
 
 @pytest.mark.parametrize(
     ("change", "is_warned"),
     [({}, True), ({"gelu_form": GeluForm.TANH}, False), ({"hidden_act": "relu"}, False)],
 )
-def test_an_activation_that_the_original_lacks_is_warned_of(
+def test_an_activation_that_the_original_lacks_is_logged(
     tmp_path, pretrained, caplog, change, is_warned
 ):
     config = dataclasses.replace(pretrained.config, **change)
     export(dataclasses.replace(pretrained, config=config), tmp_path / "out", Format.ORIGINAL)
-    assert any("computes gelu by tanh" in line for line in caplog.messages) == is_warned
+    assert any("the tanh approximation" in line for line in caplog.messages) == is_warned
 
 
 @pytest.mark.parametrize("export_format", QUICK)
 def test_a_vocabulary_of_another_model_is_refused(tmp_path, pretrained, export_format):
     tokens = [*pretrained.tokenizer.tokens, "more"]
     tokenizer = dataclasses.replace(pretrained.tokenizer, tokens=tokens)
-    with pytest.raises(UserError, match=r"vocab\.txt has 51 tokens, but .* knows 50"):
+    with pytest.raises(UserError, match=r"vocab\.txt has 51 tokens, but .* for 50"):
         export(
             dataclasses.replace(pretrained, tokenizer=tokenizer), tmp_path / "out", export_format
         )
@@ -389,7 +412,7 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path, pretrained, export_f
 
 
 @pytest.mark.parametrize("export_format", QUICK)
-def test_a_bert_without_vocabulary_is_told(tmp_path, pretrained, export_format):
+def test_a_bert_without_a_vocabulary_is_refused(tmp_path, pretrained, export_format):
     with pytest.raises(UserError, match=r"has no vocabulary: copy its vocab\.txt") as raised:
         export(dataclasses.replace(pretrained, tokenizer=None), tmp_path / "out", export_format)
     assert pretrained.source in str(raised.value)
@@ -404,7 +427,7 @@ def test_a_bert_without_vocabulary_is_told(tmp_path, pretrained, export_format):
         (Format.ONNX, "onnx"),
     ],
 )
-def test_a_missing_package_is_told_with_what_to_install(
+def test_a_missing_package_is_reported_with_the_command_to_install_it(
     tmp_path, monkeypatch, export_format, package
 ):
     monkeypatch.setitem(sys.modules, package, None)

@@ -22,13 +22,13 @@ RESULTS = {
     "next_sentence_loss": 0.25,
     "next_sentence_accuracy": 0.875,
 }
-TOLD_RESULTS = {
+REPORTED_RESULTS = {
     "masked-LM loss": "2.0000 nats, a perplexity of 7.39",
     "masked-LM accuracy": "51.23%",
     "next-sentence loss": "0.2500 nats",
     "next-sentence accuracy": "87.50%",
 }
-# Of another step, or of another evaluation of the same.
+# Results of another step, or of another evaluation of the same step.
 OTHER_RESULTS = {name: value / 2 for name, value in RESULTS.items()}
 
 
@@ -53,7 +53,7 @@ def own_run(tmp_path, run):
 
 @pytest.fixture(scope="module")
 def converted(pretrained):
-    """Of which nobody knows how it was trained."""
+    """A converted model, whose training is unknown."""
     return dataclasses.replace(pretrained, run=None)
 
 
@@ -62,7 +62,7 @@ def card_of(pretrained: Pretrained) -> str:
 
 
 def tables(card):
-    """What the tables tell: each a header that has no words, a line, and rows without a gap."""
+    """The facts in each table. A table is an empty header, a rule, and rows without a gap."""
     found = re.findall(r"\n\n\| \| \|\n\|---\|---\|\n((?:\|.*\|\n)+)\n", card)
     assert len(found) == card.count("|---|")
     facts = [dict(re.findall(r"\| (.+?) \| (.+) \|\n", table)) for table in found]
@@ -89,24 +89,24 @@ def evaluation(step, results):
     return {"step": step, **{f"eval_{name}": value for name, value in results.items()}}
 
 
-def results_told(run_dir):
+def reported_results(run_dir):
     card = card_of(read_pretrained(run_dir))
-    told = tables(card)
-    assert len(told) in (2, 3)
-    assert ("It was not evaluated." in card) == (len(told) == 2)
-    assert ("documents held out for evaluation:" in card) == (len(told) == 3)
-    return told[2] if len(told) == 3 else None
+    found = tables(card)
+    assert len(found) in (2, 3)
+    assert ("It was not evaluated." in card) == (len(found) == 2)
+    assert ("documents held out for evaluation:" in card) == (len(found) == 3)
+    return found[2] if len(found) == 3 else None
 
 
-def test_facts_of_the_manifest_are_told(pretrained, data_set):
-    told = tables(card_of(pretrained))[0]
-    assert told == {
+def test_facts_of_the_manifest_are_reported(pretrained, data_set):
+    facts = tables(card_of(pretrained))[0]
+    assert facts == {
         "documents": "60",
         "sentences": "928",
         "tokens": "20,012, 0.125% of them [UNK]",
         "text": "0.1 MB",
         "training instances": "26, in 2 passes over the text",
-        "tokens of an instance": "at most 16",
+        "tokens per instance": "at most 16",
         "masked": "15% of the tokens",
         "whole words masked": "yes",
         "word segmenter": "none",
@@ -114,7 +114,7 @@ def test_facts_of_the_manifest_are_told(pretrained, data_set):
     }
 
 
-def test_facts_are_those_of_its_own_manifest(own_run, data_set):
+def test_facts_come_from_the_runs_own_manifest(own_run, data_set):
     manifest = data_set.manifest
     options = {
         "dupe_factor": 5,
@@ -124,27 +124,27 @@ def test_facts_are_those_of_its_own_manifest(own_run, data_set):
     }
     corpus = {**manifest.statistics["corpus"], "documents_tokenized": 12345, "input_bytes": 5e9}
     dataclasses.replace(manifest, options=options, statistics={"corpus": corpus}).write(own_run)
-    told = tables(card_of(read_pretrained(own_run)))[0]
-    assert told["training instances"] == "26, in 5 passes over the text"
-    assert told["masked"] == "20% of the tokens"
-    assert told["whole words masked"] == "no"
-    assert told["word segmenter"] == "jieba"
-    assert told["documents"] == "12,345"
-    assert told["text"] == "5,000.0 MB"
+    facts = tables(card_of(read_pretrained(own_run)))[0]
+    assert facts["training instances"] == "26, in 5 passes over the text"
+    assert facts["masked"] == "20% of the tokens"
+    assert facts["whole words masked"] == "no"
+    assert facts["word segmenter"] == "jieba"
+    assert facts["documents"] == "12,345"
+    assert facts["text"] == "5,000.0 MB"
 
 
-def test_training_is_told(pretrained):
+def test_training_is_reported(pretrained):
     assert tables(card_of(pretrained))[1] == {
         "steps": "3 of 100,000 planned",
-        "sequences of a step": "32",
+        "sequences per step": "32",
         "optimizer": "adamw, weight decay 0.01",
-        "learning rate": "0.0001, reached in 10,000 steps, then falling to 0",
+        "learning rate": "0.0001, reached after 10,000 steps, then falling to 0",
         "precision": "float32",
         "seed": "12345",
     }
 
 
-def test_training_is_told_as_it_was(pretrained):
+def test_training_is_reported_with_its_own_options(pretrained):
     options = pretrained.run.state.options | {
         "num_train_steps": 4000,
         "num_warmup_steps": 400,
@@ -165,23 +165,23 @@ def test_training_is_told_as_it_was(pretrained):
     assert tables(card_of(dataclasses.replace(pretrained, run=run)))[1] == {
         "started from": "step-00090000 of runs/phase1",
         "steps": "1,234 of 4,000 planned",
-        "sequences of a step": "2,048",
+        "sequences per step": "2,048",
         "optimizer": "lamb, weight decay 0.1",
-        "learning rate": "0.005, reached in 400 steps, then falling to 0",
+        "learning rate": "0.005, reached after 400 steps, then falling to 0",
         "precision": "bfloat16",
         "seed": "7",
     }
 
 
-def test_results_of_evaluate_are_told(own_run):
+def test_results_of_evaluate_are_reported(own_run):
     write_results(own_run, STEP, RESULTS)
-    assert results_told(own_run) == TOLD_RESULTS
+    assert reported_results(own_run) == REPORTED_RESULTS
 
 
-def test_results_of_evaluate_go_before_those_of_the_training(own_run):
+def test_results_of_evaluate_take_precedence_over_those_of_training(own_run):
     write_results(own_run, STEP, RESULTS)
     write_metrics(own_run, evaluation(STEP, OTHER_RESULTS))
-    assert results_told(own_run) == TOLD_RESULTS
+    assert reported_results(own_run) == REPORTED_RESULTS
 
 
 def test_results_of_another_step_are_not_used(own_run):
@@ -189,10 +189,10 @@ def test_results_of_another_step_are_not_used(own_run):
     write_metrics(
         own_run, evaluation(STEP - 1, OTHER_RESULTS), {"step": STEP, "masked_lm_loss": 1.0}
     )
-    assert results_told(own_run) is None
+    assert reported_results(own_run) is None
 
 
-def test_where_evaluate_saw_another_step_the_training_tells(own_run):
+def test_results_of_training_are_used_if_evaluate_saw_another_step(own_run):
     write_results(own_run, STEP - 1, OTHER_RESULTS)
     write_metrics(
         own_run,
@@ -200,7 +200,7 @@ def test_where_evaluate_saw_another_step_the_training_tells(own_run):
         {"step": STEP, **OTHER_RESULTS, "learning_rate": 1e-4},
         evaluation(STEP, RESULTS),
     )
-    assert results_told(own_run) == TOLD_RESULTS
+    assert reported_results(own_run) == REPORTED_RESULTS
 
 
 def test_an_earlier_checkpoint_has_its_own_results(own_run):
@@ -208,10 +208,10 @@ def test_an_earlier_checkpoint_has_its_own_results(own_run):
     write_metrics(own_run, evaluation(STEP - 1, RESULTS), evaluation(STEP, OTHER_RESULTS))
     card = card_of(read_pretrained(own_run / "checkpoints" / f"step-{STEP - 1:08d}"))
     assert tables(card)[1]["steps"].startswith("2 of ")
-    assert tables(card)[2] == TOLD_RESULTS
+    assert tables(card)[2] == REPORTED_RESULTS
 
 
-def test_what_the_training_writes_is_understood(own_run):
+def test_evaluations_written_in_training_are_read(own_run):
     sums = {
         "masked_lm_nll": 20.0,
         "masked_lm_correct": 5.123,
@@ -221,14 +221,14 @@ def test_what_the_training_writes_is_understood(own_run):
         "sequences": 8.0,
     }
     MetricsWriter(own_run, STEP, 100, 8, 1).write_evaluation(STEP, sums)
-    assert results_told(own_run) == TOLD_RESULTS
+    assert reported_results(own_run) == REPORTED_RESULTS
 
 
 def test_a_run_without_results_says_so(run):
-    assert results_told(run) is None
+    assert reported_results(run) is None
 
 
-def test_an_average_has_no_results_and_says_what_it_is(own_run):
+def test_an_average_is_described_and_has_no_results(own_run):
     write_results(own_run, STEP, RESULTS)
     write_metrics(own_run, evaluation(STEP, RESULTS))
     card = card_of(read_average(own_run, 2))
@@ -238,25 +238,25 @@ def test_an_average_has_no_results_and_says_what_it_is(own_run):
     assert "It was not evaluated." in card
 
 
-def test_of_a_converted_model_nothing_is_made_up(converted):
+def test_nothing_is_invented_about_a_converted_model(converted):
     card = card_of(converted)
     assert tables(card) == []
     assert "converted from another format" in card
     assert "evaluat" not in card
-    assert "Clozemill trained it" not in card
+    assert "trained by Clozemill" not in card
 
 
 @pytest.mark.parametrize("case", ["run", "converted"])
 @pytest.mark.parametrize(
-    ("missing", "task", "told"),
+    ("missing", "task", "described"),
     [
-        ("no head", "fill-mask", "guess masked words and whether one text follows another;"),
-        ("cls/seq_relationship/", "fill-mask", "guess masked words; for any"),
-        ("cls/predictions/", "feature-extraction", "The encoder alone"),
-        ("cls/", "feature-extraction", "The encoder alone"),
+        ("no head", "fill-mask", "predicts masked words and whether one text follows another."),
+        ("cls/seq_relationship/", "fill-mask", "It predicts masked words. For any"),
+        ("cls/predictions/", "feature-extraction", "the encoder alone"),
+        ("cls/", "feature-extraction", "the encoder alone"),
     ],
 )
-def test_what_it_can_do_is_told(pretrained, converted, case, missing, task, told):
+def test_abilities_are_described(pretrained, converted, case, missing, task, described):
     card = card_of(without_head({"run": pretrained, "converted": converted}[case], missing))
     _, front, body = card.split("---\n", 2)
     assert card.startswith("---\n")
@@ -265,7 +265,7 @@ def test_what_it_can_do_is_told(pretrained, converted, case, missing, task, told
         "pipeline_tag": task,
         "tags": ["bert", "clozemill"],
     }
-    assert told in body
+    assert described in body
     assert ('pipeline("fill-mask"' in body) == (task == "fill-mask")
     assert ("AutoModel.from_pretrained" in body) == (task != "fill-mask")
     assert "AutoModelForSequenceClassification.from_pretrained" in body
@@ -277,34 +277,35 @@ def test_what_it_can_do_is_told(pretrained, converted, case, missing, task, told
     assert headings[1:] == ["## How to use it", "## How it was trained", "## Limits"]
 
 
-def test_size_is_that_of_what_is_there(pretrained):
+def test_size_counts_the_variables_that_exist(pretrained):
     h, vocabulary = pretrained.config.hidden_size, pretrained.config.vocab_size
     whole = sum(values.size for values in pretrained.weights.values())
     heads = vocabulary + h * h + 3 * h + 2 * h + 2
-    assert f"# A BERT of {whole:,} parameters\n" in card_of(pretrained)
+    assert f"# A BERT with {whole:,} parameters\n" in card_of(pretrained)
     encoder = without_head(pretrained, "cls/")
-    assert f"# A BERT of {whole - heads:,} parameters\n" in card_of(encoder)
+    assert f"# A BERT with {whole - heads:,} parameters\n" in card_of(encoder)
     assert (
-        "An encoder of 2 layers of 16 with 2 heads, a vocabulary of 50, sequences of up to 16 tokens."
+        "The encoder has 2 layers of size 16 with 2 attention heads and a vocabulary of 50 tokens.\n"
+        "It reads sequences of up to 16 tokens.\n"
     ) in card_of(pretrained)
 
 
 @pytest.mark.parametrize(
-    ("do_lower_case", "strip_accents", "told"),
+    ("do_lower_case", "strip_accents", "described"),
     [
-        (True, None, "Text is lower-cased, accents are stripped."),
-        (False, None, "Text is not lower-cased, accents are kept."),
-        (True, False, "Text is lower-cased, accents are kept."),
-        (False, True, "Text is not lower-cased, accents are stripped."),
+        (True, None, "Text is lower-cased and accents are stripped."),
+        (False, None, "Text is not lower-cased and accents are kept."),
+        (True, False, "Text is lower-cased and accents are kept."),
+        (False, True, "Text is not lower-cased and accents are stripped."),
     ],
 )
-def test_what_is_done_to_text_is_told(converted, do_lower_case, strip_accents, told):
+def test_normalization_of_text_is_described(converted, do_lower_case, strip_accents, described):
     own = converted.tokenizer
     tokenizer = TokenizerSettings(own.vocabulary, own.tokens, do_lower_case, strip_accents)
-    assert told in model_card(converted, tokenizer)
+    assert described in model_card(converted, tokenizer)
 
 
-def test_a_run_without_a_manifest_is_told(own_run):
+def test_a_run_without_a_manifest_is_reported(own_run):
     (own_run / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json") as raised:
         card_of(read_pretrained(own_run))

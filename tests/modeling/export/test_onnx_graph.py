@@ -19,7 +19,7 @@ ENCODER_INPUTS = {
 
 
 def shapes(values, elem_type):
-    """The shapes by name, where a dynamic dimension is its name."""
+    """The shapes by name; dynamic dimensions are given by their names."""
     assert all(value.type.tensor_type.elem_type == elem_type for value in values)
     return {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -45,7 +45,7 @@ def without_heads(config, weights):
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "relu"])
 @pytest.mark.parametrize("heads", [True, False])
-def test_is_valid(config, weights, hidden_act, heads):
+def test_graph_is_valid(config, weights, hidden_act, heads):
     config = dataclasses.replace(config, hidden_act=hidden_act)
     onnx.checker.check_model(onnx_model(config, weights, heads), full_check=True)
 
@@ -79,7 +79,7 @@ def test_versions_are_those_that_onnxruntime_of_2024_reads(with_heads):
 
 
 @pytest.mark.parametrize("heads", [True, False])
-def test_weights_are_there_once_and_unchanged_under_their_names(config, weights, heads):
+def test_weights_are_stored_once_and_unchanged_under_their_names(config, weights, heads):
     initializers = onnx_model(config, weights, heads).graph.initializer
     names = [tensor.name for tensor in initializers]
     assert len(set(names)) == len(names)
@@ -87,7 +87,7 @@ def test_weights_are_there_once_and_unchanged_under_their_names(config, weights,
     expected = {name for name in weight_shapes(config) if heads or name.startswith("bert/")}
     for name in expected:
         np.testing.assert_array_equal(stored.pop(name), weights[name], strict=True)
-    # All else are constants of nodes: the tied word embeddings have no copy.
+    # The rest are constants of nodes: the tied word embeddings are not copied.
     assert max(values.size for values in stored.values()) <= 4
 
 
@@ -99,7 +99,7 @@ def test_every_initializer_is_read(config, weights, heads):
 
 
 def test_weights_are_read_in_their_layers(config, with_heads):
-    """A node that reads a variable is in the variable's layer, but for the tied decoder."""
+    """A node that reads a variable is in the variable's layer, except for the tied decoder."""
     readers = {
         (name, node.name.rpartition("/")[0])
         for node in with_heads.graph.node
@@ -117,7 +117,7 @@ def test_same_weights_give_the_same_bytes_in_any_order(config, weights, with_hea
     assert again.SerializeToString() == with_heads.SerializeToString()
 
 
-def test_a_model_that_no_file_holds_is_an_error(config):
+def test_a_model_too_large_for_one_file_is_refused(config):
     huge = dataclasses.replace(config, hidden_size=1024, vocab_size=600_000)
     with pytest.raises(UserError, match=r"2\.5 GB.* at most 2 GB"):
         onnx_model(huge, {}, heads=False)

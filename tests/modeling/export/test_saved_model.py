@@ -1,4 +1,4 @@
-"""A SavedModel is opened by TensorFlow alone, in a process that has neither Clozemill nor Keras."""
+"""TensorFlow alone opens a SavedModel, in a process without Clozemill and Keras."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ if keras.config.backend() != "tensorflow":
 from modeling.export.saved_model import write_saved_model
 
 INPUTS = ["input_ids", "input_mask", "segment_ids"]
-# Reads requests (path, signature, file of inputs, file of outputs); tells what each signature takes and
-# gives, and the error if it fails.
+# Reads requests (path, signature, file of inputs, file of outputs). Replies with the inputs and
+# outputs of each signature, and with the error if it fails.
 CLIENT = """
 import json, sys
 blocked = ["launch", "modeling", "pipeline", "keras", "tf_keras"]
@@ -33,7 +33,10 @@ for path, name, inputs, outputs in json.load(sys.stdin):
     specs = signature.structured_input_signature[1], signature.structured_outputs
     reply = {
         "signatures": list(signatures),
-        "specs": [{n: (s.dtype.name, s.shape.as_list()) for n, s in each.items()} for each in specs],
+        "specs": [
+            {name: (spec.dtype.name, spec.shape.as_list()) for name, spec in each.items()}
+            for each in specs
+        ],
     }
     batch = {key: tf.constant(values) for key, values in np.load(inputs).items()}
     try:
@@ -64,7 +67,7 @@ def model(shallow_config, randomize):
 
 @pytest.fixture(scope="module")
 def batches(make_batch):
-    """A batch for each request."""
+    """One batch per request."""
     made = []
     for _, name, size, length in REQUESTS:
         batch = make_batch(size)
@@ -78,7 +81,7 @@ def batches(make_batch):
 
 @pytest.fixture(scope="module")
 def replies(tmp_path_factory, model, batches):
-    """What the client says and, where there is no error, the outputs; one of each a request."""
+    """The client's reply to each request, with the outputs if there was no error."""
     directory = tmp_path_factory.mktemp("saved_model")
     write_saved_model(directory / "encoder", model, heads=False)
     write_saved_model(directory / "heads", model, heads=True)
@@ -88,7 +91,7 @@ def replies(tmp_path_factory, model, batches):
         np.savez(inputs, **batch)
         requests.append([str(directory / request[0]), request[1], str(inputs), str(outputs)])
     result = subprocess.run(
-        # -I: without this directory and PYTHONPATH.
+        # -I leaves out this directory and PYTHONPATH.
         [sys.executable, "-I", "-c", CLIENT],
         cwd=directory,
         input=json.dumps(requests),
@@ -98,12 +101,12 @@ def replies(tmp_path_factory, model, batches):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
-    for reply, request in zip(told, requests, strict=True):
+    parsed = json.loads(result.stdout)
+    for reply, request in zip(parsed, requests, strict=True):
         if "error" not in reply:
             with np.load(request[3]) as outputs:
                 reply["outputs"] = dict(outputs)
-    return told
+    return parsed
 
 
 def expected_outputs(model, name, batch):
@@ -149,7 +152,7 @@ def test_sequences_longer_than_the_model_reads_are_an_error(replies):
     assert "17" in replies[2]["error"]
 
 
-def test_weights_are_there_once(tmp_path, model):
+def test_weights_are_stored_once(tmp_path, model):
     write_saved_model(tmp_path, model, heads=True)
     stored = sum(path.stat().st_size for path in (tmp_path / "variables").iterdir())
     assert stored < 1.5 * sum(4 * variable.numpy().size for variable in model.weights)

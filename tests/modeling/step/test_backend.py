@@ -23,7 +23,7 @@ SEED, CLIP_NORM, NUM_STEPS = 7, 0.5, 3
 
 @pytest.fixture(scope="module")
 def batch(make_batch):
-    """Eight instances; two by two, very different numbers of positions are masked."""
+    """Eight instances, in pairs with very different numbers of masked positions."""
     batch = make_batch(8)
     for pair, weights in enumerate([(1, 1, 1), (1, 0, 0), (0, 0, 0), (1, 1, 0)]):
         batch["masked_lm_weights"][2 * pair : 2 * pair + 2] = weights
@@ -62,15 +62,15 @@ class Steps:
         return [moment.numpy() for moment in variables]
 
     def clipped_gradients(self):
-        """Of the first step."""
+        """The clipped gradients of the first step."""
         return [moment.numpy() / (1 - 0.9) for moment in self.optimizer.first_moments]
 
     def train(self, batch):
         return as_floats(self._step(batch))
 
 
-def as_floats(told):
-    return {name: float(value) for name, value in told.items()}
+def as_floats(results):
+    return {name: float(value) for name, value in results.items()}
 
 
 def sums_without_dropout(model, batch):
@@ -138,21 +138,21 @@ def bfloat16_steps(compiled_bfloat16):
     return compiled_bfloat16.started()
 
 
-def test_train_step_tells_the_sums_before_its_update(steps_without_dropout, batch):
+def test_train_step_returns_the_sums_before_its_update(steps_without_dropout, batch):
     expected = sums_without_dropout(steps_without_dropout.model, batch)
-    told = steps_without_dropout.train(batch)
-    assert told.pop("gradient_norm") > CLIP_NORM
-    assert told.pop("updates") == 1.0
-    assert told == pytest.approx(expected, rel=1e-5)
+    results = steps_without_dropout.train(batch)
+    assert results.pop("gradient_norm") > CLIP_NORM
+    assert results.pop("updates") == 1.0
+    assert results == pytest.approx(expected, rel=1e-5)
 
 
 def test_train_step_takes_the_gradients_of_the_loss(steps_without_dropout, batch):
-    """Which are its slopes, in a direction for each variable that differs from the gradient's."""
+    """They equal the loss's slopes, measured along another direction for each variable."""
     steps, rng, distance = steps_without_dropout, np.random.default_rng(2), 0.01
-    told = steps.train(batch)
-    scale = told["gradient_norm"] / CLIP_NORM
+    results = steps.train(batch)
+    scale = results["gradient_norm"] / CLIP_NORM
     gradients = [scale * gradient for gradient in steps.clipped_gradients()]
-    assert global_norm(gradients) == pytest.approx(told["gradient_norm"], rel=1e-4)
+    assert global_norm(gradients) == pytest.approx(results["gradient_norm"], rel=1e-4)
     steps.started()
     evaluate = eval_step(steps.model)
     for weight, gradient in zip(steps.learner.weights, gradients, strict=True):
@@ -188,7 +188,7 @@ def test_every_variable_is_trained(steps, batch):
     before = steps.weights()
     steps.train(batch)
     for name, values in steps.weights().items():
-        if not name.endswith("key/bias"):  # which has no influence on the attention
+        if not name.endswith("key/bias"):  # attention does not depend on it
             assert np.abs(values - before[name]).max() > 1e-3, name
 
 
@@ -222,7 +222,7 @@ def test_repeated_steps_learn_the_batch(fixture, batch, request):
 @pytest.mark.parametrize(
     ("fixture", "tolerance"), [("bfloat16_steps", 0.05), ("float16_steps", 0.005)]
 )
-def test_gradients_in_lower_precision_are_near_those_of_float32(
+def test_gradients_in_lower_precision_are_close_to_float32(
     steps, batch, request, fixture, tolerance
 ):
     steps.train(batch)
@@ -234,7 +234,7 @@ def test_gradients_in_lower_precision_are_near_those_of_float32(
         assert global_norm([gradient - expected]) < tolerance * CLIP_NORM, name
 
 
-def test_gradient_norm_in_lower_precision_is_near_that_of_float32(
+def test_gradient_norm_in_lower_precision_is_close_to_float32(
     steps, bfloat16_steps, float16_steps, batch
 ):
     norm = steps.train(batch)["gradient_norm"]
@@ -242,14 +242,14 @@ def test_gradient_norm_in_lower_precision_is_near_that_of_float32(
     assert float16_steps.train(batch)["gradient_norm"] == pytest.approx(norm, rel=0.003)
 
 
-def test_update_that_overflows_float16_is_left_out(float16_steps, batch):
+def test_update_that_overflows_float16_is_skipped(float16_steps, batch):
     steps = float16_steps
     steps.train(batch)
     weights, moments = steps.weights(), steps.moments()
     steps.loss_scale.scale.assign(2.0**60)
-    told = steps.train(batch)
-    assert (told["gradient_norm"], told["updates"]) == (0.0, 0.0)
-    assert np.isfinite(list(told.values())).all()
+    results = steps.train(batch)
+    assert (results["gradient_norm"], results["updates"]) == (0.0, 0.0)
+    assert np.isfinite(list(results.values())).all()
     assert_same(weights.values(), steps.weights().values())
     assert_same(moments, steps.moments())
     assert int(steps.optimizer.iterations) == 2
@@ -281,7 +281,7 @@ def test_recomputed_activations_give_the_same_update(steps, shallow_config, rand
     assert_near(recomputing.weights(), steps.weights(), atol=1e-6)
 
 
-TRAIN_IN_A_PROCESS_OF_ITS_OWN = """
+TRAIN_IN_A_NEW_PROCESS = """
 import sys
 from pathlib import Path
 import keras
@@ -316,7 +316,7 @@ np.savez(Path(directory, f"{keras.config.backend()}.npz"), **weights)
 
 
 def assert_trains_alike(steps, config, batch, directory, backend, num_devices=1, parts=1):
-    """In a process of its own, as the steps do here."""
+    """Checks that a new process trains like the steps here."""
     (directory / "config.json").write_text(config.to_json())
     np.savez(directory / "batch.npz", **batch)
     start = steps.started(1e-4).weights()
@@ -324,7 +324,7 @@ def assert_trains_alike(steps, config, batch, directory, backend, num_devices=1,
     arguments = map(str, (directory, SEED, NUM_STEPS, CLIP_NORM, num_devices, parts))
     xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
     subprocess.run(
-        [sys.executable, "-c", TRAIN_IN_A_PROCESS_OF_ITS_OWN, *arguments],
+        [sys.executable, "-c", TRAIN_IN_A_NEW_PROCESS, *arguments],
         env=os.environ | {"KERAS_BACKEND": backend, "XLA_FLAGS": xla_flags},
         cwd=ROOT,
         check=True,
@@ -343,13 +343,13 @@ def assert_trains_alike(steps, config, batch, directory, backend, num_devices=1,
     keras.config.backend() != "tensorflow" or importlib.util.find_spec("jax") is None,
     reason="needs the TensorFlow backend and jax",
 )
-def test_jax_trains_as_tensorflow_does(steps, shallow_config, batch, tmp_path):
+def test_jax_trains_like_tensorflow(steps, shallow_config, batch, tmp_path):
     assert_trains_alike(steps, shallow_config, batch, tmp_path, "jax")
 
 
 @pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_two_devices_train_as_one_does(steps, shallow_config, batch, tmp_path, parts):
-    """With the same dropout, and means over the whole batch."""
+def test_two_devices_train_like_one(steps, shallow_config, batch, tmp_path, parts):
+    """They use the same dropout, and means over the whole batch."""
     backend = keras.config.backend()
     assert_trains_alike(steps, shallow_config, batch, tmp_path, backend, num_devices=2, parts=parts)
 
@@ -368,7 +368,7 @@ def test_batch_that_cannot_be_divided_is_refused(batch_size, parts, num_replicas
         check_divisible(options, num_replicas)
 
 
-def test_eval_step_is_without_dropout_and_changes_nothing(steps, batch):
+def test_eval_step_uses_no_dropout_and_changes_nothing(steps, batch):
     before, evaluate = steps.state(), eval_step(steps.model)
     expected = sums_without_dropout(steps.model, batch)
     assert as_floats(evaluate(batch)) == pytest.approx(expected, rel=1e-5)
@@ -384,5 +384,5 @@ def test_eval_step_follows_the_weights(steps, batch):
     assert total_loss(as_floats(evaluate(batch))) < 0.9 * before
 
 
-def test_memory_is_that_of_a_gpu():
+def test_peak_memory_is_known_only_for_gpus():
     assert (peak_memory() is None) == (not device_names())

@@ -5,12 +5,13 @@ from keras import ops
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.losses import batch_totals, pretraining_sums, total_loss
 from modeling.optimization import AdamW, Lamb, LossScale
-from modeling.step.learner import Learner
+from modeling.step.learner import Learner, new_learner
+from modeling.training_options import OptimizerName, Precision, TrainingOptions
 
 
 @pytest.fixture
 def make_learner(shallow_config, randomize):
-    """A function that makes an update of a model of random weights."""
+    """A function that makes a learner with a model of random weights."""
 
     def make(rule=AdamW, **settings):
         model = randomize(BertForPreTraining(shallow_config))
@@ -40,7 +41,7 @@ def as_tensors(gradients):
 
 
 def apply(learner, gradients):
-    return {name: float(told) for name, told in learner.apply(as_tensors(gradients)).items()}
+    return {name: float(value) for name, value in learner.apply(as_tensors(gradients)).items()}
 
 
 def global_norm(gradients):
@@ -65,7 +66,7 @@ def test_variables_are_weights_moments_count_and_loss_scale(make_learner):
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e3])
-def test_clipped_gradients_go_to_the_optimizer(make_learner, clip_norm):
+def test_the_optimizer_gets_clipped_gradients(make_learner, clip_norm):
     learner, twin = make_learner(clip_norm=clip_norm), make_learner()
     gradients = gradients_of(learner)
     norm = global_norm(gradients)
@@ -76,12 +77,12 @@ def test_clipped_gradients_go_to_the_optimizer(make_learner, clip_norm):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_loss_scale_is_taken_out_of_the_gradients(make_learner):
+def test_gradients_are_divided_by_the_loss_scale(make_learner):
     learner, twin = make_learner(loss_scale=LossScale()), make_learner()
     gradients = gradients_of(learner)
     scale = np.float32(learner.loss_scale.scale.numpy())
-    told = apply(learner, [gradient * scale for gradient in gradients])
-    assert told == apply(twin, gradients) | {"updates_left_out": 0.0}
+    results = apply(learner, [gradient * scale for gradient in gradients])
+    assert results == apply(twin, gradients) | {"updates_left_out": 0.0}
     assert int(learner.loss_scale.good_updates) == 1
     for actual, expected in zip(arrays(learner.variables), arrays(twin.variables), strict=False):
         np.testing.assert_array_equal(actual, expected)
@@ -89,7 +90,7 @@ def test_loss_scale_is_taken_out_of_the_gradients(make_learner):
 
 @pytest.mark.parametrize("rule", [AdamW, Lamb])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_update_with_gradients_that_are_not_finite_is_left_out(make_learner, rule, value):
+def test_update_with_gradients_that_are_not_finite_is_skipped(make_learner, rule, value):
     learner = make_learner(rule, loss_scale=LossScale())
     gradients = gradients_of(learner)
     apply(learner, gradients)
@@ -100,17 +101,17 @@ def test_update_with_gradients_that_are_not_finite_is_left_out(make_learner, rul
     ]
     before, scale = arrays(changed), float(learner.loss_scale.scale)
     gradients[3].flat[0] = value
-    told = {"gradient_norm": 0.0, "updates": 0.0, "updates_left_out": 1.0}
-    assert apply(learner, gradients) == told
+    results = {"gradient_norm": 0.0, "updates": 0.0, "updates_left_out": 1.0}
+    assert apply(learner, gradients) == results
     for first, second in zip(before, arrays(changed), strict=True):
         np.testing.assert_array_equal(first, second)
-    # The learning rate and dropout go on.
+    # The learning rate and dropout advance.
     assert int(learner.optimizer.iterations) == 2
     assert float(learner.loss_scale.scale) == scale / 2
     assert int(learner.loss_scale.good_updates) == 0
 
 
-def test_gradients_that_are_not_finite_at_the_lowest_scale_are_told(make_learner):
+def test_gradients_that_are_not_finite_at_the_lowest_scale_are_reported(make_learner):
     learner = make_learner(loss_scale=LossScale())
     learner.loss_scale.scale.assign(1.0)
     gradients = gradients_of(learner)
@@ -122,7 +123,7 @@ def test_gradients_that_are_not_finite_at_the_lowest_scale_are_told(make_learner
         np.testing.assert_array_equal(first, second)
 
 
-def test_without_a_loss_scale_gradients_that_are_not_finite_are_told(make_learner):
+def test_gradients_that_are_not_finite_without_a_loss_scale_are_reported(make_learner):
     learner = make_learner()
     gradients = gradients_of(learner)
     gradients[3].flat[0] = np.nan
@@ -152,7 +153,7 @@ def test_each_update_and_seed_draws_its_own_dropout(make_learner, batch):
     assert loss_of(learner, batch) == losses[0]
 
 
-def test_loss_is_of_the_sums(make_learner, batch):
+def test_loss_is_computed_from_the_sums(make_learner, batch):
     learner = make_learner()
     loss, sums = learner.loss(learner.with_keys(batch), batch_totals(batch))
     assert float(loss) == pytest.approx(float(total_loss({**sums, **batch_totals(batch)})))
@@ -170,3 +171,32 @@ def test_loss_is_multiplied_by_the_loss_scale(make_learner, batch):
     assert {name: float(x) for name, x in sums.items()} == pytest.approx(
         {name: float(x) for name, x in expected_sums.items()}
     )
+
+
+def test_options_configure_the_learner(shallow_config):
+    default = new_learner(shallow_config, TrainingOptions())
+    assert type(default.optimizer) is AdamW
+    assert default.optimizer.bias_correction
+    assert default.optimizer.weight_decay_rate == 0.01
+    assert (default.seed, default.accumulation_steps, default.loss_scale) == (12345, 1, None)
+    other = new_learner(
+        shallow_config,
+        TrainingOptions(
+            optimizer=OptimizerName.LAMB,
+            adam_bias_correction=False,
+            weight_decay_rate=0.1,
+            random_seed=7,
+            gradient_accumulation_steps=2,
+            precision=Precision.FLOAT16,
+        ),
+    )
+    assert type(other.optimizer) is Lamb
+    assert not other.optimizer.bias_correction
+    assert other.optimizer.weight_decay_rate == 0.1
+    assert (other.seed, other.accumulation_steps) == (7, 2)
+    assert float(other.loss_scale.scale) == 2.0**15
+    first, second = (
+        ops.convert_to_numpy(learner.model.named_weights()["bert/pooler/dense/kernel"])
+        for learner in (default, other)
+    )
+    assert not np.array_equal(first, second)

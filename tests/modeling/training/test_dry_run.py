@@ -17,38 +17,39 @@ OPTIONS = TrainingOptions(
 
 @pytest.fixture(scope="module")
 def lines(data_set, shallow_config, tmp_path_factory):
-    """The report on a run, by the first words of its lines."""
+    """The lines of the report on a run, by their first words."""
     run_dir = tmp_path_factory.mktemp("dry") / "run"
     lines = dry_run(data_set, run_dir, shallow_config, OPTIONS)
     return dict(re.split(r"  +", line, maxsplit=1) for line in lines)
 
 
-def test_parameters_and_work_are_those_of_the_model(lines, shallow_config):
+def test_parameters_and_work_of_the_model_are_reported(lines, shallow_config):
     assert lines["parameters"] == f"{BertForPreTraining(shallow_config).count_params():,}"
     flops = shallow_config.flops_per_sequence(16, 3)
-    assert lines["work of a sequence"].startswith(f"{flops / 1e9:.3g} GFLOP, S 16")
+    work = f"{flops / 1e9:.3g} GFLOP, forward and backward, sequence length 16"
+    assert lines["work per sequence"] == work
 
 
-def test_passes_over_the_data_are_told(lines):
-    assert lines["data"] == "26 instances in 2 passes, 3.25 steps a pass"
-    assert lines["the whole run"] == "160 sequences, 12.3 passes"
+def test_passes_over_the_data_are_reported(lines):
+    assert lines["data"] == "26 instances in 2 passes, 3.25 steps per pass"
+    assert lines["whole run"] == "160 sequences, 12.3 passes"
 
 
-def test_memory_and_device_are_told(lines):
-    assert re.fullmatch(r"about \d+\.\d GiB a device", lines["memory"])
+def test_memory_and_device_are_reported(lines):
+    assert re.fullmatch(r"about \d+\.\d GiB per device", lines["memory"])
     assert lines["device"]
 
 
-def test_two_steps_are_made_whose_loss_is_that_of_guessing_at_first(lines):
+def test_two_steps_are_made_and_the_first_loss_is_that_of_guessing(lines):
     losses = [float(lines[f"step {n}"].split()[1].rstrip(",")) for n in (1, 2)]
     assert losses[0] == pytest.approx(np.log(50) + np.log(2), abs=0.2)
     assert losses[1] != losses[0]
-    assert "compiling included" in lines["step 1"]
-    assert "compiling" not in lines["step 2"]
+    assert "including compilation" in lines["step 1"]
+    assert "compilation" not in lines["step 2"]
     assert "step 3" not in lines
 
 
-def test_data_set_that_cannot_be_read_is_told(tmp_path, write_data_set, shallow_config):
+def test_unusable_data_set_is_reported(tmp_path, write_data_set, shallow_config):
     data_set = write_data_set(tmp_path, [("eval", 0, 3)])
     with pytest.raises(UserError, match="no training instance") as raised:
         list(dry_run(data_set, tmp_path / "run", shallow_config, OPTIONS))
@@ -62,7 +63,7 @@ def estimate(seq_length=128, sequences=256, **options):
     )
 
 
-def test_weights_gradients_and_moments_are_the_least_that_is_needed():
+def test_weights_gradients_and_moments_are_the_minimum():
     smallest = estimate(sequences=1, recompute_activations=True, precision=Precision.BFLOAT16)
     assert 16 * 110_000_000 < smallest < 2 * 16 * 110_000_000
 
@@ -77,5 +78,5 @@ def test_weights_gradients_and_moments_are_the_least_that_is_needed():
         {"seq_length": 64},
     ],
 )
-def test_what_saves_memory_makes_the_estimate_smaller(options):
+def test_options_that_save_memory_make_the_estimate_smaller(options):
     assert estimate(**options) < 0.8 * estimate()

@@ -55,16 +55,14 @@ def results_by_hand(model, data_set):
 
 
 @pytest.mark.parametrize("batch_size", [3, 100])
-def test_figures_of_the_newest_checkpoint_are_those_over_all_eval_instances(
-    run, data_set, batch_size
-):
+def test_newest_checkpoint_is_evaluated_on_all_eval_instances(run, data_set, batch_size):
     run_dir, model = run
     results = evaluate(run_dir, data_set, batch_size)
     assert results == pytest.approx({"step": 12, **results_by_hand(model, data_set)}, rel=1e-4)
     assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
 
 
-def test_results_are_those_of_just_that_checkpoint(tmp_path):
+def test_results_are_those_of_the_requested_checkpoint(tmp_path):
     assert read_results(tmp_path, step=10) is None
     lines = [
         {"step": 10, "masked_lm_loss": 7.0},
@@ -73,16 +71,16 @@ def test_results_are_those_of_just_that_checkpoint(tmp_path):
         {"step": 20, "eval_masked_lm_loss": 4.0, "eval_next_sentence_loss": 0.25},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    of_training = {"step": 10, "masked_lm_loss": 6.0, "next_sentence_loss": 0.5}
-    assert read_results(tmp_path, step=10) == of_training
+    from_training = {"step": 10, "masked_lm_loss": 6.0, "next_sentence_loss": 0.5}
+    assert read_results(tmp_path, step=10) == from_training
     assert read_results(tmp_path, step=15) is None
-    of_evaluate = {"step": 20, "masked_lm_loss": 3.0, "next_sentence_loss": 0.125}
-    (tmp_path / RESULTS_NAME).write_text(json.dumps(of_evaluate))
-    assert read_results(tmp_path, step=20) == of_evaluate
-    assert read_results(tmp_path, step=10) == of_training
+    from_evaluate = {"step": 20, "masked_lm_loss": 3.0, "next_sentence_loss": 0.125}
+    (tmp_path / RESULTS_NAME).write_text(json.dumps(from_evaluate))
+    assert read_results(tmp_path, step=20) == from_evaluate
+    assert read_results(tmp_path, step=10) == from_training
 
 
-def test_damaged_checkpoint_is_told(tmp_path, run, data_set):
+def test_damaged_checkpoint_is_reported(tmp_path, run, data_set):
     run_dir = tmp_path / "run"
     shutil.copytree(run[0], run_dir)
     newest = run_dir / "checkpoints" / "step-00000012"
@@ -92,7 +90,7 @@ def test_damaged_checkpoint_is_told(tmp_path, run, data_set):
     assert str(newest) in str(raised.value)
 
 
-def test_damaged_shard_is_told(tmp_path, run, data_set):
+def test_damaged_shard_is_reported(tmp_path, run, data_set):
     data_dir = tmp_path / "data"
     shutil.copytree(data_set.directory, data_dir)
     shard = data_dir / data_set.manifest.shards_of("eval")[0].name
@@ -110,12 +108,12 @@ def test_sums_of_batches_are_added_up():
     assert sums == {"tokens": 7, "sequences": 3}
 
 
-def test_directory_without_a_run_is_told(tmp_path, data_set):
+def test_directory_without_a_run_is_refused(tmp_path, data_set):
     with pytest.raises(UserError, match="is not a run"):
         evaluate(tmp_path, data_set, batch_size=4)
 
 
-def test_run_without_a_checkpoint_is_told(tmp_path, run, data_set):
+def test_run_without_a_checkpoint_is_refused(tmp_path, run, data_set):
     run_dir = tmp_path / "run"
     shutil.copytree(run[0], run_dir, ignore=shutil.ignore_patterns("step-*"))
     with pytest.raises(UserError, match="no checkpoint") as raised:
@@ -123,14 +121,14 @@ def test_run_without_a_checkpoint_is_told(tmp_path, run, data_set):
     assert str(run_dir) in str(raised.value)
 
 
-def test_data_set_without_eval_shards_is_told(tmp_path, run, write_data_set):
+def test_data_set_without_eval_shards_is_refused(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("train", 0, 3)])
     with pytest.raises(UserError, match="eval_fraction") as raised:
         evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
     assert str(tmp_path) in str(raised.value)
 
 
-def test_data_of_another_vocabulary_is_told(tmp_path, run, data_set):
+def test_data_with_another_vocabulary_is_refused(tmp_path, run, data_set):
     dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64).write(tmp_path)
     with pytest.raises(UserError, match="vocabular") as raised:
         evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
@@ -138,7 +136,7 @@ def test_data_of_another_vocabulary_is_told(tmp_path, run, data_set):
     assert str(tmp_path) in str(raised.value)
 
 
-def test_data_of_longer_instances_than_the_model_reads_is_told(tmp_path, run, write_data_set):
+def test_instances_longer_than_the_model_reads_are_refused(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("eval", 0, 3)], max_seq_length=17)
     with pytest.raises(UserError, match="max_position_embeddings") as raised:
         evaluate(run[0], DataSet.read(tmp_path), batch_size=3)

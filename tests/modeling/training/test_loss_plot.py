@@ -35,7 +35,7 @@ def write_lines(run_dir, lines, rest=""):
 
 
 def colors(picture):
-    """The share of the pixels that are blue, of masked LM, and orange, of next sentence."""
+    """The shares of pixels that are blue (masked LM) and orange (next sentence)."""
     with Image.open(io.BytesIO(picture)) as image:
         red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), int), -1, 0)
     return np.mean(blue > red + 40), np.mean((red > green + 40) & (green > blue + 40))
@@ -43,7 +43,7 @@ def colors(picture):
 
 @pytest.fixture
 def draw(tmp_path):
-    """A function from lines of metrics to the bytes of the picture."""
+    """A function that draws lines of metrics and returns the bytes of the picture."""
 
     def draw_lines(lines, rest="", name="run"):
         write_lines(tmp_path / name, lines, rest)
@@ -66,7 +66,7 @@ def draw(tmp_path):
     ],
     ids=["no line", "one line", "evaluation only", "one of each", "many", "very many"],
 )
-def test_picture_has_its_size_however_many_lines(draw, lines):
+def test_picture_has_the_same_size_for_any_number_of_lines(draw, lines):
     with Image.open(io.BytesIO(draw(lines))) as image:
         image.load()
         assert image.format == "PNG"
@@ -78,7 +78,7 @@ def test_picture_has_its_size_however_many_lines(draw, lines):
     [[train_line(50)], [eval_line(50)], [train_line(step) for step in range(50, 500, 50)]],
     ids=["one line", "one evaluation", "several lines"],
 )
-def test_both_losses_can_be_seen(draw, lines):
+def test_both_losses_are_visible(draw, lines):
     assert colors(draw([])) == (0, 0)
     assert all(share > 0 for share in colors(draw(lines)))
 
@@ -88,7 +88,7 @@ def test_evaluation_adds_to_the_picture(draw):
     assert draw([*lines, eval_line(450)]) != draw(lines)
 
 
-def test_outlier_among_many_lines_can_be_seen(draw):
+def test_outlier_among_many_lines_is_visible(draw):
     lines = [train_line(step, 20_000) for step in range(1, 20_000)]
     spike = {**lines[9000], "masked_lm_loss": 9.0}
     assert draw([*lines[:9000], spike, *lines[9001:]]) != draw(lines)
@@ -107,13 +107,13 @@ def test_same_metrics_give_the_same_bytes(draw):
     assert draw(lines, name="one") == draw(lines, name="another")
 
 
-def test_picture_says_nothing_of_time_or_software(draw):
+def test_picture_records_neither_time_nor_software(draw):
     with Image.open(io.BytesIO(draw([train_line(1)]))) as image:
         assert set(image.info) == {"dpi"}
 
 
 @pytest.mark.parametrize("rest", ['{"step": 6, "masked_lm_lo', '{"step"', "{", "\n"])
-def test_line_that_was_cut_short_is_left_out(draw, rest):
+def test_line_that_was_cut_short_is_skipped(draw, rest):
     lines = [train_line(1), train_line(2)]
     assert draw(lines, rest) == draw(lines)
 
@@ -125,7 +125,7 @@ def test_picture_is_replaced_and_no_other_file_is_left(tmp_path, draw):
     assert names == {METRICS_NAME, LOSS_PLOT_NAME}
 
 
-def test_picture_that_cannot_be_drawn_leaves_the_one_before(tmp_path, draw, monkeypatch):
+def test_failed_drawing_leaves_the_previous_picture(tmp_path, draw, monkeypatch):
     before = draw([train_line(1)])
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", write_half_and_fail)
     with pytest.raises(OSError, match="disk full"):
@@ -139,7 +139,7 @@ def write_half_and_fail(_figure, path, **_options):
     raise OSError("disk full")
 
 
-def test_pyplot_is_not_touched(draw, monkeypatch):
+def test_pyplot_is_not_imported(draw, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     assert draw([train_line(1)])
 

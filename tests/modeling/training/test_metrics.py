@@ -45,7 +45,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def make_terminal(monkeypatch):
-    """A function that puts a terminal in the place of stderr and gives what is written to it."""
+    """A function that replaces stderr by a terminal, and returns the terminal."""
 
     def make(width=WIDTH):
         terminal = Terminal()
@@ -62,7 +62,7 @@ def make_terminal(monkeypatch):
 
 @pytest.fixture
 def make_writer(tmp_path):
-    """A function that makes a writer of steps of 4 sequences, each of 1000 operations."""
+    """A function that makes a writer for steps of 4 sequences, each of 1000 FLOPs."""
 
     def make(first_step=0, num_train_steps=10, peak_flops=None):
         return MetricsWriter(tmp_path, first_step, num_train_steps, 4, 1000, peak_flops)
@@ -84,7 +84,7 @@ def write_lines(run_dir, steps, rest=""):
 
 
 def read_scalars(run_dir):
-    """(tag, step, value) of all that TensorBoard shows."""
+    """The tag, step and value of all points that TensorBoard shows."""
     (path,) = (run_dir / SUMMARIES_NAME).iterdir()
     with path.open("rb") as file:
         events = [tf.compat.v1.Event.FromString(record_of(frame)) for frame in read_frames(file)]
@@ -96,7 +96,7 @@ def read_scalars(run_dir):
 
 
 def screen(written):
-    """The rows that a terminal of 80 columns shows, given what was written to it."""
+    """The rows that a terminal of 80 columns shows after this was written to it."""
     rows, row, column = [""], 0, 0
     while written:
         character, written = written[0], written[1:]
@@ -130,18 +130,18 @@ def test_line_holds_the_means_over_its_steps(tmp_path, make_writer):
     assert set(line) == means.keys() | SPEED_FIELDS
 
 
-def test_gradient_norm_is_that_of_an_update_that_was_made(tmp_path, make_writer):
+def test_gradient_norm_is_the_mean_over_the_updates_made(tmp_path, make_writer):
     writer = make_writer()
-    left_out = SUMS | {"updates_left_out": 1.0}
-    writer.write(2, left_out | {"updates": 1.0}, 1e-3, loss_scale=1024.0)
-    writer.write(4, left_out | {"updates": 0.0, "gradient_norm": 0.0}, 1e-3, loss_scale=256.0)
+    skipped = SUMS | {"updates_left_out": 1.0}
+    writer.write(2, skipped | {"updates": 1.0}, 1e-3, loss_scale=1024.0)
+    writer.write(4, skipped | {"updates": 0.0, "gradient_norm": 0.0}, 1e-3, loss_scale=256.0)
     assert [line["gradient_norm"] for line in read_lines(tmp_path)] == [3.0, 0.0]
 
 
-def test_loss_scale_comes_with_the_updates_that_were_left_out(tmp_path, make_writer):
+def test_loss_scale_comes_with_the_number_of_skipped_updates(tmp_path, make_writer):
     writer = make_writer()
-    for left_out in (0.0, 1.0, 2.0):
-        writer.write(2, SUMS | {"updates_left_out": left_out}, 1e-3, loss_scale=1024.0)
+    for skipped in (0.0, 1.0, 2.0):
+        writer.write(2, SUMS | {"updates_left_out": skipped}, 1e-3, loss_scale=1024.0)
     lines = read_lines(tmp_path)
     assert [line["updates_left_out"] for line in lines] == [0, 1, 2]
     assert {line["loss_scale"] for line in lines} == {1024}
@@ -157,7 +157,7 @@ def test_line_of_a_step_that_was_not_timed_has_no_speed(tmp_path, make_writer, c
     assert caplog.messages[0].startswith("step 1/10 | masked LM")
 
 
-def test_speed_is_that_since_the_last_line(tmp_path, make_writer):
+def test_speed_is_measured_since_the_last_line(tmp_path, make_writer):
     writer = make_writer()
     writer.write(2, SUMS, 1e-3)
     before = time.perf_counter()
@@ -188,7 +188,7 @@ def test_steps_before_the_start_of_timing_do_not_count_as_speed(tmp_path, make_w
     assert 8 / longest <= read_lines(tmp_path)[0]["sequences_per_second"] < 8 / 0.02
 
 
-def test_what_is_no_training_does_not_count_as_speed(tmp_path, make_writer):
+def test_time_outside_training_does_not_count_as_speed(tmp_path, make_writer):
     writer = make_writer()
     with writer.not_timed():
         time.sleep(0.5)
@@ -226,7 +226,7 @@ def test_lines_follow_each_other(tmp_path, make_writer):
     assert list(read_metrics(tmp_path)) == read_lines(tmp_path)
 
 
-def test_evaluation_is_a_line_of_its_own(tmp_path, make_writer):
+def test_evaluation_has_its_own_line(tmp_path, make_writer):
     writer = make_writer()
     writer.write(2, SUMS, 1e-3)
     writer.write_evaluation(2, {name: SUMS[name] for name in SUMS if name != "updates"})
@@ -238,9 +238,7 @@ def test_evaluation_is_a_line_of_its_own(tmp_path, make_writer):
 @pytest.mark.parametrize(
     ("first_step", "kept"), [(0, []), (3, [2]), (4, [2, 4]), (9, [2, 4, 6, 8])]
 )
-def test_lines_after_the_step_that_training_goes_on_from_are_removed(
-    tmp_path, make_writer, first_step, kept
-):
+def test_lines_after_the_step_of_resumption_are_removed(tmp_path, make_writer, first_step, kept):
     write_lines(tmp_path, [2, 4, 6, 8])
     writer = make_writer(first_step, num_train_steps=20)
     writer.write(10, SUMS, 1e-3)
@@ -266,7 +264,7 @@ def test_no_other_file_is_left(tmp_path, make_writer):
     assert {path.name for path in tmp_path.iterdir()} == {METRICS_NAME, SUMMARIES_NAME}
 
 
-def test_tensorboard_shows_what_the_lines_say(tmp_path, make_writer):
+def test_tensorboard_shows_the_figures_of_the_lines(tmp_path, make_writer):
     write_lines(tmp_path, [1, 3])
     writer = make_writer(first_step=2, peak_flops=1e6)
     writer.write(5, SUMS, 1e-3)
@@ -284,7 +282,7 @@ def test_tensorboard_shows_what_the_lines_say(tmp_path, make_writer):
     assert read_scalars(tmp_path) == expected
 
 
-def test_terminal_shows_one_line_that_is_written_over(make_terminal, make_writer):
+def test_terminal_shows_one_line_that_is_overwritten(make_terminal, make_writer):
     terminal = make_terminal()
     with make_writer() as writer:
         for step in (2, 4):
@@ -296,7 +294,7 @@ def test_terminal_shows_one_line_that_is_written_over(make_terminal, make_writer
     assert screen(terminal.getvalue()) == rows
 
 
-def test_terminal_that_is_wide_shows_the_whole_line(make_terminal, make_writer):
+def test_wide_terminal_shows_the_whole_line(make_terminal, make_writer):
     terminal = make_terminal(width=400)
     with make_writer(peak_flops=1e6) as writer:
         with writer.waiting_for_input(lambda: True):
@@ -309,7 +307,7 @@ def test_terminal_that_is_wide_shows_the_whole_line(make_terminal, make_writer):
         assert part in terminal.getvalue()
 
 
-def test_messages_stand_above_the_line_on_a_terminal(make_terminal, make_writer):
+def test_terminal_shows_messages_above_the_line(make_terminal, make_writer):
     terminal = make_terminal()
     path = "/" + "/".join(["folder"] * 20)
     with make_writer() as writer:
@@ -324,7 +322,7 @@ def test_messages_stand_above_the_line_on_a_terminal(make_terminal, make_writer)
     assert "TFLOP/s" in line
 
 
-def test_what_is_printed_after_an_error_stands_below_the_line(make_terminal, make_writer):
+def test_output_after_an_error_appears_below_the_line(make_terminal, make_writer):
     terminal = make_terminal()
 
     def fail():
@@ -340,7 +338,7 @@ def test_what_is_printed_after_an_error_stands_below_the_line(make_terminal, mak
     assert error == "clozemill pretrain: bad batch"
 
 
-def test_elsewhere_each_line_is_logged(make_writer, caplog, capsys):
+def test_without_a_terminal_each_line_is_logged(make_writer, caplog, capsys):
     with caplog.at_level("INFO", logger="absl"), make_writer() as writer:
         writer.log("compiling the first step")
         writer.write(2, SUMS, 1e-3)
@@ -353,7 +351,7 @@ def test_elsewhere_each_line_is_logged(make_writer, caplog, capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_time_left_is_that_of_the_steps_that_are_left(make_writer, caplog):
+def test_time_left_is_estimated_from_the_remaining_steps(make_writer, caplog):
     writer = make_writer(num_train_steps=20_002)
     time.sleep(0.5)
     with caplog.at_level("INFO", logger="absl"):

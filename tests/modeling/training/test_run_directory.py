@@ -29,7 +29,7 @@ def run_dir(tmp_path, config, data_set):
 
 @pytest.fixture
 def other_vocabulary(tmp_path, data_set):
-    """Another data set, with another vocabulary."""
+    """A data set with another vocabulary."""
     data_dir = tmp_path / "other_data"
     data_dir.mkdir()
     manifest = dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64)
@@ -70,19 +70,19 @@ def test_vocab_size_may_exceed_that_of_the_data(tmp_path, config, data_set):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "reported"),
     [
         ("vocab_size", 49, ["vocab_size", "49", "50", "vocab.txt"]),
         ("max_position_embeddings", 15, ["max_position_embeddings", "15", "16"]),
     ],
 )
 def test_model_that_is_too_small_for_the_data_is_refused(
-    tmp_path, config, data_set, field, value, told
+    tmp_path, config, data_set, field, value, reported
 ):
     run_dir = tmp_path / "run"
     with pytest.raises(UserError) as raised:
         check_run(run_dir, dataclasses.replace(config, **{field: value}), data_set)
-    for part in (*told, str(data_set.directory)):
+    for part in (*reported, str(data_set.directory)):
         assert part in str(raised.value)
     assert not run_dir.exists()
 
@@ -100,7 +100,7 @@ def test_run_of_another_model_is_refused_with_the_differences(saved_run, config,
     assert contents(saved_run) == before
 
 
-def test_run_of_another_vocabulary_is_refused(saved_run, config, other_vocabulary):
+def test_run_with_another_vocabulary_is_refused(saved_run, config, other_vocabulary):
     before = contents(saved_run)
     with pytest.raises(UserError, match="vocabular") as raised:
         check_run(saved_run, config, other_vocabulary)
@@ -109,7 +109,7 @@ def test_run_of_another_vocabulary_is_refused(saved_run, config, other_vocabular
     assert contents(saved_run) == before
 
 
-def test_data_of_another_vocabulary_is_told_apart(run_dir, data_set, other_vocabulary):
+def test_check_of_the_vocabulary_refuses_another_one(run_dir, data_set, other_vocabulary):
     check_same_vocabulary(run_dir, data_set.manifest, data_set)
     with pytest.raises(UserError, match="different vocabularies") as raised:
         check_same_vocabulary(run_dir, data_set.manifest, other_vocabulary)
@@ -131,7 +131,7 @@ def test_check_of_a_run_writes_nothing(run_dir, config, data_set):
     assert contents(run_dir) == before
 
 
-def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path, config, data_set):
+def test_directory_that_is_not_a_run_is_refused(tmp_path, config, data_set):
     with pytest.raises(UserError, match="not a run"):
         check_run(data_set.directory, config, data_set)
     (tmp_path / "file").write_text("")
@@ -139,7 +139,7 @@ def test_what_is_not_the_directory_of_a_run_is_refused(tmp_path, config, data_se
         check_run(tmp_path / "file", config, data_set)
 
 
-def test_an_original_checkpoint_is_not_the_directory_of_a_run(tmp_path, config, data_set):
+def test_an_original_checkpoint_is_not_a_run(tmp_path, config, data_set):
     (tmp_path / "bert_config.json").write_text(config.to_json())
     (tmp_path / "bert_model.ckpt.index").write_text("")
     with pytest.raises(UserError, match="not a run"):
@@ -153,13 +153,13 @@ def test_run_that_cannot_be_written_is_named(tmp_path, config, data_set):
     assert str(tmp_path / "file" / "run") in str(raised.value)
 
 
-def test_directory_without_a_run_is_told(tmp_path):
+def test_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run") as raised:
         read_run(tmp_path)
     assert str(tmp_path) in str(raised.value)
 
 
-def test_run_without_a_readable_manifest_is_told(run_dir):
+def test_run_with_an_unreadable_manifest_is_named(run_dir):
     (run_dir / "manifest.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(UserError, match="format version") as raised:
         read_run(run_dir)
@@ -170,14 +170,14 @@ def test_run_on_another_data_set_is_refused(saved_run, tmp_path, config, write_d
     other = tmp_path / "other"
     other_data = write_data_set(other, [("train", 0, 5)])
     before = contents(saved_run)
-    with pytest.raises(UserError, match="another data set") as raised:
+    with pytest.raises(UserError, match="on a data set that differs") as raised:
         check_run(saved_run, config, other_data)
     assert str(other) in str(raised.value)
     assert contents(saved_run) == before
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"options": {"dupe_factor": 3, "random_seed": 1}}, ["dupe_factor was 10, is 3"]),
         (
@@ -186,21 +186,21 @@ def test_run_on_another_data_set_is_refused(saved_run, tmp_path, config, write_d
         ),
         ({"max_predictions_per_seq": 2}, ["max_predictions_per_seq was 3, is 2"]),
         ({"strip_accents": False}, ["strip_accents was None, is False"]),
-        ({"shards": []}, ["the same options from other text"]),
+        ({"shards": []}, ["the same options from different text"]),
     ],
 )
-def test_options_in_which_the_data_sets_differ_are_told(
-    saved_run, tmp_path, config, data_set, changes, told
+def test_options_that_differ_between_data_sets_are_reported(
+    saved_run, tmp_path, config, data_set, changes, reported
 ):
     options = {"dupe_factor": 10, "random_seed": 1}
     first = dataclasses.replace(data_set.manifest, options=options)
     first.write(saved_run)
     with pytest.raises(UserError) as raised:
         check_run(saved_run, config, DataSet(tmp_path, dataclasses.replace(first, **changes)))
-    assert f"({'; '.join(told)})" in str(raised.value).replace("made with ", "")
+    assert f"({'; '.join(reported)})" in str(raised.value).replace("made with ", "")
 
 
-def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
+def test_environment_records_hardware_and_packages(run_dir, monkeypatch):
     installed = metadata.version
 
     def version(name):
@@ -222,7 +222,7 @@ def test_environment_tells_what_was_computed_with(run_dir, monkeypatch):
     assert content["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
 
 
-def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_set):
+def test_directory_with_other_content_is_refused(tmp_path, config, data_set):
     other = tmp_path / "other_data"
     shutil.copytree(data_set.directory, other)
     before = contents(other)
@@ -231,25 +231,23 @@ def test_directory_that_holds_something_else_is_refused(tmp_path, config, data_s
     assert contents(other) == before
 
 
-def test_run_that_has_saved_nothing_is_begun_anew(run_dir, config, other_vocabulary):
+def test_run_without_a_checkpoint_starts_over(run_dir, config, other_vocabulary):
     other_model = dataclasses.replace(config, hidden_size=32)
     prepare_run(run_dir, other_model, other_vocabulary)
     assert read_run(run_dir) == (other_model, other_vocabulary.manifest)
 
 
-def test_run_killed_before_its_first_file_was_whole_is_no_foreign_directory(
-    tmp_path, config, data_set
-):
+def test_run_killed_before_its_first_file_was_complete_can_start_over(tmp_path, config, data_set):
     (tmp_path / "bert_config.json.0123.tmp").write_text("{")
     check_run(tmp_path, config, data_set)
     prepare_run(tmp_path, config, data_set)
     assert read_run(tmp_path) == (config, data_set.manifest)
 
 
-def test_run_killed_while_it_was_made_is_completed(run_dir, config, data_set):
-    whole = contents(run_dir)
+def test_run_killed_while_it_was_being_created_is_completed(run_dir, config, data_set):
+    complete = contents(run_dir)
     for name in ("manifest.json", "vocab.txt"):
         (run_dir / name).unlink()
         check_run(run_dir, config, data_set)
         prepare_run(run_dir, config, data_set)
-        assert contents(run_dir) == whole
+        assert contents(run_dir) == complete

@@ -32,7 +32,7 @@ def read_events(run_dir):
 
 
 def read_scalars(run_dir):
-    """[(step, value)] by tag."""
+    """Lists of (step, value), by tag."""
     scalars = {}
     for event in read_events(run_dir):
         for value in event.summary.value:
@@ -56,14 +56,14 @@ def test_line_gives_a_scalar_for_each_figure(tmp_path):
     assert read_scalars(tmp_path) == expected_scalars([1, 2, 4])
 
 
-def test_evaluation_has_tags_of_its_own(tmp_path):
+def test_evaluations_have_their_own_tags(tmp_path):
     writer = SummaryWriter(tmp_path, [])
     for line in (train_line(2), eval_line(2), train_line(4), eval_line(4)):
         writer.write(line)
     assert read_scalars(tmp_path) == expected_scalars([2, 4], [2, 4])
 
 
-def test_run_that_goes_on_has_each_step_once(tmp_path):
+def test_resumed_run_has_each_step_once(tmp_path):
     writer = SummaryWriter(tmp_path, [])
     for step in (2, 4, 6, 8):
         writer.write(train_line(step))
@@ -147,7 +147,7 @@ def test_tensorboard_reads_the_file(tmp_path):
     assert read == expected_scalars([2, 4], [2])
 
 
-def test_tensorboard_that_is_open_follows_a_run_that_goes_on(tmp_path):
+def test_running_tensorboard_follows_a_resumed_run(tmp_path):
     accumulators = pytest.importorskip(
         "tensorboard.backend.event_processing.plugin_event_accumulator"
     )
