@@ -42,8 +42,8 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _INIT_CHECKPOINT = flags.DEFINE_string(
     "init_checkpoint",
     None,
-    "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, or "
-    "a Hugging Face directory. Without --model and --bert_config_file, the model's config also "
+    "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, "
+    "or a Hugging Face directory. Without --model and --bert_config_file, the model's config also "
     "comes from there.",
 )
 _DRY_RUN = flags.DEFINE_boolean(

@@ -33,8 +33,8 @@ _ADVICE = {
     "JSONDecodeError": '--environment_config of PROCESS must be JSON: {"command": "…"}',
     "FutureTimeoutError": "the process that answers at --job_endpoint is not a job service",
     "failed to connect": "check that the services at --job_endpoint and --environment_config run",
-    "Channel closed": "a worker died, perhaps because memory ran out: run the same command again to "
-    "resume",
+    "Channel closed": "a worker died, perhaps because memory ran out: run the same command again "
+    "to resume",
     "java'": "install Java, or name its program with --job_server_java_launcher",
     "Service failed to start": "the job server ended at once; the lines above say why",
     "job server jar": "or name it with --flink_job_server_jar or --spark_job_server_jar",

@@ -18,7 +18,7 @@ from modeling.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
-NUM_STEPS = 80
+NUM_STEPS = 160
 SECONDS = 120
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 BACKENDS = ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]

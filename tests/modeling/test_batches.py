@@ -119,7 +119,7 @@ def test_a_pass_can_begin_with_any_of_its_shards(read_numbers):
 
 def test_the_first_instances_are_skipped(read_numbers):
     numbers = read_numbers(96 + 6)
-    for first_instance in (0, 1, 2, 5, 8, 16, 17, 32, 33, 47, 49, 64, 90):
+    for first_instance in (*range(0, 34, 2), 1, 5, 17, 33, 47, 49, 64, 90):
         rest = read_numbers(6, first_instance=first_instance)
         assert rest == numbers[first_instance : first_instance + 6], first_instance
 

@@ -52,8 +52,8 @@ DIFFERENCES = {
 
 VOCABULARY = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] the The mill turn ##s Turn ##ing Müller mu ##ller a Stone "
-    "stone cafe caf ##e café river 水 車 が は か ##ら ガ カ 한 국 , . ! ? ' - ( ) s t don $ 1 ##2 ##3 "
-    "##ing run ##n Ü ##ber uber"
+    "stone cafe caf ##e café river 水 車 が は か ##ら ガ カ 한 국 , . ! ? ' - ( ) s t don $ 1 "
+    "##2 ##3 ##ing run ##n Ü ##ber uber"
 ).split()
 SENTENCES = [
     "The mill turns.",

@@ -260,10 +260,11 @@ def test_update_that_overflows_float16_is_skipped(float16_steps, batch):
     assert int(steps.loss_scale.good_updates) == 1
 
 
+@pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_update_of_the_whole(
-    steps_without_dropout, no_dropout, randomize, batch
+    steps_without_dropout, no_dropout, randomize, batch, parts
 ):
-    whole, in_parts = steps_without_dropout.started(1e-4), Steps(no_dropout, randomize, parts=4)
+    whole, in_parts = steps_without_dropout.started(1e-4), Steps(no_dropout, randomize, parts=parts)
     in_parts.started(1e-4)
     assert in_parts.train(batch) == pytest.approx(whole.train(batch), rel=1e-5)
     for moment, expected in zip(in_parts.moments(), whole.moments(), strict=True):
