@@ -150,7 +150,7 @@ def main() -> None:
         group = ProcessGroup(place, job.coordinator_timeout())
         # A single process, or a dry run, ends at once until it trains.
         if group.num_processes > 1 and not _DRY_RUN.value:
-            termination.group = group
+            termination.ask(group)
         try:
             with group:
                 _pretrain(options, group, termination)
@@ -183,7 +183,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
                     print(line, flush=True)
             return
         flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
-        termination.group = group
+        termination.ask(group)
         train(data_set, run_dir, config, options, pretrained, flag_lines, replicas)
 
 

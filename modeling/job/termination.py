@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 from modeling.job.group import ProcessGroup
@@ -11,16 +10,37 @@ from modeling.job.group import ProcessGroup
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-@dataclass
 class Termination:
-    """What one of these signals does.
+    """What one of these signals does: it ends this process at once, or asks a group to stop.
 
     Attributes:
       group: the processes that a signal asks to stop at the same step. None: a signal ends this
-        process at once, with its exit code.
+        process, with its exit code.
     """
 
-    group: ProcessGroup | None = None
+    def __init__(self, group: ProcessGroup | None = None):
+        self.group = group
+        self._received: set[int] = set()
+        self.previous = [signal.signal(number, self._handle) for number in _SIGNALS]
+
+    def ask(self, group: ProcessGroup) -> None:
+        """Makes signals ask a group from now on.
+
+        It also takes the signals back from the backend: TensorFlow's strategy for several processes
+        puts a handler of its own in the place of ours when it is created.
+        """
+        self.group = group
+        for number in _SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self.group:
+            raise SystemExit(exit_code(signal.Signals(number).name))
+        if number in self._received and number == signal.SIGINT:
+            # A user who presses Ctrl-C again does not want to wait.
+            raise KeyboardInterrupt
+        self._received.add(number)
+        self.group.request_stop(signal.Signals(number))
 
 
 @contextmanager
@@ -28,25 +48,13 @@ def noticing_termination(group: ProcessGroup | None = None) -> Iterator[Terminat
     """Within, these signals do what the `Termination` says. Only for the main thread.
 
     Args:
-      group: the first value of `Termination.group`.
+      group: the group that they ask from the start; see `Termination.ask` for later.
     """
     termination = Termination(group)
-    received = set()
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if not termination.group:
-            raise SystemExit(exit_code(signal.Signals(number).name))
-        if number in received and number == signal.SIGINT:
-            # A user who presses Ctrl-C again does not want to wait.
-            raise KeyboardInterrupt
-        received.add(number)
-        termination.group.request_stop(signal.Signals(number))
-
-    previous = [signal.signal(number, handle) for number in _SIGNALS]
     try:
         yield termination
     finally:
-        for number, handler in zip(_SIGNALS, previous, strict=True):
+        for number, handler in zip(_SIGNALS, termination.previous, strict=True):
             signal.signal(number, handler)
 
 

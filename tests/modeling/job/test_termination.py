@@ -52,8 +52,16 @@ def test_a_process_ends_at_once_until_it_has_a_group_to_ask(group, number):
     with noticing_termination() as termination:
         with pytest.raises(SystemExit):
             send(number)
-        termination.group = group
-        send(number if number != signal.SIGINT else signal.SIGTERM)
+        termination.ask(group)
+        send(number)
+        assert not group.may_begin(1)
+
+
+def test_signals_that_a_backend_has_taken_are_taken_back(group, number):
+    with noticing_termination() as termination:
+        signal.signal(number, lambda _number, _frame: pytest.fail("not our handler"))
+        termination.ask(group)
+        send(number)
         assert not group.may_begin(1)
 
 
