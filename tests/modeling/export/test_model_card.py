@@ -285,8 +285,8 @@ def test_size_counts_the_variables_that_exist(pretrained):
     encoder = without_head(pretrained, "cls/")
     assert f"# A BERT with {whole - heads:,} parameters\n" in card_of(encoder)
     assert (
-        "The encoder has 2 layers of size 16 with 2 attention heads and a vocabulary of 50 tokens.\n"
-        "It reads sequences of up to 16 tokens.\n"
+        "The encoder has 2 layers of size 16 with 2 attention heads and a vocabulary of 50 "
+        "tokens.\nIt reads sequences of up to 16 tokens.\n"
     ) in card_of(pretrained)
 
 
