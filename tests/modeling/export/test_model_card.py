@@ -286,12 +286,7 @@ def test_size_counts_the_variables_that_exist(pretrained):
     assert f"# A BERT with {whole - heads:,} parameters\n" in card_of(encoder)
     assert (
         "The encoder has 2 layers of size 16 with 2 attention heads and a vocabulary of 50 "
-<<<<<<< HEAD
-        "tokens.\n"
-        "It reads sequences of up to 16 tokens.\n"
-=======
         "tokens.\nIt reads sequences of up to 16 tokens.\n"
->>>>>>> modelenglish
     ) in card_of(pretrained)
 
 
