@@ -147,17 +147,20 @@ class BertConfig:
         """The content of a bert_config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
-    def flops_per_sequence(self, seq_length: int, num_predictions: int) -> int:
+    def flops_per_sequence(self, max_seq_length: int, max_predictions_per_seq: int) -> int:
         """The FLOPs of a sequence's forward and backward pass, including padding.
 
-        Counts only matrix products: blocks, attention over `seq_length` positions, the masked-LM
-        head on `num_predictions` positions, pooler and next-sentence head. The backward pass counts
-        as two forward passes.
+        Counts only matrix products: the blocks, with attention over `max_seq_length` positions, the
+        masked-LM head on `max_predictions_per_seq` positions, pooler and next-sentence head. The
+        backward pass counts as two forward passes.
         """
-        s, m, h, f = seq_length, num_predictions, self.hidden_size, self.intermediate_size
-        blocks = self.num_hidden_layers * (6 * s * (4 * h * h + 2 * h * f) + 12 * h * s * s)
-        masked_lm_head = 6 * m * (h * h + h * self.vocab_size)
-        return blocks + masked_lm_head + 6 * (h * h + 2 * h)
+        h, length = self.hidden_size, max_seq_length
+        dense = 6 * length * (4 * h * h + 2 * h * self.intermediate_size)
+        attention = 12 * h * length * length
+        masked_lm_head = 6 * max_predictions_per_seq * (h * h + h * self.vocab_size)
+        next_sentence_head = 6 * (h * h + 2 * h)
+        blocks = self.num_hidden_layers * (dense + attention)
+        return blocks + masked_lm_head + next_sentence_head
 
 
 def read_config_content(path: Path) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def dry_run(
     check_can_train(data_set, run_dir, config, options, replicas)
     learner = new_learner(config, options)
     parameters = learner.model.count_params()
-    seq_length, predictions = manifest.max_seq_length, manifest.max_predictions_per_seq
-    flops = config.flops_per_sequence(seq_length, predictions)
+    lengths = manifest.max_seq_length, manifest.max_predictions_per_seq
+    flops = config.flops_per_sequence(*lengths)
     yield f"device               {describe_devices(device_names())}"
     if replicas.count > 1:
         described = describe_group(group, replicas.count, options.train_batch_size)
@@ -51,10 +51,10 @@ def dry_run(
     yield f"parameters           {parameters:,}"
     yield (
         f"work per sequence    {flops / 1e9:,.3g} GFLOP, forward and backward, sequence length "
-        f"{seq_length}"
+        f"{manifest.max_seq_length}"
     )
     part = options.train_batch_size // replicas.count // options.gradient_accumulation_steps
-    memory = memory_estimate(config, options, part, parameters, seq_length, predictions)
+    memory = memory_estimate(config, options, part, parameters, *lengths)
     yield f"memory               about {memory / _GIB:,.1f} GiB per device"
     shards = manifest.shards_of("train")
     passes = 1 + max((shard.pass_index for shard in shards), default=0)
@@ -92,8 +92,8 @@ def memory_estimate(
     options: TrainingOptions,
     sequences: int,
     parameters: int,
-    seq_length: int,
-    num_predictions: int,
+    max_seq_length: int,
+    max_predictions_per_seq: int,
 ) -> int:
     """Estimates the bytes that a step needs on each device.
 
@@ -105,17 +105,17 @@ def memory_estimate(
       options: the training options, of which precision and recomputation matter.
       sequences: the number of sequences that a device computes at a time.
       parameters: the number of the model's parameters.
-      seq_length: S, the sequence length.
-      num_predictions: P, the number of predictions per sequence.
+      max_seq_length: S, the sequence length.
+      max_predictions_per_seq: P, the number of predictions per sequence.
     """
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
-    hidden = sequences * seq_length * config.hidden_size
-    inner = sequences * seq_length * config.intermediate_size
-    probabilities = sequences * config.num_attention_heads * seq_length**2
+    hidden = sequences * max_seq_length * config.hidden_size
+    inner = sequences * max_seq_length * config.intermediate_size
+    probabilities = sequences * config.num_attention_heads * max_seq_length**2
     block = number_bytes * (10 * hidden + 3 * inner + 3 * probabilities)
     if options.recompute_activations:
         blocks = config.num_hidden_layers * number_bytes * hidden + block
     else:
         blocks = config.num_hidden_layers * block
-    logits = 2 * 4 * sequences * num_predictions * config.vocab_size
+    logits = 2 * 4 * sequences * max_predictions_per_seq * config.vocab_size
     return 16 * parameters + blocks + logits
