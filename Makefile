@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/
 DEMO := demo
-# A file's tests in one of them, in the order of the files: the long ones come first.
+# All tests of a file run in one process, in the order of the files: long ones come first.
 IN_TWO_PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 help:  ## This list
@@ -13,7 +13,8 @@ setup: .venv/.installed  ## Make .venv and install Clozemill in it
 demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into demo/
 	rm -rf $(DEMO)
 	$(RUN)clozemill generate --flagfile=launch/recipes/demo_generate.flags --output_dir=$(DEMO)/data
-	$(RUN)clozemill pretrain --flagfile=launch/recipes/demo.flags --data_dir=$(DEMO)/data --output_dir=$(DEMO)/run
+	$(RUN)clozemill pretrain --flagfile=launch/recipes/demo.flags --data_dir=$(DEMO)/data \
+		--output_dir=$(DEMO)/run
 	$(RUN)clozemill evaluate --run_dir=$(DEMO)/run --data_dir=$(DEMO)/data
 	$(RUN)clozemill export --run_dir=$(DEMO)/run --output_dir=$(DEMO)/huggingface
 	@echo
@@ -27,14 +28,15 @@ lint: .venv/.tested  ## Lint, check the format, check the types
 	$(RUN)ruff format --check
 	$(RUN)mypy
 
-test: .venv/.tested  ## The tests, but for the slow ones; those of the model on both backends
+test: .venv/.tested  ## The tests without the slow ones; those of the model on both backends
 	$(RUN)pytest $(IN_TWO_PROCESSES)
-	KERAS_BACKEND=jax $(RUN)pytest $(IN_TWO_PROCESSES) -m 'not slow and not no_backend' tests/modeling tests/parity
+	KERAS_BACKEND=jax $(RUN)pytest $(IN_TWO_PROCESSES) -m 'not slow and not no_backend' \
+		tests/modeling tests/parity
 
 test-slow: .venv/.tested  ## The slow tests
 	$(RUN)pytest -m slow
 
-bench: .venv/.benched  ## How fast text becomes records and a model learns, next to peers in the same run
+bench: .venv/.benched  ## The speed of generating and training, next to peers in the same run
 	$(RUN)python tests/benchmarks/tokenizer_speed.py
 	$(RUN)python tests/benchmarks/instance_speed.py
 	$(RUN)python tests/benchmarks/generate_speed.py

@@ -255,7 +255,7 @@ def _damage_in(data_set: DataSet) -> str | None:
 def _check_record(record: bytes, lengths: dict[str, int]) -> None:
     found = {name: len(values) for name, values in decode_example(record).items()}
     if found != lengths:
-        raise ValueError("it is no instance of this data set")
+        raise ValueError("it is not an instance of this data set")
 
 
 def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:

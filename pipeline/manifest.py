@@ -1,7 +1,7 @@
-"""What a finished data set says of itself: `manifest.json`, written last.
+"""The description of a finished data set: `manifest.json`, which is written last.
 
-A directory without it is not a data set. The trainer reads lengths, vocabulary and shards here, so
-that nobody has to repeat them.
+A directory without it is not a data set. The trainer reads lengths, vocabulary and shards from it, so
+that users need not repeat them.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ class Shard:
     """One TFRecord file.
 
     Attributes:
-      name: of the file.
+      name: the file's name.
       split: "train" or "eval".
-      pass_index: which pass over the corpus it belongs to, from 0.
-      documents, instances, tokens: how many it holds; padding is no token.
-      bytes: size of the file.
-      sha256: of the file, in hexadecimal.
+      pass_index: the number of its pass over the corpus, from 0.
+      documents, instances, tokens: the numbers of these in the file; padding does not count.
+      bytes: the file's size.
+      sha256: the file's SHA-256, in hexadecimal.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set.
+    """The description of a data set.
 
     Attributes:
-      max_seq_length: S, tokens of an instance.
-      max_predictions_per_seq: P, predictions of an instance.
+      max_seq_length: S, the largest number of tokens of an instance.
+      max_predictions_per_seq: P, the largest number of predictions of an instance.
       do_lower_case: whether the text was lower-cased.
-      vocab_size: lines of the vocabulary.
-      vocab_sha256: of the vocabulary file, in hexadecimal.
-      options: the other options the data set was made with.
+      vocab_size: the number of lines of the vocabulary.
+      vocab_sha256: the vocabulary file's SHA-256, in hexadecimal.
+      options: the other options that the data set was made with.
       statistics: counts and shares of the corpus and of the instances of each split.
       shards: all files, train before eval, pass by pass.
-      strip_accents: whether accents were stripped; None: when lower-casing.
-      format_version: of this file.
+      strip_accents: whether accents were stripped; None: only when lower-casing.
+      format_version: the version of the manifest's format.
     """
 
     max_seq_length: int
@@ -76,7 +76,7 @@ class Manifest:
         """The manifest of the data set in `data_dir`.
 
         Raises:
-          UserError: there is no data set, or the manifest cannot be understood.
+          UserError: there is no data set, or its manifest is damaged or of another version.
         """
         path = data_dir / MANIFEST_NAME
         try:

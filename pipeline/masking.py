@@ -142,9 +142,9 @@ def _distances_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
     num_rows, seq_length = is_boundary.shape
     column = np.arange(seq_length, dtype=np.int16)
     boundary = np.maximum(column, ~is_boundary * np.int16(seq_length))
-    behind = np.full((num_rows, seq_length), seq_length, np.int16)
-    np.minimum.accumulate(boundary[:, :0:-1], axis=1, out=behind[:, -2::-1])
-    return behind - column
+    next_boundary = np.full((num_rows, seq_length), seq_length, np.int16)
+    np.minimum.accumulate(boundary[:, :0:-1], axis=1, out=next_boundary[:, -2::-1])
+    return next_boundary - column
 
 
 def _words_in_random_order(

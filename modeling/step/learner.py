@@ -127,7 +127,7 @@ class Learner:
         gradients = [gradient / self.loss_scale.scale for gradient in gradients]
         clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
         is_finite = ops.isfinite(norm)
-        # The count of updates goes on, because the learning rate and dropout follow it.
+        # The count of updates still rises, because the learning rate and dropout follow it.
         kept = [*self.weights, *self.optimizer.first_moments, *self.optimizer.second_moments]
         # Copies, because TensorFlow would read a variable only later.
         before = [ops.copy(variable) for variable in kept]

@@ -28,7 +28,7 @@ NUM_DOCUMENTS = 20
 
 @pytest.fixture
 def options(tmp_path, write_vocabulary):
-    """A corpus whose documents are told by their word; document 3 is there twice."""
+    """A corpus whose documents differ in one word; document 3 occurs twice."""
     words = [*(f"w{number}" for number in range(NUM_DOCUMENTS)), "w3"]
     lines = (json.dumps({"text": f"{word} {word}\n{word}\n{word}"}) + "\n" for word in words)
     (tmp_path / "corpus.jsonl").write_text("".join(lines) + '{"text": "\\u200b"}\n')
