@@ -1,7 +1,7 @@
 """The description of a finished data set: `manifest.json`, which is written last.
 
-A directory without it is not a data set. The trainer reads lengths, vocabulary and shards from it, so
-that users need not repeat them.
+A directory without it is not a data set. The trainer reads lengths, vocabulary and shards from it,
+so that users need not repeat them.
 """
 
 import dataclasses
