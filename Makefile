@@ -21,7 +21,8 @@ demo: setup  ## Generate, pretrain, evaluate and export on data_samples/, into d
 	@echo "Made from data_samples/english.txt:"
 	@echo "  $(DEMO)/data         the data set: TFRecord shards, manifest.json, report.html"
 	@echo "  $(DEMO)/run          the run: checkpoints, metrics.jsonl, loss.png, eval_results.json"
-	@echo "  $(DEMO)/huggingface  the checkpoint: transformers.AutoModel.from_pretrained opens it"
+	@echo "  $(DEMO)/huggingface  the checkpoint: AutoModel.from_pretrained of transformers opens it"
+	@echo "To open it: pip install transformers torch"
 
 lint: .venv/.tested  ## Lint, check the format, check the types
 	$(RUN)ruff check

@@ -19,12 +19,12 @@ _FIELDS = [
     flags.DEFINE_integer(
         "vocab_size", None, "Rows of the word embeddings (default: those of the data's vocabulary)."
     ),
-    flags.DEFINE_integer("hidden_size", None, "Width of the model."),
-    flags.DEFINE_integer("num_hidden_layers", None, "Transformer blocks."),
+    flags.DEFINE_integer("hidden_size", None, "The width of the model."),
+    flags.DEFINE_integer("num_hidden_layers", None, "The number of Transformer blocks."),
     flags.DEFINE_integer(
-        "num_attention_heads", None, "Attention heads; --hidden_size must be a multiple."
+        "num_attention_heads", None, "The number of attention heads; it must divide --hidden_size."
     ),
-    flags.DEFINE_integer("intermediate_size", None, "Width of the feed-forward layers."),
+    flags.DEFINE_integer("intermediate_size", None, "The width of the feed-forward layers."),
     flags.DEFINE_enum("hidden_act", None, ["gelu", "relu"], "The activation function."),
     flags.DEFINE_enum(
         "gelu_form",
@@ -42,8 +42,8 @@ _FIELDS = [
     flags.DEFINE_integer(
         "max_position_embeddings", None, "The longest sequence that the model can read."
     ),
-    flags.DEFINE_integer("type_vocab_size", None, "Segment types."),
-    flags.DEFINE_float("initializer_range", None, "Standard deviation of the initial weights."),
+    flags.DEFINE_integer("type_vocab_size", None, "The number of segment types."),
+    flags.DEFINE_float("initializer_range", None, "The standard deviation of the initial weights."),
 ]
 
 

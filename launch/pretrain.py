@@ -1,4 +1,4 @@
-"""Trains a BERT on a data set. Run again with the same flags, it resumes where it stopped.
+"""Trains a BERT on a data set. When you run it again with the same flags, it resumes.
 
 The sequence length, the number of predictions and the vocabulary come from the data set.
 """

@@ -44,7 +44,7 @@ def describe_devices(names: list[str]) -> str:
       names: the names of its GPUs; empty if it has none.
     """
     if not names:
-        return "the processor; no GPU was found"
+        return "the CPU; no GPU was found"
     return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
 
 

@@ -293,7 +293,7 @@ class _Loop:
 
     def _attention(self, train_step: TrainStep) -> str:
         if self._learner.model.config.attention_probs_dropout_prob:
-            return "with dropout of its probabilities, compiled by XLA"
+            return "not fused, because its probabilities have dropout; compiled by XLA"
         return train_step.attention_kernel
 
 

@@ -36,7 +36,7 @@ def test_other_devices_have_none(device_name):
 @pytest.mark.parametrize(
     ("names", "described"),
     [
-        ([], "the processor; no GPU was found"),
+        ([], "the CPU; no GPU was found"),
         (["Tesla T4"], "Tesla T4"),
         (["Tesla T4"] * 3, "3 x Tesla T4"),
     ],
