@@ -38,12 +38,12 @@ _MAX_BYTES = flags.DEFINE_integer(
     "max_bytes",
     1_000_000_000,
     "The approximate maximum size of the training text in bytes. A larger corpus is sampled in "
-    "pieces from all over it, but a compressed file is read from its beginning.",
+    "portions from all over it, but a compressed file is read from its beginning.",
 )
 _RANDOM_SEED = flags.DEFINE_integer(
     "random_seed",
     12345,
-    "Seeds the choice of the sampled pieces.",
+    "Seeds the choice of the sampled portions.",
     lower_bound=0,
     upper_bound=(1 << 63) - 1,
 )

@@ -18,8 +18,8 @@ class Termination:
         process, with its exit code.
     """
 
-    def __init__(self, group: ProcessGroup | None = None):
-        self.group = group
+    def __init__(self) -> None:
+        self.group: ProcessGroup | None = None
         self._received: set[int] = set()
         self.previous = [signal.signal(number, self._handle) for number in _SIGNALS]
 
@@ -44,13 +44,9 @@ class Termination:
 
 
 @contextmanager
-def noticing_termination(group: ProcessGroup | None = None) -> Iterator[Termination]:
-    """Within, these signals do what the `Termination` says. Only for the main thread.
-
-    Args:
-      group: the group that they ask from the start; see `Termination.ask` for later.
-    """
-    termination = Termination(group)
+def noticing_termination() -> Iterator[Termination]:
+    """Within, these signals do what the `Termination` says. Only for the main thread."""
+    termination = Termination()
     try:
         yield termination
     finally:

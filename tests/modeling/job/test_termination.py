@@ -1,5 +1,6 @@
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,12 +29,20 @@ def received(number):
     signal.signal(number, before)
 
 
+@contextmanager
+def asking(group):
+    """Signals that ask a group from the start."""
+    with noticing_termination() as termination:
+        termination.ask(group)
+        yield
+
+
 def send(number):
     os.kill(os.getpid(), number)
 
 
 def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
-    with noticing_termination(group):
+    with asking(group):
         assert group.may_begin(1)
         send(number)
         assert not group.may_begin(2)
@@ -66,14 +75,14 @@ def test_signals_that_a_backend_has_taken_are_taken_back(group, number):
 
 
 def test_sigterm_may_come_again(group):
-    with noticing_termination(group):
+    with asking(group):
         for _ in range(3):
             send(signal.SIGTERM)
         assert not group.may_begin(1)
 
 
 def test_the_first_signal_counts(group):
-    with noticing_termination(group):
+    with asking(group):
         send(signal.SIGUSR1)
         send(signal.SIGINT)
         assert not group.may_begin(1)
@@ -81,14 +90,14 @@ def test_the_first_signal_counts(group):
 
 
 def test_a_second_ctrl_c_does_not_wait(group):
-    with noticing_termination(group):
+    with asking(group):
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
 
 def test_the_earlier_handler_is_restored(received, group, number):
-    with noticing_termination(group):
+    with asking(group):
         pass
     send(number)
     assert received == [number]
@@ -96,7 +105,7 @@ def test_the_earlier_handler_is_restored(received, group, number):
 
 
 def test_the_earlier_handler_is_restored_after_an_error(received, group, number):
-    with pytest.raises(ValueError, match="bad batch"), noticing_termination(group):
+    with pytest.raises(ValueError, match="bad batch"), asking(group):
         raise ValueError("bad batch")
     send(number)
     assert received == [number]

@@ -117,7 +117,8 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
         monkeypatch.setattr(loop, "TrainStep", make_step)
         replicas = Replicas()
         arguments = (tmp_path / "run", shallow_config, options, pretrained, flags, replicas)
-        with noticing_termination(replicas.group):
+        with noticing_termination() as termination:
+            termination.ask(replicas.group)
             train(data_set, *arguments)
         return tmp_path / "run", steps[-1]
 
