@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline.errors import UserError
-from pipeline.manifest import DataSet
+from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 
 _DATA_DIR = flags.DEFINE_string(
@@ -18,7 +18,8 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main() -> None:
     """Prints that the data set is intact, or raises an error that lists the differences."""
-    data_set = DataSet.read(Path(_DATA_DIR.value))
+    directory = Path(_DATA_DIR.value)
+    data_set = DataSet(directory, Manifest.read(directory))
     if differences := list(verify(data_set)):
         raise UserError("\n".join(differences))
     num_shards = len(data_set.manifest.shards)

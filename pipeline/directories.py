@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.json_files import DamagedFileError, read_json, write_json
 from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
 from pipeline.receipts import files_with_receipt
 
@@ -158,9 +158,12 @@ def _is_data_set(directory: Path) -> bool:
 
 def _differences(directory: Path, wanted: Plan) -> list[str]:
     """How the plan in a directory differs from `wanted`; empty if the directory has no plan."""
-    found = read_json(directory / _PLAN_NAME)
-    if found is None:
+    try:
+        found = read_json(directory / _PLAN_NAME, dict[str, Any])
+    except FileNotFoundError:
         return []
+    except DamagedFileError as error:
+        raise UserError(f"{error}; remove the folder {directory}") from error
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
     return [
         _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")

@@ -1,18 +1,25 @@
-"""Files that are complete or absent, SHA-256 checks, and locks for directories with one writer."""
+"""Files and directories that are complete or absent, even after a crash; checksums; locks.
+
+A file is written under a temporary name, flushed to disk and renamed. A writer holds a lock on its
+temporary file. So a temporary file without a lock was left by a process that was killed, and the
+next run in that directory removes it.
+"""
 
 import fcntl
 import hashlib
-import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
 from pipeline.errors import UserError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -21,28 +28,11 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically: no reader ever sees it half-written."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a JSON file written by this project; returns None if there is no such file.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove the folder {path.parent}") from error
-
-
 @contextmanager
 def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
     """Yields a temporary file name; the file is renamed to `path` at the end, or removed on error.
+
+    The file exists already and is empty: write to it, but do not replace it by another file.
 
     Args:
       path: name of the complete file.
@@ -50,12 +40,66 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
         the directory of `path`.
     """
     temporary = temporary_name((temporary_dir or path.parent) / path.name)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with temporary.open("xb") as file:
+        _lock(file.fileno())
+        try:
+            yield temporary
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _flush(path.parent)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory, which is renamed to `path` at the end, or removed on error.
+
+    An existing directory at `path` is replaced: it is renamed first and removed last. So whoever
+    looks finds all of the old directory, none, or all of the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    with _opened(temporary) as handle:
+        _lock(handle)
+        try:
+            yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                _flush(written)
+            if path.exists():
+                remove_directory(path, after=lambda: temporary.rename(path))
+            else:
+                temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    _flush(path.parent)
+
+
+def remove_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:
+    """Removes a directory, which first gets a temporary name, so that no part of it counts.
+
+    Args:
+      path: the directory.
+      after: what to do between the renaming and the removing.
+    """
+    unwanted = path.rename(temporary_name(path))
+    after()
+    shutil.rmtree(unwanted)
+
+
+def remove_leftovers(directory: Path, name: str = "*") -> None:
+    """Removes the temporary files and directories of killed processes from a directory.
+
+    Args:
+      directory: the directory; it may be missing.
+      name: glob of the names that the complete files would have.
+    """
+    for path in directory.glob(f"{name}.*.tmp"):
+        if _TEMPORARY.search(path.name) and not _is_in_use(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
@@ -78,7 +122,8 @@ def sha256_of(path: Path) -> str:
 def locked_directory(directory: Path) -> Iterator[None]:
     """Keeps other runs out of the directory until the block ends, even while this one is suspended.
 
-    A missing directory is created. It is removed again if it is still empty at the end.
+    A missing directory is created. It is removed again if it is still empty at the end. What killed
+    runs have left there under temporary names is removed.
 
     Raises:
       UserError: another run uses the directory, or it cannot be created.
@@ -93,7 +138,8 @@ def locked_directory(directory: Path) -> Iterator[None]:
             "choose another directory"
         ) from error
     try:
-        _lock(handle, directory)
+        _lock_for_this_run(handle, directory)
+        remove_leftovers(directory)
         yield
     finally:
         os.close(handle)
@@ -101,7 +147,7 @@ def locked_directory(directory: Path) -> Iterator[None]:
             directory.rmdir()
 
 
-def _lock(handle: int, directory: Path) -> None:
+def _lock_for_this_run(handle: int, directory: Path) -> None:
     """Locks an open directory until it is closed; logs a warning if the file system cannot lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,3 +159,35 @@ def _lock(handle: int, directory: Path) -> None:
             directory,
             error.strerror,
         )
+
+
+def _lock(handle: int) -> None:
+    """Locks a temporary file until it is closed, if the file system can."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_in_use(temporary: Path) -> bool:
+    """Whether a process still writes a temporary file, or nobody can know."""
+    try:
+        with _opened(temporary) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also where it was renamed or removed just now
+        return True
+    return False
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that a file's content, or a directory's list of names, is on disk."""
+    with _opened(path) as handle:
+        os.fsync(handle)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The descriptor of a file or a directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)

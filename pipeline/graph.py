@@ -36,10 +36,17 @@ from pipeline.duplicates import (
     write_duplicates,
 )
 from pipeline.failures import as_user_error, step_errors_marked
-from pipeline.files import has_sha256, sha256_of
+from pipeline.files import sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
-from pipeline.receipts import read_receipt, read_receipt_of_whole, write_receipt
+from pipeline.receipts import (
+    DuplicatesReceipt,
+    PortionReceipt,
+    R,
+    read_receipt,
+    read_receipt_of_whole,
+    write_receipt,
+)
 from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
@@ -152,20 +159,20 @@ class TokenizePortion(beam.DoFn):
         number, portion = numbered_portion
         path = self._directories.tokenized_file(number)
         with step_errors_marked():
-            receipt = read_receipt_of_whole(path) or self._write(path, portion)
-        for row_group, (bucket_split, index) in enumerate(receipt["buckets"]):
+            receipt = read_receipt_of_whole(path, PortionReceipt) or self._write(path, portion)
+        for row_group, (bucket_split, index) in enumerate(receipt.buckets):
             yield (bucket_split, index), RowGroup(path, row_group)
 
-    def _write(self, path: Path, portion: Portion) -> dict[str, Any]:
+    def _write(self, path: Path, portion: Portion) -> PortionReceipt:
         """Writes the portion's tokens and returns their receipt."""
         statistics: Counter[str] = Counter()
         buckets = write_documents(path, self._tokenize(portion, statistics))
-        receipt = {
-            "buckets": [_key(bucket) for bucket in buckets],
-            "sha256": sha256_of(path),
-            "text_bytes": sum(file_range.text_bytes for file_range in portion),
-            "statistics": statistics,
-        }
+        receipt = PortionReceipt(
+            buckets=[_key(bucket) for bucket in buckets],
+            sha256=sha256_of(path),
+            text_bytes=sum(file_range.text_bytes for file_range in portion),
+            statistics=statistics,
+        )
         write_receipt(path, receipt)
         return receipt
 
@@ -200,11 +207,11 @@ class FindDuplicates(beam.DoFn):
         """Compares the digests of all documents, which the number of row groups waits for."""
         path = self._directories.duplicates_file(partition)
         with step_errors_marked():
-            if read_receipt_of_whole(path) is None:
+            if read_receipt_of_whole(path, DuplicatesReceipt) is None:
                 tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
                 duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
                 write_duplicates(path, duplicates)
-                write_receipt(path, {"documents": len(duplicates), "sha256": sha256_of(path)})
+                write_receipt(path, DuplicatesReceipt(len(duplicates), sha256_of(path)))
         yield path
 
 
@@ -231,8 +238,9 @@ class BuildShard(beam.DoFn):
     def _build(
         self, plan: ShardPlan, row_groups: list[RowGroup], duplicates: Sequence[Path]
     ) -> None:
-        receipt = read_receipt(self._directories.receipts / plan.name)
-        if receipt and has_sha256(self._directories.output / plan.name, receipt["shard"]["sha256"]):
+        path = self._directories.output / plan.name
+        receipt_path = self._directories.receipts / plan.name
+        if read_receipt_of_whole(receipt_path, ShardResults, path):
             return
         documents = read_documents_of_bucket(
             row_groups, self._vocabulary.id_dtype, read_duplicates(duplicates, plan.bucket)
@@ -245,7 +253,7 @@ class BuildShard(beam.DoFn):
             self._directories.unfinished_shards,
             self._directories.output,
         )
-        write_receipt(self._directories.receipts / plan.name, results.to_json())
+        write_receipt(receipt_path, results)
 
 
 def _give_freed_memory_back() -> None:
@@ -272,14 +280,20 @@ def _read_results(
 ) -> BuildResults:
     """The workers' counts, from the receipts of all files."""
 
-    def receipt(path: Path) -> dict[str, Any]:
-        if content := read_receipt(path):
-            return content
+    def receipt(path: Path, kind: type[R]) -> R:
+        if found := read_receipt(path, kind):
+            return found
         raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
 
-    portions = [receipt(directories.tokenized_file(number)) for number in range(num_portions)]
-    duplicates = [receipt(directories.duplicates_file(number)) for number in range(num_partitions)]
-    shards = [receipt(directories.receipts / plan.name) for plan in shard_plans]
-    corpus = sum_counters(portion["statistics"] for portion in portions)
-    corpus["documents_duplicate"] = sum(partition["documents"] for partition in duplicates)
-    return BuildResults(corpus, [ShardResults.from_json(shard) for shard in shards])
+    portions = [
+        receipt(directories.tokenized_file(number), PortionReceipt)
+        for number in range(num_portions)
+    ]
+    duplicates = [
+        receipt(directories.duplicates_file(number), DuplicatesReceipt)
+        for number in range(num_partitions)
+    ]
+    shards = [receipt(directories.receipts / plan.name, ShardResults) for plan in shard_plans]
+    corpus = sum_counters(portion.statistics for portion in portions)
+    corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
+    return BuildResults(corpus, shards)

@@ -4,20 +4,26 @@ A directory without it is not a data set. The trainer reads lengths, vocabulary 
 so that users need not repeat them.
 """
 
-import dataclasses
-import json
+import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import has_sha256
+from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
 FLAGS_NAME = "flags.txt"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# How `generate` names a shard: its number among all shards of its split, and how many those are.
+_GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Shard:
     tokens: int
     bytes: int
     sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Manifest:
     strip_accents: bool | None = None
     format_version: int = FORMAT_VERSION
 
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
     @classmethod
     def read(cls, data_dir: Path) -> "Manifest":
         """The manifest of the data set in `data_dir`.
@@ -80,32 +90,80 @@ class Manifest:
         """
         path = data_dir / MANIFEST_NAME
         try:
-            content = json.loads(path.read_text("utf-8"))
-        except OSError as error:
+            version = read_json(path, dict[str, Any]).get("format_version")
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} is not of format version {FORMAT_VERSION}, the one this release "
+                    "reads; generate the data set again"
+                )
+            manifest = read_json(path, cls)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}; generate the data set again") from error
+        except FileNotFoundError as error:
             raise UserError(
-                f"{data_dir} is not a data set: it has no readable {MANIFEST_NAME}, which "
-                "`clozemill generate` writes last; give its --output_dir, or run it to the end"
+                f"{data_dir} is not a data set: it has no {MANIFEST_NAME}, which `clozemill "
+                "generate` writes last; give its --output_dir, or run it to the end"
             ) from error
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}; generate the data set again") from error
-        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{path} is not of format version {FORMAT_VERSION}, the one this release reads; "
-                "generate the data set again"
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        if fault := next(manifest.contradictions(), None):
+            raise DamagedFileError(
+                f"{path} contradicts itself: {fault}; generate the data set again"
             )
-        try:
-            shards = [Shard(**shard) for shard in content.pop("shards")]
-            return cls(shards=shards, **content)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged: {error}; generate the data set again") from error
+        return manifest
 
     def write(self, data_dir: Path) -> None:
         """Writes `manifest.json`."""
-        write_json(data_dir / MANIFEST_NAME, dataclasses.asdict(self))
+        write_json(data_dir / MANIFEST_NAME, vars(self))
+
+    def contradictions(self) -> Iterator[str]:
+        """What cannot be true of any data set, each in a few words; nothing if all is well."""
+        if min(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size) < 1:
+            yield "a length or the size of the vocabulary is below 1"
+        for name, count in Counter(shard.name for shard in self.shards).items():
+            if count > 1:
+                yield f"it lists {name} {count} times"
+        for shard in self.shards:
+            counts = (shard.documents, shard.instances, shard.tokens, shard.bytes)
+            if min(shard.pass_index, *counts) < 0:
+                yield f"a count of {shard.name} is below 0"
+            if shard.split not in ("train", "eval") or Path(shard.name).name != shard.name:
+                yield f"{shard.name!r} of the split {shard.split!r} is no shard's name"
+        if not all(map(_SHA256.fullmatch, (self.vocab_sha256, *(s.sha256 for s in self.shards)))):
+            yield "a SHA-256 is not 64 hexadecimal digits"
+        for split in ("train", "eval"):
+            passes = {shard.pass_index for shard in self.shards_of(split)}
+            if passes != set(range(len(passes))):
+                yield f"the passes of its {split} shards are not numbered from 0 on"
+        yield from _missing_shards({shard.name for shard in self.shards})
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
+
+
+def _missing_shards(names: set[str]) -> Iterator[str]:
+    """Shards that the names of others tell of; names that `generate` did not give tell nothing."""
+    for match in filter(None, map(_GENERATED_NAME.fullmatch, names)):
+        width, total = len(match["total"]), int(match["total"])
+        following = (int(match["number"]) + 1) % total if total else 0
+        name = f"{match['split']}-{following:0{width}d}-of-{match['total']}.tfrecord"
+        if name not in names:
+            yield f"it lists {match[0]}, but not {name}"
+
+
+def check_vocabulary_file(directory: Path, manifest: Manifest) -> None:
+    """Checks that the `vocab.txt` beside a manifest is the vocabulary that made the data.
+
+    Raises:
+      UserError: it is missing or has another content.
+    """
+    path = directory / VOCABULARY_NAME
+    if not has_sha256(path, manifest.vocab_sha256):
+        how = "is not the vocabulary that made the data" if path.exists() else "is missing"
+        raise UserError(
+            f"{path} {how}: copy the file with the SHA-256 {manifest.vocab_sha256} there"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,9 +183,11 @@ class DataSet:
         """The data set in a directory.
 
         Raises:
-          UserError: see `Manifest.read`.
+          UserError: see `Manifest.read`, or its vocabulary is not the one that made it.
         """
-        return cls(directory, Manifest.read(directory))
+        manifest = Manifest.read(directory)
+        check_vocabulary_file(directory, manifest)
+        return cls(directory, manifest)
 
     @property
     def vocabulary(self) -> Path:

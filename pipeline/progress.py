@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
 from pipeline.directories import Directories
-from pipeline.receipts import files_with_receipt, read_receipt
+from pipeline.receipts import PortionReceipt, R, files_with_receipt, read_receipt
+from pipeline.statistics import ShardResults
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -46,10 +47,10 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
         speed_estimate_period=timedelta(hours=1).total_seconds(),
     )
     tokenized = _Finished(
-        directories.tokenized, "split-*.parquet", lambda receipt: receipt["text_bytes"]
+        directories.tokenized, "split-*.parquet", PortionReceipt, lambda receipt: receipt.text_bytes
     )
     built = _Finished(
-        directories.receipts, "*.tfrecord", lambda receipt: receipt["shard"]["instances"]
+        directories.receipts, "*.tfrecord", ShardResults, lambda results: results.shard.instances
     )
     ended = threading.Event()
 
@@ -92,19 +93,21 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
             look()
 
 
-class _Finished(dict[str, int]):
+class _Finished(dict[str, int], Generic[R]):
     """The finished files of a folder, with a count for each.
 
     Args:
       folder: the folder that holds their receipts.
       pattern: glob that the names of the files match.
+      kind: the kind of their receipts.
       count: returns a file's count, given its receipt.
     """
 
-    def __init__(self, folder: Path, pattern: str, count: Callable[[dict[str, Any]], int]):
+    def __init__(self, folder: Path, pattern: str, kind: type[R], count: Callable[[R], int]):
         super().__init__()
         self._folder = folder
         self._pattern = pattern
+        self._kind = kind
         self._count = count
 
     @property
@@ -114,7 +117,7 @@ class _Finished(dict[str, int]):
     def look(self) -> None:
         """Adds the files that received a receipt since the last look."""
         for name in files_with_receipt(self._folder, self._pattern):
-            if name not in self and (receipt := read_receipt(self._folder / name)):
+            if name not in self and (receipt := read_receipt(self._folder / name, self._kind)):
                 self[name] = self._count(receipt)
 
 

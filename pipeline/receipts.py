@@ -1,32 +1,90 @@
 """Receipts: records of finished files, with the counts taken while each was made.
 
 Every finished file of the pipeline has a *receipt*, a small JSON file beside it or in a folder of
-receipts. Receipts survive a killed worker or run, and a file with a receipt is not made again.
+receipts. Receipts survive a killed worker or run, and a file with a receipt is not made again. A
+damaged receipt is none.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Protocol, TypeVar
 
-from pipeline.files import has_sha256, read_json, write_json
+from absl import logging
+
+from pipeline.files import has_sha256
+from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 
 _SUFFIX = ".json"
 
 
-def read_receipt(path: Path) -> dict[str, Any] | None:
+class Receipt(Protocol):
+    """A dataclass with what is known of a finished file."""
+
+    @property
+    def sha256(self) -> str:
+        """The file's SHA-256, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class PortionReceipt:
+    """What is known of the tokenized documents of a portion.
+
+    Attributes:
+      buckets: split and number of the bucket of each row group.
+      sha256: the file's SHA-256, in hexadecimal.
+      text_bytes: the amount of text, in bytes.
+      statistics: the counts taken while it was read.
+    """
+
+    buckets: list[tuple[str, int]]
+    sha256: str
+    text_bytes: int
+    statistics: Counter[str]
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
+@dataclass(frozen=True)
+class DuplicatesReceipt:
+    """What is known of a list of duplicates: how many documents it has, and its SHA-256."""
+
+    documents: int
+    sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
+R = TypeVar("R", bound=Receipt)
+
+
+def read_receipt(path: Path, kind: type[R]) -> R | None:
     """Reads the receipt of the file that is, or was first, at `path`; None if it has no receipt."""
-    return read_json(_receipt(path))
+    try:
+        return read_json(_receipt(path), kind)
+    except (FileNotFoundError, DamagedFileError):
+        return None
 
 
-def read_receipt_of_whole(path: Path) -> dict[str, Any] | None:
-    """Reads a file's receipt if the file has its SHA-256; None if the file must be made again."""
-    receipt = read_receipt(path)
-    return receipt if receipt and has_sha256(path, receipt["sha256"]) else None
+def read_receipt_of_whole(path: Path, kind: type[R], file: Path | None = None) -> R | None:
+    """Reads a file's receipt if the file has its SHA-256; None if the file must be made again.
+
+    Args:
+      path: where the file was first.
+      kind: the receipt's type.
+      file: where the file is now, if it is not at `path` any more.
+    """
+    receipt = read_receipt(path, kind)
+    if receipt and has_sha256(file or path, receipt.sha256):
+        return receipt
+    if _receipt(path).exists():
+        logging.warning("%s or its receipt is damaged: it is made again", file or path)
+    return None
 
 
-def write_receipt(path: Path, content: Mapping[str, Any]) -> None:
+def write_receipt(path: Path, receipt: Receipt) -> None:
     """Writes the receipt of a finished file atomically."""
-    write_json(_receipt(path), content)
+    write_json(_receipt(path), vars(receipt))
 
 
 def files_with_receipt(folder: Path, pattern: str) -> list[str]:

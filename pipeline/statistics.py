@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.instances import Instances
+from pipeline.json_files import NO_OTHER_KEYS
 from pipeline.manifest import Shard
 from pipeline.vocabulary import Vocabulary
 
@@ -61,7 +62,7 @@ class InstanceHistograms:
 
 @dataclass(frozen=True)
 class ShardResults:
-    """A shard and the counts taken while it was built.
+    """A shard and the counts taken while it was built, which are its receipt.
 
     Attributes:
       shard: the shard.
@@ -75,19 +76,12 @@ class ShardResults:
     lengths: Counter[int]
     masked_tokens: Counter[str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the results as JSON values."""
-        return {**vars(self), "shard": asdict(self.shard)}
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "ShardResults":
-        """Restores the results from the values that `to_json` returned."""
-        return cls(
-            Shard(**values["shard"]),
-            Counter(values["counts"]),
-            Counter({int(length): count for length, count in values["lengths"].items()}),
-            Counter(values["masked_tokens"]),
-        )
+    @property
+    def sha256(self) -> str:
+        """The shard's SHA-256, in hexadecimal."""
+        return self.shard.sha256
 
 
 @dataclass(frozen=True)

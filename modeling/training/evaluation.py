@@ -15,7 +15,7 @@ from modeling.training.metrics import read_metrics
 from modeling.training.run_directory import check_length, check_same_vocabulary, read_run
 from modeling.training.tensorboard import EVAL_PREFIX
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.json_files import write_json
 from pipeline.manifest import DataSet
 
 RESULTS_NAME = "eval_results.json"

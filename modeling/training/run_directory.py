@@ -10,7 +10,8 @@ import keras
 from modeling.checkpoints.run_checkpoints import is_run, list_checkpoints
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
-from pipeline.files import sha256_of, write_json, write_whole
+from pipeline.files import sha256_of, write_whole
+from pipeline.json_files import write_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, DataSet, Manifest
 
 ENVIRONMENT_NAME = "environment.json"

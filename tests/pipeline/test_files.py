@@ -3,7 +3,14 @@ import errno
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.files import locked_directory
+from pipeline.files import (
+    locked_directory,
+    remove_leftovers,
+    temporary_name,
+    whole_directory,
+    whole_file,
+    write_whole,
+)
 
 
 def test_two_runs_cannot_work_in_one_directory(tmp_path):
@@ -33,3 +40,51 @@ def test_a_file_system_without_locks_gets_a_warning_and_can_be_used(tmp_path, mo
         assert (tmp_path / "data").is_dir()
     (warning,) = warnings
     assert f"cannot lock {tmp_path / 'data'} (Bad file descriptor)" in warning
+
+
+def test_a_file_appears_once_it_is_complete(tmp_path):
+    path = tmp_path / "file"
+    with whole_file(path) as temporary:
+        temporary.write_text("content")
+        assert not path.exists()
+    assert path.read_text() == "content"
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text(str(1 // 0))
+    assert path.read_text() == "content"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_appears_once_it_is_complete_and_replaces_another(tmp_path):
+    path = tmp_path / "new" / "directory"
+    for names in ({"a", "b"}, {"b", "c"}):
+        before = path.exists() and list(path.iterdir())
+        with whole_directory(path) as temporary:
+            for name in names:
+                write_whole(temporary / name, name)
+            assert (path.exists() and list(path.iterdir())) == before
+        assert {file.name for file in path.iterdir()} == names
+    with pytest.raises(ZeroDivisionError), whole_directory(path) as temporary:
+        (temporary / "d").write_text(str(1 // 0))
+    assert {file.name for file in path.iterdir()} == {"b", "c"}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_leftovers_of_killed_processes_are_removed_but_no_file_in_use(tmp_path):
+    left = temporary_name(tmp_path / "shard")
+    left.write_text("half")
+    left_directory = temporary_name(tmp_path / "step-1")
+    (left_directory / "inner").mkdir(parents=True)
+    (tmp_path / "notes.tmp").write_text("a user's file")
+    with whole_file(tmp_path / "file") as temporary, whole_directory(tmp_path / "dir") as directory:
+        remove_leftovers(tmp_path)
+        assert temporary.exists()
+        assert directory.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp", "file", "dir"}
+
+
+def test_leftovers_of_one_name_are_told_from_others(tmp_path):
+    paths = [temporary_name(tmp_path / name) for name in ("vocab.txt", "other.txt")]
+    for path in paths:
+        path.touch()
+    remove_leftovers(tmp_path, "vocab.txt")
+    assert list(tmp_path.iterdir()) == paths[1:]

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from pipeline.buckets import BucketPlan
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.generate import generate
+from pipeline.json_files import json_text
 from pipeline.manifest import Manifest
 from pipeline.shards import plan_shards
 from pipeline.vocabulary import Vocabulary
@@ -60,9 +60,7 @@ def test_the_manifest_says_how_the_data_set_was_made(data_set, corpus):
 
 def test_the_manifest_on_disk_is_the_returned_one(data_set):
     folder, manifest = data_set
-    assert json.loads((folder / "manifest.json").read_text()) == json.loads(
-        json.dumps(asdict(manifest))
-    )
+    assert (folder / "manifest.json").read_text() == json_text(vars(manifest))
 
 
 def test_statistics_add_up(data_set, records_of):

@@ -20,8 +20,9 @@ from pipeline.graph import BuildShard, FindDuplicates, TokenizePortion
 from pipeline.inputs import match_files
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import plan_portions
-from pipeline.receipts import read_receipt
+from pipeline.receipts import DuplicatesReceipt, PortionReceipt, read_receipt
 from pipeline.shards import plan_shards
+from pipeline.statistics import ShardResults
 
 NUM_DOCUMENTS = 20
 
@@ -84,7 +85,7 @@ def test_every_document_is_in_one_bucket(tokenize, directories):
     words = documents_of_buckets(found)
     assert words.keys() == {("train", 0), ("train", 1), ("train", 2), ("eval", 0)}
     assert sorted(chain(*words.values())) == sorted([*range(NUM_DOCUMENTS), 3])
-    statistics = read_receipt(directories.tokenized_file(0))["statistics"]
+    statistics = read_receipt(directories.tokenized_file(0), PortionReceipt).statistics
     assert statistics["documents_read"] == NUM_DOCUMENTS + 2
     assert statistics["documents_without_tokens"] == 1
     assert statistics["tokens"] == 4 * (NUM_DOCUMENTS + 1)
@@ -92,12 +93,12 @@ def test_every_document_is_in_one_bucket(tokenize, directories):
 
 def test_the_receipt_says_what_was_made(tokenize, directories, options):
     found = tokenize()
-    receipt = read_receipt(directories.tokenized_file(0))
+    receipt = read_receipt(directories.tokenized_file(0), PortionReceipt)
     path = directories.tokenized_file(0)
-    assert receipt["buckets"] == [list(bucket) for bucket, _ in found]
-    assert receipt["sha256"] == sha256_of(path)
+    assert receipt.buckets == [bucket for bucket, _ in found]
+    assert receipt.sha256 == sha256_of(path)
     (file,) = match_files(options.input_patterns)
-    assert receipt["text_bytes"] == file.text_bytes
+    assert receipt.text_bytes == file.text_bytes
     assert [row_group for _, row_group in found] == [
         RowGroup(path, number) for number in range(len(found))
     ]
@@ -106,12 +107,12 @@ def test_the_receipt_says_what_was_made(tokenize, directories, options):
 @pytest.mark.parametrize("batch_characters", [0, 20, 1 << 20])
 def test_batches_of_a_split_do_not_matter(batch_characters, tokenize, directories, monkeypatch):
     expected = documents_of_buckets(tokenize())
-    statistics = read_receipt(directories.tokenized_file(0))["statistics"]
+    statistics = read_receipt(directories.tokenized_file(0), PortionReceipt).statistics
     directories.tokenized_file(0).unlink()
     monkeypatch.setattr("pipeline.graph._BATCH_CHARACTERS", batch_characters)
     found = tokenize()
     assert documents_of_buckets(found) == expected
-    assert read_receipt(directories.tokenized_file(0))["statistics"] == statistics
+    assert read_receipt(directories.tokenized_file(0), PortionReceipt).statistics == statistics
     num_row_groups = pq.ParquetFile(directories.tokenized_file(0)).num_row_groups
     assert num_row_groups == len(found)
     assert (len(found) > 2) == (batch_characters < 1 << 20)
@@ -156,7 +157,7 @@ def test_text_that_cannot_be_read_leaves_no_receipt(tokenize, options, directori
         file.write("[")
     with pytest.raises(UserError, match="line 23"):
         tokenize()
-    assert read_receipt(directories.tokenized_file(0)) is None
+    assert read_receipt(directories.tokenized_file(0), PortionReceipt) is None
     assert not directories.tokenized_file(0).exists()
 
 
@@ -178,7 +179,7 @@ def find(tokenize, directories):
 def test_duplicates_are_found_once_in_all_partitions(num_partitions, find, directories):
     paths = find(num_partitions)
     assert paths == [directories.duplicates_file(number) for number in range(num_partitions)]
-    counts = [read_receipt(path)["documents"] for path in paths]
+    counts = [read_receipt(path, DuplicatesReceipt).documents for path in paths]
     assert counts == [pq.read_metadata(path).num_rows for path in paths]
     assert sum(counts) == 1
 
@@ -198,7 +199,8 @@ def build(options, directories):
         step.setup()
         (plan,) = plan_shards(BucketPlan.for_corpus(1000, 0.0, 1), dupe_factor=1)
         step.process((plan, [row_group for _, row_group in found]), list(duplicates))
-        return read_receipt(directories.receipts / plan.name), directories.output / plan.name
+        path = directories.output / plan.name
+        return read_receipt(directories.receipts / plan.name, ShardResults), path
 
     return run
 
@@ -207,11 +209,11 @@ def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(tokenize, fi
     duplicates = find(1)
     found = tokenize(num_buckets=1, portion_bytes=200)
     receipt, path = build(found, duplicates)
-    assert receipt["shard"]["documents"] == NUM_DOCUMENTS
-    assert receipt["shard"]["bytes"] == path.stat().st_size
+    assert receipt.shard.documents == NUM_DOCUMENTS
+    assert receipt.shard.bytes == path.stat().st_size
     path.unlink()
     receipt, _ = build(found)
-    assert receipt["shard"]["documents"] == NUM_DOCUMENTS + 1
+    assert receipt.shard.documents == NUM_DOCUMENTS + 1
 
 
 def test_a_shard_that_is_whole_is_not_built_again(tokenize, build, monkeypatch):

@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.inputs import InputFormat
-from pipeline.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
+from pipeline.json_files import DIGEST_KEY, write_json
+from pipeline.manifest import FORMAT_VERSION, MANIFEST_NAME, DataSet, Manifest, Shard
 
 SHARD = Shard("train-00000-of-00001.tfrecord", "train", 0, 3, 5, 60, 700, "ab" * 32)
 MANIFEST = Manifest(
@@ -32,8 +34,9 @@ def damaged(tmp_path):
         MANIFEST.write(tmp_path)
         path = tmp_path / MANIFEST_NAME
         content = json.loads(path.read_text())
+        del content[DIGEST_KEY]
         change(content)
-        path.write_text(json.dumps(content))
+        write_json(path, content)
         return tmp_path
 
     return write
@@ -94,3 +97,38 @@ def test_another_format_version_is_refused(version, damaged):
     folder = damaged(lambda content: content.update(format_version=version))
     with pytest.raises(UserError, match="format version"):
         Manifest.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content["shards"].append(content["shards"][0]), "2 times"),
+        (lambda content: content["shards"][1].update(name="../elsewhere"), "no shard's name"),
+        (lambda content: content["shards"][1].update(split="test"), "no shard's name"),
+        (lambda content: content["shards"][1].update(pass_index=2), "passes of its train shards"),
+        (lambda content: content["shards"][1].update(instances=-1), "below 0"),
+        (lambda content: content["shards"][1].update(sha256="AB" * 32), "64 hexadecimal digits"),
+        (lambda content: content.update(max_seq_length=0), "below 1"),
+        (
+            lambda content: content["shards"][1].update(name="train-00000-of-00002.tfrecord"),
+            "but not train-00001-of-00002.tfrecord",
+        ),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_damaged(change, says, damaged):
+    folder = damaged(change)
+    with pytest.raises(UserError, match=says):
+        Manifest.read(folder)
+
+
+def test_a_data_set_has_the_vocabulary_that_made_it(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n")
+    replace(MANIFEST, vocab_sha256=sha256_of(path)).write(tmp_path)
+    DataSet.read(tmp_path)
+    path.write_text("[pad]\n")
+    with pytest.raises(UserError, match="is not the vocabulary that made the data"):
+        DataSet.read(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"vocab\.txt is missing"):
+        DataSet.read(tmp_path)

@@ -1,10 +1,13 @@
 import threading
+from collections import Counter
 
 import pytest
 
 from pipeline.directories import Directories
+from pipeline.manifest import Shard
 from pipeline.progress import report_progress
-from pipeline.receipts import write_receipt
+from pipeline.receipts import DuplicatesReceipt, PortionReceipt, write_receipt
+from pipeline.statistics import ShardResults
 
 
 @pytest.fixture
@@ -14,8 +17,8 @@ def directories(tmp_path):
     directories.tokenized.mkdir(parents=True)
     directories.receipts.mkdir()
     for number, text_bytes in enumerate((1_500_000, 500_000)):
-        write_receipt(directories.tokenized_file(number), {"text_bytes": text_bytes})
-    write_receipt(directories.duplicates_file(0), {"documents": 3})
+        write_receipt(directories.tokenized_file(number), portion_of(text_bytes))
+    write_receipt(directories.duplicates_file(0), DuplicatesReceipt(3, "00" * 32))
     write_receipt(directories.receipts / "train-00000-of-00007.tfrecord", shard_of(1234))
     # These files have no receipts, so they are not finished.
     directories.tokenized_file(2).touch()
@@ -23,8 +26,13 @@ def directories(tmp_path):
     return directories
 
 
+def portion_of(text_bytes):
+    return PortionReceipt([], "00" * 32, text_bytes, Counter())
+
+
 def shard_of(instances):
-    return {"shard": {"instances": instances}}
+    shard = Shard("train-00000-of-00007.tfrecord", "train", 0, 1, instances, 1, 1, "00" * 32)
+    return ShardResults(shard, Counter(), Counter({16: instances}), Counter())
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def test_files_with_receipts_are_reported_until_the_run_ends(directories, lines)
         assert reported.wait(timeout=10)
         assert found[0].startswith("tokenizing 2.0 of 5.0 MB")
         assert "; building 1 of 7 shards, 1,234 instances" in found[0]
-        write_receipt(directories.tokenized_file(2), {"text_bytes": 3_000_000})
+        write_receipt(directories.tokenized_file(2), portion_of(3_000_000))
         write_receipt(directories.receipts / "eval-00000-of-00001.tfrecord", shard_of(6))
         for _ in range(100):
             reported.clear()
@@ -91,7 +99,7 @@ def test_a_terminal_shows_bars_instead_of_lines(directories, lines, monkeypatch,
     monkeypatch.setenv("COLUMNS", "200")
     with report_progress(directories, 5_000_000, 7):
         threading.Event().wait(0.1)
-        write_receipt(directories.tokenized_file(2), {"text_bytes": 3_000_000})
+        write_receipt(directories.tokenized_file(2), portion_of(3_000_000))
     shown = capsys.readouterr().err
     assert "tokenizing" in shown
     # The last look happens at the end of the run.
