@@ -1,4 +1,3 @@
-import json
 from collections import Counter
 
 import numpy as np
@@ -7,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.manifest import Shard
+from pipeline.receipts import read_receipt, write_receipt
 from pipeline.statistics import (
     DROP_REASONS,
     BuildResults,
@@ -257,9 +257,10 @@ def test_a_shard_keeps_the_counts_of_a_hundred_tokens(vocabulary):
     assert histograms.masked_tokens() == {f"t{5 + n}": 150 - n for n in range(100)}
 
 
-def test_results_of_a_shard_survive_json():
+def test_results_of_a_shard_survive_json(tmp_path):
     built = shard("eval", 0, 4, {3: 2, 128: 1}.items(), {"##ä": 3, "1": 2}.items(), instances=3)
-    again = ShardResults.from_json(json.loads(json.dumps(built.to_json())))
+    write_receipt(tmp_path / "shard", built)
+    again = read_receipt(tmp_path / "shard", ShardResults)
     assert again == built
     assert again.lengths[128] == 1
     assert summarize(results(again), 128) == summarize(results(built), 128)

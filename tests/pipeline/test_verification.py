@@ -6,7 +6,8 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.generate import generate
-from pipeline.manifest import DataSet
+from pipeline.json_files import DIGEST_KEY, write_json
+from pipeline.manifest import DataSet, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.verification import verify
 
@@ -37,15 +38,20 @@ def shard(data_dir):
     return sorted(data_dir.glob("*.tfrecord"))[1]
 
 
+def differences(data_dir):
+    return list(verify(DataSet(data_dir, Manifest.read(data_dir))))
+
+
 def change_manifest(data_dir, change):
     path = data_dir / "manifest.json"
     content = json.loads(path.read_text())
+    del content[DIGEST_KEY]
     change(content)
-    path.write_text(json.dumps(content))
+    write_json(path, content)
 
 
 def test_a_fresh_data_set_has_no_differences(data_dir):
-    assert list(verify(DataSet.read(data_dir))) == []
+    assert differences(data_dir) == []
 
 
 @pytest.mark.parametrize("position", [0, 9, 100, -1])
@@ -53,25 +59,25 @@ def test_a_flipped_bit_is_found_and_its_record_named(data_dir, shard, position):
     content = bytearray(shard.read_bytes())
     content[position] ^= 1
     shard.write_bytes(content)
-    (difference,) = verify(DataSet.read(data_dir))
+    (difference,) = differences(data_dir)
     assert difference.startswith(f"{shard} is damaged: record ")
 
 
 def test_a_truncated_shard_is_found(data_dir, shard):
     shard.write_bytes(shard.read_bytes()[:-20])
-    (difference,) = verify(DataSet.read(data_dir))
+    (difference,) = differences(data_dir)
     assert difference.startswith(f"{shard} has ")
     assert "bytes" in difference
 
 
 def test_a_missing_shard_is_found(data_dir, shard):
     shard.unlink()
-    assert list(verify(DataSet.read(data_dir))) == [f"{shard} is missing"]
+    assert differences(data_dir) == [f"{shard} is missing"]
 
 
 def test_an_extra_shard_is_found(data_dir, shard):
     extra = shutil.copy(shard, data_dir / "train-00009-of-00010.tfrecord")
-    assert list(verify(DataSet.read(data_dir))) == [f"{extra} is not in the manifest"]
+    assert differences(data_dir) == [f"{extra} is not in the manifest"]
 
 
 def test_a_wrong_count_is_found(data_dir, shard):
@@ -79,7 +85,7 @@ def test_a_wrong_count_is_found(data_dir, shard):
         content["shards"][1]["instances"] += 1
 
     change_manifest(data_dir, miscount)
-    (difference,) = verify(DataSet.read(data_dir))
+    (difference,) = differences(data_dir)
     assert difference.startswith(f"{shard} has ")
     assert "records" in difference
 
@@ -94,15 +100,13 @@ def test_swapped_records_are_found(data_dir, shard):
 
     change_manifest(data_dir, pretend)
     shutil.copy(other, shard)
-    assert list(verify(DataSet.read(data_dir))) == [
-        f"{shard} does not have the SHA-256 in the manifest"
-    ]
+    assert differences(data_dir) == [f"{shard} does not have the SHA-256 in the manifest"]
 
 
 def test_a_different_vocabulary_is_found(data_dir):
     vocabulary = data_dir / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text("utf-8") + "more\n", "utf-8")
-    (difference,) = verify(DataSet.read(data_dir))
+    (difference,) = differences(data_dir)
     assert difference.startswith(f"{vocabulary} is not the vocabulary")
 
 
@@ -110,4 +114,4 @@ def test_all_differences_are_reported(data_dir):
     for path in data_dir.glob("*.tfrecord"):
         path.unlink()
     (data_dir / "vocab.txt").unlink()
-    assert len(list(verify(DataSet.read(data_dir)))) == 5
+    assert len(differences(data_dir)) == 5
