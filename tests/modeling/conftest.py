@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
+import itertools
 import os
+from collections import Counter
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -158,8 +160,11 @@ def write_data_set():
         vocabulary = data_dir / VOCABULARY_NAME
         vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *ordinary]) + "\n", "utf-8")
         described, first_number = [], 0
-        for index, (split, pass_index, count) in enumerate(shards):
-            path = data_dir / f"{split}-{index:05d}-of-{len(shards):05d}.tfrecord"
+        numbers = {"train": itertools.count(), "eval": itertools.count()}
+        totals = Counter(split for split, _, _ in shards)
+        for split, pass_index, count in shards:
+            name = f"{split}-{next(numbers[split]):05d}-of-{totals[split]:05d}.tfrecord"
+            path = data_dir / name
             with tf.io.TFRecordWriter(str(path)) as writer:
                 if count:
                     for record in encode_examples(_instances(first_number, count, max_seq_length)):
