@@ -3,14 +3,10 @@
 import textwrap
 from collections.abc import Collection
 from dataclasses import fields
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags
-
-from pipeline.files import write_whole
-from pipeline.manifest import FLAGS_NAME
 
 
 def describe_flags(verb: ModuleType) -> str:
@@ -26,11 +22,6 @@ def describe_flags(verb: ModuleType) -> str:
         # The no-break space has kept a line from ending there.
         paragraphs += [f"  {name}", text.replace("\xa0", " ")]
     return "\n".join(paragraphs)
-
-
-def save_flags(verb: ModuleType, directory: Path) -> None:
-    """Writes `flags_as_text` to a data set's flags.txt."""
-    write_whole(directory / FLAGS_NAME, flags_as_text(verb))
 
 
 def flags_as_text(verb: ModuleType, without: Collection[str] = ()) -> str:

@@ -13,7 +13,7 @@ from absl import flags
 from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from launch import input_flags
-from launch.flag_files import flag_values, save_flags
+from launch.flag_files import flag_values, flags_as_text
 from pipeline.documents import Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -146,8 +146,7 @@ def main(beam_flags: list[str]) -> None:
         num_shards=_NUM_SHARDS.value,
         overwrite=_OVERWRITE.value,
     )
-    manifest = generate(options, beam_options)
-    save_flags(sys.modules[__name__], options.output_dir)
+    manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]))
     print(describe(manifest, options.output_dir))
 
 

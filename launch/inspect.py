@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
+from pipeline.errors import UserError
 from pipeline.inspection import describe_instance, read_instances
 from pipeline.manifest import DataSet
 from pipeline.vocabulary import Vocabulary
@@ -24,7 +25,9 @@ def main() -> None:
     """Prints the first instances of the first shard that has any."""
     data_set = DataSet.read(Path(_DATA_DIR.value))
     vocabulary = Vocabulary(data_set.vocabulary)
-    shard = next(shard for shard in data_set.manifest.shards if shard.instances)
-    instances = islice(read_instances(data_set.path_of(shard)), _NUM_EXAMPLES.value)
+    shard = next((shard for shard in data_set.manifest.shards if shard.instances), None)
+    if shard is None:
+        raise UserError(f"{data_set.directory} has no instance: generate it from more text")
+    instances = islice(read_instances(data_set, shard), _NUM_EXAMPLES.value)
     for number, instance in enumerate(instances):
         print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")

@@ -1,6 +1,6 @@
 """Reads a whole data set and compares it with its manifest: checksums, counts, vocabulary.
 
-It exits with 1 and prints a line for every file that differs.
+It prints a line for every file that differs, and then exits with 1.
 """
 
 from pathlib import Path
@@ -17,10 +17,17 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Prints that the data set is intact, or raises an error that lists the differences."""
+    """Prints that the data set is intact, or which files differ, which is an error."""
     directory = Path(_DATA_DIR.value)
     data_set = DataSet(directory, Manifest.read(directory))
-    if differences := list(verify(data_set)):
-        raise UserError("\n".join(differences))
+    num_differences = 0
+    for difference in verify(data_set):
+        print(difference, flush=True)
+        num_differences += 1
+    if num_differences:
+        raise UserError(
+            f"{num_differences} differences between {directory} and its manifest: generate it "
+            "again, with --overwrite"
+        )
     num_shards = len(data_set.manifest.shards)
     print(f"{data_set.directory}: {num_shards} shards match the manifest")

@@ -1,17 +1,24 @@
 """Builds a WordPiece vocabulary from raw text, one token per line, for `clozemill generate`.
 
 As in the original BERT, [PAD] is 0, and [UNK], [CLS], [SEP] and [MASK] come after the first 99
-[unused] tokens. The same text, flags and seed always give the same vocabulary.
+[unused] tokens. The same text, flags and seed always give the same vocabulary. A receipt beside it,
+OUTPUT_FILE.json, says what it was made from: the same command again only verifies the file.
 """
 
+import dataclasses
+import hashlib
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from launch import input_flags
 from pipeline.errors import UserError
-from pipeline.files import write_whole
-from pipeline.inputs import describe_formats, match_files
+from pipeline.files import has_sha256, remove_leftovers, write_whole
+from pipeline.inputs import describe_formats, match_files, stamps_sha256
+from pipeline.receipts import VocabularyReceipt, read_receipt, write_receipt
+from pipeline.vocabulary import tokens_of
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
 SHARED_FLAGS = (input_flags,)
@@ -52,11 +59,28 @@ _RANDOM_SEED = flags.DEFINE_integer(
 def main() -> None:
     """Builds the vocabulary and prints its size."""
     output_file = Path(_OUTPUT_FILE.value)
-    if output_file.exists() and not _OVERWRITE.value:
-        raise UserError(f"{output_file} already exists: give another --output_file, or --overwrite")
     if not output_file.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={output_file} does not exist")
     files = match_files(input_flags.input_patterns(), input_flags.input_format())
+    options: dict[str, Any] = {
+        "do_lower_case": input_flags.do_lower_case(),
+        "strip_accents": input_flags.strip_accents(),
+        "vocab_size": _VOCAB_SIZE.value,
+        "num_unused": _NUM_UNUSED.value,
+        "limit_alphabet": _LIMIT_ALPHABET.value,
+    }
+    plan = {
+        "input_stamps_sha256": stamps_sha256(files),
+        "unicode_version": unicodedata.unidata_version,
+        **dataclasses.asdict(input_flags.read_options()),
+        **options,
+        "max_bytes": _MAX_BYTES.value,
+        "random_seed": _RANDOM_SEED.value,
+    }
+    remove_leftovers(output_file.parent, f"{output_file.name}*")
+    if output_file.exists() and not _OVERWRITE.value:
+        _check_finished(output_file, plan)
+        return
     logging.info(
         "input: %s, %.1f MB", describe_formats(files), sum(file.size for file in files) / 1e6
     )
@@ -64,11 +88,29 @@ def main() -> None:
         lambda: read_sample(
             files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
         ),
-        vocab_size=_VOCAB_SIZE.value,
-        do_lower_case=input_flags.do_lower_case(),
-        strip_accents=input_flags.strip_accents(),
-        num_unused=_NUM_UNUSED.value,
-        limit_alphabet=_LIMIT_ALPHABET.value,
+        **options,
     )
-    write_whole(output_file, "".join(f"{token}\n" for token in tokens))
+    text = "".join(f"{token}\n" for token in tokens)
+    # The receipt comes first: if the process is killed after it, the same command begins again.
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    write_receipt(output_file, VocabularyReceipt(plan, sha256))
+    write_whole(output_file, text)
     print(f"{output_file}: {len(tokens):,} tokens")
+
+
+def _check_finished(output_file: Path, plan: dict[str, Any]) -> None:
+    """Prints that the vocabulary is there, if it was made by the same plan.
+
+    Raises:
+      UserError: it was not, or it was changed since.
+    """
+    receipt = read_receipt(output_file, VocabularyReceipt)
+    if receipt is None or receipt.plan != plan:
+        how = "" if receipt is None else " with other input or options"
+        raise UserError(
+            f"{output_file} already exists{how}: give another --output_file, or --overwrite"
+        )
+    if not has_sha256(output_file, receipt.sha256):
+        raise UserError(f"{output_file} was changed after it was made: --overwrite makes it again")
+    num_tokens = len(tokens_of(output_file.read_bytes()))
+    print(f"{output_file}: {num_tokens:,} tokens, made by the same command before")

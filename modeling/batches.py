@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import decode_example, instance_features, read_frames, record_of
+from pipeline.records import decode_example, read_frames, record_of
 
 # The smallest number of shards in a group, if the pass has that many; a power of two.
 _SHARDS_PER_GROUP = 64
@@ -238,8 +238,7 @@ def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
 def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
     manifest = data_set.manifest
-    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
-    lengths = {name: feature.length for name, feature in features.items()}
+    lengths = {name: feature.length for name, feature in manifest.features.items()}
     for shard in manifest.shards:
         path, whole_records = data_set.path_of(shard), 0
         try:
@@ -335,10 +334,9 @@ def _records_of_lanes(
 def _parsed_batches(
     records: tf.data.Dataset, manifest: Manifest, batch_size: int, drop_remainder: bool
 ) -> tf.data.Dataset:
-    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
     schema = {
         name: tf.io.FixedLenFeature([feature.length], tf.dtypes.as_dtype(feature.dtype))
-        for name, feature in features.items()
+        for name, feature in manifest.features.items()
     }
 
     def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -2,21 +2,29 @@
 
 Unfinished files are kept in a separate folder inside the output directory. A complete file moves to
 its final name and gets a receipt (see `pipeline.receipts`), so that no later run makes it again.
+A run may be killed between any two of the steps below: the next one finds a state that it knows.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import remove_leftovers, whole_file
 from pipeline.json_files import DamagedFileError, read_json, write_json
-from pipeline.manifest import FLAGS_NAME, MANIFEST_NAME, REPORT_NAME, VOCABULARY_NAME, Manifest
+from pipeline.manifest import (
+    FLAGS_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    REPORT_NAME,
+    VOCABULARY_NAME,
+    Manifest,
+)
 from pipeline.receipts import files_with_receipt
 
 IN_PROGRESS_NAME = "clozemill_in_progress"
-_PLAN_NAME = "plan.json"
 _OTHER_FILES = {
     "input_stamps_sha256": "different input files or older versions of them",
     "vocab_sha256": "a different vocabulary",
@@ -42,7 +50,7 @@ class Directories:
         self.receipts = self.in_progress / "receipts"
         self.unfinished_shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
-        self._plan = self.receipts / _PLAN_NAME
+        self._plan = self.receipts / PLAN_NAME
 
     def tokenized_file(self, portion_number: int) -> Path:
         """The file for a portion's tokenized documents."""
@@ -51,6 +59,27 @@ class Directories:
     def duplicates_file(self, partition: int) -> Path:
         """The file for the ids of the duplicates in a partition of the tokenized documents."""
         return self.tokenized / f"duplicates-{partition:05d}.parquet"
+
+    def find_finished(self, shard_plan: Plan) -> Manifest | None:
+        """The manifest of the data set, if it is finished and was made by the same plan.
+
+        Raises:
+          UserError: the directory holds another data set, or a damaged one.
+        """
+        if not (self.output / MANIFEST_NAME).exists() or not self._is_ours():
+            return None
+        manifest = Manifest.read(self.output)
+        differences = ["an earlier build of Clozemill"]
+        if (self.output / PLAN_NAME).exists():
+            differences = _differences(self.output / PLAN_NAME, shard_plan)
+        # A run that was killed at its very end leaves this folder.
+        shutil.rmtree(self.in_progress, ignore_errors=True)
+        if differences:
+            raise UserError(
+                f"{self.output} already holds a data set, made with {'; '.join(differences)}: "
+                "choose another --output_dir, or pass --overwrite to replace it"
+            )
+        return manifest
 
     def prepare(
         self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
@@ -64,22 +93,24 @@ class Directories:
         """
         vocabulary = vocab_file.read_bytes()  # read first: discarding the data set may delete it
         try:
+            for directory in (self.receipts, self.unfinished_shards, self.tokenized):
+                remove_leftovers(directory)
             self._make_room(tokenization_plan, shard_plan, overwrite)
             for directory, plan in (
                 (self.receipts, shard_plan),
                 (self.tokenized, tokenization_plan),
             ):
                 directory.mkdir(parents=True, exist_ok=True)
-                write_json(directory / _PLAN_NAME, plan)
+                write_json(directory / PLAN_NAME, plan)
             self.unfinished_shards.mkdir(exist_ok=True)
             # The workers read this copy, because all of them can reach the output directory.
-            self.vocabulary.write_bytes(vocabulary)
+            with whole_file(self.vocabulary) as temporary:
+                temporary.write_bytes(vocabulary)
         except OSError as error:
             raise _cannot_write(error, self.output) from error
 
     def _make_room(self, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool) -> None:
-        is_finished = _is_data_set(self.output)
-        is_ours = is_finished or self.in_progress.exists()
+        is_ours = self._is_ours()
         if self.output.is_dir() and any(self.output.iterdir()) and not is_ours:
             raise UserError(
                 f"{self.output} holds files that are not a data set: "
@@ -87,17 +118,10 @@ class Directories:
             )
         if not self.tokenized.is_relative_to(self.in_progress):
             self._check_tokenized(tokenization_plan)
-        is_partly_discarded = is_ours and not is_finished and not self._plan.exists()
+        is_partly_discarded = is_ours and not self._plan.exists()
         if overwrite or is_partly_discarded:
             self.discard()
-        elif is_finished:
-            # A run that was killed at its very end leaves this folder.
-            shutil.rmtree(self.in_progress, ignore_errors=True)
-            raise UserError(
-                f"{self.output} already holds a data set: choose another --output_dir, or pass "
-                "--overwrite to replace it"
-            )
-        differences = _differences(self.receipts, shard_plan)
+        differences = _differences(self._plan, shard_plan)
         if differences and files_with_receipt(self.receipts, "*.tfrecord"):
             raise UserError(
                 f"{self.output} holds an unfinished data set made with {'; '.join(differences)}: "
@@ -108,13 +132,13 @@ class Directories:
 
     def _check_tokenized(self, plan: Plan) -> None:
         """Checks that a tokenized corpus kept in its own directory, if any, has the same plan."""
-        differences = _differences(self.tokenized, plan)
+        differences = _differences(self.tokenized / PLAN_NAME, plan)
         if differences:
             raise UserError(
                 f"{self.tokenized} holds a tokenized corpus made with {'; '.join(differences)}: "
                 "choose another --tokenized_dir, or remove this one"
             )
-        has_plan = (self.tokenized / _PLAN_NAME).exists()
+        has_plan = (self.tokenized / PLAN_NAME).exists()
         if self.tokenized.is_dir() and any(self.tokenized.iterdir()) and not has_plan:
             raise UserError(
                 f"{self.tokenized} holds files that are not a tokenized corpus: "
@@ -122,24 +146,37 @@ class Directories:
             )
 
     def finish(self, manifest: Manifest) -> None:
-        """Turns the output directory into a data set: adds the vocabulary, then the manifest."""
+        """Turns the output directory into a data set: adds vocabulary and plan, then the manifest.
+
+        From the manifest on it is finished: a run that is killed later leaves a folder to remove.
+        """
         self.vocabulary.replace(self.output / VOCABULARY_NAME)
+        with whole_file(self.output / PLAN_NAME) as temporary:
+            shutil.copyfile(self._plan, temporary)
         manifest.write(self.output)
         shutil.rmtree(self.in_progress)
 
     def discard(self) -> None:
         """Removes the data set, finished or not, but no tokenized corpus in its own directory."""
-        if _is_data_set(self.output) or self.in_progress.exists():
+        if self._is_ours():
             # If killed halfway, this leaves an unfinished data set without a plan. The next run
             # recognizes that state.
             self.in_progress.mkdir(exist_ok=True)
             self._plan.unlink(missing_ok=True)
-            for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME):
+            for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, PLAN_NAME, REPORT_NAME):
                 (self.output / name).unlink(missing_ok=True)
-            for split in ("train", "eval"):
-                for shard in self.output.glob(f"{split}-*-of-*.tfrecord"):
-                    shard.unlink()
-            shutil.rmtree(self.in_progress, ignore_errors=True)
+            for shard in self._shards():
+                shard.unlink()
+            shutil.rmtree(self.in_progress)
+
+    def _is_ours(self) -> bool:
+        """Whether the output directory holds a data set, finished or not, perhaps a damaged one."""
+        has_manifest = (self.output / MANIFEST_NAME).exists()
+        return self.in_progress.exists() or (has_manifest and any(self._shards()))
+
+    def _shards(self) -> Iterator[Path]:
+        for split in ("train", "eval"):
+            yield from self.output.glob(f"{split}-*-of-*.tfrecord")
 
 
 def _cannot_write(error: OSError, directory: Path) -> UserError:
@@ -148,22 +185,14 @@ def _cannot_write(error: OSError, directory: Path) -> UserError:
     )
 
 
-def _is_data_set(directory: Path) -> bool:
+def _differences(path: Path, wanted: Plan) -> list[str]:
+    """How the plan in a file differs from `wanted`; empty if there is no such file."""
     try:
-        Manifest.read(directory)
-    except UserError:
-        return False
-    return True
-
-
-def _differences(directory: Path, wanted: Plan) -> list[str]:
-    """How the plan in a directory differs from `wanted`; empty if the directory has no plan."""
-    try:
-        found = read_json(directory / _PLAN_NAME, dict[str, Any])
+        found = read_json(path, dict[str, Any])
     except FileNotFoundError:
         return []
     except DamagedFileError as error:
-        raise UserError(f"{error}; remove the folder {directory}") from error
+        raise UserError(f"{error}; remove the folder {path.parent}") from error
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
     return [
         _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")

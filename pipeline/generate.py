@@ -1,7 +1,5 @@
 """Turns raw text into a finished data set: plan, Beam pipeline, manifest."""
 
-import hashlib
-import json
 import unicodedata
 from dataclasses import asdict
 
@@ -11,10 +9,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.buckets import BucketPlan
 from pipeline.directories import Directories, Plan
 from pipeline.errors import UserError
-from pipeline.files import locked_directory
+from pipeline.files import locked_directory, write_whole
 from pipeline.graph import run_pipeline
-from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files
-from pipeline.manifest import Manifest
+from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
+from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
 from pipeline.options import GenerateOptions, RandomToken
 from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
@@ -22,6 +20,7 @@ from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.shards import plan_shards
 from pipeline.statistics import BuildResults, check_documents_agree, summarize
+from pipeline.verification import verify
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
@@ -29,13 +28,20 @@ from pipeline.word_segmentation import describe_segmenter, load_segmenter
 TOKENIZED_FORMAT_VERSION = 2
 
 
-def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifest:
+def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str = "") -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
 
-    After a run was killed, a call with the same options resumes it and keeps its finished files.
+    After a run was killed, a call with the same options resumes it and keeps its finished files. If
+    the data set is finished, such a call verifies it.
+
+    Args:
+      options: what to make, of what.
+      beam_options: how Beam runs it.
+      flags: the content of the data set's flags.txt.
 
     Raises:
-      UserError: the input, the vocabulary, the output directory or an option is unusable.
+      UserError: the input, the vocabulary, the output directory or an option is unusable, or the
+        data set is finished and damaged.
     """
     choose_runner(beam_options)
     vocabulary = Vocabulary(options.vocab_file)
@@ -66,17 +72,16 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
     )
     directories = Directories(options.output_dir, options.tokenized_dir)
     tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
+    shard_plan = {
+        **tokenization_plan,
+        **asdict(options.instances),
+        "drop_duplicates": options.drop_duplicates,
+    }
     with locked_directory(directories.output):
-        directories.prepare(
-            options.vocab_file,
-            tokenization_plan,
-            {
-                **tokenization_plan,
-                **asdict(options.instances),
-                "drop_duplicates": options.drop_duplicates,
-            },
-            options.overwrite,
-        )
+        if not options.overwrite and (finished := directories.find_finished(shard_plan)):
+            _verify_finished(DataSet(directories.output, finished))
+            return finished
+        directories.prepare(options.vocab_file, tokenization_plan, shard_plan, options.overwrite)
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
             results = run_pipeline(
                 options, portions, buckets, shard_plans, directories, beam_options
@@ -94,8 +99,24 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions) -> Manifes
         _warn_without_eval_instances(results, options)
         manifest = _make_manifest(results, options, vocabulary, buckets)
         write_report(directories.output, manifest, vocabulary)
+        write_whole(directories.output / FLAGS_NAME, flags)
         directories.finish(manifest)
     return manifest
+
+
+def _verify_finished(data_set: DataSet) -> None:
+    logging.info(
+        "%s was made with the same input and options before: verifying its files",
+        data_set.directory,
+    )
+    differences = list(verify(data_set))
+    for difference in differences:
+        logging.error("%s", difference)
+    if differences:
+        raise UserError(
+            f"{len(differences)} files of {data_set.directory} are damaged: pass --overwrite to "
+            "make it again"
+        )
 
 
 def _plan_of_tokenization(
@@ -106,14 +127,12 @@ def _plan_of_tokenization(
     vocabulary: Vocabulary,
 ) -> Plan:
     """Everything that determines the content of the tokenized corpus."""
-    # Stamps instead of the text itself: a kept corpus should save reading the text again.
-    stamps = json.dumps([(file.name, file.size, file.modified, file.format) for file in files])
     return {
         "format_version": TOKENIZED_FORMAT_VERSION,
         "unicode_version": unicodedata.unidata_version,
         "input_files": len(files),
         "input_bytes": sum(file.size for file in files),
-        "input_stamps_sha256": hashlib.sha256(stamps.encode()).hexdigest(),
+        "input_stamps_sha256": stamps_sha256(files),
         **asdict(options.reading),
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,

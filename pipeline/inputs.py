@@ -1,5 +1,7 @@
 """Finds the files of the corpus and the format of each."""
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -138,6 +140,15 @@ def describe_formats(files: list[InputFile]) -> str:
 def describe_paths(paths: list[str]) -> str:
     """Names the first of `paths` and the number of the others, for messages."""
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
+def stamps_sha256(files: list[InputFile]) -> str:
+    """The SHA-256 of the files' names, sizes, times and formats, which tells if they are the same.
+
+    It takes the place of the text's own, because that would mean to read the text again.
+    """
+    stamps = json.dumps([(file.name, file.size, file.modified, file.format) for file in files])
+    return hashlib.sha256(stamps.encode()).hexdigest()
 
 
 def open_stored(path: str) -> BinaryIO:

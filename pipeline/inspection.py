@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 import numpy as np
 
-from pipeline.records import decode_example, read_frames, record_of
+from pipeline.errors import UserError
+from pipeline.manifest import DataSet, Shard
+from pipeline.records import decode_instance, read_frames, record_of
 from pipeline.vocabulary import Vocabulary
 
 
@@ -39,11 +40,21 @@ class Piece:
     segment: str
 
 
-def read_instances(shard: Path) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the instances of a shard, with the names of `records.instance_features`; slow."""
-    with shard.open("rb") as file:
-        for frame in read_frames(file):
-            yield decode_example(record_of(frame))
+def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the instances of a shard, with the names of `records.instance_features`; slow.
+
+    Raises:
+      UserError: a record is damaged, or is not an instance of this data set.
+    """
+    path, whole_records = data_set.path_of(shard), 0
+    features = data_set.manifest.features
+    try:
+        with path.open("rb") as file:
+            for frame in read_frames(file):
+                yield decode_instance(record_of(frame), features)
+                whole_records += 1
+    except ValueError as error:
+        raise UserError(f"record {whole_records + 1} of {path} is damaged: {error}") from error
 
 
 def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> list[Piece]:

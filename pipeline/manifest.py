@@ -14,13 +14,16 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
+from pipeline.records import Feature, instance_features
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
 FLAGS_NAME = "flags.txt"
+PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
 
+_AGAIN = "generate the data set again, with --overwrite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # How `generate` names a shard: its number among all shards of its split, and how many those are.
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
@@ -94,11 +97,11 @@ class Manifest:
             if version != FORMAT_VERSION:
                 raise UserError(
                     f"{path} is not of format version {FORMAT_VERSION}, the one this release "
-                    "reads; generate the data set again"
+                    f"reads; {_AGAIN}"
                 )
             manifest = read_json(path, cls)
         except DamagedFileError as error:
-            raise DamagedFileError(f"{error}; generate the data set again") from error
+            raise DamagedFileError(f"{error}; {_AGAIN}") from error
         except FileNotFoundError as error:
             raise UserError(
                 f"{data_dir} is not a data set: it has no {MANIFEST_NAME}, which `clozemill "
@@ -107,14 +110,17 @@ class Manifest:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         if fault := next(manifest.contradictions(), None):
-            raise DamagedFileError(
-                f"{path} contradicts itself: {fault}; generate the data set again"
-            )
+            raise DamagedFileError(f"{path} contradicts itself: {fault}; {_AGAIN}")
         return manifest
 
     def write(self, data_dir: Path) -> None:
         """Writes `manifest.json`."""
         write_json(data_dir / MANIFEST_NAME, vars(self))
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The features of its records."""
+        return instance_features(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size)
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be true of any data set, each in a few words; nothing if all is well."""

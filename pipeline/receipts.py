@@ -55,6 +55,16 @@ class DuplicatesReceipt:
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
+@dataclass(frozen=True)
+class VocabularyReceipt:
+    """What is known of a vocabulary: all that determines its content, and its SHA-256."""
+
+    plan: dict[str, str | int | float | bool | None]
+    sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
 R = TypeVar("R", bound=Receipt)
 
 

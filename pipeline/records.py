@@ -32,26 +32,30 @@ class Feature:
     Attributes:
       dtype: "int64" or "float32".
       length: the number of values; unused ones are 0.
+      limit: values are whole numbers from 0 to `limit` - 1.
     """
 
     dtype: str
     length: int
+    limit: int
 
 
-def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict[str, Feature]:
-    """The features of a record with S tokens and P predictions.
+def instance_features(
+    max_seq_length: int, max_predictions_per_seq: int, vocab_size: int
+) -> dict[str, Feature]:
+    """The features of a record with S tokens and P predictions, of a vocabulary of V tokens.
 
     `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
     ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
     """
     return {
-        "input_ids": Feature("int64", max_seq_length),
-        "input_mask": Feature("int64", max_seq_length),
-        "segment_ids": Feature("int64", max_seq_length),
-        "masked_lm_positions": Feature("int64", max_predictions_per_seq),
-        "masked_lm_ids": Feature("int64", max_predictions_per_seq),
-        "masked_lm_weights": Feature("float32", max_predictions_per_seq),
-        "next_sentence_labels": Feature("int64", 1),
+        "input_ids": Feature("int64", max_seq_length, vocab_size),
+        "input_mask": Feature("int64", max_seq_length, 2),
+        "segment_ids": Feature("int64", max_seq_length, 2),
+        "masked_lm_positions": Feature("int64", max_predictions_per_seq, max_seq_length),
+        "masked_lm_ids": Feature("int64", max_predictions_per_seq, vocab_size),
+        "masked_lm_weights": Feature("float32", max_predictions_per_seq, 2),
+        "next_sentence_labels": Feature("int64", 1, 2),
     }
 
 
@@ -106,6 +110,40 @@ def decode_example(record: bytes) -> dict[str, np.ndarray]:
             np.frombuffer(packed, "<f4") if kind == _FLOAT_LIST else _decode_varints(packed)
         )
     return values
+
+
+def decode_instance(record: bytes, features: Mapping[str, Feature]) -> dict[str, np.ndarray]:
+    """The features of an instance, whose lengths and values are checked. Slow: for a few records.
+
+    Raises:
+      ValueError: the record is not an instance with these features.
+    """
+    try:
+        instance = decode_example(record)
+    except (LookupError, ValueError, OverflowError) as error:
+        raise ValueError(f"it is not a tf.train.Example: {error}") from error
+    lengths = {name: feature.length for name, feature in features.items()}
+    if {name: len(values) for name, values in instance.items()} != lengths:
+        raise ValueError("its features are not those of an instance of this data set")
+    check_values(instance, features)
+    return instance
+
+
+def check_values(instances: Mapping[str, np.ndarray], features: Mapping[str, Feature]) -> None:
+    """Checks that all values of one or more instances are in the ranges of their features.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
+    for name, values in instances.items():
+        lowest, highest, limit = values.min(), values.max(), features[name].limit
+        are_whole = values.dtype != np.float32 or (values % 1 == 0).all()
+        # Written so that NaN is out of range.
+        if not (lowest >= 0 and highest < limit and are_whole):
+            raise ValueError(
+                f"its {name} are from {lowest} to {highest}, not whole numbers from 0 to "
+                f"{limit - 1}"
+            )
 
 
 @functools.cache
@@ -163,9 +201,10 @@ def _decode_varints(packed: bytes) -> np.ndarray:
         value |= (byte & (_MORE_FOLLOWS - 1)) << shift
         shift += _BITS_PER_VARINT_BYTE
         if byte < _MORE_FOLLOWS:
-            values.append(value)
+            # The varint of a negative number is that of its 64 bits.
+            values.append(value % (1 << 64))
             value = shift = 0
-    return np.array(values, np.int64)
+    return np.array(values, np.uint64).astype(np.int64)
 
 
 class _Messages:

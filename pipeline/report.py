@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 from pipeline.files import write_whole
 from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
-from pipeline.manifest import REPORT_NAME, Manifest, Shard
+from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.statistics import DROP_REASONS
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
@@ -115,7 +115,7 @@ def _all_options(manifest: Manifest) -> dict[str, Any]:
 def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
     """Yields the train instances in the order of the shards, each of which is shuffled."""
     for shard in manifest.shards_of("train"):
-        for number, instance in enumerate(read_instances(output_dir / shard.name)):
+        for number, instance in enumerate(read_instances(DataSet(output_dir, manifest), shard)):
             pieces = pieces_of(instance, vocabulary)
             yield _Example(
                 shard=shard.name,

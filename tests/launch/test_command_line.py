@@ -118,7 +118,8 @@ def test_verify_distinguishes_an_intact_data_set_from_a_damaged_one(data_dir, tm
     shard = next(damaged.glob("train-*"))
     shard.unlink()
     result = clozemill("verify", f"--data_dir={damaged}")
-    assert_fails_with_one_line(result, f"{shard} is missing")
+    assert_fails_with_one_line(result, "1 differences between", damaged)
+    assert result.stdout == f"{shard} is missing\n"
 
 
 def test_inspect_shows_masks_and_the_next_sentence_label(data_dir):

@@ -47,7 +47,15 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path):
     assert str(output_file) in result.stderr
     assert output_file.read_text() == "precious"
     assert vocab(output_file, "--vocab_size=500", "--overwrite").returncode == 0
-    assert output_file.read_text().startswith("[PAD]\n")
+    made = output_file.read_text()
+    assert made.startswith("[PAD]\n")
+
+    again = vocab(output_file, "--vocab_size=500")
+    assert again.returncode == 0
+    assert "made by the same command before" in again.stdout
+    assert "with other input or options" in vocab(output_file, "--vocab_size=501").stderr
+    output_file.write_text(made.replace("[PAD]", "[pad]"))
+    assert "was changed after it was made" in vocab(output_file, "--vocab_size=500").stderr
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from modeling.batches import (
 )
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import frame_record, instance_features, read_frames, record_of
+from pipeline.records import frame_record, read_frames, record_of
 
 pytestmark = pytest.mark.no_backend
 
@@ -224,7 +224,7 @@ def test_each_process_needs_its_own_shards(passes_data_set):
 def test_training_batches_have_static_shapes_and_narrow_types(data_set):
     manifest = data_set.manifest
     batches = training_batches(data_set, batch_size=4, seed=0)
-    features = instance_features(manifest.max_seq_length, manifest.max_predictions_per_seq)
+    features = manifest.features
     assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
         name: ((4, feature.length), tf.float32 if feature.dtype == "float32" else tf.int32)
         for name, feature in features.items()

@@ -16,7 +16,7 @@ from pipeline.shards import plan_shards
 from pipeline.vocabulary import Vocabulary
 
 NUM_DOCUMENTS = 40
-BESIDE_SHARDS = ("manifest.json", "report.html", "vocab.txt")
+BESIDE_SHARDS = ("flags.txt", "manifest.json", "plan.json", "report.html", "vocab.txt")
 
 
 def names_in(folder):
@@ -191,19 +191,43 @@ def test_case_and_accents_are_treated_as_the_options_say(
 
 def test_a_data_set_is_overwritten_only_with_the_option(data_set, options):
     shutil.copytree(data_set[0], options.output_dir)
-    with pytest.raises(UserError, match="already holds a data set"):
-        generate(options, PipelineOptions([]))
+    smaller = replace(options, num_shards=1, instances=replace(options.instances, dupe_factor=1))
+    with pytest.raises(
+        UserError, match=r"already holds a data set, made with dupe_factor 2, not 1"
+    ):
+        generate(smaller, PipelineOptions([]))
     assert Manifest.read(options.output_dir) == data_set[1]
-
-    smaller = replace(
-        options,
-        overwrite=True,
-        num_shards=1,
-        instances=replace(options.instances, dupe_factor=1),
-    )
+    smaller = replace(smaller, overwrite=True)
     manifest = generate(smaller, PipelineOptions([]))
     assert names_in(options.output_dir) == sorted([*sha256s(manifest), *BESIDE_SHARDS])
     assert len(manifest.shards) == 2
+
+
+def test_a_finished_data_set_is_verified_and_not_made_again(data_set, options):
+    shutil.copytree(data_set[0], options.output_dir)
+    times = {path: path.stat().st_mtime_ns for path in options.output_dir.iterdir()}
+    assert generate(options, PipelineOptions([])) == data_set[1]
+    assert times == {path: path.stat().st_mtime_ns for path in options.output_dir.iterdir()}
+    shard = options.output_dir / data_set[1].shards[0].name
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="1 files of .* are damaged: pass --overwrite"):
+        generate(options, PipelineOptions([]))
+    assert generate(replace(options, overwrite=True), PipelineOptions([])) == data_set[1]
+
+
+def test_a_data_set_without_a_plan_is_not_taken_for_the_same(data_set, options):
+    shutil.copytree(data_set[0], options.output_dir)
+    (options.output_dir / "plan.json").unlink()
+    with pytest.raises(UserError, match="made with an earlier build of Clozemill"):
+        generate(options, PipelineOptions([]))
+
+
+def test_a_data_set_with_a_damaged_manifest_can_be_made_again(data_set, options):
+    shutil.copytree(data_set[0], options.output_dir)
+    (options.output_dir / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="with --overwrite"):
+        generate(options, PipelineOptions([]))
+    assert generate(replace(options, overwrite=True), PipelineOptions([])) == data_set[1]
 
 
 def test_a_data_set_can_be_made_again_with_its_own_vocabulary(data_set, options):

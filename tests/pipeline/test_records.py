@@ -63,7 +63,7 @@ def test_records_parse_to_the_same_values(largest):
     instances = instances_with_ids_up_to(largest)
     features = {
         name: tf.io.FixedLenFeature([feature.length], feature.dtype)
-        for name, feature in instance_features(20, 4).items()
+        for name, feature in instance_features(20, 4, 30_522).items()
     }
     parsed = tf.io.parse_example(encode_examples(instances), features)
     assert parsed.keys() == instances.keys()
@@ -88,7 +88,7 @@ def test_floats_keep_every_bit():
 
 
 def test_features_are_the_seven_of_the_original():
-    features = instance_features(128, 20)
+    features = instance_features(128, 20, 30_522)
     assert {name: (feature.dtype, feature.length) for name, feature in features.items()} == {
         "input_ids": ("int64", 128),
         "input_mask": ("int64", 128),
