@@ -6,6 +6,7 @@ import time
 import pytest
 import tensorflow as tf
 
+from modeling.checkpoints.run_checkpoints import TrainingState
 from modeling.training.metrics import METRICS_NAME, MetricsWriter, read_metrics
 from modeling.training.tensorboard import SUMMARIES_NAME
 from pipeline.records import read_frames, record_of
@@ -64,8 +65,9 @@ def make_terminal(monkeypatch):
 def make_writer(tmp_path):
     """A function that makes a writer for steps of 4 sequences, each of 1000 FLOPs."""
 
-    def make(first_step=0, num_train_steps=10, peak_flops=None):
-        return MetricsWriter(tmp_path, first_step, num_train_steps, 4, 1000, peak_flops)
+    def make(first_step=0, num_train_steps=10, peak_flops=None, written=None):
+        start = TrainingState(step=first_step, metrics=written)
+        return MetricsWriter(tmp_path, start, num_train_steps, 4, 1000, peak_flops)
 
     return make
 
