@@ -131,19 +131,18 @@ class MetricsWriter:
         self._flops_per_sequence = flops_per_sequence
         self._peak_flops = peak_flops
         self.all_reduce_seconds = 0.0
-        self._live = None
+        self._live: Live | None = None
+        if run_dir:
+            self._path = run_dir / METRICS_NAME
+            kept = _lines_up_to(start, self._path)
+            with whole_file(self._path) as temporary:
+                temporary.write_bytes(kept)
+            self._size, self._digest = len(kept), hashlib.sha256(kept)
+            self._summaries = SummaryWriter(run_dir, read_metrics(run_dir))
+            console = Console(stderr=True)
+            if console.is_terminal:
+                self._live = Live(console=console, auto_refresh=False)
         self.start_timing(start.step)
-        if not run_dir:
-            return
-        self._path = run_dir / METRICS_NAME
-        kept = _lines_up_to(start, self._path)
-        with whole_file(self._path) as temporary:
-            temporary.write_bytes(kept)
-        self._size, self._digest = len(kept), hashlib.sha256(kept)
-        self._summaries = SummaryWriter(run_dir, read_metrics(run_dir))
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> "MetricsWriter":
         if self._live:
