@@ -1,11 +1,14 @@
+import contextlib
 import errno
+import itertools
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 from keras import ops
 
-import pipeline.files
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.run_checkpoints import (
     CHECKPOINTS_NAME,
@@ -183,19 +186,48 @@ def test_what_killed_runs_left_is_not_listed_and_is_removed(checkpoint, tmp_path
     assert list(directory.iterdir()) == [checkpoint]
 
 
-def test_checkpoint_that_is_removed_does_not_count_from_the_first_file_on(
-    trained, checkpoint, tmp_path, monkeypatch
-):
-    def die(path):
-        next(path.iterdir()).unlink()
-        raise KeyboardInterrupt
+class KilledError(BaseException):
+    """The end of a process, after which it does nothing more."""
 
-    monkeypatch.setattr(pipeline.files.shutil, "rmtree", die)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=1)
-    (left,) = list_checkpoints(tmp_path)
-    assert left.name == "step-00000003"
-    assert len(list(checkpoint.parent.iterdir())) == 2
+
+def kill_at(monkeypatch, last):
+    """Kills at one of the calls to functions that change files, and at all that follow."""
+    calls = itertools.count(1)
+
+    def counted(function):
+        def call(*arguments, **options):
+            if next(calls) >= last:
+                raise KilledError
+            return function(*arguments, **options)
+
+        return call
+
+    for module, names in (
+        (os, ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")),
+        (np, ("savez",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, counted(getattr(module, name)))
+
+
+def test_run_that_is_killed_while_it_saves_leaves_only_complete_checkpoints(
+    trained, shallow_config, tmp_path, monkeypatch
+):
+    save_checkpoint(tmp_path, trained, TrainingState(step=2), keep=1)
+    learner = fresh(shallow_config, seed=2)
+    for last in itertools.count(1):
+        run_dir = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{last}"))
+        with monkeypatch.context() as patched, contextlib.suppress(KilledError):
+            kill_at(patched, last)
+            save_checkpoint(run_dir, trained, TrainingState(step=3), keep=1)
+            break
+        left = list_checkpoints(run_dir)
+        assert left
+        for each in left:
+            load_checkpoint(each, learner)
+        remove_unfinished_checkpoints(run_dir)
+        assert sorted((run_dir / CHECKPOINTS_NAME).iterdir()) == left
+    assert last > 15
 
 
 @pytest.mark.parametrize("failing", ["savez", "fsync", "rename"])
