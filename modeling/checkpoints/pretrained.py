@@ -21,6 +21,7 @@ from modeling.checkpoints.run_checkpoints import (
     latest_checkpoint,
     list_checkpoints,
     read_mean_weights,
+    read_run,
     read_state,
 )
 from modeling.checkpoints.tensorflow1 import find_original, read_original
@@ -210,9 +211,9 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
 
 def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     """One checkpoint of a run, or the mean of several."""
-    config = BertConfig.read(run_dir / CONFIG_NAME)
+    config, manifest = read_run(run_dir)
     names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
-    weights, manifest = read_mean_weights(used), Manifest.read(run_dir)
+    weights = read_mean_weights(used, config)
     pretrained = _pretrained(f"{names} of {run_dir}", config, weights, run_dir, manifest)
     run = Run(read_state(used[-1]), len(used), manifest)
     return dataclasses.replace(pretrained, run=run)

@@ -4,33 +4,73 @@
 `optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written under a
 temporary name and renamed once complete. Nothing in it depends on the backend or the precision.
 The random state is the seed and the step, which determine all random draws.
+
+`state.json` has the SHA-256 of the other files of the checkpoint and of the run, and its own. So no
+change to any of them goes unnoticed.
 """
 
 import dataclasses
-import json
+import errno
+import hashlib
+import math
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import keras
 import numpy as np
 from absl import logging
+from pydantic import Field, FiniteFloat
 
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.config import CONFIG_NAME
+from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
 from modeling.step.learner import Learner
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST_NAME
+from pipeline.files import (
+    has_sha256,
+    remove_directory,
+    remove_leftovers,
+    sha256_of,
+    whole_directory,
+)
+from pipeline.json_files import NO_OTHER_KEYS, read_json, write_json
+from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest, check_vocabulary_file
 
 CHECKPOINTS_NAME = "checkpoints"
 WEIGHTS_NAME = "weights.npz"
 _PREFIX = "step-"
 _OPTIMIZER, _STATE = "optimizer.npz", "state.json"
+_FILES_OF_RUN = (CONFIG_NAME, VOCABULARY_NAME, MANIFEST_NAME)
+# What reading a damaged file ends with: zipfile sets no number, or seeks before the file's start.
+# With any other number, the system could not read the file, which says nothing about its content.
+_ERRORS_OF_DAMAGE = (
+    *(None, errno.EINVAL),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+)
+# The header of an array in an archive is shorter than this many bytes.
+_LONGEST_HEADER = 10_000
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+@dataclass(frozen=True)
+class FileStart:
+    """The first part of a file that grows.
+
+    Attributes:
+      bytes: its length.
+      sha256: its SHA-256, in hexadecimal.
+    """
+
+    bytes: _Count
+    sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
 @dataclass(frozen=True)
@@ -44,14 +84,21 @@ class TrainingState:
       sums: the sums collected so far for the next line of metrics.
       loss_scale: float16's loss scale, and the number of good updates since it last doubled.
       started_from: the source of the weights at step 0, in words; None if they were random.
+      metrics: the lines of `metrics.jsonl` up to this step; None in checkpoints of earlier builds.
+      sha256: the SHA-256 (in hexadecimal) of files of the run and the checkpoint, by name; empty in
+        checkpoints of earlier builds.
     """
 
-    step: int = 0
-    instances_seen: int = 0
+    step: _Count = 0
+    instances_seen: _Count = 0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    loss_scale: list[float] | None = None
+    sums: dict[str, FiniteFloat] = dataclasses.field(default_factory=dict)
+    loss_scale: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
     started_from: str | None = None
+    metrics: FileStart | None = None
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
 class DamagedCheckpointError(UserError):
@@ -61,36 +108,51 @@ class DamagedCheckpointError(UserError):
 def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep: int) -> Path:
     """Writes a checkpoint and removes all but the newest `keep`.
 
+    Args:
+      run_dir: the run.
+      learner: the variables.
+      state: the state, whose `sha256` has the digests of the run's files.
+      keep: the number of checkpoints to keep.
+
     Raises:
       UserError: it cannot be written; earlier checkpoints are unchanged.
     """
-    directory = run_dir / CHECKPOINTS_NAME / f"{_PREFIX}{state.step:08d}"
-    temporary = directory.with_name(directory.name + ".tmp")
+    directory = run_dir / CHECKPOINTS_NAME / _name_of(state.step)
     if learner.loss_scale:
         loss_scale = [float(variable) for variable in learner.loss_scale.variables]
         state = dataclasses.replace(state, loss_scale=loss_scale)
+    archives = {
+        WEIGHTS_NAME: learner.model.named_weights(),
+        _OPTIMIZER: _named_moments(learner),
+    }
     try:
-        # Also removes the leftovers of runs that were killed while saving.
-        for unfinished in directory.parent.glob(f"{_PREFIX}*.tmp"):
-            shutil.rmtree(unfinished)
-        temporary.mkdir(parents=True)
-        _write_arrays(temporary / WEIGHTS_NAME, _as_arrays(learner.model.named_weights()))
-        _write_arrays(temporary / _OPTIMIZER, _as_arrays(_named_moments(learner)))
-        with (temporary / _STATE).open("w", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        with whole_directory(directory) as temporary:
+            sha256 = dict(state.sha256)
+            for name, variables in archives.items():
+                with (temporary / name).open("wb") as file:
+                    np.savez(file, allow_pickle=False, **_as_arrays(variables))
+                sha256[name] = sha256_of(temporary / name)
+            write_json(temporary / _STATE, vars(dataclasses.replace(state, sha256=sha256)))
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is "
             "fixed, the same command resumes from the checkpoint before it"
         ) from error
     for old in list_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        if old.is_dir() and not old.is_symlink():
+            remove_directory(old)
+        else:
+            old.unlink()
     return directory
+
+
+def remove_unfinished_checkpoints(run_dir: Path) -> None:
+    """Removes what killed runs have left of checkpoints that they were saving or removing."""
+    directory = run_dir / CHECKPOINTS_NAME
+    remove_leftovers(directory)
+    for path in directory.glob(f"{_PREFIX}*.tmp"):
+        if path.stem.removeprefix(_PREFIX).isdecimal():  # the name that earlier builds gave
+            shutil.rmtree(path)
 
 
 def is_run(directory: Path) -> bool:
@@ -106,8 +168,10 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
       OSError: they cannot be listed.
     """
     directory = run_dir / CHECKPOINTS_NAME
-    found = directory.iterdir() if directory.exists() else ()
-    steps = {path: path.name.removeprefix(_PREFIX) for path in found}
+    try:
+        steps = {path: path.name.removeprefix(_PREFIX) for path in directory.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     complete = [path for path, step in steps.items() if step.isdecimal()]
     return sorted(complete, key=lambda path: int(steps[path]))
 
@@ -127,27 +191,61 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
-def read_weights(checkpoint: Path) -> dict[str, np.ndarray]:
-    """The model's variables in a checkpoint.
+def digests_of_run(run_dir: Path) -> dict[str, str]:
+    """The SHA-256 of each file that `read_run` checks, by name."""
+    return {name: sha256_of(run_dir / name) for name in _FILES_OF_RUN}
+
+
+def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
+    """The model's config, and the manifest of the data it was trained on.
+
+    Both files and the vocabulary are checked against the newest checkpoint that can be read.
 
     Raises:
-      UserError: the checkpoint is damaged.
+      UserError: the directory is not a run, or one of the files has been changed.
     """
-    with _damage_named(checkpoint / WEIGHTS_NAME) as path:
-        return _read_arrays(path)
+    for name, sha256 in _newest_state(run_dir).sha256.items():
+        path = run_dir / name
+        if name in _FILES_OF_RUN and not has_sha256(path, sha256):
+            how = "was changed after the run began" if path.exists() else "is missing"
+            raise UserError(f"{path} {how}: put back the file with the SHA-256 {sha256}")
+    if not is_run(run_dir):
+        raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
+    config, manifest = BertConfig.read(run_dir / CONFIG_NAME), Manifest.read(run_dir)
+    check_vocabulary_file(run_dir, manifest)
+    return config, manifest
 
 
-def read_mean_weights(checkpoints: Sequence[Path]) -> dict[str, np.ndarray]:
+def _newest_state(run_dir: Path) -> TrainingState:
+    """The state in the newest checkpoint in which it is not damaged."""
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        try:
+            return read_state(checkpoint)
+        except DamagedCheckpointError:  # whoever loads the checkpoint reports this
+            continue
+    return TrainingState()
+
+
+def read_weights(checkpoint: Path, config: BertConfig) -> dict[str, np.ndarray]:
+    """The variables of a model of this config in a checkpoint.
+
+    Raises:
+      UserError: the checkpoint is damaged or cannot be read.
+    """
+    return _read_arrays(checkpoint, WEIGHTS_NAME, weight_shapes(config))
+
+
+def read_mean_weights(checkpoints: Sequence[Path], config: BertConfig) -> dict[str, np.ndarray]:
     """The mean of the model's variables over several checkpoints of a run, summed in float64.
 
     Raises:
-      UserError: a checkpoint is damaged.
+      UserError: a checkpoint is damaged or cannot be read.
     """
     if len(checkpoints) == 1:
-        return read_weights(checkpoints[0])
+        return read_weights(checkpoints[0], config)
     sums: dict[str, np.ndarray] = {}
     for checkpoint in checkpoints:
-        for name, values in read_weights(checkpoint).items():
+        for name, values in read_weights(checkpoint, config).items():
             sums[name] = sums.get(name, 0) + values.astype(np.float64)
     return {name: (values / len(checkpoints)).astype(np.float32) for name, values in sums.items()}
 
@@ -156,11 +254,9 @@ def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     """Sets the model's weights and returns the step at which they were saved.
 
     Raises:
-      UserError: the checkpoint is damaged.
+      UserError: the checkpoint is damaged or cannot be read.
     """
-    weights = read_weights(checkpoint)
-    with _damage_named(checkpoint / WEIGHTS_NAME):
-        model.set_named_weights(weights)
+    model.set_named_weights(read_weights(checkpoint, model.config))
     return read_state(checkpoint).step
 
 
@@ -168,29 +264,32 @@ def read_state(checkpoint: Path) -> TrainingState:
     """The training state saved in a checkpoint.
 
     Raises:
-      UserError: the checkpoint is damaged.
+      UserError: the checkpoint is damaged or cannot be read.
     """
-    with _damage_named(checkpoint / _STATE) as path:
-        content = json.loads(path.read_text("utf-8"))
-        return TrainingState(**{field.name: content[field.name] for field in fields(TrainingState)})
+    with _reading(checkpoint, _STATE) as path:
+        state = read_json(path, TrainingState)
+        if checkpoint.name.startswith(_PREFIX) and checkpoint.name != _name_of(state.step):
+            raise ValueError(f"it is of step {state.step}")
+        return state
 
 
 def load_checkpoint(checkpoint: Path, learner: Learner) -> TrainingState:
     """Sets weights, moments, update count and loss scale, and returns the training state.
 
     Raises:
-      UserError: the checkpoint is damaged.
+      UserError: the checkpoint is damaged or cannot be read.
     """
     load_weights(checkpoint, learner.model)
-    with _damage_named(checkpoint / _OPTIMIZER) as path:
-        moments = _read_arrays(path)
-        for name, variable in _named_moments(learner).items():
-            variable.assign(moments[name])
+    variables = _named_moments(learner)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    for name, values in _read_arrays(checkpoint, _OPTIMIZER, shapes).items():
+        variables[name].assign(values)
     state = read_state(checkpoint)
-    learner.optimizer.iterations.assign(state.step)
-    if learner.loss_scale and state.loss_scale:
-        for variable, value in zip(learner.loss_scale.variables, state.loss_scale, strict=True):
-            variable.assign(value)
+    with _reading(checkpoint, _STATE):
+        learner.optimizer.iterations.assign(state.step)
+        if learner.loss_scale and state.loss_scale:
+            for variable, value in zip(learner.loss_scale.variables, state.loss_scale, strict=True):
+                variable.assign(value)
     return state
 
 
@@ -200,7 +299,7 @@ def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, Train
     Damaged ones are logged and renamed to NAME.damaged-….
 
     Raises:
-      UserError: all checkpoints are damaged.
+      UserError: all checkpoints are damaged, or one cannot be read, which is no damage.
     """
     damaged: list[tuple[Path, DamagedCheckpointError]] = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
@@ -235,37 +334,72 @@ def _as_arrays(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+def _name_of(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
+def _read_arrays(
+    checkpoint: Path, name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The float32 arrays of an archive, which has those of `shapes` and no others."""
+    sha256 = read_state(checkpoint).sha256.get(name)
+    with _reading(checkpoint, name) as path, path.open("rb") as file:
+        if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ValueError("its digest is another one")
+        with zipfile.ZipFile(file) as archive:
+            if sorted(archive.namelist()) != sorted(f"{variable}.npy" for variable in shapes):
+                raise ValueError("it does not have the model's variables")
+            return {
+                variable: _read_array(archive, variable, shape)
+                for variable, shape in shapes.items()
+            }
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of an archive, whose size is checked before memory is taken for it."""
+    entry = archive.getinfo(f"{name}.npy")
+    length = entry.file_size - 4 * math.prod(shape)
+    if entry.compress_type != zipfile.ZIP_STORED or not 0 < length < _LONGEST_HEADER:
+        raise ValueError(f"{name} has another size than in the model")
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of an unknown version")
+        found, is_transposed, dtype = np.lib.format.read_array_header_1_0(file)
+        if (found, dtype) != (shape, np.dtype("<f4")):
+            raise ValueError(f"{name} has another shape or type than in the model")
+        values = np.frombuffer(file.read(), dtype)
+    values = values.reshape(shape[::-1]).T if is_transposed else values.reshape(shape)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} is not finite")
+    return values
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[Path]:
-    """Turns any failure to read a file into an error that names its checkpoint."""
+def _reading(checkpoint: Path, name: str) -> Iterator[Path]:
+    """Yields a file's path; turns any failure to read it into an error that names its checkpoint.
+
+    Raises:
+      DamagedCheckpointError: the file is missing, is a link that leads out of the run, or has
+        another content than was written.
+      UserError: the system cannot read the file.
+    """
+    path, damaged = checkpoint / name, f"the checkpoint {checkpoint} is damaged"
     try:
+        if not path.resolve().is_relative_to(checkpoint.parent.resolve()):
+            raise DamagedCheckpointError(f"{damaged}: {name} is a link that leads out of the run")
         yield path
-    except MemoryError:
+    except (MemoryError, DamagedCheckpointError):
         raise
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise UserError(f"cannot read the checkpoint {path.parent}: {error}") from error
-        if not path.parent.exists():
+        if error.errno not in _ERRORS_OF_DAMAGE:
+            raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+        if not os.path.lexists(checkpoint):
             raise UserError(
-                f"the checkpoint {path.parent} was removed while it was being read: start again"
+                f"the checkpoint {checkpoint} was removed while it was being read: start again"
             ) from error
-        raise DamagedCheckpointError(
-            f"the checkpoint {path.parent} is damaged: it has no {path.name}"
-        ) from error
-    except Exception as error:  # zip, zlib, JSON, NumPy and Keras each raise their own
-        reason = str(error).partition("\n")[0]
-        raise DamagedCheckpointError(
-            f"the checkpoint {path.parent} is damaged: cannot read {path.name} ({reason})"
-        ) from error
+        missing = error.errno == errno.ENOENT
+        how = f"it has no {name}" if missing else f"cannot read {name} ({error})"
+        raise DamagedCheckpointError(f"{damaged}: {how}") from error
+    except Exception as error:  # zip, NumPy and Keras each raise their own
+        reason = str(error).partition("\n")[0].removeprefix(f"{path} is damaged: ")
+        raise DamagedCheckpointError(f"{damaged}: cannot read {name} ({reason})") from error

@@ -92,7 +92,7 @@ def _training(run: Run) -> dict[str, str]:
 
 def _results(run_dir: Path, run: Run) -> dict[str, str]:
     """The losses and accuracies of exactly these weights; empty if they were not evaluated."""
-    results = read_results(run_dir, run.state.step) if run.averaged == 1 else None
+    results = read_results(run_dir, run.state) if run.averaged == 1 else None
     if results is None:
         return {}
     loss = results["masked_lm_loss"]

@@ -1,24 +1,43 @@
 """Masked-LM and next-sentence loss and accuracy on the eval shards."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from modeling.batches import evaluation_batches, readable
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
+from modeling.checkpoints.run_checkpoints import (
+    TrainingState,
+    latest_checkpoint,
+    load_weights,
+    read_run,
+)
 from modeling.losses import losses_and_accuracies
 from modeling.step.backend import eval_step
-from modeling.training.metrics import read_metrics
-from modeling.training.run_directory import check_length, check_same_vocabulary, read_run
+from modeling.training.metrics import read_metrics_of
+from modeling.training.run_directory import check_length, check_same_vocabulary
 from modeling.training.tensorboard import EVAL_PREFIX
 from pipeline.errors import UserError
-from pipeline.json_files import write_json
+from pipeline.files import remove_leftovers
+from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 from pipeline.manifest import DataSet
 
 RESULTS_NAME = "eval_results.json"
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The content of `eval_results.json`."""
+
+    step: int
+    masked_lm_loss: float
+    next_sentence_loss: float
+    masked_lm_accuracy: float
+    next_sentence_accuracy: float
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
 def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, float]:
@@ -39,15 +58,21 @@ def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, flo
     step = load_weights(latest_checkpoint(run_dir), model)
     sums = evaluation_sums(eval_step(model), readable(batches, data_set))
     results = {"step": step, **losses_and_accuracies(sums)}
+    remove_leftovers(run_dir, RESULTS_NAME)
     write_json(run_dir / RESULTS_NAME, results)
     return results
 
 
-def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
+def read_results(run_dir: Path, state: TrainingState) -> dict[str, float] | None:
     """Losses and accuracies of a run's checkpoint, from `evaluate` or else from training.
 
+    Args:
+      run_dir: the run.
+      state: the checkpoint's state.
+
     Returns:
-      The figures by name; None if the checkpoint was not evaluated.
+      The figures by name; None if the checkpoint was not evaluated, or if it is not certain that
+      the figures are those of training, which is logged.
 
     Raises:
       UserError: the results of `evaluate` are damaged.
@@ -55,15 +80,13 @@ def read_results(run_dir: Path, step: int) -> dict[str, float] | None:
     path = run_dir / RESULTS_NAME
     if path.exists():
         try:
-            results = json.loads(path.read_text("utf-8"))
-            if results["step"] == step:
-                return results
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}): run `clozemill evaluate` again"
-            ) from error
-    for line in read_metrics(run_dir):
-        if line["step"] == step and f"{EVAL_PREFIX}masked_lm_loss" in line:
+            results = read_json(path, _Results)
+        except DamagedFileError as error:
+            raise UserError(f"{error}; run `clozemill evaluate` again") from error
+        if results.step == state.step:
+            return vars(results)
+    for line in read_metrics_of(run_dir, state):
+        if line["step"] == state.step and f"{EVAL_PREFIX}masked_lm_loss" in line:
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
     return None
 

@@ -22,7 +22,13 @@ from modeling.batches import (
     training_batches,
 )
 from modeling.checkpoints.pretrained import Pretrained
-from modeling.checkpoints.run_checkpoints import TrainingState, list_checkpoints, save_checkpoint
+from modeling.checkpoints.run_checkpoints import (
+    TrainingState,
+    digests_of_run,
+    list_checkpoints,
+    remove_unfinished_checkpoints,
+    save_checkpoint,
+)
 from modeling.config import BertConfig
 from modeling.job.termination import exit_code
 from modeling.step.backend import (
@@ -87,6 +93,8 @@ def train(
     )
     if replicas.count > 1:
         logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
+    if group.is_first:
+        remove_unfinished_checkpoints(run_dir)
     state = restore_or_begin(run_dir, learner, options, pretrained, group)
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
@@ -95,12 +103,13 @@ def train(
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
+        state = dataclasses.replace(state, sha256=digests_of_run(run_dir))
         write_environment(run_dir, devices, group.hosts, replicas.count)
         write_whole(run_dir / FLAGS_NAME, flags)
     manifest = data_set.manifest
     metrics = MetricsWriter(
         run_dir if group.is_first else None,
-        state.step,
+        state,
         options.num_train_steps,
         options.train_batch_size,
         config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
@@ -232,10 +241,14 @@ class _Loop:
     def _save(self, step: int) -> None:
         sums = self._read_results()
         with self._metrics.not_timed():
-            state = dataclasses.replace(
-                self._start, step=step, instances_seen=self._instances_seen(step), sums=sums
-            )
             if self._group.is_first:
+                state = dataclasses.replace(
+                    self._start,
+                    step=step,
+                    instances_seen=self._instances_seen(step),
+                    sums=sums,
+                    metrics=self._metrics.flushed(),
+                )
                 path = save_checkpoint(
                     self._run_dir, self._learner, state, self._options.keep_checkpoints
                 )

@@ -1,17 +1,23 @@
 """Reports a run's progress: `metrics.jsonl`, TensorBoard's summaries and a status line."""
 
+import hashlib
+import io
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 from absl import logging
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
 from modeling.losses import losses_and_accuracies
 from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
 from pipeline.files import whole_file
@@ -19,14 +25,77 @@ from pipeline.files import whole_file
 METRICS_NAME = "metrics.jsonl"
 # The share of time spent waiting above which it is shown.
 _NOTABLE_WAIT = 0.05
+# The figures of a line, which all fit into float32.
+_FIGURES = TypeAdapter(dict[str, Annotated[float, Field(gt=-3e38, lt=3e38)]])
 
 
 def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`, without a line that was cut short."""
+    """The lines of a run's `metrics.jsonl`, without a line that was cut short.
+
+    Logs a warning if others cannot be read, and leaves them out.
+    """
     path = run_dir / METRICS_NAME
     if path.exists():
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.endswith("}\n"))
+        with path.open("rb") as file:
+            yield from (line for _, line in _readable_lines(file, path))
+
+
+def read_metrics_of(run_dir: Path, state: TrainingState) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl` up to a checkpoint, if they are those that were written.
+
+    Otherwise it logs that they are left out, and returns none.
+
+    Args:
+      run_dir: the run.
+      state: the checkpoint's state.
+    """
+    path = run_dir / METRICS_NAME
+    content = path.read_bytes() if path.exists() else b""
+    start = _unchanged_start(content, state.metrics)
+    if start is None and content:
+        logging.warning(
+            "%s was changed, or an earlier build saved the checkpoint: the results in it are left "
+            "out; `clozemill evaluate` measures them again",
+            path,
+        )
+    return [figures for _, figures in _readable_lines(io.BytesIO(start or b""), path)]
+
+
+def _unchanged_start(content: bytes, written: FileStart | None) -> bytes | None:
+    """The start of a file if it is what was written; None if it is not, or nobody knows."""
+    start = content[: written.bytes] if written else b""
+    if written and hashlib.sha256(start).hexdigest() == written.sha256:
+        return start
+    return None
+
+
+def _readable_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+    """The lines of metrics, each as it is and as its figures by name."""
+    left_out = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue  # the last one, which was cut short
+        if figures := _figures(line):
+            yield line, figures
+        else:
+            left_out.append(number)
+    if left_out:
+        logging.warning(
+            "%s: %d lines are left out, because they are not lines of metrics (the first: line %d)",
+            path,
+            len(left_out),
+            left_out[0],
+        )
+
+
+def _figures(line: bytes) -> dict[str, float] | None:
+    """The figures in a line of metrics, by name; None if it is not such a line."""
+    try:
+        figures = _FIGURES.validate_json(line, strict=True)
+    except ValidationError:
+        return None
+    step = figures.get("step", -1.0)
+    return figures | {"step": int(step)} if step >= 0 and step.is_integer() else None
 
 
 class MetricsWriter:
@@ -36,8 +105,7 @@ class MetricsWriter:
 
     Args:
       run_dir: the run, which holds `metrics.jsonl`; None to write and show nothing.
-      first_step: the step from which training resumes. Later lines, left by a killed run, are
-        removed.
+      start: the state from which training resumes. Later lines, left by a killed run, are removed.
       num_train_steps: the last step.
       batch_size: the number of sequences per step.
       flops_per_sequence: the model's FLOPs per sequence, forward and backward.
@@ -51,7 +119,7 @@ class MetricsWriter:
     def __init__(
         self,
         run_dir: Path | None,
-        first_step: int,
+        start: TrainingState,
         num_train_steps: int,
         batch_size: int,
         flops_per_sequence: int,
@@ -63,17 +131,18 @@ class MetricsWriter:
         self._flops_per_sequence = flops_per_sequence
         self._peak_flops = peak_flops
         self.all_reduce_seconds = 0.0
-        self._live = None
-        self.start_timing(first_step)
-        if not run_dir:
-            return
-        kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        with whole_file(run_dir / METRICS_NAME) as temporary:
-            temporary.write_text("".join(map(_as_json, kept)), "utf-8")
-        self._summaries = SummaryWriter(run_dir, kept)
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._live = Live(console=console, auto_refresh=False)
+        self._live: Live | None = None
+        if run_dir:
+            self._path = run_dir / METRICS_NAME
+            kept = _lines_up_to(start, self._path)
+            with whole_file(self._path) as temporary:
+                temporary.write_bytes(kept)
+            self._size, self._digest = len(kept), hashlib.sha256(kept)
+            self._summaries = SummaryWriter(run_dir, read_metrics(run_dir))
+            console = Console(stderr=True)
+            if console.is_terminal:
+                self._live = Live(console=console, auto_refresh=False)
+        self.start_timing(start.step)
 
     def __enter__(self) -> "MetricsWriter":
         if self._live:
@@ -142,6 +211,12 @@ class MetricsWriter:
         self._append({"step": step, **{EVAL_PREFIX + name: x for name, x in results.items()}})
         self.log(f"evaluation at step {step}: {_describe(results)}")
 
+    def flushed(self) -> FileStart:
+        """The lines of `metrics.jsonl` so far, which are on disk after this."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+        return FileStart(self._size, self._digest.hexdigest())
+
     def log(self, message: str) -> None:
         """Logs a message on its own line."""
         if self._live:
@@ -152,8 +227,11 @@ class MetricsWriter:
     def _append(self, line: Mapping[str, float]) -> None:
         if not self._run_dir:
             return
-        with (self._run_dir / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(_as_json(line))
+        written = (json.dumps(line) + "\n").encode()
+        with self._path.open("ab") as file:
+            file.write(written)
+        self._size += len(written)
+        self._digest.update(written)
         self._summaries.write(line)
 
     def _speeds(self, step: int, tokens_per_sequence: float) -> dict[str, float]:
@@ -200,6 +278,21 @@ class MetricsWriter:
             logging.info("%s", shown)
 
 
+def _lines_up_to(state: TrainingState, path: Path) -> bytes:
+    """The lines of metrics up to a checkpoint: those that were written, or else the readable."""
+    content = path.read_bytes() if path.exists() else b""
+    if (start := _unchanged_start(content, state.metrics)) is not None:
+        return start
+    if state.metrics:
+        logging.warning(
+            "%s was changed: its readable lines up to step %d, where the run resumes, are kept",
+            path,
+            state.step,
+        )
+    lines = _readable_lines(io.BytesIO(content), path)
+    return b"".join(line for line, figures in lines if figures["step"] <= state.step)
+
+
 def _describe(results: Mapping[str, float]) -> str:
     """The losses, each followed by its accuracy."""
     return (
@@ -218,7 +311,3 @@ def _describe_step(line: Mapping[str, float]) -> str:
         f"{step * 1e3:,.0f} ms per step: {compute * 1e3:,.0f} compute, "
         f"{all_reduce * 1e3:,.0f} all-reduce, {waiting * 1e3:,.0f} input"
     )
-
-
-def _as_json(line: Mapping[str, float]) -> str:
-    return json.dumps(line) + "\n"

@@ -92,10 +92,11 @@ def _sha256_of_weights(learner: Learner) -> str:
 def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuses options that a run cannot resume with, and logs all others that have changed."""
     for name in ("random_seed", "optimizer"):
-        if old[name] != new[name]:
+        if (begun_with := old.get(name)) != new[name]:
             raise UserError(
-                f"{run_dir} was begun with --{name}={old[name]}: resume with that, or give another "
-                "--output_dir (and this run as --init_checkpoint, to start from its weights)"
+                f"{run_dir} was begun with --{name}={begun_with}: resume with that, or give "
+                "another --output_dir (and this run as --init_checkpoint, to start from its "
+                "weights)"
             )
     for name, value in new.items():
         if old.get(name) != value:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import keras
 
-from modeling.checkpoints.run_checkpoints import is_run, list_checkpoints
+from modeling.checkpoints.run_checkpoints import is_run, list_checkpoints, read_run
 from modeling.config import CONFIG_NAME, BertConfig
 from pipeline.errors import UserError
-from pipeline.files import sha256_of, write_whole
+from pipeline.files import sha256_of, whole_file, write_whole
 from pipeline.json_files import write_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, DataSet, Manifest
 
@@ -33,8 +33,9 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
         )
     check_length(config, data_set)
     if list_checkpoints(run_dir):
-        _check_same_model(run_dir, config)
-        _check_same_data(run_dir, data_set)
+        saved, trained_on = read_run(run_dir)
+        _check_same_model(run_dir, saved, config)
+        _check_same_data(run_dir, trained_on, data_set)
     elif run_dir.exists() and not _may_hold_run(run_dir):
         raise UserError(
             f"{run_dir} is a file, or holds files that are not a run: give an empty --output_dir"
@@ -52,7 +53,8 @@ def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
         # A run that never saved a checkpoint starts over, even with another model or data set.
         if not list_checkpoints(run_dir):
             write_whole(run_dir / CONFIG_NAME, config.to_json())
-            write_whole(run_dir / VOCABULARY_NAME, data_set.vocabulary.read_text("utf-8"))
+            with whole_file(run_dir / VOCABULARY_NAME) as temporary:
+                temporary.write_bytes(data_set.vocabulary.read_bytes())
             data_set.manifest.write(run_dir)
     except OSError as error:
         raise UserError(f"cannot write the run {run_dir}: {error}") from error
@@ -81,17 +83,6 @@ def write_environment(
         "manifest_sha256": sha256_of(run_dir / MANIFEST_NAME),
     }
     write_json(run_dir / ENVIRONMENT_NAME, environment)
-
-
-def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
-    """The model's config, and the manifest of the data it was trained on.
-
-    Raises:
-      UserError: the directory is not a run.
-    """
-    if not is_run(run_dir):
-        raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
-    return BertConfig.read(run_dir / CONFIG_NAME), Manifest.read(run_dir)
 
 
 def check_length(config: BertConfig, data_set: DataSet) -> None:
@@ -130,8 +121,7 @@ def _may_hold_run(run_dir: Path) -> bool:
     return is_run(run_dir) or files <= {CONFIG_NAME, VOCABULARY_NAME}
 
 
-def _check_same_model(run_dir: Path, config: BertConfig) -> None:
-    saved = BertConfig.read(run_dir / CONFIG_NAME)
+def _check_same_model(run_dir: Path, saved: BertConfig, config: BertConfig) -> None:
     changed = [
         f"{name} was {getattr(saved, name)!r}, is {value!r}"
         for name, value in vars(config).items()
@@ -144,9 +134,8 @@ def _check_same_model(run_dir: Path, config: BertConfig) -> None:
         )
 
 
-def _check_same_data(run_dir: Path, data_set: DataSet) -> None:
+def _check_same_data(run_dir: Path, trained_on: Manifest, data_set: DataSet) -> None:
     """Checks the data set, because a run resumes at a position that is only valid in its own."""
-    trained_on = Manifest.read(run_dir)
     check_same_vocabulary(run_dir, trained_on, data_set)
     if trained_on != data_set.manifest:
         raise UserError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from modeling.config import BertConfig, weight_shapes
 from modeling.training_options import TrainingOptions
+from pipeline.json_files import write_json
 from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def run_dir(tmp_path_factory):
     for step in (2, 4):
         checkpoint = directory / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "state.json").write_text(json.dumps({"step": step, **state}))
+        write_json(checkpoint / "state.json", {"step": step, **state})
         weights = {
             name: rng.standard_normal(shape).astype(np.float32)
             for name, shape in weight_shapes(CONFIG).items()

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.run_checkpoints import TrainingState, save_checkpoint
+from modeling.checkpoints.run_checkpoints import (
+    TrainingState,
+    digests_of_run,
+    save_checkpoint,
+)
 from modeling.config import BertConfig
 from modeling.optimization import AdamW
 from modeling.step.learner import Learner
@@ -241,7 +245,12 @@ def write_run(data_set, randomize):
         learner = Learner(model, optimizer)
         for seed, saved in enumerate([*earlier_steps, step]):
             randomize(model, seed)
-            state = TrainingState(step=saved, instances_seen=32 * saved, options=options)
+            state = TrainingState(
+                step=saved,
+                instances_seen=32 * saved,
+                options=options,
+                sha256=digests_of_run(run_dir),
+            )
             save_checkpoint(run_dir, learner, state, keep=5)
         return model
 

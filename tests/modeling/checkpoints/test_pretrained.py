@@ -148,6 +148,7 @@ def test_the_newest_checkpoint_of_a_run_is_read(own_run, weights):
     older, newer = own_run / "checkpoints/step-00000003", own_run / "checkpoints/step-00000010"
     shutil.copytree(older, newer)
     np.savez(newer / "weights.npz", **{name: values + 1 for name, values in weights.items()})
+    (newer / "state.json").write_text('{"step": 10}')
     for path, added in ((own_run, 1), (older, 0)):
         read = read_pretrained(path).weights[WORD_EMBEDDINGS]
         np.testing.assert_array_equal(read, weights[WORD_EMBEDDINGS] + added)
@@ -264,7 +265,11 @@ def test_a_missing_vocabulary_is_none(tmp_path, path):
     copy = shutil.copytree(path, tmp_path / "copy")
     for name in ("vocab.txt", "tokenizer.json"):
         (copy / name).unlink(missing_ok=True)
-    assert read_pretrained(copy).tokenizer is None
+    if (copy / "checkpoints").exists():
+        with pytest.raises(UserError, match=r"vocab\.txt is missing"):
+            read_pretrained(copy)
+    else:
+        assert read_pretrained(copy).tokenizer is None
 
 
 def test_paths_without_a_bert_are_refused(tmp_path):
@@ -328,14 +333,21 @@ def test_a_missing_package_is_reported(huggingface, monkeypatch):
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(own_run, config):
+    state = own_run / "checkpoints" / "step-00000003" / "state.json"
+    with_digests = state.read_text()
     for changed, reported in (
-        (dataclasses.replace(config, num_hidden_layers=3), "bert/encoder/layer_2/"),
+        (dataclasses.replace(config, num_hidden_layers=3), "does not have the model's variables"),
         (dataclasses.replace(config, vocab_size=51), WORD_EMBEDDINGS),
     ):
         (own_run / "bert_config.json").write_text(changed.to_json())
+        with pytest.raises(UserError, match=r"bert_config\.json was changed"):
+            read_pretrained(own_run)
+        # An earlier build has saved no digests.
+        state.write_text('{"step": 3}')
         with pytest.raises(UserError, match=reported) as raised:
             read_pretrained(own_run)
         assert str(own_run) in str(raised.value)
+        state.write_text(with_digests)
 
 
 def test_a_directory_with_another_architecture_is_refused(own_huggingface):

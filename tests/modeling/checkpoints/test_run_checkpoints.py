@@ -1,6 +1,9 @@
+import contextlib
 import errno
+import itertools
 import json
-import logging
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -16,11 +19,14 @@ from modeling.checkpoints.run_checkpoints import (
     load_newest_checkpoint,
     load_weights,
     read_mean_weights,
+    read_run,
     read_state,
+    remove_unfinished_checkpoints,
     save_checkpoint,
 )
 from modeling.optimization import AdamW, LossScale
 from modeling.step.learner import Learner
+from modeling.training.run_directory import prepare_run
 from pipeline.errors import UserError
 
 
@@ -103,19 +109,20 @@ def test_state_is_read_without_a_model(trained, tmp_path):
     assert read_state(save_checkpoint(tmp_path, trained, state, keep=5)) == state
 
 
-def test_mean_of_weights_is_exact_and_float32(tmp_path):
+def test_mean_of_weights_is_exact_and_float32(shallow_config, tmp_path):
     # Adding 1 to the second value changes nothing in float32.
-    for number, values in enumerate(([3.0, 2.0**24], [5.0, 1.0], [-2.0, 1.0])):
-        (tmp_path / str(number)).mkdir()
-        arrays = {"kernel": np.array([values], np.float32), "bias": np.float32([number])}
-        np.savez(tmp_path / str(number) / "weights.npz", **arrays)
-    mean = read_mean_weights([tmp_path / str(number) for number in range(3)])
-    np.testing.assert_array_equal(mean["kernel"], np.float32([[2, 5592406]]), strict=True)
-    np.testing.assert_array_equal(mean["bias"], np.float32([1]), strict=True)
+    name, learner = "cls/seq_relationship/output_bias", fresh(shallow_config, seed=1)
+    paths = []
+    for step, values in enumerate(([3.0, 2.0**24], [5.0, 1.0], [-2.0, 1.0])):
+        learner.model.named_weights()[name].assign(np.float32(values))
+        paths.append(save_checkpoint(tmp_path, learner, TrainingState(step=step), keep=3))
+    mean = read_mean_weights(paths, shallow_config)
+    np.testing.assert_array_equal(mean[name], np.float32([2, 5592406]), strict=True)
+    assert {values.dtype for values in mean.values()} == {np.dtype("float32")}
 
 
-def test_mean_of_one_checkpoint_is_that_checkpoint(trained, checkpoint):
-    mean = read_mean_weights([checkpoint])
+def test_mean_of_one_checkpoint_is_that_checkpoint(trained, shallow_config, checkpoint):
+    mean = read_mean_weights([checkpoint], shallow_config)
     for name, variable in trained.model.named_weights().items():
         np.testing.assert_array_equal(mean[name], ops.convert_to_numpy(variable), name)
 
@@ -167,16 +174,60 @@ def test_checkpoints_are_ordered_by_step(trained, tmp_path):
     assert tuple(json.loads((path / "state.json").read_text())["step"] for path in paths) == steps
 
 
-def test_an_unfinished_checkpoint_is_not_listed(trained, checkpoint, tmp_path):
-    for step in (3, 4):
-        unfinished = tmp_path / CHECKPOINTS_NAME / f"step-0000000{step}.tmp"
-        unfinished.mkdir()
-        (unfinished / "weights.npz").write_bytes(b"PK")
+def test_what_killed_runs_left_is_not_listed_and_is_removed(checkpoint, tmp_path):
+    directory = tmp_path / CHECKPOINTS_NAME
+    # Earlier builds gave the first of these names.
+    for name in ("step-00000003.tmp", f"step-00000004.{'0' * 32}.tmp"):
+        (directory / name).mkdir()
+        (directory / name / "weights.npz").write_bytes(b"PK")
     assert list_checkpoints(tmp_path) == [checkpoint]
     assert latest_checkpoint(tmp_path) == checkpoint
-    third = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
-    assert list_checkpoints(tmp_path) == [checkpoint, third]
-    assert len(list((tmp_path / CHECKPOINTS_NAME).iterdir())) == 2
+    remove_unfinished_checkpoints(tmp_path)
+    assert list(directory.iterdir()) == [checkpoint]
+
+
+class KilledError(BaseException):
+    """The end of a process, after which it does nothing more."""
+
+
+def kill_at(monkeypatch, last):
+    """Kills at one of the calls to functions that change files, and at all that follow."""
+    calls = itertools.count(1)
+
+    def counted(function):
+        def call(*arguments, **options):
+            if next(calls) >= last:
+                raise KilledError
+            return function(*arguments, **options)
+
+        return call
+
+    for module, names in (
+        (os, ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")),
+        (np, ("savez",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, counted(getattr(module, name)))
+
+
+def test_run_that_is_killed_while_it_saves_leaves_only_complete_checkpoints(
+    trained, shallow_config, tmp_path, monkeypatch
+):
+    save_checkpoint(tmp_path, trained, TrainingState(step=2), keep=1)
+    learner = fresh(shallow_config, seed=2)
+    for last in itertools.count(1):
+        run_dir = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-{last}"))
+        with monkeypatch.context() as patched, contextlib.suppress(KilledError):
+            kill_at(patched, last)
+            save_checkpoint(run_dir, trained, TrainingState(step=3), keep=1)
+            break
+        left = list_checkpoints(run_dir)
+        assert left
+        for each in left:
+            load_checkpoint(each, learner)
+        remove_unfinished_checkpoints(run_dir)
+        assert sorted((run_dir / CHECKPOINTS_NAME).iterdir()) == left
+    assert last > 15
 
 
 @pytest.mark.parametrize("failing", ["savez", "fsync", "rename"])
@@ -215,127 +266,32 @@ def test_run_without_checkpoints_has_no_latest_one(tmp_path, shallow_config):
     assert load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2)) is None
 
 
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def test_files_of_the_run_are_checked(tmp_path, shallow_config, data_set, write_run):
+    write_run(tmp_path, shallow_config)
+    assert read_run(tmp_path) == (shallow_config, data_set.manifest)
+    for name in ("bert_config.json", "vocab.txt", "manifest.json"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content.replace(b"1", b"2", 1))
+        with pytest.raises(UserError, match="was changed after the run began: put back") as raised:
+            read_run(tmp_path)
+        (tmp_path / name).unlink()
+        with pytest.raises(UserError, match="is missing: put back") as other:
+            read_run(tmp_path)
+        for error in (raised, other):
+            assert str(error.value).startswith(str(tmp_path / name))
+        (tmp_path / name).write_bytes(content)
 
 
-def emptied(path):
-    path.write_bytes(b"")
+def test_newest_state_that_can_be_read_has_the_digests(tmp_path, shallow_config, write_run):
+    write_run(tmp_path, shallow_config, step=3, earlier_steps=[2])
+    (latest_checkpoint(tmp_path) / "state.json").write_text("{}")
+    (tmp_path / "bert_config.json").write_text(shallow_config.to_json().replace("0.1", "0.2"))
+    with pytest.raises(UserError, match=r"bert_config\.json was changed"):
+        read_run(tmp_path)
 
 
-def removed(path):
-    path.unlink()
-
-
-def garbled(path):
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes([0xFF] * 64)
-    path.write_bytes(content)
-
-
-def with_a_flipped_bit(path):
-    content = bytearray(path.read_bytes())
-    in_the_first_array = content.index(b"\x93NUMPY") + 200
-    content[in_the_first_array] ^= 1
-    path.write_bytes(content)
-
-
-def lacking_its_last_entry(path):
-    if path.suffix == ".json":
-        content = json.loads(path.read_text())
-        del content["step"]
-        path.write_text(json.dumps(content))
-        return
-    with np.load(path) as content:
-        kept = dict(list(content.items())[:-1])
-    np.savez(path, **kept)
-
-
-def with_another_shape(path):
-    with np.load(path) as content:
-        values = dict(content)
-    name = next(iter(values))
-    np.savez(path, **values | {name: values[name][:-1]})
-
-
-DAMAGES = [
-    *(
-        (name, damage)
-        for name in ("weights.npz", "optimizer.npz", "state.json")
-        for damage in (cut_short, emptied, removed, lacking_its_last_entry)
-    ),
-    *(
-        (name, damage)
-        for name in ("weights.npz", "optimizer.npz")
-        for damage in (garbled, with_a_flipped_bit, with_another_shape)
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "damage"), DAMAGES)
-def test_damaged_checkpoint_is_renamed_and_the_one_before_it_is_loaded(
-    trained, shallow_config, checkpoint, tmp_path, caplog, name, damage
-):
-    newest = save_checkpoint(tmp_path, fresh(shallow_config, seed=3), TrainingState(step=3), keep=5)
-    damage(newest / name)
-    files = {path.name for path in newest.iterdir()}
-    learner = fresh(shallow_config, seed=2)
-    with caplog.at_level(logging.ERROR, logger="absl"):
-        taken, state = load_newest_checkpoint(tmp_path, learner)
-    assert (taken, state) == (checkpoint, TrainingState(step=2, instances_seen=8))
-    assert_same(learner.variables, trained.variables)
-    (message,) = caplog.messages
-    assert str(newest) in message
-    assert name in message
-    assert list_checkpoints(tmp_path) == [checkpoint]
-    (aside,) = (tmp_path / CHECKPOINTS_NAME).glob("step-00000003.damaged-*")
-    assert {path.name for path in aside.iterdir()} == files
-
-
-def test_unreadable_checkpoint_does_not_count_as_damaged(
-    trained, shallow_config, checkpoint, tmp_path
-):
-    newest = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
-    (newest / "weights.npz").unlink()
-    (newest / "weights.npz").mkdir()
-    with pytest.raises(UserError, match="cannot read") as raised:
-        load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2))
-    assert str(newest) in str(raised.value)
-    assert list_checkpoints(tmp_path) == [checkpoint, newest]
-
-
-def test_several_damaged_checkpoints_are_skipped(trained, shallow_config, checkpoint, tmp_path):
-    for step in (3, 4):
-        newer = save_checkpoint(tmp_path, trained, TrainingState(step=step), keep=5)
-        emptied(newer / "optimizer.npz")
-    assert load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2))[0] == checkpoint
-    assert list_checkpoints(tmp_path) == [checkpoint]
-    assert len(list((tmp_path / CHECKPOINTS_NAME).iterdir())) == 3
-
-
-def test_step_with_a_damaged_checkpoint_is_saved_again(
-    trained, shallow_config, checkpoint, tmp_path
-):
-    for _ in range(2):
-        newest = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
-        emptied(newest / "weights.npz")
-        assert load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2))[0] == checkpoint
-    assert len(list((tmp_path / CHECKPOINTS_NAME).glob("step-00000003.damaged-*"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [("weights.npz", cut_short), ("optimizer.npz", removed), ("state.json", emptied)],
-)
-def test_run_whose_checkpoints_are_all_damaged_is_refused(
-    trained, shallow_config, checkpoint, tmp_path, name, damage
-):
-    newest = save_checkpoint(tmp_path, trained, TrainingState(step=3), keep=5)
-    for path in (checkpoint, newest):
-        damage(path / name)
-    with pytest.raises(UserError) as raised:
-        load_newest_checkpoint(tmp_path, fresh(shallow_config, seed=2))
-    assert str(newest) in str(raised.value)
-    assert name in str(raised.value)
-    assert list_checkpoints(tmp_path) == [checkpoint, newest]
+def test_vocabulary_of_a_run_of_earlier_builds_is_checked(tmp_path, config, data_set):
+    prepare_run(tmp_path, config, data_set)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary"):
+        read_run(tmp_path)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -6,10 +7,18 @@ import shutil
 import pytest
 
 from modeling.checkpoints.pretrained import Pretrained, read_average, read_pretrained
+from modeling.checkpoints.run_checkpoints import (
+    FileStart,
+    TrainingState,
+    latest_checkpoint,
+    list_checkpoints,
+    read_state,
+)
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.export.model_card import model_card
 from modeling.training.metrics import MetricsWriter
 from pipeline.errors import UserError
+from pipeline.json_files import write_json
 
 pytestmark = pytest.mark.no_backend
 
@@ -83,6 +92,19 @@ def write_results(run_dir, step, results):
 
 def write_metrics(run_dir, *lines):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for checkpoint in list_checkpoints(run_dir):
+        change_state(checkpoint, metrics=start_of(run_dir / "metrics.jsonl"))
+
+
+def start_of(file):
+    content = file.read_bytes()
+    return FileStart(len(content), hashlib.sha256(content).hexdigest())
+
+
+def change_state(checkpoint, **changes):
+    """Saves another state in a checkpoint."""
+    state = dataclasses.replace(read_state(checkpoint), **changes)
+    write_json(checkpoint / "state.json", vars(state))
 
 
 def evaluation(step, results):
@@ -124,6 +146,7 @@ def test_facts_come_from_the_runs_own_manifest(own_run, data_set):
     }
     corpus = {**manifest.statistics["corpus"], "documents_tokenized": 12345, "input_bytes": 5e9}
     dataclasses.replace(manifest, options=options, statistics={"corpus": corpus}).write(own_run)
+    change_state(latest_checkpoint(own_run), sha256={})
     facts = tables(card_of(read_pretrained(own_run)))[0]
     assert facts["training instances"] == "26, in 5 passes over the text"
     assert facts["masked"] == "20% of the tokens"
@@ -220,7 +243,9 @@ def test_evaluations_written_in_training_are_read(own_run):
         "next_sentence_correct": 7.0,
         "sequences": 8.0,
     }
-    MetricsWriter(own_run, STEP, 100, 8, 1).write_evaluation(STEP, sums)
+    writer = MetricsWriter(own_run, TrainingState(step=STEP), 100, 8, 1)
+    writer.write_evaluation(STEP, sums)
+    change_state(latest_checkpoint(own_run), metrics=writer.flushed())
     assert reported_results(own_run) == REPORTED_RESULTS
 
 

@@ -1,5 +1,7 @@
 import dataclasses
+import hashlib
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -8,11 +10,18 @@ from keras import ops
 
 from modeling.batches import evaluation_batches, readable
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.run_checkpoints import TrainingState, save_checkpoint
+from modeling.checkpoints.run_checkpoints import (
+    FileStart,
+    TrainingState,
+    latest_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from modeling.training.evaluation import RESULTS_NAME, evaluate, evaluation_sums, read_results
 from pipeline.errors import UserError
+from pipeline.json_files import read_json, write_json
 from pipeline.manifest import DataSet
 
 
@@ -24,7 +33,8 @@ def run(tmp_path_factory, shallow_config, write_run, randomize):
     newer = randomize(BertForPreTraining(shallow_config), seed=5)
     optimizer = AdamW(1e-3)
     optimizer.build(newer.trainable_variables)
-    save_checkpoint(run_dir, Learner(newer, optimizer), TrainingState(step=12), keep=2)
+    state = dataclasses.replace(read_state(latest_checkpoint(run_dir)), step=12)
+    save_checkpoint(run_dir, Learner(newer, optimizer), state, keep=2)
     return run_dir, newer
 
 
@@ -59,25 +69,100 @@ def test_newest_checkpoint_is_evaluated_on_all_eval_instances(run, data_set, bat
     run_dir, model = run
     results = evaluate(run_dir, data_set, batch_size)
     assert results == pytest.approx({"step": 12, **results_by_hand(model, data_set)}, rel=1e-4)
-    assert json.loads((run_dir / RESULTS_NAME).read_text()) == results
+    assert read_json(run_dir / RESULTS_NAME, dict[str, float]) == results
 
 
-def test_results_are_those_of_the_requested_checkpoint(tmp_path):
-    assert read_results(tmp_path, step=10) is None
-    lines = [
-        {"step": 10, "masked_lm_loss": 7.0},
-        {"step": 10, "eval_masked_lm_loss": 6.0, "eval_next_sentence_loss": 0.5},
-        {"step": 20, "masked_lm_loss": 5.0},
-        {"step": 20, "eval_masked_lm_loss": 4.0, "eval_next_sentence_loss": 0.25},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+LINES = [
+    {"step": 10, "masked_lm_loss": 7.0},
+    {"step": 10, "eval_masked_lm_loss": 6.0, "eval_next_sentence_loss": 0.5},
+    {"step": 20, "masked_lm_loss": 5.0},
+    {"step": 20, "eval_masked_lm_loss": 4.0, "eval_next_sentence_loss": 0.25},
+]
+FROM_EVALUATE = {
+    "step": 20,
+    "masked_lm_loss": 3.0,
+    "next_sentence_loss": 0.125,
+    "masked_lm_accuracy": 0.5,
+    "next_sentence_accuracy": 0.75,
+}
+
+
+@pytest.fixture
+def state_at(tmp_path):
+    """A function that returns the state at a step, after the lines of metrics so far."""
+
+    def state(step):
+        lines = [json.dumps(line) + "\n" for line in LINES if line["step"] <= step]
+        start = "".join(lines).encode()
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(start[file.tell() :])
+        written = FileStart(len(start), hashlib.sha256(start).hexdigest())
+        return TrainingState(step=step, metrics=written)
+
+    return state
+
+
+def test_results_are_those_of_the_requested_checkpoint(tmp_path, state_at):
+    assert read_results(tmp_path, TrainingState(step=10)) is None
+    last, first = state_at(20), state_at(10)
     from_training = {"step": 10, "masked_lm_loss": 6.0, "next_sentence_loss": 0.5}
-    assert read_results(tmp_path, step=10) == from_training
-    assert read_results(tmp_path, step=15) is None
-    from_evaluate = {"step": 20, "masked_lm_loss": 3.0, "next_sentence_loss": 0.125}
-    (tmp_path / RESULTS_NAME).write_text(json.dumps(from_evaluate))
-    assert read_results(tmp_path, step=20) == from_evaluate
-    assert read_results(tmp_path, step=10) == from_training
+    assert read_results(tmp_path, first) == from_training
+    assert read_results(tmp_path, state_at(15)) is None
+    write_json(tmp_path / RESULTS_NAME, FROM_EVALUATE)
+    assert read_results(tmp_path, last) == FROM_EVALUATE
+    assert read_results(tmp_path, first) == from_training
+
+
+@pytest.mark.parametrize(("step", "used"), [(10, True), (20, False)])
+def test_results_of_changed_metrics_are_left_out(tmp_path, state_at, caplog, step, used):
+    states = {step: state_at(step) for step in (10, 20)}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("4.0", "1.0"))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert (read_results(tmp_path, states[step]) is not None) == used
+    assert [f"{path} was changed" in message for message in caplog.messages] == [True][used:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[1]", "\xff", '{"step": 20}', '{"step": true}'),
+        json.dumps(FROM_EVALUATE | {"masked_lm_loss": "3.0"}),
+        json.dumps(FROM_EVALUATE | {"perplexity": 2.0}),
+    ],
+)
+def test_damaged_results_are_reported(tmp_path, state_at, content):
+    (tmp_path / RESULTS_NAME).write_text(content, "latin1")
+    with pytest.raises(UserError, match="clozemill evaluate") as raised:
+        read_results(tmp_path, state_at(20))
+    assert str(tmp_path / RESULTS_NAME) in str(raised.value)
+
+
+def test_any_flipped_bit_in_the_results_is_noticed(tmp_path, state_at):
+    path = tmp_path / RESULTS_NAME
+    write_json(path, FROM_EVALUATE)
+    content = path.read_bytes()
+    for i in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[i // 8] ^= 1 << i % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError):
+            read_results(tmp_path, state_at(20))
+
+
+def test_results_of_earlier_builds_are_read(tmp_path, state_at):
+    (tmp_path / RESULTS_NAME).write_text(json.dumps(FROM_EVALUATE))
+    assert read_results(tmp_path, state_at(20)) == FROM_EVALUATE
+
+
+@pytest.mark.parametrize("name", ["bert_config.json", "vocab.txt", "manifest.json"])
+def test_changed_file_of_the_run_is_reported(tmp_path, run, data_set, name):
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    with (run_dir / name).open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="was changed") as raised:
+        evaluate(run_dir, data_set, batch_size=4)
+    assert str(run_dir / name) in str(raised.value)
 
 
 def test_damaged_checkpoint_is_reported(tmp_path, run, data_set):
@@ -129,7 +214,9 @@ def test_data_set_without_eval_shards_is_refused(tmp_path, run, write_data_set):
 
 
 def test_data_with_another_vocabulary_is_refused(tmp_path, run, data_set):
-    dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64).write(tmp_path)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    sha256 = hashlib.sha256(b"[PAD]\n").hexdigest()
+    dataclasses.replace(data_set.manifest, vocab_sha256=sha256).write(tmp_path)
     with pytest.raises(UserError, match="vocabular") as raised:
         evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
     assert str(run[0]) in str(raised.value)

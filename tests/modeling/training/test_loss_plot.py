@@ -149,3 +149,11 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw_losses(tmp_path) is None
     assert not (tmp_path / LOSS_PLOT_NAME).exists()
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e300", "-2.9e38", '"7"'])
+def test_no_value_stops_the_drawing(draw, value):
+    rest = f'{{"step": 60, "masked_lm_loss": {value}, "eval_next_sentence_loss": {value}}}\n'
+    with Image.open(io.BytesIO(draw([train_line(50)], rest + '{"step": 1e300}\n\xff\n'))) as image:
+        image.load()
+        assert image.size == (1000, 700)

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import sys
@@ -6,7 +7,8 @@ import time
 import pytest
 import tensorflow as tf
 
-from modeling.training.metrics import METRICS_NAME, MetricsWriter, read_metrics
+from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
+from modeling.training.metrics import METRICS_NAME, MetricsWriter, read_metrics, read_metrics_of
 from modeling.training.tensorboard import SUMMARIES_NAME
 from pipeline.records import read_frames, record_of
 
@@ -64,8 +66,9 @@ def make_terminal(monkeypatch):
 def make_writer(tmp_path):
     """A function that makes a writer for steps of 4 sequences, each of 1000 FLOPs."""
 
-    def make(first_step=0, num_train_steps=10, peak_flops=None):
-        return MetricsWriter(tmp_path, first_step, num_train_steps, 4, 1000, peak_flops)
+    def make(first_step=0, num_train_steps=10, peak_flops=None, written=None):
+        start = TrainingState(step=first_step, metrics=written)
+        return MetricsWriter(tmp_path, start, num_train_steps, 4, 1000, peak_flops)
 
     return make
 
@@ -252,6 +255,95 @@ def test_line_that_was_cut_short_is_removed(tmp_path, make_writer, rest):
     assert [line["step"] for line in read_metrics(tmp_path)] == [2, 2, 4, 4]
     make_writer(4, num_train_steps=20).write(6, SUMS, 1e-3)
     assert [line["step"] for line in read_lines(tmp_path)] == [2, 2, 4, 4, 6]
+
+
+GARBAGE = [
+    *(b"{", b"[1, 2]", b"null", b"7", b'{"step": 2', b"\xff\xfe", b"\x00" * 100, b"[" * 100_000),
+    *(b'{"masked_lm_loss": 7.0}', b'{"step": "2"}', b'{"step": null}', b'{"step": true}'),
+    *(b'{"step": -1}', b'{"step": 1.5}', b'{"step": 1e400}', b'{"step": NaN}', b'{"step": [2]}'),
+    *(b'{"step": 2, "masked_lm_loss": "7"}', b'{"step": 2, "learning_rate": {}}'),
+    *(b'{"step": 2, "masked_lm_loss": NaN}', b'{"step": 2, "masked_lm_loss": -Infinity}'),
+    *(b'{"step": 2, "masked_lm_loss": 1e300}', b'{"step": 2, "\\ud800": 7.0}'),
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_line_that_is_garbage_is_left_out_with_one_warning(tmp_path, make_writer, caplog, garbage):
+    write_lines(tmp_path, [2, 4])
+    path = tmp_path / METRICS_NAME
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n" + garbage + b"\n" + rest)
+    with caplog.at_level("WARNING", logger="absl"):
+        assert [line["step"] for line in read_metrics(tmp_path)] == [2, 2, 4, 4]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: 1 lines are left out")
+    assert message.endswith("(the first: line 2)")
+    make_writer(4, num_train_steps=20).write(6, SUMS, 1e-3)
+    assert [line["step"] for line in read_lines(tmp_path)] == [2, 2, 4, 4, 6]
+    assert {step for _, step, _ in read_scalars(tmp_path)} == {2, 4, 6}
+
+
+@pytest.fixture
+def written(make_writer, tmp_path):
+    """The lines up to step 4, which two more follow."""
+    writer = make_writer()
+    writer.write(2, SUMS, 1e-3)
+    writer.write(4, SUMS, 1e-3)
+    start = writer.flushed()
+    assert start.bytes == (tmp_path / METRICS_NAME).stat().st_size
+    writer.write(6, SUMS, 1e-3)
+    writer.write_evaluation(6, SUMS)
+    return start
+
+
+def test_lines_that_were_written_are_kept_to_the_byte(tmp_path, make_writer, written, caplog):
+    content = (tmp_path / METRICS_NAME).read_bytes()
+    with caplog.at_level("WARNING", logger="absl"):
+        writer = make_writer(4, written=written)
+    assert (tmp_path / METRICS_NAME).read_bytes() == content[: written.bytes]
+    assert writer.flushed() == written
+    writer.write(6, SUMS, 1e-3)
+    content = (tmp_path / METRICS_NAME).read_bytes()
+    assert writer.flushed() == FileStart(len(content), hashlib.sha256(content).hexdigest())
+    assert not caplog.messages
+
+
+def test_readable_lines_of_a_changed_file_are_kept(tmp_path, make_writer, written, caplog):
+    path = tmp_path / METRICS_NAME
+    path.write_bytes(path.read_bytes().replace(b'"masked_lm_loss": ', b'"masked_lm_loss": 1', 1))
+    with caplog.at_level("WARNING", logger="absl"):
+        make_writer(4, written=written)
+    assert [line["step"] for line in read_lines(tmp_path)] == [2, 4]
+    (message,) = caplog.messages
+    assert message.startswith(f"{path} was changed: ")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage"])
+def test_lines_that_are_gone_stop_nothing(tmp_path, make_writer, written, caplog, content):
+    path = tmp_path / METRICS_NAME
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with caplog.at_level("WARNING", logger="absl"):
+        make_writer(4, written=written).write(6, SUMS, 1e-3)
+    assert [line["step"] for line in read_lines(tmp_path)] == [6]
+    (message,) = caplog.messages
+    assert str(path) in message
+
+
+def test_lines_up_to_a_checkpoint_are_those_that_were_written(tmp_path, written, caplog):
+    state = TrainingState(step=4, metrics=written)
+    assert read_metrics_of(tmp_path, state) == read_lines(tmp_path)[:2]
+    assert not caplog.messages
+    path = tmp_path / METRICS_NAME
+    path.write_bytes(b" " + path.read_bytes())
+    for changed in (state, TrainingState(step=4)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="absl"):
+            assert read_metrics_of(tmp_path, changed) == []
+        (message,) = caplog.messages
+        assert str(path) in message
+        assert "clozemill evaluate" in message
 
 
 def test_run_without_metrics_has_no_lines(tmp_path):

@@ -94,7 +94,7 @@ def test_new_run_starts_from_the_pretrained_weights(
     pretrained = read_pretrained(tmp_path / "first")
     with caplog.at_level(logging.INFO, logger="absl"):
         run_dir, _ = fake_run(pretrained=pretrained)
-    weights = read_weights(list_checkpoints(run_dir)[0])
+    weights = read_weights(list_checkpoints(run_dir)[0], shallow_config)
     for name, values in pretrained.weights.items():
         np.testing.assert_array_equal(weights[name], values)
     source = f"step-00000003 of {tmp_path / 'first'}"
@@ -117,7 +117,7 @@ def test_variables_without_pretrained_values_start_random_and_are_logged(
         run_dir, _ = fake_run(pretrained=pretrained)
     assert f"1 start from random values: {head}" in caplog.messages
     assert "not used: classifier/bias" in caplog.messages
-    values = read_weights(list_checkpoints(run_dir)[0])[head]
+    values = read_weights(list_checkpoints(run_dir)[0], shallow_config)[head]
     assert not np.array_equal(values, whole.weights[head])
 
 
@@ -125,11 +125,11 @@ def test_resumed_run_keeps_its_own_weights(
     fake_run, tmp_path, shallow_config, write_run, few_steps
 ):
     run_dir, _ = fake_run()
-    before = read_weights(list_checkpoints(run_dir)[-1])
+    before = read_weights(list_checkpoints(run_dir)[-1], shallow_config)
     write_run(tmp_path / "first", shallow_config)
     options = dataclasses.replace(few_steps, num_train_steps=25)
     fake_run(options, pretrained=read_pretrained(tmp_path / "first"))
-    after = read_weights(list_checkpoints(run_dir)[-1])
+    after = read_weights(list_checkpoints(run_dir)[-1], shallow_config)
     assert list_checkpoints(run_dir)[-1].name == "step-00000025"
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values)

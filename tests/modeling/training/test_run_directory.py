@@ -8,12 +8,12 @@ from importlib import metadata
 import keras
 import pytest
 
+from modeling.checkpoints.run_checkpoints import read_run
 from modeling.config import BertConfig
 from modeling.training.run_directory import (
     check_run,
     check_same_vocabulary,
     prepare_run,
-    read_run,
     write_environment,
 )
 from pipeline.errors import UserError
@@ -32,9 +32,12 @@ def other_vocabulary(tmp_path, data_set):
     """A data set with another vocabulary."""
     data_dir = tmp_path / "other_data"
     data_dir.mkdir()
-    manifest = dataclasses.replace(data_set.manifest, vocab_sha256="0" * 64)
+    # Its lines end as on Windows.
+    vocabulary = data_set.vocabulary.read_bytes().upper().replace(b"\n", b"\r\n")
+    (data_dir / "vocab.txt").write_bytes(vocabulary)
+    sha256 = hashlib.sha256(vocabulary).hexdigest()
+    manifest = dataclasses.replace(data_set.manifest, vocab_sha256=sha256)
     manifest.write(data_dir)
-    (data_dir / "vocab.txt").write_text((data_set.directory / "vocab.txt").read_text().upper())
     return DataSet(data_dir, manifest)
 
 
@@ -235,6 +238,7 @@ def test_run_without_a_checkpoint_starts_over(run_dir, config, other_vocabulary)
     other_model = dataclasses.replace(config, hidden_size=32)
     prepare_run(run_dir, other_model, other_vocabulary)
     assert read_run(run_dir) == (other_model, other_vocabulary.manifest)
+    assert (run_dir / "vocab.txt").read_bytes() == other_vocabulary.vocabulary.read_bytes()
 
 
 def test_run_killed_before_its_first_file_was_complete_can_start_over(tmp_path, config, data_set):
