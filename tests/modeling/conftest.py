@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
+import itertools
 import os
+from collections import Counter, defaultdict
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,7 +20,7 @@ from modeling.step.learner import Learner
 from modeling.training.run_directory import prepare_run
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import VOCABULARY_NAME, DataSet, Manifest, Shard
-from pipeline.records import encode_examples
+from pipeline.records import encode_examples, read_frames
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
@@ -158,8 +160,10 @@ def write_data_set():
         vocabulary = data_dir / VOCABULARY_NAME
         vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *ordinary]) + "\n", "utf-8")
         described, first_number = [], 0
-        for index, (split, pass_index, count) in enumerate(shards):
-            path = data_dir / f"{split}-{index:05d}-of-{len(shards):05d}.tfrecord"
+        totals, numbers = Counter(split for split, _, _ in shards), defaultdict(itertools.count)
+        for split, pass_index, count in shards:
+            number, total = next(numbers[split]), totals[split]
+            path = data_dir / f"{split}-{number:05d}-of-{total:05d}.tfrecord"
             with tf.io.TFRecordWriter(str(path)) as writer:
                 if count:
                     for record in encode_examples(_instances(first_number, count, max_seq_length)):
@@ -191,6 +195,18 @@ def write_data_set():
         return DataSet(data_dir, manifest)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def swap_records():
+    """A function that swaps the first two records of a shard: only its SHA-256 is then wrong."""
+
+    def swap(path):
+        with path.open("rb") as file:
+            first, second, *others = read_frames(file)
+        path.write_bytes(b"".join([second, first, *others]))
+
+    return swap
 
 
 @pytest.fixture(scope="session")
