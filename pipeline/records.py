@@ -32,26 +32,30 @@ class Feature:
     Attributes:
       dtype: "int64" or "float32".
       length: the number of values; unused ones are 0.
+      limit: values are whole numbers from 0 to `limit` - 1.
     """
 
     dtype: str
     length: int
+    limit: int
 
 
-def instance_features(max_seq_length: int, max_predictions_per_seq: int) -> dict[str, Feature]:
-    """The features of a record with S tokens and P predictions.
+def instance_features(
+    max_seq_length: int, max_predictions_per_seq: int, vocab_size: int
+) -> dict[str, Feature]:
+    """The features of a record with S tokens and P predictions, of a vocabulary of V tokens.
 
     `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
     ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
     """
     return {
-        "input_ids": Feature("int64", max_seq_length),
-        "input_mask": Feature("int64", max_seq_length),
-        "segment_ids": Feature("int64", max_seq_length),
-        "masked_lm_positions": Feature("int64", max_predictions_per_seq),
-        "masked_lm_ids": Feature("int64", max_predictions_per_seq),
-        "masked_lm_weights": Feature("float32", max_predictions_per_seq),
-        "next_sentence_labels": Feature("int64", 1),
+        "input_ids": Feature("int64", max_seq_length, vocab_size),
+        "input_mask": Feature("int64", max_seq_length, 2),
+        "segment_ids": Feature("int64", max_seq_length, 2),
+        "masked_lm_positions": Feature("int64", max_predictions_per_seq, max_seq_length),
+        "masked_lm_ids": Feature("int64", max_predictions_per_seq, vocab_size),
+        "masked_lm_weights": Feature("float32", max_predictions_per_seq, 2),
+        "next_sentence_labels": Feature("int64", 1, 2),
     }
 
 
@@ -163,9 +167,10 @@ def _decode_varints(packed: bytes) -> np.ndarray:
         value |= (byte & (_MORE_FOLLOWS - 1)) << shift
         shift += _BITS_PER_VARINT_BYTE
         if byte < _MORE_FOLLOWS:
-            values.append(value)
+            # The varint of a negative number is that of its 64 bits.
+            values.append(value % (1 << 64))
             value = shift = 0
-    return np.array(values, np.int64)
+    return np.array(values, np.uint64).astype(np.int64)
 
 
 class _Messages:
