@@ -137,6 +137,12 @@ flags.DEFINE_integer(
     _DEFAULTS.random_seed,
     "Seeds the initial weights, dropout and the order of the data.",
 )
+flags.DEFINE_boolean(
+    "verify_data",
+    _DEFAULTS.verify_data,
+    "Compare the SHA-256 of each shard with the manifest when the shard is first opened, while "
+    "training goes on. A checkpoint is saved after all shards that were opened are verified.",
+)
 
 
 def main() -> None:

@@ -22,8 +22,12 @@ N does not divide the number of lanes, N / gcd(N, lanes) processes share each la
 
 import itertools
 import math
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -31,11 +35,15 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import decode_example, read_frames, record_of
+from pipeline.records import Feature, check_values, decode_instance, read_frames, record_of
+
+OnOpen = Callable[[list[Shard]], object]
+"""Is called with shards when their reading begins, in a thread of TensorFlow."""
 
 # The smallest number of shards in a group, if the pass has that many; a power of two.
 _SHARDS_PER_GROUP = 64
 _SHUFFLE_BUFFER_RECORDS = 10_000
+_RECORDS_AT_A_TIME = 1_000  # where damage is searched for
 
 if keras.config.backend() != "tensorflow":
     # TensorFlow only reads; it would take the GPUs' memory from the backend that computes.
@@ -101,6 +109,7 @@ def training_batches(
     first_instance: int = 0,
     process_id: int = 0,
     num_processes: int = 1,
+    on_open: OnOpen = lambda _: None,
 ) -> tf.data.Dataset:
     """Endless batches of the train shards, in an order that `seed` decides.
 
@@ -111,6 +120,7 @@ def training_batches(
       first_instance: the number of instances to skip, because training has seen them.
       process_id: i, the number of this process, from 0.
       num_processes: N, processes that share the instances; a divisor of B.
+      on_open: is called with the shards of a lane that this process reads, group by group.
 
     Raises:
       UserError: the data set has no training instance, or a shard is missing or truncated.
@@ -124,18 +134,21 @@ def training_batches(
     # The numbers of this process's instances, modulo N.
     remainder = (first_instance + process_id) % num_processes
 
-    def lanes_of_groups() -> Iterator[tuple[list[str], dict[str, list[int]], int]]:
+    def lanes_of_groups() -> Iterator[tuple[list[str], np.ndarray, int]]:
         for group in shard_groups(data_set.manifest, seed, first_instance):
             paths = [str(data_set.path_of(shard)) for shard in group.shards]
             first_place = (remainder - group.first_instance) % num_processes
             seen = len(range(first_place, first_instance - group.first_instance, num_processes))
-            yield paths, _lanes_of_process(group, first_place, num_processes), seen
+            lanes = list(_lanes_of_process(group, first_place, num_processes))
+            for lane in lanes:
+                on_open(group.shards[lane.path : lane.path + lane.paths])
+            yield paths, np.array(lanes, np.int64).reshape(-1, len(_Lane._fields)), seen
 
     groups = tf.data.Dataset.from_generator(
         lanes_of_groups,
         output_signature=(
             tf.TensorSpec([None], tf.string),
-            dict.fromkeys(_LANE_FIELDS, tf.TensorSpec([None], tf.int64)),
+            tf.TensorSpec([None, len(_Lane._fields)], tf.int64),
             tf.TensorSpec([], tf.int64),
         ),
     )
@@ -145,7 +158,9 @@ def training_batches(
     )
 
 
-def evaluation_batches(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
+def evaluation_batches(
+    data_set: DataSet, batch_size: int, on_open: OnOpen = lambda _: None
+) -> tf.data.Dataset:
     """All instances of the eval shards once, as `batches_in_order`.
 
     Raises:
@@ -157,25 +172,39 @@ def evaluation_batches(data_set: DataSet, batch_size: int) -> tf.data.Dataset:
             f"the data set {data_set.directory} has no eval instance: generate it with "
             "--eval_fraction, 0.01 for example"
         )
-    return batches_in_order(data_set, shards, batch_size)
+    return batches_in_order(data_set, shards, batch_size, on_open)
 
 
-def batches_in_order(data_set: DataSet, shards: list[Shard], batch_size: int) -> tf.data.Dataset:
+def batches_in_order(
+    data_set: DataSet, shards: list[Shard], batch_size: int, on_open: OnOpen = lambda _: None
+) -> tf.data.Dataset:
     """All instances of some shards once, in the files' order; the last batch may be smaller."""
     _check_sizes(data_set, shards)
-    records = tf.data.TFRecordDataset([str(data_set.path_of(shard)) for shard in shards])
+
+    def opened_paths() -> Iterator[str]:
+        for shard in shards:
+            on_open([shard])
+            yield str(data_set.path_of(shard))
+
+    paths = tf.data.Dataset.from_generator(
+        opened_paths, output_signature=tf.TensorSpec([], tf.string)
+    )
+    records = paths.flat_map(tf.data.TFRecordDataset)
     return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
 
 
 def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a data set as NumPy arrays.
+    """The batches of a data set as NumPy arrays of int32 and float32, with checked values.
 
     Raises:
-      UserError: a shard cannot be read; the message names its file and record.
+      UserError: a shard cannot be read, or a value is out of its range; the message names file and
+        record.
     """
+    features = data_set.manifest.features
     try:
-        yield from batches.as_numpy_iterator()
-    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        for batch in batches.as_numpy_iterator():
+            yield _narrow(batch, features)
+    except (tf.errors.OpError, ValueError) as error:
         # A UnicodeDecodeError, where TensorFlow's message quotes a record.
         reason = _damage_in(data_set) or str(error).partition("\n")[0]
         raise UserError(
@@ -235,26 +264,45 @@ def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
     return [passes[index] for index in sorted(passes)]
 
 
+def _narrow(
+    instances: dict[str, np.ndarray], features: dict[str, Feature]
+) -> dict[str, np.ndarray]:
+    """The instances with int32 in place of int64.
+
+    Raises:
+      ValueError: a value is out of its feature's range.
+    """
+    check_values(instances, features)
+    return {
+        name: values if values.dtype == np.float32 else values.astype(np.int32)
+        for name, values in instances.items()
+    }
+
+
 def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
-    manifest = data_set.manifest
-    lengths = {name: feature.length for name, feature in manifest.features.items()}
-    for shard in manifest.shards:
-        path, whole_records = data_set.path_of(shard), 0
+    features = data_set.manifest.features
+    for shard in data_set.manifest.shards:
+        batches = batches_in_order(data_set, [shard], _RECORDS_AT_A_TIME)
         try:
-            with path.open("rb") as file:
-                for frame in read_frames(file):
-                    _check_record(record_of(frame), lengths)
-                    whole_records += 1
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            return f"record {whole_records + 1} of {path} is damaged ({error})"
+            for batch in batches.as_numpy_iterator():
+                check_values(batch, features)
+        except (tf.errors.OpError, ValueError):
+            return _damage_in_shard(data_set.path_of(shard), features)
     return None
 
 
-def _check_record(record: bytes, lengths: dict[str, int]) -> None:
-    found = {name: len(values) for name, values in decode_example(record).items()}
-    if found != lengths:
-        raise ValueError("it is not an instance of this data set")
+def _damage_in_shard(path: Path, features: dict[str, Feature]) -> str | None:
+    """What is wrong with the first damaged record. Slow: a thousand records a second."""
+    whole_records = 0
+    try:
+        with path.open("rb") as file:
+            for frame in read_frames(file):
+                decode_instance(record_of(frame), features)
+                whole_records += 1
+    except (OSError, ValueError) as error:
+        return f"record {whole_records + 1} of {path} is damaged ({error})"
+    return None
 
 
 def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
@@ -267,22 +315,34 @@ def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
             )
 
 
-# What a process reads of a lane, as numbers that TensorFlow can hold. The lane's files are `paths`
-# of the group's, from number `path` on. The lane is the first `take` of their records after `skip`.
-# They are shuffled with a buffer of `buffer` by `seed`. The process takes every `step`-th of them,
-# from number `first` on. In the example above, processes 1 and 3 of 4 share the second lane. For
-# process 1:
-#
-#     path 0, paths 2, skip 4, take 4    a4 b0 b1 b2
-#     buffer, seed                       b1 a4 b2 b0
-#     step 2, first 0                    b1    b2
-_LANE_FIELDS = ("path", "paths", "skip", "take", "buffer", "seed", "step", "first")
+class _Lane(NamedTuple):
+    """What a process reads of a lane, as numbers that TensorFlow can hold.
+
+    In the example above, processes 1 and 3 of 4 share the second lane. For process 1::
+
+        path 0, paths 2, skip 4, take 4    a4 b0 b1 b2
+        buffer, seed                       b1 a4 b2 b0
+        step 2, first 0                    b1    b2
+
+    Attributes:
+      path, paths: the number of the lane's first file in the group, and how many files it has.
+      skip, take: the lane is the first `take` of their records after `skip`.
+      buffer, seed: the lane is shuffled with a buffer of so many records, by a seed.
+      step, first: the process takes every `step`-th of them, from number `first` on.
+    """
+
+    path: int
+    paths: int
+    skip: int
+    take: int
+    buffer: int
+    seed: int
+    step: int
+    first: int
 
 
-def _lanes_of_process(
-    group: ShardGroup, first_place: int, num_processes: int
-) -> dict[str, list[int]]:
-    """The lanes from which a process takes instances in turn: a list for each of `_LANE_FIELDS`.
+def _lanes_of_process(group: ShardGroup, first_place: int, num_processes: int) -> Iterator[_Lane]:
+    """The lanes from which a process takes instances in turn.
 
     Args:
       group: the shards.
@@ -290,41 +350,38 @@ def _lanes_of_process(
       num_processes: N; the process has every N-th place from there on.
     """
     common = math.gcd(group.num_lanes, num_processes)
-    ends = np.cumsum([shard.instances for shard in group.shards])
-    lanes = []
+    ends = list(itertools.accumulate(shard.instances for shard in group.shards))
     # After group.num_lanes // common of its places, a process comes back to the first of its lanes.
     last_place = first_place + group.num_lanes // common * num_processes
     for place in range(first_place, min(last_place, group.num_instances), num_processes):
         first, index = divmod(place, group.num_lanes)
         line = group.lane(index)
-        path, last_path = np.searchsorted(ends, [line.start, line.stop - 1], side="right")
-        skip = line.start - (ends[path] - group.shards[path].instances)
-        seed = (group.shuffle_seed + index) % (1 << 62)
-        lanes.append(
-            (
-                *(path, last_path - path + 1, skip, len(line)),
-                *(group.shuffle_buffer, seed, num_processes // common, first),
-            )
+        path, last_path = bisect_right(ends, line.start), bisect_right(ends, line.stop - 1)
+        yield _Lane(
+            path=path,
+            paths=last_path - path + 1,
+            skip=line.start - (ends[path] - group.shards[path].instances),
+            take=len(line),
+            buffer=group.shuffle_buffer,
+            seed=(group.shuffle_seed + index) % (1 << 62),
+            step=num_processes // common,
+            first=first,
         )
-    columns = np.array(lanes, np.int64).reshape(-1, len(_LANE_FIELDS)).T
-    return dict(zip(_LANE_FIELDS, columns.tolist(), strict=True))
 
 
-def _records_of_lanes(
-    paths: tf.Tensor, lanes: dict[str, tf.Tensor], seen: tf.Tensor
-) -> tf.data.Dataset:
+def _records_of_lanes(paths: tf.Tensor, lanes: tf.Tensor, seen: tf.Tensor) -> tf.data.Dataset:
     # Otherwise `shuffle` would mix the global seed into the one that it is given.
     tf.compat.v1.set_random_seed(1)
 
-    def records_of_lane(lane: dict[str, tf.Tensor]) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(paths[lane["path"] : lane["path"] + lane["paths"]])
-        records = records.skip(lane["skip"]).take(lane["take"])
-        records = records.shuffle(lane["buffer"], lane["seed"], reshuffle_each_iteration=False)
-        return records.shard(lane["step"], lane["first"])
+    def records_of_lane(lane: _Lane) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(paths[lane.path : lane.path + lane.paths])
+        records = records.skip(lane.skip).take(lane.take)
+        records = records.shuffle(lane.buffer, lane.seed, reshuffle_each_iteration=False)
+        return records.shard(lane.step, lane.first)
 
-    records = tf.data.Dataset.from_tensor_slices(lanes).interleave(
+    records = tf.data.Dataset.from_tensor_slices(_Lane(*tf.unstack(lanes, axis=1))).interleave(
         records_of_lane,
-        cycle_length=tf.maximum(tf.size(lanes["path"], tf.int64), 1),
+        cycle_length=tf.maximum(tf.shape(lanes, tf.int64)[0], 1),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
@@ -338,21 +395,13 @@ def _parsed_batches(
         name: tf.io.FixedLenFeature([feature.length], tf.dtypes.as_dtype(feature.dtype))
         for name, feature in manifest.features.items()
     }
-
-    def parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = tf.io.parse_example(serialized, schema)
-        return {
-            name: tf.cast(values, tf.int32) if values.dtype == tf.int64 else values
-            for name, values in batch.items()
-        }
-
     # TensorFlow's tuner is slower here than the parallelism that it begins with. Where an iterator
     # ends, it may miss that and delay the end of the process by ten seconds and more.
     options = tf.data.Options()
     options.autotune.enabled = False
     return (
         records.batch(batch_size, drop_remainder=drop_remainder)
-        .map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(partial(tf.io.parse_example, features=schema), num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
         .with_options(options)
     )

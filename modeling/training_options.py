@@ -47,6 +47,7 @@ class TrainingOptions:
       eval_batch_size: the number of sequences per batch of an evaluation.
       max_eval_steps: the largest number of batches in an evaluation.
       random_seed: seeds the initial weights, dropout and the order of the data.
+      verify_data: whether the SHA-256 of each shard is compared with the manifest.
 
     Raises:
       UserError: an option is out of range.
@@ -69,6 +70,7 @@ class TrainingOptions:
     eval_batch_size: int = 32
     max_eval_steps: int = 100
     random_seed: int = 12345
+    verify_data: bool = True
 
     def __post_init__(self) -> None:
         for name in (

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate, chain, takewhile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,10 +119,7 @@ def read_documents(
     Raises:
       UserError: the file or a record of it cannot be read, or a document is too long.
     """
-    input_format = file_range.file.format
-    are_sentences = options.sentences == Sentences.LINES or (
-        options.sentences is None and input_format == InputFormat.TEXT
-    )
+    default = Sentences.LINES if file_range.file.format == InputFormat.TEXT else Sentences.SPLIT
     try:
         for found in _read_records(file_range, options.text_field, statistics):
             if isinstance(found, _Unreadable):
@@ -133,7 +131,7 @@ def read_documents(
                 statistics["documents_too_short"] += 1
                 continue
             sentences = found.lines
-            if not are_sentences:
+            if (options.sentences or default) == Sentences.SPLIT:
                 sentences = [sentence for line in found.lines for sentence in split_sentences(line)]
             yield Document(file_range.file.name, found.offset, found.text_before, sentences)
     except (OSError, pa.ArrowException) as error:
@@ -165,7 +163,8 @@ def _read_records(
 def _read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     lines: list[str] = []
-    for encoded in file_range.lines():
+    # A blank line ends the last document too.
+    for encoded in chain(file_range.lines(), [b"\n"]):
         content = encoded.removeprefix(_BYTE_ORDER_MARK) if offset == 0 else encoded
         line = _text_and_count(content, statistics)
         if line:
@@ -177,15 +176,14 @@ def _read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lin
             yield _Lines(document_offset, document_offset, lines)
             lines = []
         offset += len(encoded)
-    if lines:
-        yield _Lines(document_offset, document_offset, lines)
 
 
 def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iterator[_Lines]:
     offset = document_offset = file_range.start
     title = ""
     lines: list[str] | None = None  # None between documents
-    for encoded in file_range.lines():
+    # A last document may lack its </doc>.
+    for encoded in chain(file_range.lines(), [b"</doc>"]):
         doc_line = DOC_LINE.match(encoded.removeprefix(_BYTE_ORDER_MARK))
         is_end = encoded.startswith(b"</doc>")
         if lines is not None and (doc_line or is_end):
@@ -201,8 +199,6 @@ def _read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iter
                 lines.append(line)
                 check_length_of_document(offset - document_offset, file_range.file)
         offset += len(encoded)
-    if lines is not None:
-        yield _Lines(document_offset, document_offset, _without_title(lines, title))
 
 
 def _read_jsonl(
@@ -232,12 +228,9 @@ def _text_and_count(line: bytes, statistics: Counter[str]) -> str:
 
 def _text_and_title(line: str, text_field: str) -> tuple[str, str]:
     """The text of a JSON record, and the title that WikiExtractor repeats in its first line."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        if line.startswith("["):
-            raise ValueError("a JSON array, not one object a line as in JSON Lines") from error
-        raise
+    if line.startswith("["):
+        raise ValueError("a JSON array, not one object a line as in JSON Lines")
+    record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     text = record.get(text_field)
@@ -305,9 +298,6 @@ def _place(file_range: FileRange, offset: int) -> str:
     """A record's place in its file, for people. To number a line, it reads all lines before it."""
     if file_range.file.format == InputFormat.PARQUET:
         return f"row {offset}"
-    number, position = 1, 0
-    for line in FileRange(file_range.file).lines():
-        if position >= offset:
-            break
-        number, position = number + 1, position + len(line)
-    return f"line {number}"
+    ends = accumulate(map(len, FileRange(file_range.file).lines()))
+    lines_before = sum(1 for _ in takewhile(lambda end: end <= offset, ends))
+    return f"line {lines_before + 1}"

@@ -66,10 +66,7 @@ class Vocabulary:
 
     def ordinary_ids(self) -> np.ndarray:
         """Returns the ids of all tokens except special and `[unused…]` ones, in ascending order."""
-        return np.array(
-            [
-                number
-                for number, token in enumerate(self.tokens)
-                if token not in SPECIAL_TOKENS and not token.startswith("[unused") and token
-            ]
+        special = {*SPECIAL_TOKENS, ""}
+        return np.flatnonzero(
+            [token not in special and not token.startswith("[unused") for token in self.tokens]
         )

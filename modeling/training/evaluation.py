@@ -19,6 +19,7 @@ from modeling.step.backend import eval_step
 from modeling.training.metrics import read_metrics_of
 from modeling.training.run_directory import check_length, check_same_vocabulary
 from modeling.training.tensorboard import EVAL_PREFIX
+from modeling.training.verification import ShardVerifier
 from pipeline.errors import UserError
 from pipeline.files import remove_leftovers
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
@@ -48,15 +49,17 @@ def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, flo
       `eval_results.json`.
 
     Raises:
-      UserError: the run or the data set is unusable.
+      UserError: the run or the data set is unusable or damaged.
     """
     config, trained_on = read_run(run_dir)
     check_same_vocabulary(run_dir, trained_on, data_set)
     check_length(config, data_set)
-    batches = evaluation_batches(data_set, batch_size)
+    verifier = ShardVerifier(data_set)
+    batches = evaluation_batches(data_set, batch_size, verifier.open)
     model = BertForPreTraining(config)
     step = load_weights(latest_checkpoint(run_dir), model)
     sums = evaluation_sums(eval_step(model), readable(batches, data_set))
+    verifier.wait()
     results = {"step": step, **losses_and_accuracies(sums)}
     remove_leftovers(run_dir, RESULTS_NAME)
     write_json(run_dir / RESULTS_NAME, results)

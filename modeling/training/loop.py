@@ -46,6 +46,7 @@ from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.training.metrics import MetricsWriter
 from modeling.training.resume import restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
+from modeling.training.verification import ShardVerifier
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
@@ -80,8 +81,8 @@ def train(
       replicas: the devices to train on; by default those of this process.
 
     Raises:
-      UserError: `check_can_train` fails, the data set cannot be read, the loss is no longer finite,
-        a checkpoint cannot be written, or all checkpoints are damaged.
+      UserError: `check_can_train` fails, the data set cannot be read or is damaged, the loss is no
+        longer finite, a checkpoint cannot be written, or all checkpoints are damaged.
     """
     replicas = replicas or Replicas()
     group = replicas.group
@@ -172,9 +173,10 @@ class _Loop:
         self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
         self._eval_step = eval_step(learner.model)
+        self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
         # Before the first step, so that a data set without eval instances is an error at once.
         self._eval_batches = (
-            evaluation_batches(data_set, options.eval_batch_size)
+            evaluation_batches(data_set, options.eval_batch_size, self._verifier.open)
             .take(options.max_eval_steps)
             .shard(self._group.num_processes, self._group.process_id)
             if options.eval_every_steps
@@ -197,6 +199,7 @@ class _Loop:
                 self._stop_after(step - 1)
             with metrics.waiting_for_input(train_step.is_idle):
                 batch = next(batches)
+            self._verifier.check()
             with _memory_errors_explained():
                 self._results.add(step, train_step(batch))
             if step == self._start.step + 1:
@@ -221,6 +224,7 @@ class _Loop:
             self._start.instances_seen,
             self._group.process_id,
             self._group.num_processes,
+            self._verifier.open,
         )
         return readable(batches, self._data_set)
 
@@ -236,11 +240,15 @@ class _Loop:
         with self._metrics.not_timed():
             batches = readable(self._eval_batches, self._data_set)
             sums = evaluation_sums(self._eval_step, batches)
+            self._verifier.wait()
             self._metrics.write_evaluation(step, add_up(self._group.gather(sums)))
 
     def _save(self, step: int) -> None:
         sums = self._read_results()
         with self._metrics.not_timed():
+            # No checkpoint holds what was learnt from a damaged shard, of any process.
+            self._verifier.wait()
+            self._group.wait_for_all()
             if self._group.is_first:
                 state = dataclasses.replace(
                     self._start,

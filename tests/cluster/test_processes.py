@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from modeling.checkpoints.run_checkpoints import list_checkpoints
 from modeling.training.metrics import read_metrics
+from pipeline.records import read_frames
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
@@ -277,6 +279,23 @@ def test_host_without_the_data_is_named(data_dir, tmp_path):
     assert codes == [1, 1]
     assert f"process 1 on {HOST} failed: /nowhere is not a data set" in errors[0]
     assert f"clozemill pretrain: process 1 on {HOST}: /nowhere is not a data set" in errors[1]
+
+
+@pytest.mark.slow
+def test_no_process_saves_what_another_one_learnt_from_a_damaged_shard(data_dir, tmp_path):
+    """Process 1 reads a copy of the data whose records are intact but in another order."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(data_dir, damaged)
+    for shard in damaged.glob("train-*"):
+        with shard.open("rb") as file:
+            first, second, *others = read_frames(file)
+        shard.write_bytes(b"".join([second, first, *others]))
+    pretrain = command("tensorflow", data_dir, "run", "--save_checkpoints_steps=1")
+    codes, errors = end_of_two(tmp_path, pretrain, f"--data_dir={damaged}")
+    assert codes == [1, 1]
+    assert re.search(rf"process 1 on {HOST} failed: .*/damaged/train-.* SHA-256", errors[0])
+    assert errors[1].count("SHA-256") == 1
+    assert not list_checkpoints(tmp_path / "run")
 
 
 @pytest.mark.slow

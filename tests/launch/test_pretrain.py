@@ -168,6 +168,7 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "eval_batch_size": 19,
         "max_eval_steps": 23,
         "random_seed": 29,
+        "verify_data": False,
     }
     default = dataclasses.asdict(TrainingOptions())
     assert given.keys() == default.keys()

@@ -1,11 +1,14 @@
 import dataclasses
+import hashlib
+import io
 import itertools
+import math
 from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modeling import batches
@@ -23,7 +26,7 @@ from modeling.batches import (
 )
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import frame_record, read_frames, record_of
+from pipeline.records import frame_record, instance_features, read_frames, record_of
 
 pytestmark = pytest.mark.no_backend
 
@@ -204,11 +207,12 @@ def test_groups_hold_each_shard_of_a_pass_once_and_lanes_are_equal(counts, seed)
 def test_no_two_processes_share_a_lane_if_their_number_divides_the_lanes(num_processes):
     manifest = many_shards([[100 + i for i in range(70)]] * 2)
     for group in itertools.islice(shard_groups(manifest, seed=3), 4):
-        lanes = [lanes_of_process(group, i, num_processes) for i in range(num_processes)]
-        assert all(set(lane["step"]) == {1} for lane in lanes)
-        seeds = [seed for lane in lanes for seed in lane["seed"]]
-        assert len(set(seeds)) == len(seeds) == group.num_lanes == 64
-        assert sum(take for lane in lanes for take in lane["take"]) == group.num_instances
+        lanes = [
+            lane for i in range(num_processes) for lane in lanes_of_process(group, i, num_processes)
+        ]
+        assert {lane.step for lane in lanes} == {1}
+        assert len({lane.seed for lane in lanes}) == len(lanes) == group.num_lanes == 64
+        assert sum(lane.take for lane in lanes) == group.num_instances
 
 
 def test_each_process_needs_its_own_shards(passes_data_set):
@@ -221,24 +225,22 @@ def test_each_process_needs_its_own_shards(passes_data_set):
     assert str(passes_data_set.directory) in str(raised.value)
 
 
-def test_training_batches_have_static_shapes_and_narrow_types(data_set):
-    manifest = data_set.manifest
+def test_training_batches_have_static_shapes(data_set):
     batches = training_batches(data_set, batch_size=4, seed=0)
-    features = manifest.features
     assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
-        name: ((4, feature.length), tf.float32 if feature.dtype == "float32" else tf.int32)
-        for name, feature in features.items()
+        name: ((4, feature.length), tf.dtypes.as_dtype(feature.dtype))
+        for name, feature in data_set.manifest.features.items()
     }
     assert next(iter(batches))["input_ids"].shape == (4, 16)
 
 
 def test_batches_hold_the_written_instances(data_set, make_batch):
     batches = evaluation_batches(data_set, batch_size=7)
-    batch = next(iter(batches))
+    batch = next(readable(batches, data_set))
     written_first, written_second = make_batch(4, 26), make_batch(3, 30)
     for name, values in batch.items():
         expected = np.concatenate([written_first[name], written_second[name]])
-        assert values.numpy().dtype == expected.dtype
+        assert values.dtype == expected.dtype
         np.testing.assert_array_equal(values, expected)
 
 
@@ -354,6 +356,137 @@ def test_record_that_is_not_an_example_is_reported(tmp_path, write_data_set):
     batches = training_batches(data_set, batch_size=5, seed=0)
     with pytest.raises(UserError, match=r"record 4 of .*train-00000"):
         next(readable(batches, data_set))
+
+
+LIMITS = {"input_ids": 50, "masked_lm_positions": 16, "masked_lm_ids": 50}
+
+
+@pytest.fixture(scope="module")
+def with_value(tmp_path_factory, write_data_set):
+    """A function that writes a data set in which one value of record 4 of the second shard differs.
+
+    Its checksums are right, in the records and in the manifest.
+    """
+    data_dir = tmp_path_factory.mktemp("values")
+    written = write_data_set(data_dir, [("train", 0, 5), ("train", 0, 6)])
+    shard = written.manifest.shards[1]
+    content = (data_dir / shard.name).read_bytes()
+
+    def write(name, index, value):
+        frames = list(read_frames(io.BytesIO(content)))
+        example = tf.train.Example.FromString(record_of(frames[3]))
+        feature = example.features.feature[name]
+        (feature.int64_list.value or feature.float_list.value)[index] = value
+        frames[3] = frame_record(example.SerializeToString(deterministic=True))
+        changed = b"".join(frames)
+        (data_dir / shard.name).write_bytes(changed)
+        sha256 = hashlib.sha256(changed).hexdigest()
+        described = dataclasses.replace(shard, bytes=len(changed), sha256=sha256)
+        shards = [written.manifest.shards[0], described]
+        return DataSet(data_dir, dataclasses.replace(written.manifest, shards=shards))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("input_ids", 2**32 + 5),
+        ("input_mask", 2),
+        ("segment_ids", -1),
+        ("masked_lm_positions", 16),
+        ("masked_lm_ids", 50),
+        ("masked_lm_weights", 0.5),
+        ("next_sentence_labels", 2),
+    ],
+)
+def test_a_value_out_of_its_range_is_reported_with_its_record(with_value, name, value):
+    data_set = with_value(name, 0, value)
+    batches = training_batches(data_set, batch_size=3, seed=0)
+    with pytest.raises(UserError, match="generate it again") as raised:
+        list(itertools.islice(readable(batches, data_set), 4))
+    path = data_set.path_of(data_set.manifest.shards[1])
+    assert f"record 4 of {path} is damaged (its {name} are from " in str(raised.value)
+    assert f"not whole numbers from 0 to {LIMITS.get(name, 2) - 1})" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+class GivenBatches:
+    """Batches without TensorFlow."""
+
+    def __init__(self, *batches):
+        self.as_numpy_iterator = lambda: iter(batches)
+
+
+@pytest.mark.filterwarnings("error")
+@given(
+    name=st.sampled_from(sorted(instance_features(16, 3, 50))),
+    values=st.lists(st.integers(-2, 60) | st.integers(-(2**63), 2**63 - 1) | st.floats(width=32)),
+)
+@example(name="masked_lm_weights", values=[0, math.nan])
+@example(name="input_ids", values=[2**32 + 5])
+def test_values_are_read_if_all_are_in_their_range(data_set, name, values):
+    # Without shards, in which a wrong value would be searched for.
+    data_set = DataSet(data_set.directory, dataclasses.replace(data_set.manifest, shards=[]))
+    is_weight = name == "masked_lm_weights"
+    values = [value for value in values if is_weight or isinstance(value, int)] or [0]
+    given_batch = {name: np.array([values], np.float32 if is_weight else np.int64)}
+    batches = readable(GivenBatches(given_batch), data_set)
+    if all(value in range(LIMITS.get(name, 2)) for value in values):
+        (batch,) = batches
+        assert batch[name].tolist() == [values]
+        assert batch[name].dtype == (np.float32 if is_weight else np.int32)
+    else:
+        with pytest.raises(UserError, match=f"its {name} are from"):
+            next(batches)
+
+
+@pytest.mark.parametrize("name", instance_features(16, 3, 50))
+@pytest.mark.parametrize("is_largest", [False, True])
+def test_the_smallest_and_the_largest_value_are_read(with_value, name, is_largest):
+    value = LIMITS.get(name, 2) - 1 if is_largest else 0
+    data_set = with_value(name, -1, value)
+    batches = batches_in_order(data_set, data_set.manifest.shards[1:], batch_size=6)
+    (batch,) = readable(batches, data_set)
+    assert batch[name][3, -1] == value
+
+
+@pytest.fixture
+def many_instances(tmp_path, write_data_set, monkeypatch):
+    """Two passes of three groups, each of which is far longer than what TensorFlow reads ahead."""
+    monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
+    shards = [("train", pass_index, 160) for pass_index in (0, 1) for _ in range(6)]
+    return write_data_set(tmp_path, shards)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_shards_are_opened_when_reading_comes_to_them(
+    many_instances, instance_numbers, num_processes
+):
+    shards = many_instances.manifest.shards
+    for first_instance in (0, 100, 650, 1000):
+        group = next(shard_groups(many_instances.manifest, 1, first_instance))
+        opened_by_all = []
+        for process_id in range(num_processes):
+            opened = []
+            part = (4 * num_processes, 1, first_instance, process_id, num_processes)
+            read = iter(training_batches(many_instances, *part, on_open=opened.extend))
+            first = next(read)
+            opened_by_all += opened
+            for batch in itertools.chain([first], itertools.islice(read, 160)):
+                assert {shards[number // 160] for number in instance_numbers(batch)} <= {*opened}
+        assert {*opened_by_all} == {*group.shards}
+        # With two processes, each has a lane of its own, which is a shard here.
+        assert len(opened_by_all) == {1: 2, 2: 2, 3: 6}[num_processes]
+
+
+def test_eval_shards_are_opened_one_after_the_other(data_set):
+    opened = []
+    batches = evaluation_batches(data_set, batch_size=1, on_open=opened.extend)
+    assert not opened
+    for _ in range(2):
+        list(batches)
+    assert opened == data_set.manifest.shards_of("eval") * 2
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut off"])

@@ -267,7 +267,7 @@ BAD_RECORDS = pytest.mark.parametrize(
         pytest.param("not JSON", "Expecting value", id="not JSON"),
         pytest.param('{"text": "A."', "Expecting ',' delimiter", id="cut off"),
         pytest.param('{"text": "A."}, ', "Extra data", id="a comma behind it"),
-        pytest.param('["A."]', "not a JSON object", id="a list"),
+        pytest.param('["A."]', "a JSON array", id="a list"),
         pytest.param('"A."', "not a JSON object", id="a string"),
         pytest.param("null", "not a JSON object", id="null"),
         pytest.param('{"id": 1, "body": "A."}', "'text', of ['id', 'body']", id="no such field"),
@@ -275,7 +275,7 @@ BAD_RECORDS = pytest.mark.parametrize(
         pytest.param('{"text": null}', "'text', of ['text']", id="null in the field"),
         pytest.param('{"text": 7}', "'text', of ['text']", id="a number in the field"),
         pytest.param('{"text": ["A."]}', "'text', of ['text']", id="a list in the field"),
-        pytest.param("[" * 100_000, "recursion", id="deeply nested"),
+        pytest.param('{"x": ' * 100_000, "recursion", id="deeply nested"),
         pytest.param('{"text": "A.", "x": ' + "[" * 100_000, "recursion", id="nested in a field"),
         pytest.param('{"text": "A.", "x": ' + "1" * 5000 + "}", "digits", id="a long number"),
     ],
@@ -321,7 +321,7 @@ def test_the_line_of_a_bad_record_is_found_in_a_compressed_file(tmp_path, docume
     path = tmp_path / "corpus.jsonl.gz"
     members = [json_lines({"text": "A."}) * 3, b"\n" + json_lines({"text": "B."}), b"[]\n\n"]
     path.write_bytes(b"".join(map(gzip.compress, members)))
-    with pytest.raises(UserError, match=r"corpus\.jsonl\.gz, line 6: not a JSON object"):
+    with pytest.raises(UserError, match=r"corpus\.jsonl\.gz, line 6: a JSON array"):
         documents_of(plan_portions(match_files([str(path)])))
 
 

@@ -187,6 +187,19 @@ def test_damaged_shard_is_reported(tmp_path, run, data_set):
     assert str(shard) in str(raised.value)
 
 
+def test_no_result_of_a_shard_with_a_wrong_sha256_is_written(tmp_path, run, data_set, swap_records):
+    run_dir, data_dir = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(run[0], run_dir)
+    (run_dir / RESULTS_NAME).unlink(missing_ok=True)
+    shutil.copytree(data_set.directory, data_dir)
+    shard = data_dir / data_set.manifest.shards_of("eval")[1].name
+    swap_records(shard)
+    with pytest.raises(UserError, match="SHA-256") as raised:
+        evaluate(run_dir, DataSet(data_dir, data_set.manifest), batch_size=4)
+    assert str(shard) in str(raised.value)
+    assert not (run_dir / RESULTS_NAME).exists()
+
+
 def test_sums_of_batches_are_added_up():
     batches = [np.array([1, 2]), np.array([4])]
     sums = evaluation_sums(lambda batch: {"tokens": batch.sum(), "sequences": len(batch)}, batches)

@@ -1,6 +1,7 @@
 """The training loop, with steps that compute nothing."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import shutil
@@ -10,9 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from modeling import batches
 from modeling.checkpoints.run_checkpoints import list_checkpoints
+from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS
-from modeling.training import loop
+from modeling.training import loop, verification
 from modeling.training_options import Precision
 from pipeline.errors import UserError
 
@@ -93,9 +96,9 @@ def fake_sums():
     return dict.fromkeys((*SUMS, "masked_lm_weights", "sequences"), 1.0)
 
 
-def slowly(function):
+def slowly(function, seconds=0.5):
     def wait_and_call(*arguments):
-        time.sleep(0.5)
+        time.sleep(seconds)
         return function(*arguments)
 
     return wait_and_call
@@ -208,6 +211,101 @@ def test_damaged_shard_is_reported(fake_run, tmp_path, write_data_set, damage):
     expected = "record 1 of " if damage == "flipped byte" else "clozemill verify"
     assert expected in str(raised.value)
     assert str(shard) in str(raised.value)
+
+
+@pytest.fixture
+def slow_verification(monkeypatch):
+    """Verification that is slower than training."""
+    monkeypatch.setattr(verification, "sha256_of", slowly(verification.sha256_of, 0.05))
+
+
+@pytest.mark.no_backend
+@pytest.mark.usefixtures("slow_verification")
+@pytest.mark.parametrize("damaged", [0, 10])
+def test_nothing_is_saved_after_a_batch_of_a_shard_with_a_wrong_sha256(
+    fake_run, tmp_path, passes, swap_records, instance_numbers, few_steps, first_batches, damaged
+):
+    options = dataclasses.replace(few_steps, num_train_steps=15, save_checkpoints_steps=1)
+    first_batches = first_batches(passes, 15)
+    shard = passes.manifest.shards[damaged]
+    intact = passes.path_of(shard).read_bytes()
+    swap_records(passes.path_of(shard))
+    first_step = next(
+        step
+        for step, batch in enumerate(first_batches, 1)
+        if damaged in {number // 5 for number in instance_numbers(batch)}
+    )
+    for _ in range(2):
+        with pytest.raises(UserError, match="SHA-256") as raised:
+            fake_run(options, passes)
+        assert str(passes.path_of(shard)) in str(raised.value)
+        saved = [path.name for path in list_checkpoints(tmp_path / "run")]
+        assert all(name < f"step-{first_step:08d}" for name in saved)
+    # Resumes when the shard is as it was.
+    passes.path_of(shard).write_bytes(intact)
+    run_dir, _ = fake_run(options, passes)
+    assert list_checkpoints(run_dir)[-1].name == "step-00000015"
+
+
+@pytest.mark.no_backend
+def test_a_later_group_is_verified_when_it_is_reached(
+    fake_run, tmp_path, write_data_set, monkeypatch, swap_records, few_steps
+):
+    monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
+    data_set = write_data_set(tmp_path / "data", [("train", 0, 160)] * 6)
+    seed = few_steps.random_seed
+    first, second = itertools.islice(batches.shard_groups(data_set.manifest, seed), 2)
+    swap_records(data_set.path_of(second.shards[0]))
+    run_dir, _ = fake_run(dataclasses.replace(few_steps, num_train_steps=8), data_set)
+    options = dataclasses.replace(few_steps, num_train_steps=100, save_checkpoints_steps=20)
+    with pytest.raises(UserError, match=second.shards[0].name):
+        fake_run(options, data_set)
+    assert first.num_instances == 80 * few_steps.train_batch_size
+    saved = [path.name for path in list_checkpoints(run_dir)]
+    assert "step-00000020" <= saved[-1] <= "step-00000080"
+
+
+@pytest.mark.no_backend
+def test_a_wrong_sha256_is_found_at_the_next_batch(fake_run, passes, swap_records, few_steps):
+    for shard in passes.manifest.shards:
+        swap_records(passes.path_of(shard))
+    options = dataclasses.replace(few_steps, num_train_steps=2000, save_checkpoints_steps=2000)
+    steps = []
+    with pytest.raises(UserError, match="SHA-256"):
+        fake_run(options, passes, at_step=lambda step: steps.append(step) or time.sleep(0.01))
+    assert len(steps) < 1000
+
+
+@pytest.mark.no_backend
+def test_data_that_is_not_verified_is_trained_on(fake_run, passes, swap_records, few_steps):
+    for shard in passes.manifest.shards:
+        swap_records(passes.path_of(shard))
+    run_dir, _ = fake_run(dataclasses.replace(few_steps, verify_data=False), passes)
+    assert list_checkpoints(run_dir)
+
+
+@pytest.mark.no_backend
+def test_no_result_of_damaged_eval_shards_is_written(
+    fake_run, tmp_path, write_data_set, swap_records, monkeypatch, few_steps, evaluation_lines
+):
+    monkeypatch.setattr(loop, "evaluation_sums", lambda _step, batches: [*batches] and fake_sums())
+    data_set = write_data_set(tmp_path / "data", [("train", 0, 9), ("eval", 0, 9)])
+    swap_records(data_set.path_of(data_set.manifest.shards[1]))
+    options = dataclasses.replace(few_steps, eval_every_steps=7)
+    with pytest.raises(UserError, match=r"eval-\S* is damaged"):
+        fake_run(options, data_set)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000005"]
+    assert not evaluation_lines(tmp_path / "run")
+
+
+@pytest.mark.no_backend
+def test_all_processes_verify_before_the_first_one_saves(fake_run, monkeypatch, few_steps):
+    events = []
+    monkeypatch.setattr(loop.ShardVerifier, "wait", lambda _verifier: events.append("verified"))
+    monkeypatch.setattr(ProcessGroup, "wait_for_all", lambda _group: events.append("all are here"))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *_: events.append("saved"))
+    fake_run(dataclasses.replace(few_steps, save_checkpoints_steps=24))
+    assert events == ["verified", "all are here", "saved", "all are here"]
 
 
 def fail_with(message):
