@@ -322,7 +322,7 @@ def test_a_missing_config_is_named(tmp_path, original, own_huggingface, own_run)
 
 
 def test_a_missing_package_is_reported(huggingface, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
         read_pretrained(huggingface)
 
