@@ -67,14 +67,13 @@ def checked_sha256s(directory: Path, names: Iterable[str]) -> dict[str, str]:
     sha256s = {}
     for name in names:
         path = directory / name
-        if name not in exported and not os.path.lexists(path):
-            continue
-        check_regular(path)
-        sha256s[name] = sha256_of(path)
-        if sha256s[name] != exported.get(name, sha256s[name]):
+        if os.path.lexists(path):
+            check_regular(path)
+            sha256s[name] = sha256_of(path)
+        if name in exported and sha256s.get(name) != exported[name]:
             raise DamagedFileError(
-                f"{path} is not what was exported: export again, or, if the change was meant, "
-                f"remove {directory / EXPORT_NAME}"
+                f"{path} {'is not what was exported' if name in sha256s else 'is missing'}: export "
+                f"again, or, if the change was meant, remove {directory / EXPORT_NAME}"
             )
     return sha256s
 
@@ -95,4 +94,4 @@ def check_regular(path: Path) -> None:
     if not target.is_relative_to(own):
         raise UserError(f"{path} is a link out of its directory, to {target}: copy that file there")
     if not path.is_file():
-        raise UserError(f"{path} is {'not a regular file' if path.exists() else 'missing'}")
+        raise UserError(f"{path} is not a regular file")

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -221,7 +221,7 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
             directory=run_dir,
             config=config,
             weights={name: arrays[name].astype(np.float32) for name in known if name in arrays},
-            ignored=sorted(arrays.keys() - known.keys()),
+            ignored=_printable(arrays.keys() - known.keys()),
             tokenizer=read_tokenizer_settings(run_dir, manifest),
             run=Run(read_state(used[-1]), len(used), manifest),
             sha256s={
@@ -244,7 +244,7 @@ def _read_original(prefix: Path) -> Pretrained:
             directory=directory,
             config=config,
             weights=weights,
-            ignored=sorted(others),
+            ignored=_printable(others),
             tokenizer=read_tokenizer_settings(directory),
             sha256s=sha256s,
         )
@@ -263,11 +263,16 @@ def _read_huggingface(directory: Path) -> Pretrained:
             directory=directory,
             config=config,
             weights=weights,
-            ignored=sorted(set(others) - _POSITION_IDS),
+            ignored=_printable(set(others) - _POSITION_IDS),
             tokenizer=read_tokenizer_settings(directory),
             sha256s=sha256s,
         )
     )
+
+
+def _printable(names: Iterable[str]) -> list[str]:
+    """The names in order, with line breaks and the like as escapes."""
+    return sorted(repr(name)[1:-1] for name in names)
 
 
 def _checked(pretrained: Pretrained) -> Pretrained:

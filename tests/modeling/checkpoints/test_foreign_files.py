@@ -62,7 +62,7 @@ def test_a_changed_file_is_named_with_what_to_do(export):
 
 def test_a_file_that_is_gone_is_named(export):
     (export / "file").unlink()
-    with pytest.raises(UserError, match=f"{export}/file is missing"):
+    with pytest.raises(UserError, match=f"{export}/file is missing.*remove {export}/export.json"):
         checked_sha256s(export, ["file"])
 
 

@@ -65,7 +65,7 @@ def tables(card):
     """The facts in each table. A table is an empty header, a rule, and rows without a gap."""
     found = re.findall(r"\n\n\| \| \|\n\|---\|---\|\n((?:\|.*\|\n)+)\n", card)
     assert len(found) == card.count("|---|")
-    facts = [dict(re.findall(r"\| (.+?) \| (.+) \|\n", table)) for table in found]
+    facts = [dict(re.findall(r"\| (.+?) \| `(.+)` \|\n", table)) for table in found]
     assert [len(table) for table in facts] == [table.count("\n") for table in found]
     return facts
 
@@ -110,7 +110,7 @@ def test_facts_of_the_manifest_are_reported(pretrained, data_set):
         "masked": "15% of the tokens",
         "whole words masked": "yes",
         "word segmenter": "none",
-        "SHA-256 of vocab.txt": f"`{data_set.manifest.vocab_sha256}`",
+        "SHA-256 of vocab.txt": data_set.manifest.vocab_sha256,
     }
 
 
