@@ -20,7 +20,10 @@ _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "Instead of --checkpoint: a run, whose newest checkpoint is exported."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "The directory to write; it must be new or empty, or hold this export already.", required=True
+    "output_dir",
+    None,
+    "The directory to write; it must be new or empty, or hold this export already.",
+    required=True,
 )
 _FORMAT = flags.DEFINE_enum_class(
     "format",

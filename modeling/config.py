@@ -142,7 +142,7 @@ class BertConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         try:
             if unknown := sorted(content.keys() - known - ignored):
-                names = [repr(name)[1:-1] for name in unknown]  # without line breaks
+                names = [repr(name)[1:-1][:99] for name in unknown]  # without line breaks
                 raise UserError(
                     f"unknown names: {listed(names)} (known: {', '.join(sorted(known))}): "
                     "remove those that do not affect the model"

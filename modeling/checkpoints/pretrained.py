@@ -271,8 +271,8 @@ def _read_huggingface(directory: Path) -> Pretrained:
 
 
 def _printable(names: Iterable[str]) -> list[str]:
-    """The names in order, with line breaks and the like as escapes."""
-    return sorted(repr(name)[1:-1] for name in names)
+    """The names in order, not too long, with line breaks and the like as escapes."""
+    return sorted(repr(name)[1:-1][:199] for name in names)
 
 
 def _checked(pretrained: Pretrained) -> Pretrained:

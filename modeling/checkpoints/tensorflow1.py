@@ -13,7 +13,7 @@ from modeling.checkpoints.foreign_files import check_regular
 from modeling.config import check_shape
 from pipeline.errors import UserError, listed
 
-_LATEST_NAME = "checkpoint"
+_LATEST = re.compile(r"""^model_checkpoint_path: *["'](?P<path>.*)["']""", re.MULTILINE)
 _FILE_SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
 
@@ -104,15 +104,14 @@ def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | 
 
 def _find_in_directory(directory: Path) -> Path | None:
     found = {index.stem: index.with_suffix("") for index in sorted(directory.glob("*.index"))}
-    latest = directory / _LATEST_NAME
-    if os.path.lexists(latest):
+    latest = directory / "checkpoint"
+    if found and os.path.lexists(latest):
         check_regular(latest)
-        try:
-            state = tf.train.get_checkpoint_state(str(directory))
-        except ValueError as error:  # also of bytes that are not UTF-8
-            raise UserError(f"{latest} is damaged ({error}): remove it") from error
+        match = _LATEST.search(latest.read_bytes().decode("utf-8", "replace"))
+        if match is None:
+            raise UserError(f"{latest} is damaged, it names no checkpoint: remove it")
         # Only the name is used, because the directory may have been moved since.
-        if state and (prefix := found.get(Path(state.model_checkpoint_path).name)):
+        if prefix := found.get(Path(match["path"]).name):
             return prefix
     if len(found) > 1:
         raise UserError(

@@ -52,13 +52,14 @@ def test_directory_without_a_checkpoint_gives_none(tmp_path):
 
 
 @pytest.mark.usefixtures("prefix")
-@pytest.mark.parametrize("name", ["..", "/", "no\\0name"])
+@pytest.mark.parametrize("name", ["", "..", "/", "no\\0name"])
 def test_a_latest_checkpoint_without_a_name_is_not_looked_for(tmp_path, name):
     (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n')
     (tmp_path.parent / f"{tmp_path.name}.index").touch()
     assert find_original(tmp_path) == tmp_path / "bert_model.ckpt"
 
 
+@pytest.mark.usefixtures("prefix")
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_something_else_in_place_of_the_file_of_the_latest_checkpoint_is_named(tmp_path, make):
     make(tmp_path / "checkpoint")
@@ -88,8 +89,9 @@ def test_several_checkpoints_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.usefixtures("prefix")
-def test_damaged_file_of_the_latest_checkpoint_is_reported(tmp_path):
-    (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"model_checkpoint_path: 7", b"\x00"])
+def test_damaged_file_of_the_latest_checkpoint_is_reported(tmp_path, content):
+    (tmp_path / "checkpoint").write_bytes(content)
     with pytest.raises(UserError, match="damaged") as raised:
         find_original(tmp_path)
     assert str(tmp_path / "checkpoint") in str(raised.value)
