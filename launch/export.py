@@ -20,7 +20,10 @@ _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "Instead of --checkpoint: a run, whose newest checkpoint is exported."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "The directory to write; it must be new or empty.", required=True
+    "output_dir",
+    None,
+    "The directory to write; it must be new or empty, or hold this export already.",
+    required=True,
 )
 _FORMAT = flags.DEFINE_enum_class(
     "format",
@@ -61,5 +64,8 @@ def main() -> None:
         pretrained = read_average(path, _AVERAGE_LAST.value)
     else:
         pretrained = read_pretrained(path)
-    export(pretrained, output_dir, export_format, _HEADS.value, _OVERWRITE.value)
-    print(f"{output_dir}: {pretrained.source}, for {export_format}")
+    what = f"{pretrained.source}, for {export_format}"
+    if export(pretrained, output_dir, export_format, _HEADS.value, _OVERWRITE.value):
+        print(f"{output_dir}: {what}")
+    else:
+        print(f"{output_dir}: already holds {what}, undamaged")

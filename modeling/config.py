@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
+from pipeline.json_files import read_foreign_json
 
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
@@ -20,15 +21,17 @@ ORIGINAL_IGNORED = frozenset(
 )
 
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+# The largest sizes, about ten times those of the largest BERTs. So no damaged or malicious config
+# makes a machine run out of memory before anything else shows that the size is wrong.
+_MOST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 32_768,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 512,
+    "intermediate_size": 131_072,
+    "max_position_embeddings": 1_048_576,
+    "type_vocab_size": 1_024,
+}
 _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
@@ -78,10 +81,12 @@ class BertConfig:
     gelu_form: GeluForm = GeluForm.TANH
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r} but must be a whole number of at least 1")
+            if type(value) is not int or not 1 <= value <= most:  # a bool is an int, too
+                raise UserError(
+                    f"{name} is {value!r:.99} but must be a whole number from 1 to {most}"
+                )
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -89,11 +94,13 @@ class BertConfig:
             )
         for name, known in (("hidden_act", ("gelu", "relu")), ("gelu_form", tuple(GeluForm))):
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name} is {value!r} but must be {' or '.join(known)}")
+                raise UserError(f"{name} is {value!r:.99} but must be {' or '.join(known)}")
         for name in _SHARES:
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise UserError(f"{name} is {value!r} but must be a number, at least 0 and below 1")
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise UserError(
+                    f"{name} is {value!r:.99} but must be a number, at least 0 and below 1"
+                )
 
     @classmethod
     def preset(cls, name: str, vocab_size: int) -> "BertConfig":
@@ -135,8 +142,9 @@ class BertConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         try:
             if unknown := sorted(content.keys() - known - ignored):
+                names = [repr(name)[1:-1][:99] for name in unknown]  # without line breaks
                 raise UserError(
-                    f"unknown names: {', '.join(unknown)} (known: {', '.join(sorted(known))}): "
+                    f"unknown names: {listed(names)} (known: {', '.join(sorted(known))}): "
                     "remove those that do not affect the model"
                 )
             return cls(**{name: value for name, value in content.items() if name in known})
@@ -170,12 +178,12 @@ def read_config_content(path: Path) -> dict[str, Any]:
       UserError: the file cannot be read or is not a model config.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"the model config {path} is not a regular file")
+        content = read_foreign_json(path, dict[str, Any])
     except OSError as error:
         raise UserError(f"cannot read the model config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"the model config {path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or "vocab_size" not in content:
+    if "vocab_size" not in content:
         raise UserError(f"the model config {path} has no vocab_size")
     return content
 
@@ -215,6 +223,39 @@ def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
         "cls/seq_relationship/output_bias": (2,),
     }
 
+
+def check_shape(
+    source: str, name: str, found: Sequence[int], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Checks the shape of a variable of trained weights.
+
+    Args:
+      source: where the weights come from, in words.
+      name: the variable's name.
+      found: its shape there.
+      shapes: the `weight_shapes` of the config.
+
+    Raises:
+      UserError: the config requires another shape.
+    """
+    wanted, found = shapes[name], tuple(found)
+    if found == wanted:
+        return
+    has_other_rows_only = found[1:] == wanted[1:]
+    hint = _HINTS_FOR_ROWS.get(name, "") if has_other_rows_only else ""
+    raise UserError(
+        f"{name} has the shape {found} in {source}, but the config requires {wanted}{hint}"
+    )
+
+
+_HINTS_FOR_ROWS = {
+    "bert/embeddings/word_embeddings": (
+        ": set vocab_size to the weights' number of rows, and use the vocabulary they belong to"
+    ),
+    "bert/embeddings/position_embeddings": (
+        ": set max_position_embeddings to the weights' number of rows"
+    ),
+}
 
 # (layers, hidden size), from the original and Turc et al., 2019, "Well-Read Students Learn Better".
 PRESETS = {

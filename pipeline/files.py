@@ -56,8 +56,8 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yields a temporary directory, which is renamed to `path` at the end, or removed on error.
 
-    An existing directory at `path` is replaced: it is renamed first and removed last. So whoever
-    looks finds all of the old directory, none, or all of the new one.
+    An existing directory at `path` is replaced: unless it is empty, it is renamed first and removed
+    last. So whoever looks finds all of the old directory, none, or all of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -68,7 +68,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
             yield temporary
             for written in (*temporary.rglob("*"), temporary):
                 _flush(written)
-            if path.exists():
+            if path.exists() and any(path.iterdir()):
                 remove_directory(path, after=lambda: temporary.rename(path))
             else:
                 temporary.rename(path)

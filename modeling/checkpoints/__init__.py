@@ -3,6 +3,7 @@
 ::
 
     run_checkpoints     checkpoints of a run: weights, optimizer moments, the data's position
+    foreign_files       what is checked of files that anybody may have written
     tensorflow1         checkpoints of the original BERT, in TensorFlow 1's format
     huggingface         the directory that `transformers` opens: config and weights
     tokenizer_settings  vocabulary and lower-casing of a trained BERT

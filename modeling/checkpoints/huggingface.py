@@ -1,7 +1,7 @@
 """Reading and writing the directories that Hugging Face's `from_pretrained` opens."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from modeling.config import (
     ORIGINAL_IGNORED,
     BertConfig,
     GeluForm,
+    check_shape,
     read_config_content,
     weight_shapes,
 )
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 WEIGHTS_NAME = "model.safetensors"
 HUGGINGFACE_CONFIG_NAME = "config.json"
 
+_DTYPES = ("F64", "F32", "F16", "BF16")
 # Names in config.json that do not affect this BERT: heads for other tasks, outputs, storage and,
 # in older versions, text generation.
 _IGNORED = ORIGINAL_IGNORED | frozenset(
@@ -101,39 +103,66 @@ def write_huggingface(
     (directory / WEIGHTS_NAME).write_bytes(content)
 
 
-def read_huggingface(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def read_huggingface(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads a directory's `model.safetensors`, written by any BERT class of `transformers`.
+
+    The file's header is checked first. So a wrong file takes no memory.
 
     Args:
       directory: a directory that `save_pretrained` wrote.
-      names: the names of the wanted variables, as in the original's checkpoints.
+      shapes: the shapes of the wanted variables by their names in the original's checkpoints.
 
     Returns:
-      The variables in `names` that were found, in the original's layout, and all other tensors
-      under their own names.
+      The wanted variables that were found, as float32 in the original's layout; and the names of
+      all other tensors, which are not read.
 
     Raises:
-      UserError: the file cannot be read, two tensors for one variable differ, or the package
-        safetensors is missing.
+      UserError: the file cannot be read, a variable has another shape or is not of floating-point
+        numbers, two tensors for one variable differ, or the package safetensors is missing.
     """
-    safetensors = _safetensors(f"reading {directory / WEIGHTS_NAME}")
-    try:
-        tensors = safetensors.load_file(directory / WEIGHTS_NAME)
-    except Exception as error:  # SafetensorError, OSError; TypeError for types that NumPy lacks
-        raise UserError(f"cannot read {directory / WEIGHTS_NAME}: {error}") from error
-    originals = {huggingface_name(name): name for name in names}
+    path = directory / WEIGHTS_NAME
+    safetensors = _safetensors(f"reading {path}")
+    originals = {huggingface_name(name): name for name in shapes}
     arrays: dict[str, np.ndarray] = {}
-    for found, tensor in tensors.items():
-        name = originals.get(_current_name(found), found)
-        values = from_huggingface(name, tensor)
-        if name in arrays and not np.array_equal(arrays[name], values):
-            raise UserError(
-                f"{found} in {directory / WEIGHTS_NAME} is not a copy of {huggingface_name(name)}, "
-                "but in this BERT they are the same variable: save only the encoder, as "
-                "transformers' BertModel"
-            )
-        arrays[name] = values
-    return arrays
+    others: list[str] = []
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            wanted = {}
+            for found in file.offset_keys():
+                if name := originals.get(_current_name(found)):
+                    _check_header(path, found, file.get_slice(found), name, shapes)
+                    wanted[found] = name
+                else:
+                    others.append(found)
+            for found, name in wanted.items():
+                values = from_huggingface(name, file.get_tensor(found).astype(np.float32))
+                if name in arrays and not np.array_equal(arrays[name], values):
+                    raise UserError(
+                        f"{found} in {path} is not a copy of {huggingface_name(name)}, but in this "
+                        "BERT they are the same variable: save only the encoder, as transformers' "
+                        "BertModel"
+                    )
+                arrays[name] = values
+    except UserError:
+        raise
+    except Exception as error:  # OSError, SafetensorError
+        raise UserError(f"cannot read {path}: {error}") from error
+    return arrays, others
+
+
+def _check_header(
+    path: Path, found: str, header: Any, name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Checks dtype and shape of a tensor that is to become the variable `name`."""
+    dtype, shape = header.get_dtype(), header.get_shape()
+    if dtype not in _DTYPES:
+        raise UserError(
+            f"{found} in {path} has the dtype {dtype}, not one of {', '.join(_DTYPES)}: save it "
+            "as F32"
+        )
+    check_shape(str(path), name, shape[::-1] if _is_kernel(name) else shape, shapes)
 
 
 def huggingface_name(name: str) -> str:
@@ -145,12 +174,16 @@ def huggingface_name(name: str) -> str:
 
 def to_huggingface(name: str, values: np.ndarray) -> np.ndarray:
     """A variable's values in Hugging Face's layout: kernels are transposed to [out, in]."""
-    return np.ascontiguousarray(values.T if name.endswith("/kernel") else values)
+    return np.ascontiguousarray(values.T if _is_kernel(name) else values)
 
 
 def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
     """The inverse of `to_huggingface`."""
     return to_huggingface(name, values)  # transposing is its own inverse
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith("/kernel")
 
 
 def read_config(path: Path) -> BertConfig:
@@ -168,13 +201,13 @@ def read_config(path: Path) -> BertConfig:
     for name, needed in _NEEDED.items():
         if content.get(name, needed) != needed:
             raise UserError(
-                f"in the model config {path}: {name} is {content[name]!r} but must be {needed!r}, "
-                "because this BERT supports nothing else"
+                f"in the model config {path}: {name} is {content[name]!r:.99} but must be "
+                f"{needed!r}, because this BERT supports nothing else"
             )
     name = content.get("hidden_act", "gelu")
     if name not in tuple(_ACTIVATIONS):
         raise UserError(
-            f"in the model config {path}: hidden_act is {name!r} but must be one of "
+            f"in the model config {path}: hidden_act is {name!r:.99} but must be one of "
             f"{', '.join(_ACTIVATIONS)}"
         )
     hidden_act, gelu_form = _ACTIVATIONS[name]
@@ -223,9 +256,9 @@ def _current_name(name: str) -> str:
 
 def _safetensors(purpose: str) -> ModuleType:
     try:
-        import safetensors.numpy  # noqa: PLC0415 - an extra
+        import safetensors  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise UserError(
             f"{purpose} needs the package safetensors: pip install 'clozemill[export]'"
         ) from error
-    return safetensors.numpy
+    return safetensors

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,7 @@ from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints import huggingface, run_checkpoints
+from modeling.checkpoints.foreign_files import checked_sha256s
 from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_config, read_huggingface
 from modeling.checkpoints.run_checkpoints import (
     TrainingState,
@@ -24,15 +25,17 @@ from modeling.checkpoints.run_checkpoints import (
     read_run,
     read_state,
 )
-from modeling.checkpoints.tensorflow1 import find_original, read_original
+from modeling.checkpoints.tensorflow1 import files_of_original, find_original, read_original
 from modeling.checkpoints.tokenizer_settings import (
+    TOKENIZER_FILES,
     TokenizerSettings,
     read_tokenizer_settings,
     read_tokens,
 )
-from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
+from modeling.config import CONFIG_NAME, BertConfig, check_shape, weight_shapes
 from pipeline.errors import UserError
-from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.files import sha256_of
+from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 
 _IN_OTHER_FORM = {
     "pytorch_model.bin": "as a pickle",
@@ -40,14 +43,6 @@ _IN_OTHER_FORM = {
 }
 # Not a variable, though older versions of transformers store it as one.
 _POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
-_HINTS_FOR_ROWS = {
-    "bert/embeddings/word_embeddings": (
-        ": set vocab_size to the weights' number of rows, and use the vocabulary they belong to"
-    ),
-    "bert/embeddings/position_embeddings": (
-        ": set max_position_embeddings to the weights' number of rows"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,7 @@ class Pretrained:
       ignored: the names of tensors there that are not part of a `BertForPreTraining`.
       tokenizer: its vocabulary and text normalization; None if it has no vocabulary.
       run: the run that trained it; None if `clozemill pretrain` did not.
+      sha256s: the SHA-256 of each file that was read, by its path in `directory`.
     """
 
     source: str
@@ -87,6 +83,7 @@ class Pretrained:
     ignored: list[str]
     tokenizer: TokenizerSettings | None
     run: Run | None = None
+    sha256s: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_pretrained(path: Path) -> Pretrained:
@@ -174,9 +171,10 @@ def check_config(pretrained: Pretrained, config: BertConfig) -> None:
         embeddings or the encoder is missing.
     """
     _check_same_formulas(pretrained, config)
-    for name, shape in weight_shapes(config).items():
+    shapes = weight_shapes(config)
+    for name in shapes:
         if name in pretrained.weights:
-            _check_shape(pretrained, name, shape)
+            check_shape(pretrained.source, name, pretrained.weights[name].shape, shapes)
         elif name.startswith(("bert/embeddings/", "bert/encoder/")):
             raise UserError(
                 f"{pretrained.source} has no variable {name}: do its config (num_hidden_layers "
@@ -212,48 +210,80 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
 def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     """One checkpoint of a run, or the mean of several."""
     config, manifest = read_run(run_dir)
+    arrays = read_mean_weights(used, config)
     names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
-    weights = read_mean_weights(used, config)
-    pretrained = _pretrained(f"{names} of {run_dir}", config, weights, run_dir, manifest)
-    run = Run(read_state(used[-1]), len(used), manifest)
-    return dataclasses.replace(pretrained, run=run)
+    files = [run_dir / name for name in (CONFIG_NAME, MANIFEST_NAME, VOCABULARY_NAME)]
+    files += [checkpoint / run_checkpoints.WEIGHTS_NAME for checkpoint in used]
+    files += used[-1].glob("*.json")
+    known = weight_shapes(config)
+    return _checked(
+        Pretrained(
+            source=f"{names} of {run_dir}",
+            directory=run_dir,
+            config=config,
+            weights={name: arrays[name].astype(np.float32) for name in known if name in arrays},
+            ignored=_printable(arrays.keys() - known.keys()),
+            tokenizer=read_tokenizer_settings(run_dir, manifest),
+            run=Run(read_state(used[-1]), len(used), manifest),
+            sha256s={
+                str(path.relative_to(run_dir)): sha256_of(path) for path in files if path.exists()
+            },
+        )
+    )
 
 
 def _read_original(prefix: Path) -> Pretrained:
-    config = read_config(prefix.parent / CONFIG_NAME)
-    weights = read_original(prefix)
-    return _pretrained(f"the original checkpoint {prefix}", config, weights, prefix.parent)
+    directory = prefix.parent
+    sha256s = checked_sha256s(
+        directory, [CONFIG_NAME, *files_of_original(prefix), *TOKENIZER_FILES]
+    )
+    config = read_config(directory / CONFIG_NAME)
+    weights, others = read_original(prefix, weight_shapes(config))
+    return _checked(
+        Pretrained(
+            source=f"the original checkpoint {prefix}",
+            directory=directory,
+            config=config,
+            weights=weights,
+            ignored=_printable(others),
+            tokenizer=read_tokenizer_settings(directory),
+            sha256s=sha256s,
+        )
+    )
 
 
 def _read_huggingface(directory: Path) -> Pretrained:
-    config = read_config(directory / HUGGINGFACE_CONFIG_NAME)
-    weights = read_huggingface(directory, weight_shapes(config))
-    return _pretrained(f"the Hugging Face directory {directory}", config, weights, directory)
-
-
-def _pretrained(
-    source: str,
-    config: BertConfig,
-    arrays: Mapping[str, np.ndarray],
-    directory: Path,
-    manifest: Manifest | None = None,
-) -> Pretrained:
-    """The part of the arrays read that makes up a BERT of this config."""
-    known = weight_shapes(config)
-    pretrained = Pretrained(
-        source=source,
-        directory=directory,
-        config=config,
-        weights={name: np.asarray(arrays[name], np.float32) for name in known if name in arrays},
-        ignored=sorted(arrays.keys() - known.keys() - _POSITION_IDS),
-        tokenizer=read_tokenizer_settings(directory, manifest),
+    sha256s = checked_sha256s(
+        directory, [HUGGINGFACE_CONFIG_NAME, huggingface.WEIGHTS_NAME, *TOKENIZER_FILES]
     )
-    check_config(pretrained, config)
+    config = read_config(directory / HUGGINGFACE_CONFIG_NAME)
+    weights, others = read_huggingface(directory, weight_shapes(config))
+    return _checked(
+        Pretrained(
+            source=f"the Hugging Face directory {directory}",
+            directory=directory,
+            config=config,
+            weights=weights,
+            ignored=_printable(set(others) - _POSITION_IDS),
+            tokenizer=read_tokenizer_settings(directory),
+            sha256s=sha256s,
+        )
+    )
+
+
+def _printable(names: Iterable[str]) -> list[str]:
+    """The names in order, not too long, with line breaks and the like as escapes."""
+    return sorted(repr(name)[1:-1][:199] for name in names)
+
+
+def _checked(pretrained: Pretrained) -> Pretrained:
+    """The BERT, after its weights were compared with its config."""
+    check_config(pretrained, pretrained.config)
     for name in pretrained.ignored:
         if name.startswith(("bert/encoder/", "bert.encoder.")):
             raise UserError(
-                f"{source} has a variable {name}, which its config does not describe: do weights "
-                "and config belong to the same BERT?"
+                f"{pretrained.source} has a variable {name}, which its config does not describe: "
+                "do weights and config belong to the same BERT?"
             )
     return pretrained
 
@@ -270,18 +300,6 @@ def _check_same_formulas(pretrained: Pretrained, config: BertConfig) -> None:
                 f"{name} is {trained} in {pretrained.source}, but {wanted} in the model: "
                 "leave out --model and --bert_config_file to use the config of the weights"
             )
-
-
-def _check_shape(pretrained: Pretrained, name: str, wanted: tuple[int, ...]) -> None:
-    found = pretrained.weights[name].shape
-    if found == wanted:
-        return
-    has_other_rows_only = found[1:] == wanted[1:]
-    hint = _HINTS_FOR_ROWS.get(name, "") if has_other_rows_only else ""
-    raise UserError(
-        f"{name} has the shape {found} in {pretrained.source}, but the config requires "
-        f"{wanted}{hint}"
-    )
 
 
 def _quoted(token: str | None) -> str:

@@ -1,5 +1,7 @@
 """Reading and writing checkpoints of the original BERT, in the format of TensorFlow 1."""
 
+import glob
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from pipeline.errors import UserError
+from modeling.checkpoints.foreign_files import check_regular
+from modeling.config import check_shape
+from pipeline.errors import UserError, listed
 
-_INDEX_SUFFIX = ".index"
+_LATEST = re.compile(r"""^model_checkpoint_path: *["'](?P<path>.*)["']""", re.MULTILINE)
 _FILE_SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
 
@@ -29,27 +33,53 @@ def find_original(path: Path) -> Path | None:
     return prefix if _index(prefix).exists() else None
 
 
-def read_original(prefix: Path) -> dict[str, np.ndarray]:
-    """A checkpoint's variables under their names, without the optimizer's moments and counters.
+def files_of_original(prefix: Path) -> list[str]:
+    """The names of a checkpoint's files."""
+    data = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
+    return [_index(prefix).name, *sorted(path.name for path in data)]
+
+
+def read_original(
+    prefix: Path, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads variables of a checkpoint. Its index is checked first, so a wrong one takes no memory.
+
+    Args:
+      prefix: the files' prefix.
+      shapes: the shapes of the wanted variables by their names.
+
+    Returns:
+      The wanted variables that were found, as float32; and the names of all others, without the
+      optimizer's moments and counters, which are not read.
 
     Raises:
-      UserError: the checkpoint is damaged or incomplete.
+      UserError: the checkpoint is damaged or incomplete, or a variable has another shape or is not
+        of floating-point numbers.
     """
+    source = f"the original checkpoint {prefix}"
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        shapes = reader.get_variable_to_shape_map()
-        return {
-            name: reader.get_tensor(name)
-            for name, shape in shapes.items()
-            # Counters are scalars; the moments of NAME are called NAME/adam_m and NAME/adam_v.
-            if shape and name.rpartition("/")[0] not in shapes
-        }
+        found, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        wanted = [name for name in shapes if name in found]
+        for name in wanted:
+            check_shape(source, name, found[name], shapes)
+            if not dtypes[name].is_floating:
+                raise UserError(f"{name} in {source} has the dtype {dtypes[name].name}")
+        arrays = {name: reader.get_tensor(name).astype(np.float32) for name in wanted}
+    except UserError:
+        raise
     except Exception as error:  # OpError, IndexError, RuntimeError: TensorFlow raises many
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the original checkpoint {prefix} is damaged ({reason}): download its .index and "
-            ".data files again"
+            f"{source} is damaged ({reason}): download its .index and .data files again"
         ) from error
+    others = [
+        name
+        for name, shape in found.items()
+        # Counters are scalars; the moments of NAME are called NAME/adam_m and NAME/adam_v.
+        if name not in shapes and shape and name.rpartition("/")[0] not in found
+    ]
+    return arrays, others
 
 
 def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | None) -> None:
@@ -73,23 +103,23 @@ def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | 
 
 
 def _find_in_directory(directory: Path) -> Path | None:
-    try:
-        state = tf.train.get_checkpoint_state(str(directory))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{directory / 'checkpoint'} is damaged ({error}): remove it") from error
-    if state:
+    found = {index.stem: index.with_suffix("") for index in sorted(directory.glob("*.index"))}
+    latest = directory / "checkpoint"
+    if found and os.path.lexists(latest):
+        check_regular(latest)
+        match = _LATEST.search(latest.read_bytes().decode("utf-8", "replace"))
+        if match is None:
+            raise UserError(f"{latest} is damaged, it names no checkpoint: remove it")
         # Only the name is used, because the directory may have been moved since.
-        latest = directory / Path(state.model_checkpoint_path).name
-        if _index(latest).exists():
-            return latest
-    found = sorted(directory.glob(f"*{_INDEX_SUFFIX}"))
+        if prefix := found.get(Path(match["path"]).name):
+            return prefix
     if len(found) > 1:
-        names = ", ".join(index.stem for index in found)
         raise UserError(
-            f"{directory} holds several checkpoints ({names}): give one as {directory}/NAME"
+            f"{directory} holds several checkpoints ({listed(list(found))}): give one as "
+            f"{directory}/NAME"
         )
-    return found[0].with_suffix("") if found else None
+    return next(iter(found.values()), None)
 
 
 def _index(prefix: Path) -> Path:
-    return Path(f"{prefix}{_INDEX_SUFFIX}")
+    return Path(f"{prefix}.index")

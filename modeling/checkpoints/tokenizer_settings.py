@@ -2,21 +2,27 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import logging
+from typing_extensions import TypedDict  # typing's own is not enough for pydantic before 3.12
 
 from pipeline.errors import UserError
+from pipeline.json_files import read_foreign_json
 from pipeline.manifest import VOCABULARY_NAME, Manifest
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+T = TypeVar("T")
+
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+TOKENIZER_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 _KNOWN_CLASSES = (
     "BertTokenizer BertTokenizerFast BertTokenizerLegacy PreTrainedTokenizerFast TokenizersBackend"
 ).split()
@@ -39,6 +45,54 @@ class TokenizerSettings:
     do_lower_case: bool
     strip_accents: bool | None
     tokenize_chinese_chars: bool = True
+
+
+class _Config(TypedDict, total=False):
+    """What is read of a tokenizer_config.json; null is not the same as nothing."""
+
+    do_lower_case: bool | None
+    strip_accents: bool | None
+    tokenize_chinese_chars: bool | None
+    tokenizer_class: str | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    type: str = "WordPiece"
+
+
+@dataclass(frozen=True)
+class _WordPiece:
+    vocab: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _AddedToken:
+    id: int
+    content: str
+
+
+@dataclass(frozen=True)
+class _Normalizer:
+    lowercase: bool | None = None
+    strip_accents: bool | None = None
+    handle_chinese_chars: bool | None = None
+
+
+@dataclass(frozen=True)
+class _AnyTokenizer:
+    """What is read of a tokenizer.json of any type."""
+
+    model: _Model
+    normalizer: _Normalizer | None = None
+
+
+@dataclass(frozen=True)
+class _WordPieceTokenizer:
+    """What is read of a tokenizer.json with the tokens of a BERT."""
+
+    model: _WordPiece
+    added_tokens: list[_AddedToken] = field(default_factory=list)
 
 
 def read_tokenizer_settings(
@@ -66,7 +120,7 @@ def read_tokenizer_settings(
     tokens = read_tokens(path)
     settings = vars(manifest) if manifest else _huggingface_settings(directory)
     do_lower_case = settings.get("do_lower_case")
-    if not isinstance(do_lower_case, bool):
+    if do_lower_case is None:
         do_lower_case = not any(
             token.lower() != token for token in tokens if not _is_special(token)
         )
@@ -99,14 +153,12 @@ def read_tokens(path: Path) -> list[str]:
 
 def _tokens_of_huggingface(path: Path, first: list[str]) -> list[str]:
     """The tokens of a tokenizer.json, given the first of them."""
-    content = _read_json(path)
-    try:
-        if content["model"].get("type", "WordPiece") != "WordPiece":
-            raise UserError(f"{path} is of the type {content['model']['type']}, not WordPiece")
-        tokens = {i: token for token, i in content["model"]["vocab"].items()}
-        tokens |= {token["id"]: token["content"] for token in content.get("added_tokens", [])}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no WordPiece vocabulary: {error!r}") from error
+    kind = _read_json(path, _AnyTokenizer).model.type
+    if kind != "WordPiece":
+        raise UserError(f"{path} is of the type {kind!r}, not WordPiece")
+    content = _read_json(path, _WordPieceTokenizer)
+    tokens = {i: token for token, i in content.model.vocab.items()}
+    tokens |= {token.id: token.content for token in content.added_tokens}
     tokens |= dict(enumerate(first))
     if sorted(tokens) != list(range(len(tokens))):
         raise UserError(
@@ -185,23 +237,22 @@ def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
     return backend
 
 
-def _huggingface_settings(directory: Path) -> dict[str, Any]:
+def _huggingface_settings(directory: Path) -> Mapping[str, Any]:
     """The settings in a Hugging Face directory; none for any other directory."""
-    normalizer = _read_json(directory / TOKENIZER_NAME).get("normalizer") or {}
-    of_normalizer = {
-        "do_lower_case": normalizer.get("lowercase"),
-        "strip_accents": normalizer.get("strip_accents"),
-        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
-    }
-    settings = of_normalizer | _read_json(directory / TOKENIZER_CONFIG_NAME)
-    name = settings.get("tokenizer_class", "BertTokenizer")
+    path, config_path = directory / TOKENIZER_NAME, directory / TOKENIZER_CONFIG_NAME
+    normalizer = _read_json(path, _AnyTokenizer).normalizer if path.exists() else None
+    config = _read_json(config_path, _Config) if config_path.exists() else _Config()
+    name = config.get("tokenizer_class") or "BertTokenizer"
     if name not in _KNOWN_CLASSES:
-        logging.warning(
-            "the tokenizer of %s is a %s: only its vocabulary is used",
-            directory,
-            name,
+        logging.warning("the tokenizer of %s is a %r: only its vocabulary is used", directory, name)
+    of_normalizer = _Config()
+    if normalizer:
+        of_normalizer = _Config(
+            do_lower_case=normalizer.lowercase,
+            strip_accents=normalizer.strip_accents,
+            tokenize_chinese_chars=normalizer.handle_chinese_chars,
         )
-    return settings
+    return of_normalizer | config
 
 
 def _is_special(token: str) -> bool:
@@ -209,12 +260,8 @@ def _is_special(token: str) -> bool:
     return token[:1] + token[-1:] in ("[]", "<>")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; nothing if there is no such file."""
+def _read_json(path: Path, content_type: type[T]) -> T:
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return read_foreign_json(path, content_type)
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    return content if isinstance(content, dict) else {}

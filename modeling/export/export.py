@@ -1,15 +1,15 @@
 """Exports a trained BERT to a directory in another framework's format."""
 
+import dataclasses
 import importlib.util
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
 from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.foreign_files import EXPORT_NAME, Description
 from modeling.checkpoints.huggingface import write_huggingface
 from modeling.checkpoints.pretrained import Pretrained, initialize
 from modeling.checkpoints.run_checkpoints import CHECKPOINTS_NAME
@@ -20,29 +20,24 @@ from modeling.checkpoints.tokenizer_settings import (
     write_vocabulary,
 )
 from modeling.config import CONFIG_NAME, GeluForm, weight_shapes
-from modeling.export.formats import Format
+from modeling.export.formats import KERAS_NAME, ONNX_NAME, ORIGINAL_NAME, Format
 from modeling.export.model_card import model_card
+from modeling.export.output_directory import (
+    check_directory,
+    holds,
+    remove_leftovers_of,
+    sha256s_of,
+    write_directory,
+)
 from modeling.export.saved_model import write_saved_model
-from pipeline.errors import UserError
-from pipeline.files import temporary_name
+from modeling.training.evaluation import RESULTS_NAME
+from pipeline.errors import UserError, listed
+from pipeline.files import sha256_of
+from pipeline.json_files import write_json
 
-ORIGINAL_NAME = "bert_model.ckpt"
-ONNX_NAME = "model.onnx"
-KERAS_NAME = "model.keras"
 MODEL_CARD_NAME = "README.md"
 
 _NEEDED_PACKAGES = {Format.HUGGINGFACE: ("safetensors", "tokenizers"), Format.ONNX: ("onnx",)}
-# All files that an export of any format may hold.
-_EXPORTED_FILES = frozenset(
-    f"""
-    README.md bert_config.json config.json fingerprint.pb model.keras model.onnx model.safetensors
-    saved_model.pb tokenizer.json tokenizer_config.json variables/variables.index
-    variables/variables.data-00000-of-00001 vocab.txt {ORIGINAL_NAME}.index
-    {ORIGINAL_NAME}.data-00000-of-00001
-    """.split()
-)
-# The prefix of temporary directories inside an output directory.
-_UNFINISHED = "export"
 
 
 def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> None:
@@ -57,20 +52,7 @@ def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> No
                 f"--format={export_format} needs the package {package}: "
                 "pip install 'clozemill[export]'"
             )
-    if not output_dir.exists():
-        return
-    if not output_dir.is_dir():
-        raise UserError(f"{output_dir} is a file: give another --output_dir")
-    found = _files_in(output_dir)
-    if foreign := next((name for name in found if name not in _EXPORTED_FILES), None):
-        raise UserError(
-            f"{output_dir} holds {foreign}, which is not part of an export: give another "
-            "--output_dir"
-        )
-    if not overwrite and any(_files_in(output_dir)):
-        raise UserError(
-            f"{output_dir} is not empty: give another --output_dir, or --overwrite to replace it"
-        )
+    check_directory(output_dir, overwrite)
 
 
 def export(
@@ -79,8 +61,10 @@ def export(
     export_format: Format,
     heads: bool = False,
     overwrite: bool = False,
-) -> None:
+) -> bool:
     """Writes a trained BERT to a directory, which appears once it is complete.
+
+    It also removes what killed exports to that directory have left beside it.
 
     Args:
       pretrained: the BERT, with its vocabulary.
@@ -89,6 +73,9 @@ def export(
       heads: whether ONNX models and SavedModels include the pretraining heads. The other formats
         always include them.
       overwrite: whether to replace an earlier export in the directory.
+
+    Returns:
+      Whether it was written; False if the directory holds exactly this export already.
 
     Raises:
       UserError: something that the format needs is missing, or the directory cannot be written.
@@ -111,20 +98,40 @@ def export(
             f"has embeddings for {pretrained.config.vocab_size}: it belongs to another model"
         )
     _check_complete(pretrained, export_format, heads)
-    with _whole_directory(output_dir) as directory:
-        _write(directory, pretrained, tokenizer, export_format, heads)
+    description = _describe(pretrained, export_format, heads)
+    write = partial(_write, pretrained, tokenizer, description)
+    try:
+        remove_leftovers_of(target)
+        if not overwrite and holds(target, description):
+            return False
+        write_directory(target, write)
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"cannot write {output_dir}: {error}") from error
+    return True
 
 
-def _files_in(directory: Path) -> Iterator[str]:
-    """All files below a directory, except those that killed exports have left."""
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory)
-        is_leftover = name.parts[0].startswith(f"{_UNFINISHED}.") and name.parts[0].endswith(".tmp")
-        if not is_leftover and (path.is_symlink() or not path.is_dir()):
-            yield str(name)
+def _describe(pretrained: Pretrained, export_format: Format, heads: bool) -> Description:
+    """The description of an export that has no files yet."""
+    sources = dict(pretrained.sha256s)
+    results = pretrained.directory / RESULTS_NAME
+    # The model card reports the results, or else what metrics.jsonl says about the step. That never
+    # changes.
+    if export_format == Format.HUGGINGFACE and pretrained.run and results.is_file():
+        sources[RESULTS_NAME] = sha256_of(results)
+    averaged = pretrained.run.averaged if pretrained.run else 1
+    return Description(sources, averaged, export_format, heads, files={})
 
 
 def _write(
+    pretrained: Pretrained, tokenizer: TokenizerSettings, description: Description, directory: Path
+) -> None:
+    """Writes an export and its description."""
+    _write_format(directory, pretrained, tokenizer, Format(description.format), description.heads)
+    description = dataclasses.replace(description, files=sha256s_of(directory))
+    write_json(directory / EXPORT_NAME, vars(description))
+
+
+def _write_format(
     directory: Path,
     pretrained: Pretrained,
     tokenizer: TokenizerSettings,
@@ -180,7 +187,7 @@ def _check_complete(pretrained: Pretrained, export_format: Format, heads: bool) 
     if pretrained.ignored:
         logging.warning(
             "left out, because they are not part of a pretraining BERT: %s",
-            ", ".join(pretrained.ignored),
+            listed(pretrained.ignored),
         )
 
 
@@ -188,26 +195,3 @@ def _keras_model(pretrained: Pretrained) -> BertForPreTraining:
     model = BertForPreTraining(pretrained.config)
     initialize(model, pretrained)
     return model
-
-
-@contextmanager
-def _whole_directory(output_dir: Path) -> Iterator[Path]:
-    """A temporary directory. At the end it becomes `output_dir`, or replaces its content."""
-    output_dir = output_dir.resolve()
-    is_new = not output_dir.exists()
-    # An existing directory is kept, because it may be a mount point or a shell's working directory.
-    temporary = temporary_name(output_dir if is_new else output_dir / _UNFINISHED)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if is_new:
-            temporary.rename(output_dir)
-            return
-        for path in set(output_dir.iterdir()) - {temporary}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in temporary.iterdir():
-            path.rename(output_dir / path.name)
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"cannot write {output_dir}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

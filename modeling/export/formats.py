@@ -2,6 +2,10 @@
 
 from enum import StrEnum
 
+ORIGINAL_NAME = "bert_model.ckpt"
+ONNX_NAME = "model.onnx"
+KERAS_NAME = "model.keras"
+
 
 class Format(StrEnum):
     """The software that an export is for."""

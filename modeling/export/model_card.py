@@ -1,6 +1,7 @@
 """The model card of an exported BERT: what it is, how to use it and how it was trained."""
 
 import math
+import re
 from pathlib import Path
 
 from modeling.checkpoints.pretrained import Pretrained, Run
@@ -25,15 +26,16 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
       UserError: the run does not record a fact that the card reports.
     """
     environment = template_environment("modeling.export")
-    environment.filters["count"] = "{:,}".format
+    environment.filters |= {"count": "{:,}".format, "code": _code}
     missing = weight_shapes(pretrained.config).keys() - pretrained.weights.keys()
     run = pretrained.run
     try:
         data = _data(run.manifest) if run else {}
         training = _training(run) if run else {}
-    except KeyError as error:
+        results = _results(pretrained.directory, run) if run else {}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{pretrained.source} does not record {error}, which the model card reports: it was "
+            f"{pretrained.source} does not record what the model card reports ({error!r}): it was "
             "made by another release of Clozemill"
         ) from error
     return environment.get_template(_TEMPLATE_NAME).render(
@@ -48,8 +50,18 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         run=run,
         data=data,
         training=training,
-        results=_results(pretrained.directory, run) if run else {},
+        results=results,
     )
+
+
+def _code(value: str) -> str:
+    """Text of any file as code in a cell of a Markdown table, where none of it becomes markup."""
+    line = "".join(character if character.isprintable() else " " for character in value)
+    # A table's cells are told apart before its code; some readers take a backslash for an escape.
+    cell = re.sub(r"(\\*)\|", r"\1\1\\|", line)
+    longest = max(map(len, re.findall("`+", cell)), default=0)
+    fence, gap = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{gap}{cell}{gap}{fence}"
 
 
 def _data(manifest: Manifest) -> dict[str, str]:
@@ -65,8 +77,8 @@ def _data(manifest: Manifest) -> dict[str, str]:
         "tokens per instance": f"at most {manifest.max_seq_length}",
         "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
-        "word segmenter": options["word_segmenter"] or "none",
-        "SHA-256 of vocab.txt": f"`{manifest.vocab_sha256}`",
+        "word segmenter": str(options["word_segmenter"] or "none"),
+        "SHA-256 of vocab.txt": manifest.vocab_sha256,
     }
 
 
@@ -85,7 +97,7 @@ def _training(run: Run) -> dict[str, str]:
             f"{options['learning_rate']}, reached after {options['num_warmup_steps']:,} steps, "
             "then falling to 0"
         ),
-        "precision": options["precision"],
+        "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }
 

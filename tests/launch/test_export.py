@@ -119,6 +119,19 @@ def test_a_run_and_its_newest_checkpoint_export_the_same(tmp_path, export, run_d
         }
 
 
+def test_the_same_command_again_finds_the_finished_export(tmp_path, export, run_dir):
+    flags = [f"--run_dir={run_dir}", f"--output_dir={tmp_path / 'out'}", "--format=original"]
+    assert export(*flags).returncode == 0
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    line = (
+        f"{tmp_path / 'out'}: already holds step-00000004 of {run_dir}, for original, undamaged\n"
+    )
+    assert export(*flags) == (0, line, "")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == times
+    (tmp_path / "out" / "vocab.txt").write_text("")
+    assert_fails(export(*flags), tmp_path / "out" / "vocab.txt", "--overwrite")
+
+
 def test_a_hugging_face_directory_is_converted(tmp_path, export, huggingface):
     result = export(
         f"--checkpoint={huggingface}", f"--output_dir={tmp_path / 'out'}", "--format=original"

@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import os
+from pathlib import Path
 
 import pytest
 
@@ -95,9 +97,15 @@ def test_flops_per_sequence(name, seq_length, num_predictions, gigaflops):
         ("vocab_size", 0),
         ("vocab_size", "50"),
         ("hidden_size", -16),
-        ("hidden_size", 17),
+        ("hidden_size", 32_768 + 2),
+        ("vocab_size", 10_000_001),
+        ("num_hidden_layers", True),
+        ("num_hidden_layers", 513),
+        ("num_attention_heads", 10**400),
+        ("max_position_embeddings", 1 << 21),
+        ("type_vocab_size", 1_025),
+        ("intermediate_size", 131_073),
         ("num_hidden_layers", 0),
-        ("num_attention_heads", 3),
         ("num_attention_heads", 2.0),
         ("intermediate_size", 0),
         ("max_position_embeddings", 0),
@@ -107,14 +115,28 @@ def test_flops_per_sequence(name, seq_length, num_predictions, gigaflops):
         ("hidden_dropout_prob", 1.0),
         ("hidden_dropout_prob", -0.1),
         ("hidden_dropout_prob", float("nan")),
+        ("hidden_dropout_prob", False),
+        ("hidden_dropout_prob", 10**400),
+        ("attention_probs_dropout_prob", float("inf")),
         ("attention_probs_dropout_prob", 1.5),
         ("attention_probs_dropout_prob", -0.1),
         ("initializer_range", -0.02),
     ],
 )
 def test_impossible_value_is_refused_by_its_name(config, field, value):
-    with pytest.raises(UserError, match=field):
+    with pytest.raises(UserError, match=f"^{field} .*must be") as raised:
         dataclasses.replace(config, **{field: value})
+    assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden_size", 17), ("num_attention_heads", 3)])
+def test_heads_must_divide_the_hidden_size(config, field, value):
+    with pytest.raises(UserError, match=r"hidden_size \d+ is not a multiple"):
+        dataclasses.replace(config, **{field: value})
+
+
+def test_sizes_far_beyond_the_largest_berts_are_possible():
+    BertConfig(1_000_000, hidden_size=25_600, num_hidden_layers=480, num_attention_heads=400)
 
 
 @pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
@@ -136,7 +158,7 @@ def test_json_round_trip(config, tmp_path):
     [
         (b"{", "JSON"),
         (b"\xff\xfe", "JSON"),
-        (b"[50]", "vocab_size"),
+        (b"[50]", "object"),
         (b"{}", "vocab_size"),
         (b'{"vocab_size": 50, "hiden_size": 16}', "hiden_size"),
         (b'{"vocab_size": 0}', "vocab_size"),
@@ -145,6 +167,10 @@ def test_json_round_trip(config, tmp_path):
         (b'{"vocab_size": 50, "hidden_dropout_prob": "0.1"}', "hidden_dropout_prob"),
         (b'{"vocab_size": 50, "initializer_range": "0.02"}', "initializer_range"),
         (b'{"vocab_size": 50, "hidden_act": ["gelu"]}', "hidden_act"),
+        (b'{"vocab_size": 50, "two\\nlines": 1}', r"two\\nlines"),
+        (b'{"vocab_size": 1e999}', "vocab_size"),
+        (b'{"vocab_size": ' + 5000 * b"9" + b"}", "JSON"),
+        (b'{"vocab_size": ' + 100_000 * b"[" + 100_000 * b"]" + b"}", "JSON"),
     ],
 )
 def test_unusable_file_is_named_with_what_is_wrong(tmp_path, content, reported):
@@ -153,10 +179,14 @@ def test_unusable_file_is_named_with_what_is_wrong(tmp_path, content, reported):
     with pytest.raises(UserError, match=reported) as raised:
         BertConfig.read(path)
     assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_missing_file_is_named(tmp_path):
+@pytest.mark.parametrize("make", [None, Path.mkdir, os.mkfifo])
+def test_missing_file_or_something_else_is_named(tmp_path, make):
     path = tmp_path / "my_config.json"
+    if make:
+        make(path)
     with pytest.raises(UserError) as raised:
         BertConfig.read(path)
     assert str(path) in str(raised.value)

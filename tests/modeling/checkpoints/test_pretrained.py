@@ -23,6 +23,7 @@ from modeling.config import GeluForm
 from modeling.export.export import export
 from modeling.export.formats import Format
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
 POSITION_EMBEDDINGS = "bert/embeddings/position_embeddings"
@@ -93,8 +94,10 @@ def huggingface(tmp_path_factory, run):
 
 @pytest.fixture
 def own_huggingface(tmp_path, huggingface):
-    """A copy of the Hugging Face directory that may be changed."""
-    return shutil.copytree(huggingface, tmp_path / "own_huggingface")
+    """A copy of the Hugging Face directory that may be changed, as it has no export.json."""
+    copy = shutil.copytree(huggingface, tmp_path / "own_huggingface")
+    (copy / "export.json").unlink()
+    return copy
 
 
 @pytest.fixture(params=["run", "original", "huggingface"])
@@ -263,13 +266,81 @@ def test_weights_in_several_files_are_refused(own_huggingface):
 
 def test_a_missing_vocabulary_is_none(tmp_path, path):
     copy = shutil.copytree(path, tmp_path / "copy")
-    for name in ("vocab.txt", "tokenizer.json"):
+    for name in ("vocab.txt", "tokenizer.json", "export.json"):
         (copy / name).unlink(missing_ok=True)
     if (copy / "checkpoints").exists():
         with pytest.raises(UserError, match=r"vocab\.txt is missing"):
             read_pretrained(copy)
     else:
         assert read_pretrained(copy).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"],
+)
+def test_a_changed_file_of_an_export_is_named(tmp_path, huggingface, name):
+    copy = shutil.copytree(huggingface, tmp_path / "copy")
+    (copy / "README.md").write_text("My own words.")  # nobody reads it
+    read_pretrained(copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{copy / name} is not what was exported"):
+        read_pretrained(copy)
+
+
+def test_a_changed_file_of_an_exported_original_is_named(tmp_path, pretrained):
+    export(pretrained, tmp_path, Format.ORIGINAL)
+    assert read_pretrained(tmp_path).sha256s.keys() == {
+        "bert_config.json",
+        "bert_model.ckpt.data-00000-of-00001",
+        "bert_model.ckpt.index",
+        "vocab.txt",
+    }
+    data = tmp_path / "bert_model.ckpt.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=f"{data} is not what was exported"):
+        read_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "original"])
+def test_links_out_of_a_directory_are_not_followed(tmp_path, huggingface, original, kind):
+    source = {"huggingface": huggingface, "original": original.parent}[kind]
+    for number, file in enumerate(sorted(source.iterdir())):
+        if file.name in ("README.md", "export.json"):
+            continue
+        copy = shutil.copytree(source, tmp_path / str(number))
+        (copy / file.name).unlink()
+        (copy / file.name).symlink_to(file)
+        with pytest.raises(UserError, match=f"{copy / file.name} is a link out of its directory"):
+            read_pretrained(copy)
+
+
+def test_a_snapshot_of_the_cache_of_hugging_face_is_read(
+    tmp_path, own_huggingface, weights, config
+):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    own_huggingface.rename(blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert_all_is_read(read_pretrained(snapshot), config, weights)
+
+
+def test_the_files_that_were_read_are_recorded(run, huggingface):
+    assert read_pretrained(run[0]).sha256s.keys() == {
+        "bert_config.json",
+        "checkpoints/step-00000003/state.json",
+        "checkpoints/step-00000003/weights.npz",
+        "manifest.json",
+        "vocab.txt",
+    }
+    files = {path.name for path in huggingface.iterdir()}
+    sha256s = read_pretrained(huggingface).sha256s
+    assert sha256s.keys() == files - {"README.md", "export.json"}
+    assert sha256s["vocab.txt"] == sha256_of(run[0] / "vocab.txt")
 
 
 def test_paths_without_a_bert_are_refused(tmp_path):
@@ -327,7 +398,7 @@ def test_a_missing_config_is_named(tmp_path, original, own_huggingface, own_run)
 
 
 def test_a_missing_package_is_reported(huggingface, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with pytest.raises(UserError, match=r"clozemill\[export\]"):
         read_pretrained(huggingface)
 

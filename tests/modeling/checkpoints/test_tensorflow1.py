@@ -1,4 +1,6 @@
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,22 @@ def test_directory_without_a_checkpoint_gives_none(tmp_path):
     assert find_original(tmp_path) is None
 
 
+@pytest.mark.usefixtures("prefix")
+@pytest.mark.parametrize("name", ["", "..", "/", "no\\0name"])
+def test_a_latest_checkpoint_without_a_name_is_not_looked_for(tmp_path, name):
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n')
+    (tmp_path.parent / f"{tmp_path.name}.index").touch()
+    assert find_original(tmp_path) == tmp_path / "bert_model.ckpt"
+
+
+@pytest.mark.usefixtures("prefix")
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_something_else_in_place_of_the_file_of_the_latest_checkpoint_is_named(tmp_path, make):
+    make(tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="checkpoint is not a regular file"):
+        find_original(tmp_path)
+
+
 @pytest.mark.parametrize("moved_from", ["", "gs://bucket/run/", "/somewhere/else/"])
 def test_the_latest_of_several_checkpoints_is_found(tmp_path, moved_from):
     for step in (100, 200):
@@ -71,8 +89,9 @@ def test_several_checkpoints_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.usefixtures("prefix")
-def test_damaged_file_of_the_latest_checkpoint_is_reported(tmp_path):
-    (tmp_path / "checkpoint").write_bytes(b"\xff\xfe")
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"model_checkpoint_path: 7", b"\x00"])
+def test_damaged_file_of_the_latest_checkpoint_is_reported(tmp_path, content):
+    (tmp_path / "checkpoint").write_bytes(content)
     with pytest.raises(UserError, match="damaged") as raised:
         find_original(tmp_path)
     assert str(tmp_path / "checkpoint") in str(raised.value)
@@ -88,11 +107,28 @@ def test_variables_are_read_without_the_optimizer(tmp_path):
     for name, values in variables.items():
         for slot in ("adam_m", "adam_v", "Momentum"):
             optimizer[f"{name}/{slot}"] = values
-    arrays = read_original(write(tmp_path / "model.ckpt-900", variables | optimizer))
-    assert arrays.keys() == variables.keys()
-    for name, values in variables.items():
-        assert arrays[name].dtype == values.dtype
-        np.testing.assert_array_equal(arrays[name], values)
+    shapes = {name: values.shape for name, values in variables.items() if "bert" in name}
+    prefix = write(tmp_path / "model.ckpt-900", variables | optimizer)
+    arrays, others = read_original(prefix, shapes)
+    assert arrays.keys() == shapes.keys()
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, variables[name], strict=True)
+    assert others == ["output_weights"]
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        (np.ones((3, 2), np.float32), r"has the shape \(3, 2\) .* requires \(2, 3\)"),
+        (np.ones((2, 3), np.int32), "has the dtype int32"),
+        (np.full((2, 3), "text"), "has the dtype string"),
+    ],
+)
+def test_a_variable_of_another_shape_or_dtype_is_refused(tmp_path, values, wrong):
+    prefix = write(tmp_path / "bert_model.ckpt", {"bert/a": values})
+    with pytest.raises(UserError, match=f"bert/a .*{wrong}") as raised:
+        read_original(prefix, {"bert/a": (2, 3)})
+    assert str(prefix) in str(raised.value)
 
 
 def test_a_checkpoint_of_a_tensorflow_1_saver_is_read(tmp_path):
@@ -102,8 +138,9 @@ def test_a_checkpoint_of_a_tensorflow_1_saver_is_read(tmp_path):
         tf.compat.v1.train.get_or_create_global_step()
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=0)
-    arrays = read_original(find_original(tmp_path))
-    assert list(arrays) == ["bert/embeddings/word_embeddings"]
+    shapes = {"bert/embeddings/word_embeddings": (2, 2)}
+    arrays, others = read_original(find_original(tmp_path), shapes)
+    assert others == []
     np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], [[1, 2], [3, 4]])
 
 
@@ -117,7 +154,7 @@ def test_damage_is_reported(tmp_path, prefix, name, damage):
         content = file.read_bytes()
         file.write_bytes(content[:10] if damage == "cut off" else b"x" * len(content))
     with pytest.raises(UserError, match="damaged") as raised:
-        read_original(prefix)
+        read_original(prefix, {"bert/a": (3,), "bert/b/kernel": (2, 3)})
     assert str(prefix) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -155,9 +192,10 @@ def test_an_unknown_step_is_not_written(tmp_path, weights, original_shapes):
     assert names == original_shapes.keys()
 
 
-def test_written_weights_are_read_back_unchanged(written, weights):
-    arrays = read_original(written)
+def test_written_weights_are_read_back_unchanged(written, weights, original_shapes):
+    arrays, others = read_original(written, original_shapes)
     assert arrays.keys() == weights.keys()
+    assert others == []
     for name, values in weights.items():
         np.testing.assert_array_equal(arrays[name], values, name, strict=True)
 

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import shutil
 import sys
 import zipfile
@@ -15,11 +16,14 @@ from modeling.config import BertConfig, GeluForm
 from modeling.export.export import check_output, export
 from modeling.export.formats import Format
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
+from pipeline.json_files import write_json
 
 FILES = {
     Format.HUGGINGFACE: {
         "README.md",
         "config.json",
+        "export.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -27,20 +31,22 @@ FILES = {
     },
     Format.ORIGINAL: {
         "bert_config.json",
+        "export.json",
         "bert_model.ckpt.data-00000-of-00001",
         "bert_model.ckpt.index",
         "vocab.txt",
     },
-    Format.ONNX: {"bert_config.json", "model.onnx", "vocab.txt"},
+    Format.ONNX: {"bert_config.json", "export.json", "model.onnx", "vocab.txt"},
     Format.SAVED_MODEL: {
         "assets",
         "bert_config.json",
+        "export.json",
         "fingerprint.pb",
         "saved_model.pb",
         "variables",
         "vocab.txt",
     },
-    Format.KERAS: {"bert_config.json", "model.keras", "vocab.txt"},
+    Format.KERAS: {"bert_config.json", "export.json", "model.keras", "vocab.txt"},
 }
 # The other formats take seconds, or need TensorFlow or a package.
 QUICK = [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS]
@@ -197,11 +203,11 @@ def test_an_earlier_export_is_replaced_completely_on_request(
     output_dir = tmp_path / "out"
     shutil.copytree(exported(earlier), output_dir)
     before = contents(output_dir)
+    other = dataclasses.replace(without(pretrained, "cls/"), sha256s={"weights": "other"})
     with pytest.raises(UserError, match=r"is not empty: .*--overwrite") as raised:
-        export(pretrained, output_dir, Format.ORIGINAL)
+        export(other, output_dir, Format.ORIGINAL)
     assert str(output_dir) in str(raised.value)
     assert contents(output_dir) == before
-    other = without(pretrained, "cls/")
     export(other, output_dir, Format.ORIGINAL, overwrite=True)
     assert {path.name for path in output_dir.iterdir()} == FILES[Format.ORIGINAL]
     assert_same_weights(read_pretrained(output_dir).weights, other.weights)
@@ -254,6 +260,94 @@ def test_a_directory_that_cannot_be_created_is_reported(tmp_path, pretrained):
     assert contents(tmp_path) == {"file": b"mine"}
 
 
+# The same export again.
+
+
+@pytest.mark.parametrize("export_format", Format)
+def test_the_same_export_again_finds_the_finished_one(
+    tmp_path, pretrained, exported, export_format, monkeypatch
+):
+    output_dir = shutil.copytree(exported(export_format), tmp_path / "out")
+    before = contents(tmp_path)
+    monkeypatch.setattr(modeling.export.export, "write_directory", None)
+    assert export(pretrained, output_dir, export_format) is False
+    assert contents(tmp_path) == before
+
+
+def test_a_description_is_of_sources_options_and_files(run, exported):
+    directory = exported(Format.ORIGINAL)
+    content = json.loads((directory / "export.json").read_text("utf-8"))
+    assert content.pop("content_sha256")
+    assert content.pop("sources") == {
+        name: sha256_of(run[0] / name)
+        for name in (
+            "bert_config.json",
+            "checkpoints/step-00000007/state.json",
+            "checkpoints/step-00000007/weights.npz",
+            "manifest.json",
+            "vocab.txt",
+        )
+    }
+    assert content == {
+        "averaged": 1,
+        "format": "original",
+        "heads": False,
+        "files": {
+            name: sha256_of(directory / name) for name in FILES[Format.ORIGINAL] - {"export.json"}
+        },
+    }
+
+
+def test_another_export_is_refused(tmp_path, pretrained, exported):
+    output_dir = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out")
+    before = contents(tmp_path)
+    averaged = dataclasses.replace(pretrained.run, averaged=2)
+    others = [
+        (dataclasses.replace(pretrained, sha256s=pretrained.sha256s | {"vocab.txt": "other"}), {}),
+        (dataclasses.replace(pretrained, run=averaged), {}),
+        (pretrained, {"export_format": Format.KERAS}),
+    ]
+    for other, options in others:
+        with pytest.raises(UserError, match="is not empty"):
+            export(other, output_dir, **{"export_format": Format.ORIGINAL, **options})
+    assert contents(tmp_path) == before
+
+
+def test_new_results_make_another_model_card(tmp_path, run):
+    copy = shutil.copytree(run[0], tmp_path / "run")
+    output_dir = tmp_path / "out"
+    assert export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
+    assert not export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
+    names = ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy")
+    write_json(copy / "eval_results.json", {"step": 7, **dict.fromkeys(names, 0.5)})
+    with pytest.raises(UserError, match="is not empty"):
+        export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
+    assert export(read_pretrained(copy), output_dir, Format.HUGGINGFACE, overwrite=True)
+    assert "0.5000 nats" in (output_dir / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["README.md", "tokenizer.json", "export.json"])
+def test_a_changed_export_is_named_and_can_be_replaced(tmp_path, pretrained, exported, name):
+    output_dir = shutil.copytree(exported(Format.HUGGINGFACE), tmp_path / "out")
+    content = bytearray((output_dir / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (output_dir / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{output_dir / name} is ") as raised:
+        export(pretrained, output_dir, Format.HUGGINGFACE)
+    assert "\n" not in str(raised.value)
+    assert export(pretrained, output_dir, Format.HUGGINGFACE, overwrite=True)
+    assert contents(output_dir) == contents(exported(Format.HUGGINGFACE))
+
+
+def test_an_export_of_an_earlier_build_is_replaced_on_request(tmp_path, pretrained, exported):
+    output_dir = shutil.copytree(exported(Format.HUGGINGFACE), tmp_path / "out")
+    (output_dir / "export.json").unlink()
+    with pytest.raises(UserError, match="is not empty"):
+        export(pretrained, output_dir, Format.HUGGINGFACE)
+    assert export(pretrained, output_dir, Format.HUGGINGFACE, overwrite=True)
+    assert contents(output_dir) == contents(exported(Format.HUGGINGFACE))
+
+
 # Failures while writing.
 
 
@@ -288,15 +382,6 @@ def test_a_failure_leaves_the_output_unchanged(
     assert [path.name for path in tmp_path.iterdir()] == ["out"][: int(is_there)]
 
 
-def test_an_existing_directory_is_kept(tmp_path, pretrained):
-    """It may be a mount point or the working directory of a shell."""
-    before = tmp_path.stat().st_ino
-    export(pretrained, tmp_path, Format.ORIGINAL)
-    export(pretrained, tmp_path, Format.KERAS, overwrite=True)
-    assert tmp_path.stat().st_ino == before
-    assert {path.name for path in tmp_path.iterdir()} == FILES[Format.KERAS]
-
-
 def test_the_source_of_an_export_is_not_overwritten(tmp_path, exported):
     copy = shutil.copytree(exported(Format.ORIGINAL), tmp_path / "copy")
     before = contents(copy)
@@ -319,10 +404,10 @@ def test_an_output_among_the_checkpoints_of_the_run_is_refused(run, pretrained):
     assert [path.name for path in (run[0] / "checkpoints").iterdir()] == ["step-00000007"]
 
 
-def test_leftovers_of_a_killed_export_are_ignored(tmp_path, pretrained, exported):
-    shutil.copytree(exported(Format.ORIGINAL), tmp_path / "export.0123abcd.tmp")
-    export(pretrained, tmp_path, Format.ORIGINAL)
-    assert contents(tmp_path) == contents(exported(Format.ORIGINAL))
+def test_leftovers_of_an_earlier_build_are_ignored(tmp_path, pretrained, exported):
+    shutil.copytree(exported(Format.ORIGINAL), tmp_path / "out" / "export.0123abcd.tmp")
+    export(pretrained, tmp_path / "out", Format.ORIGINAL)
+    assert contents(tmp_path / "out") == contents(exported(Format.ORIGINAL))
 
 
 @pytest.mark.parametrize("export_format", [Format.HUGGINGFACE, Format.ORIGINAL, Format.KERAS])

@@ -74,7 +74,7 @@ def tables(card):
     """The facts in each table. A table is an empty header, a rule, and rows without a gap."""
     found = re.findall(r"\n\n\| \| \|\n\|---\|---\|\n((?:\|.*\|\n)+)\n", card)
     assert len(found) == card.count("|---|")
-    facts = [dict(re.findall(r"\| (.+?) \| (.+) \|\n", table)) for table in found]
+    facts = [dict(re.findall(r"\| (.+?) \| `(.+)` \|\n", table)) for table in found]
     assert [len(table) for table in facts] == [table.count("\n") for table in found]
     return facts
 
@@ -132,7 +132,7 @@ def test_facts_of_the_manifest_are_reported(pretrained, data_set):
         "masked": "15% of the tokens",
         "whole words masked": "yes",
         "word segmenter": "none",
-        "SHA-256 of vocab.txt": f"`{data_set.manifest.vocab_sha256}`",
+        "SHA-256 of vocab.txt": data_set.manifest.vocab_sha256,
     }
 
 
@@ -269,6 +269,71 @@ def test_nothing_is_invented_about_a_converted_model(converted):
     assert "converted from another format" in card
     assert "evaluat" not in card
     assert "trained by Clozemill" not in card
+
+
+HOSTILE = [
+    "`code` ``more``",
+    "`",
+    "``",
+    "a | b",
+    "a \\| b \\\\| c \\",
+    "|---|---|\n| a | b |",
+    "line\r\n\r\n# heading\n\n---\n",
+    "\u2028# heading\u2029\x00\x1b[31m",
+    "---\ntags: [evil]\n---",
+    "<script>alert(1)</script>",
+    "<!-- comment",
+    "**bold** _em_ ~~gone~~ $x$",
+    "![image](http://example.com/x.png) [link](javascript:x) http://example.com www.example.com",
+    "&lt;b&gt; &#124;",
+    " ",
+]
+
+
+def markup(card):
+    """The kinds of markup of a card, in order, and the texts of all but its code."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    kinds, texts = [], []
+    for block in parser.parse(body):
+        for token in block.children or [block]:
+            kinds.append(token.type)
+            texts.append("" if token.type in ("code_inline", "inline") else token.content)
+    return yaml.safe_load(front), kinds, texts
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_from_a_file_becomes_markup(own_run, text):
+    write_results(own_run, STEP, RESULTS)
+    pretrained = read_pretrained(own_run)
+
+    def card_with(text):
+        run = pretrained.run
+        manifest = dataclasses.replace(
+            run.manifest, options=run.manifest.options | {"word_segmenter": text}
+        )
+        names = ("optimizer", "precision", "weight_decay_rate", "random_seed", "learning_rate")
+        options = run.state.options | dict.fromkeys(names, text)
+        state = dataclasses.replace(run.state, options=options, started_from=text)
+        run = dataclasses.replace(run, manifest=manifest, state=state)
+        return card_of(dataclasses.replace(pretrained, run=run))
+
+    card = card_with(text)
+    assert markup(card) == markup(card_with("word"))
+    assert len(tables(card)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_train_steps", "<b>"), ("train_batch_size", [1]), ("options", None)]
+)
+def test_a_fact_of_a_wrong_type_is_reported(pretrained, name, value):
+    options = pretrained.run.state.options | {name: value} if name != "options" else value
+    run = dataclasses.replace(
+        pretrained.run, state=dataclasses.replace(pretrained.run.state, options=options)
+    )
+    with pytest.raises(UserError, match="does not record what the model card reports") as raised:
+        card_of(dataclasses.replace(pretrained, run=run))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("case", ["run", "converted"])
