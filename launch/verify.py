@@ -3,11 +3,12 @@
 It exits with 1 and prints a line for every file that differs.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from pipeline.errors import UserError
+from launch.messages import print_error
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 
@@ -17,10 +18,12 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Prints that the data set is intact, or raises an error that lists the differences."""
+    """Prints that the data set is intact, or a line for each difference."""
     directory = Path(_DATA_DIR.value)
     data_set = DataSet(directory, Manifest.read(directory))
     if differences := list(verify(data_set)):
-        raise UserError("\n".join(differences))
+        for difference in differences:
+            print_error("clozemill verify", difference)
+        sys.exit(1)
     num_shards = len(data_set.manifest.shards)
     print(f"{data_set.directory}: {num_shards} shards match the manifest")

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from launch import input_flags
+from launch.stopping import at_once
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.inputs import describe_formats, match_files
@@ -60,15 +61,16 @@ def main() -> None:
     logging.info(
         "input: %s, %.1f MB", describe_formats(files), sum(file.size for file in files) / 1e6
     )
-    tokens = train_vocabulary(
-        lambda: read_sample(
-            files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
-        ),
-        vocab_size=_VOCAB_SIZE.value,
-        do_lower_case=input_flags.do_lower_case(),
-        strip_accents=input_flags.strip_accents(),
-        num_unused=_NUM_UNUSED.value,
-        limit_alphabet=_LIMIT_ALPHABET.value,
-    )
+    with at_once():
+        tokens = train_vocabulary(
+            lambda: read_sample(
+                files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
+            ),
+            vocab_size=_VOCAB_SIZE.value,
+            do_lower_case=input_flags.do_lower_case(),
+            strip_accents=input_flags.strip_accents(),
+            num_unused=_NUM_UNUSED.value,
+            limit_alphabet=_LIMIT_ALPHABET.value,
+        )
     write_whole(output_file, "".join(f"{token}\n" for token in tokens))
     print(f"{output_file}: {len(tokens):,} tokens")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from absl.testing import flagsaver
 
-import launch.__main__
+import launch.command_line
 import launch.generate
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
@@ -30,7 +30,7 @@ SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1"
 @pytest.fixture
 def generate(tmp_path, capsys, monkeypatch):
     """A function that runs the verb in this process; returns the exit code and stderr's lines."""
-    monkeypatch.setattr(launch.__main__, "_configure", lambda: None)
+    monkeypatch.setattr(launch.command_line, "_configure", lambda: None)
 
     def run(input_file, *flags):
         arguments = [
@@ -42,7 +42,7 @@ def generate(tmp_path, capsys, monkeypatch):
         ]
         capsys.readouterr()
         with flagsaver.flagsaver():
-            code = launch.__main__.run(["generate", *arguments])
+            code = launch.command_line.run(["generate", *arguments])
         return code, capsys.readouterr().err.splitlines()
 
     return run
