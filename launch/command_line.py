@@ -41,6 +41,7 @@ USAGE = """usage: clozemill VERB --flag=value …
 
 def run(arguments: list[str]) -> int:
     """Runs a verb with its flags and returns the exit code."""
+    _configure()
     verb = arguments[0] if arguments else ""
     if verb in ("help", "--help", "-h"):
         print(usage())
@@ -49,7 +50,6 @@ def run(arguments: list[str]) -> int:
         print_error("clozemill", f"unknown verb {verb!r}" if verb else "no verb given")
         print(f"\n{usage()}", file=sys.stderr)
         return 2
-    _configure()
     with native_banners_hidden():
         module = importlib.import_module(f"launch.{verb}")
     own, command = _split_command(arguments[1:], module)
@@ -92,7 +92,10 @@ def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[li
     """Parses the flags; returns the unknown ones for a verb that passes them on."""
     passes_on = getattr(module, "PASSES_ON_UNKNOWN_FLAGS", False)
     flags.FLAGS.set_gnu_getopt(True)
-    unparsed = flags.FLAGS([verb, *expand_flag_files(arguments)], known_only=passes_on)[1:]
+    try:
+        unparsed = flags.FLAGS([verb, *expand_flag_files(arguments)], known_only=passes_on)[1:]
+    except ValueError as error:  # of a validator, about a number with thousands of digits
+        raise flags.Error(str(error)) from error
     check_paths(module)
     if passes_on:
         return [unparsed]

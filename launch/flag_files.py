@@ -25,14 +25,14 @@ def expand_flag_files(arguments: Iterable[str], files: tuple[Path, ...] = ()) ->
       files: the files in which they are, each named by the one before.
 
     Raises:
-      flags.Error: a file cannot be read or includes itself, or an argument has a NUL character.
+      flags.Error: a file cannot be read or includes itself, or an argument is not text.
     """
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         name, _, value = argument.partition("=")
-        if "\0" in argument:
-            raise flags.Error(f"{argument} has a NUL character")
+        if "\0" in argument or not _is_text(argument):
+            raise flags.Error(f"{argument} is not text: it has a NUL, or bytes of another encoding")
         if argument == "--":
             return [*expanded, argument, *rest]
         if name not in ("--flagfile", "-flagfile"):
@@ -45,6 +45,15 @@ def expand_flag_files(arguments: Iterable[str], files: tuple[Path, ...] = ()) ->
         lines = [line for line in lines if line and not line.startswith(("#", "//"))]
         expanded += expand_flag_files(lines, (*files, path.resolve()))
     return expanded
+
+
+def _is_text(argument: str) -> bool:
+    """Whether all bytes of an argument are text in this system's encoding."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_flag_file(path: Path) -> str:

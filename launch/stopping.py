@@ -10,6 +10,7 @@ This module is imported before all others, so it imports only what takes no time
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from launch.messages import in_one_line
 
 # SIGUSR1 announces, as SIGTERM does, that a cluster takes the machine away.
 _EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
@@ -49,13 +52,14 @@ def stopping(arguments: Sequence[str]) -> Iterator[None]:
     Args:
       arguments: the words of the command line; the message names the first one, the verb.
     """
-    process = _Process(" ".join(["clozemill", *arguments[:1]]))
+    process = _Process(in_one_line(" ".join(["clozemill", *arguments[:1]])))
     try:
+        process.is_at_work = True
         yield
     finally:
+        process.is_at_work = False
         if process.received:
             process.end(process.received)
-        process.is_done = True
 
 
 class _Process:
@@ -63,13 +67,13 @@ class _Process:
 
     Attributes:
       received: the signal that it has received, if any.
-      is_done: whether the command has ended, and the interpreter ends next.
+      is_at_work: whether an exception would reach the `finally` of `stopping`.
     """
 
     def __init__(self, name: str):
         self._name = name
         self.received: signal.Signals | None = None
-        self.is_done = False
+        self.is_at_work = False
         self._stderr = os.dup(2)  # because stderr is hidden while libraries start
         self._is_ending = threading.RLock()
         # Python writes a signal's number here at once, even while the main thread is held up.
@@ -84,7 +88,7 @@ class _Process:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """Raises an exception in the main thread, which calls this between two of its steps."""
-        if _blocks_at_once or self.is_done:
+        if _blocks_at_once or not self.is_at_work:
             self.end(signal.Signals(number))
         if self.received:
             return  # a second signal would only interrupt the cleaning up
@@ -116,6 +120,7 @@ class _Process:
     def end(self, number: signal.Signals) -> NoReturn:
         """Ends the process. Nothing else can delay that: no thread, and no exit handler."""
         self._is_ending.acquire()
+        setattr(subprocess, "Popen", None)  # noqa: B010 - no thread can start a child any more
         kill_children()
         cursor = _SHOW_CURSOR if os.isatty(self._stderr) else b""
         with suppress(OSError):

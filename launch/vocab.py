@@ -28,6 +28,7 @@ _NUM_UNUSED = flags.DEFINE_integer(
     "num_unused",
     99,
     "The number of tokens [unused0], [unused1], … that are reserved for later use.",
+    upper_bound=1 << 20,
 )
 _LIMIT_ALPHABET = flags.DEFINE_integer(
     "limit_alphabet",
@@ -53,6 +54,8 @@ _RANDOM_SEED = flags.DEFINE_integer(
 def main() -> None:
     """Builds the vocabulary and prints its size."""
     output_file = Path(_OUTPUT_FILE.value)
+    if output_file.is_dir():
+        raise UserError(f"--output_file={output_file} is a folder: give the name of a file")
     if output_file.exists() and not _OVERWRITE.value:
         raise UserError(f"{output_file} already exists: give another --output_file, or --overwrite")
     if not output_file.absolute().parent.is_dir():
