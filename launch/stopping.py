@@ -4,13 +4,11 @@ A signal raises KeyboardInterrupt in the main thread, so that all code on the wa
 thread ends the process if that takes too long: a library that computes for minutes holds up the
 main thread, and may also swallow the exception.
 
-This module is imported before all others, so it imports only what takes no time.
+This module is imported first of all, so it imports only what takes no time: not even `logging`.
 """
 
-import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from launch.messages import in_one_line
 
@@ -95,7 +92,8 @@ class _Process:
         self.received = signal.Signals(number)
         os.write(self._wakeup, bytes([number]))  # the handler of a library may have called this one
         # What fails from now on, in any thread, fails because of the signal.
-        logging.disable()
+        if "logging" in sys.modules:
+            sys.modules["logging"].disable()
         threading.excepthook = lambda _: None
         sys.unraisablehook = lambda _: None
         # With a text, because Beam turns an exception without arguments into another one.
@@ -117,10 +115,11 @@ class _Process:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         self.end(number)
 
-    def end(self, number: signal.Signals) -> NoReturn:
+    def end(self, number: signal.Signals) -> None:
         """Ends the process. Nothing else can delay that: no thread, and no exit handler."""
         self._is_ending.acquire()
-        setattr(subprocess, "Popen", None)  # noqa: B010 - no thread can start a child any more
+        if "subprocess" in sys.modules:  # no other thread may start a child any more
+            vars(sys.modules["subprocess"])["Popen"] = None
         kill_children()
         cursor = _SHOW_CURSOR if os.isatty(self._stderr) else b""
         with suppress(OSError):
