@@ -69,8 +69,11 @@ def run(arguments: list[str]) -> int:
     except (UserError, OSError) as error:
         print_error(f"clozemill {verb}", str(error))
         return 1
-    except (RecursionError, MemoryError) as error:
-        print_error(f"clozemill {verb}", f"an input is nested too deeply or too large: {error!r}")
+    except RecursionError:
+        print_error(f"clozemill {verb}", "an input is nested too deeply")
+        return 1
+    except MemoryError as error:
+        print_error(f"clozemill {verb}", f"there is too little memory: {error}")
         return 1
     return 0
 
