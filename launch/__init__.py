@@ -15,7 +15,10 @@ The verbs, in the order in which a user needs them::
 
 Modules that verbs share::
 
-    __main__      finds the verb, parses its flags, turns errors into exit codes
+    __main__      starts the command, as the program `clozemill` does
+    command_line  finds the verb, parses its flags, turns errors into exit codes
+    stopping      ends a verb on Ctrl-C and SIGTERM
+    messages      errors as lines on stderr
     flag_files    flags as help text and as a flag file
     input_flags   flags of the verbs that read text
     config_flags  flags of the model's config

@@ -1,119 +1,18 @@
-"""The command `clozemill VERB --flag=value …`; `python -m launch` is the same.
+"""The command `clozemill VERB --flag=value …`; `python -m launch` is the same."""
 
-Exit codes: 0 for success, 1 for a failure (one line says why), 2 for wrong flags.
-"""
-
-import importlib
-import os
 import sys
-from logging import Formatter
-from types import ModuleType
 
-from absl import flags, logging
-
-from launch.banners import native_banners_hidden
-from launch.flag_files import describe_flags
-from pipeline.errors import UserError
-
-VERBS = {
-    "vocab": "build a WordPiece vocabulary from raw text",
-    "generate": "build a data set of TFRecord shards from raw text",
-    "inspect": "show instances of a data set as text, with their masks",
-    "verify": "check a data set's files against its manifest",
-    "pretrain": "train a BERT on a data set, or resume an interrupted run",
-    "launch": "run pretrain as several processes on this machine",
-    "slurm": "write a batch script that runs pretrain on several nodes of a Slurm cluster",
-    "kubernetes": "write manifests that run pretrain on several nodes of a Kubernetes cluster",
-    "evaluate": "compute a run's losses and accuracies on the eval shards",
-    "export": "write a trained BERT in a format that another framework opens",
-}
-USAGE = """usage: clozemill VERB --flag=value …
-       clozemill launch|slurm|kubernetes --flag=value … -- pretrain --flag=value …
-
-{verbs}
-
-`clozemill VERB --help` lists a verb's flags.
-`--flagfile=FILE` reads flags from a file, one per line.
-"""
+from launch.stopping import at_once, stopping
 
 
 def main() -> None:
     """Runs the verb that the command line names, then exits."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
-    """Runs a verb with its flags and returns the exit code."""
-    verb = arguments[0] if arguments else ""
-    if verb in ("help", "--help", "-h"):
-        print(usage())
-        return 0
-    if verb not in VERBS:
-        problem = f"unknown verb {verb!r}" if verb else "no verb given"
-        print(f"clozemill: {problem}\n\n{usage()}", file=sys.stderr)
-        return 2
-    _configure()
-    with native_banners_hidden():
-        module = importlib.import_module(f"launch.{verb}")
-    own, command = _split_command(arguments[1:], module)
-    try:
-        if {"--help", "-help", "-h"} & set(own):
-            print(f"clozemill {verb}: {module.__doc__}\n{describe_flags(module)}", flush=True)
-            return 0
-        module.main(*_parse_flags(verb, own, module), *command)
-    except flags.Error as error:
-        message = f"clozemill {verb}: {error}\n`clozemill {verb} --help` lists the flags."
-        print(message, file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"clozemill {verb}: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has closed the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"clozemill {verb}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"clozemill {verb}: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def usage() -> str:
-    """Returns the usage text, with one line per verb."""
-    return USAGE.format(verbs="\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items()))
-
-
-def _split_command(arguments: list[str], module: ModuleType) -> tuple[list[str], list[list[str]]]:
-    """Separates the verb's own flags from the command after `--`, if the verb takes one."""
-    if not getattr(module, "TAKES_COMMAND", False):
-        return arguments, []
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:end], [arguments[end + 1 :]]
-
-
-def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[list[str]]:
-    """Parses the flags; returns the unknown ones for a verb that passes them on."""
-    passes_on = getattr(module, "PASSES_ON_UNKNOWN_FLAGS", False)
-    flags.FLAGS.set_gnu_getopt(True)
-    unparsed = flags.FLAGS([verb, *arguments], known_only=passes_on)[1:]
-    if passes_on:
-        return [unparsed]
-    if unparsed:
-        raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
-    return []
-
-
-def _configure() -> None:
-    # The default until a verb's --backend is read; the user's own Keras settings do not count.
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    # Messages of TensorFlow's libraries below this level do not help a user.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    with stopping(sys.argv[1:]):
+        with at_once():
+            # Imported late, because signals may already come while this takes its time.
+            from launch.command_line import run  # noqa: PLC0415
+        code = run(sys.argv[1:])
+    sys.exit(code)
 
 
 if __name__ == "__main__":

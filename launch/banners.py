@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from launch.stopping import at_once
+
 
 @contextmanager
 def native_banners_hidden() -> Iterator[None]:
@@ -17,7 +19,8 @@ def native_banners_hidden() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     outputs = {number: os.dup(number) for number in (1, 2)}
-    with tempfile.TemporaryFile("w+b") as hidden:
+    # A signal must not become an exception, because a library's start may not survive that.
+    with at_once(), tempfile.TemporaryFile("w+b") as hidden:
         for number in outputs:
             os.dup2(hidden.fileno(), number)
         try:

@@ -24,6 +24,7 @@ _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     TrainingOptions.eval_batch_size,
     "The number of sequences per batch; it does not change the results.",
     lower_bound=1,
+    upper_bound=(1 << 31) - 1,
 )
 
 

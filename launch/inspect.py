@@ -3,6 +3,7 @@
 A masked piece is shown as {the piece that the model reads → the piece that it must predict}.
 """
 
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,11 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
 )
 _NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", 5, "The number of instances to show, from the first shard.", lower_bound=1
+    "num_examples",
+    5,
+    "The number of instances to show, from the first shard.",
+    lower_bound=1,
+    upper_bound=sys.maxsize,
 )
 
 

@@ -154,7 +154,7 @@ def main() -> None:
         logging.set_verbosity(logging.ERROR)
     with noticing_termination() as termination:
         group = ProcessGroup(place, job.coordinator_timeout())
-        # A single process, or a dry run, ends at once until it trains.
+        # A single process, or a dry run, ends as other verbs do until it trains.
         if group.num_processes > 1 and not _DRY_RUN.value:
             termination.ask(group)
         try:
@@ -179,6 +179,8 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         from modeling.training.loop import train  # noqa: PLC0415
 
         replicas = Replicas(group)
+    if group.num_processes > 1 and not _DRY_RUN.value:
+        termination.ask(group)  # again, because TensorFlow has a handler of its own now
     # Only process 0 writes to the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
     with replicas, locked_directory(run_dir) if is_writing else nullcontext():

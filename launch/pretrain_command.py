@@ -4,7 +4,7 @@ import copy
 
 from absl import flags
 
-from launch.flag_files import flags_of
+from launch.flag_files import expand_flag_files, flags_of
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
@@ -34,7 +34,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     for flag in (*flags_of(pretrain), *flags.FLAGS.get_flags_for_module("absl.logging")):
         values[flag.name] = copy.deepcopy(flag)
     try:
-        arguments = values.read_flags_from_files(command[1:])
+        arguments = expand_flag_files(command[1:])
         if unparsed := values(["pretrain", *arguments])[1:]:
             raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
     except flags.Error as error:

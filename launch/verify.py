@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.messages import in_one_line
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
@@ -22,7 +23,7 @@ def main() -> None:
     data_set = DataSet(directory, Manifest.read(directory))
     num_differences = 0
     for difference in verify(data_set):
-        print(difference, flush=True)
+        print(in_one_line(difference), flush=True)
         num_differences += 1
     if num_differences:
         raise UserError(

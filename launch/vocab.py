@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags, logging
 
 from launch import input_flags
+from launch.stopping import at_once
 from pipeline.errors import UserError
 from pipeline.files import has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
@@ -34,6 +35,7 @@ _NUM_UNUSED = flags.DEFINE_integer(
     "num_unused",
     99,
     "The number of tokens [unused0], [unused1], … that are reserved for later use.",
+    upper_bound=1 << 20,
 )
 _LIMIT_ALPHABET = flags.DEFINE_integer(
     "limit_alphabet",
@@ -59,6 +61,8 @@ _RANDOM_SEED = flags.DEFINE_integer(
 def main() -> None:
     """Builds the vocabulary and prints its size."""
     output_file = Path(_OUTPUT_FILE.value)
+    if output_file.is_dir():
+        raise UserError(f"--output_file={output_file} is a folder: give the name of a file")
     if not output_file.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={output_file} does not exist")
     files = match_files(input_flags.input_patterns(), input_flags.input_format())
@@ -84,12 +88,13 @@ def main() -> None:
     logging.info(
         "input: %s, %.1f MB", describe_formats(files), sum(file.size for file in files) / 1e6
     )
-    tokens = train_vocabulary(
-        lambda: read_sample(
-            files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
-        ),
-        **options,
-    )
+    with at_once():
+        tokens = train_vocabulary(
+            lambda: read_sample(
+                files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
+            ),
+            **options,
+        )
     text = "".join(f"{token}\n" for token in tokens)
     # The receipt comes first: if the process is killed after it, the same command begins again.
     sha256 = hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from pipeline.errors import UserError
 
+_LARGEST = (1 << 31) - 1  # of the integers that every library takes
+
 
 class Precision(StrEnum):
     """The number type of the model's computations; its variables and the moments are float32."""
@@ -83,8 +85,10 @@ class TrainingOptions:
             "eval_batch_size",
             "max_eval_steps",
         ):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= _LARGEST:
+                raise UserError(
+                    f"--{name}={getattr(self, name)} must lie between 1 and {_LARGEST:,}"
+                )
         for name in ("learning_rate", "weight_decay_rate", "eval_every_steps", "random_seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and finite")

@@ -28,11 +28,13 @@ Files beside the flow::
 
     errors               UserError, the error that a user can fix
     failures             exceptions of Beam and its workers -> errors that a user can fix
+    paths                pipes, sockets and devices, which are no files
     files                whole files and directories, SHA-256, and the lock of a directory
     json_files           JSON files with a digest of themselves, checked when they are read
     directories          the places of finished and unfinished files of a data set
     receipts             the record of a finished file, which is not made again
     runner               the choice of Beam's runner, and guards against its failures
+    embedded_runner      the default runner, whose workers end with this process
     progress             progress bars and log lines
     inspection           instances as text that a person can check
     report               a data set as an HTML page that a person can check

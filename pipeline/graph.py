@@ -35,8 +35,9 @@ from pipeline.duplicates import (
     read_duplicates,
     write_duplicates,
 )
+from pipeline.embedded_runner import EmbeddedRunner
 from pipeline.failures import as_user_error, step_errors_marked
-from pipeline.files import sha256_of
+from pipeline.files import remove_leftovers, sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
 from pipeline.receipts import (
@@ -47,7 +48,11 @@ from pipeline.receipts import (
     read_receipt_of_whole,
     write_receipt,
 )
-from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
+from pipeline.runner import (
+    EMBEDDED_RUNNER,
+    dead_worker_ends_process,
+    log_levels_reach_worker_processes,
+)
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer
@@ -82,7 +87,9 @@ def run_pipeline(
         with (
             dead_worker_ends_process(),
             log_levels_reach_worker_processes(beam_options),
-            beam.Pipeline(options=beam_options) as root,
+            beam.Pipeline(
+                EmbeddedRunner() if runner == EMBEDDED_RUNNER else None, beam_options
+            ) as root,
         ):
             row_groups = (
                 root
@@ -109,6 +116,12 @@ def run_pipeline(
     except KeyboardInterrupt:
         if job := getattr(root, "result", None):
             job.cancel()  # on a cluster it would continue, and meet the next run in its directory
+        for directory in (
+            directories.tokenized,
+            directories.receipts,
+            directories.unfinished_shards,
+        ):
+            remove_leftovers(directory)  # of workers that were killed
         raise
     except Exception as error:
         raise as_user_error(error, runner) from error

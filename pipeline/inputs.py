@@ -16,6 +16,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipeline.compression import DAMAGED, decompress, is_compressed
 from pipeline.errors import UserError
+from pipeline.paths import kind_of_special_file
 
 _BLOCK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 12
@@ -114,6 +115,8 @@ def match_files(
     for path in paths:
         if Path(path).is_dir():
             raise UserError(f"the input {path} is a folder: name its files, as in '{path}/*'")
+        if kind := kind_of_special_file(path):
+            raise UserError(f"the input {path} is {kind}: give a file")
     if not any(file.size_in_bytes for file in matched.values()):
         raise UserError(f"nothing to read: there is no text in {describe_paths(paths)}")
     parts = {path: path.replace("\\", "/").split("/") for path in paths}

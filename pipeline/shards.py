@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import DocumentBatch
+from pipeline.errors import UserError
 from pipeline.files import whole_file
 from pipeline.instances import generate_instances
 from pipeline.manifest import Shard
@@ -17,6 +18,7 @@ from pipeline.records import encode_examples, frame_record
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 
+MOST_SHARDS = 1 << 20
 _SPLIT_NUMBERS = {"train": 0, "eval": 1}
 
 
@@ -39,7 +41,15 @@ def plan_shards(buckets: BucketPlan, dupe_factor: int) -> list[ShardPlan]:
     """All shards: the train passes one after the other, then one pass of the eval buckets.
 
     The eval documents get no second pass, because every evaluation uses the same instances.
+
+    Raises:
+      UserError: there are so many that already their plans do not fit in memory.
     """
+    if (num_shards := dupe_factor * buckets.num_train_buckets) > MOST_SHARDS:
+        raise UserError(
+            f"--dupe_factor={dupe_factor} and {buckets.num_train_buckets:,} shards per pass make "
+            f"{num_shards:,} shards, more than {MOST_SHARDS:,}: decrease one of the two"
+        )
     plans = []
     for split, num_passes in (("train", dupe_factor), ("eval", 1)):
         members = [bucket for bucket in buckets.buckets() if bucket.split == split]

@@ -114,7 +114,7 @@ def take_modules_of_launch():
 def complaint(verb, words):
     """What the command line says of a verb's flags, or None; nothing is run."""
     with without_flags_of_others():
-        program = importlib.import_module("launch.__main__")
+        program = importlib.import_module("launch.command_line")
         if verb not in program.VERBS:
             return f"unknown verb {verb!r}"
         module = importlib.import_module(f"launch.{verb}")
@@ -166,7 +166,7 @@ def flags_in_text(markdown):
 
 def verbs():
     with without_flags_of_others():
-        return list(importlib.import_module("launch.__main__").VERBS)
+        return list(importlib.import_module("launch.command_line").VERBS)
 
 
 @each_readme

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, by which clusters announce that they take the machine away, and Ctrl-C."""
+"""SIGTERM and SIGUSR1, by which clusters take a machine away, SIGHUP, and Ctrl-C."""
 
 import signal
 from collections.abc import Iterator
@@ -7,40 +7,39 @@ from types import FrameType
 
 from modeling.job.group import ProcessGroup
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class Termination:
-    """What one of these signals does: it ends this process at once, or asks a group to stop.
+    """What these signals do: after `ask`, they ask a group to stop; before, what they did before.
 
     Attributes:
-      group: the processes that a signal asks to stop at the same step. None: a signal ends this
-        process, with its exit code.
+      previous: the handlers that were there before, by signal.
     """
 
     def __init__(self) -> None:
-        self.group: ProcessGroup | None = None
+        self.previous = {number: signal.getsignal(number) for number in _SIGNALS}
         self._received: set[int] = set()
-        self.previous = [signal.signal(number, self._handle) for number in _SIGNALS]
 
     def ask(self, group: ProcessGroup) -> None:
-        """Makes signals ask a group from now on.
+        """Makes signals ask a group to stop, at the same step in all its processes.
 
-        It also takes the signals back from the backend: TensorFlow's strategy for several processes
-        puts a handler of its own in the place of ours when it is created.
+        Call it again when a backend has started: TensorFlow's strategy for several processes puts a
+        handler of its own in the place of ours.
         """
-        self.group = group
+        self._group = group
         for number in _SIGNALS:
-            signal.signal(number, self._handle)
+            # `nohup` makes a process ignore SIGHUP.
+            if (number, self.previous[number]) != (signal.SIGHUP, signal.SIG_IGN):
+                signal.signal(number, self._handle)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self.group:
-            raise SystemExit(exit_code(signal.Signals(number).name))
-        if number in self._received and number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        previous = self.previous[signal.Signals(number)]
+        if number in self._received and number == signal.SIGINT and callable(previous):
             # A user who presses Ctrl-C again does not want to wait.
-            raise KeyboardInterrupt
+            previous(number, frame)
         self._received.add(number)
-        self.group.request_stop(signal.Signals(number))
+        self._group.request_stop(signal.Signals(number))
 
 
 @contextmanager
@@ -50,7 +49,7 @@ def noticing_termination() -> Iterator[Termination]:
     try:
         yield termination
     finally:
-        for number, handler in zip(_SIGNALS, termination.previous, strict=True):
+        for number, handler in termination.previous.items():
             signal.signal(number, handler)
 
 
@@ -59,5 +58,5 @@ def exit_code(received: str) -> int:
 
     Every announcement of a cluster counts as SIGTERM, whichever signal the cluster sends.
     """
-    is_interrupt = received == signal.SIGINT.name
-    return 128 + (signal.SIGINT if is_interrupt else signal.SIGTERM)
+    is_announcement = received == signal.SIGUSR1.name
+    return 128 + (signal.SIGTERM if is_announcement else signal.Signals[received])

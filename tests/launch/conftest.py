@@ -31,7 +31,7 @@ SERVER = """
 import dataclasses, importlib, json, os, resource, sys, tempfile
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 from absl.testing import flagsaver
-import launch.__main__, modeling.training.loop
+import launch.command_line, modeling.training.loop
 importlib.import_module(f"launch.{sys.argv[1]}")
 
 def run(arguments, missing, is_captured, max_bytes):
@@ -44,7 +44,7 @@ def run(arguments, missing, is_captured, max_bytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes or soft, hard))
     try:
         with flagsaver.flagsaver():
-            return launch.__main__.run(arguments)
+            return launch.command_line.run(arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         modeling.training.loop.train = train

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from absl.testing import flagsaver
 
-import launch.__main__
+import launch.command_line
 import launch.generate
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
@@ -30,7 +31,7 @@ SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1"
 @pytest.fixture
 def generate(tmp_path, capsys, monkeypatch):
     """A function that runs the verb in this process; returns the exit code and stderr's lines."""
-    monkeypatch.setattr(launch.__main__, "_configure", lambda: None)
+    monkeypatch.setattr(launch.command_line, "_configure", lambda: None)
 
     def run(input_file, *flags):
         arguments = [
@@ -42,7 +43,7 @@ def generate(tmp_path, capsys, monkeypatch):
         ]
         capsys.readouterr()
         with flagsaver.flagsaver():
-            code = launch.__main__.run(["generate", *arguments])
+            code = launch.command_line.run(["generate", *arguments])
         return code, capsys.readouterr().err.splitlines()
 
     return run
@@ -346,6 +347,30 @@ def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(limit, undisturbe
         assert (tmp_path / "data" / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
+# Files that are no files.
+
+
+@pytest.fixture
+def special_files(tmp_path):
+    """Paths whose reading would never end, each with what it is."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    kinds = {"pipe": "a named pipe", "socket": "a socket"}
+    return {tmp_path / name: kind for name, kind in kinds.items()} | {"/dev/zero": "a device"}
+
+
+@pytest.mark.parametrize("flag", ["vocab_file", "output_dir", "tokenized_dir"])
+def test_a_flag_that_names_a_pipe_socket_or_device_is_refused(flag, special_files, assert_fails):
+    for path, kind in special_files.items():
+        assert_fails(ENGLISH, f"--{flag}={path}", says=[f"--{flag}={path} is {kind}"])
+
+
+def test_an_input_that_is_a_pipe_socket_or_device_is_refused(special_files, assert_fails):
+    for path, kind in special_files.items():
+        assert_fails(path, says=[path, kind])
+
+
 # Options that cannot be used.
 
 
@@ -361,6 +386,13 @@ def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(limit, undisturbe
         (["--word_segmenter=no_module:cut"], ["no_module"]),
         (["--num_shards=0"], ["--num_shards=0"]),
         (["--eval_fraction=1"], ["--eval_fraction=1"]),
+        (["--eval_fraction=nan"], ["--eval_fraction=nan"]),
+        (["--masked_lm_prob=nan"], ["--masked_lm_prob=nan"]),
+        (["--short_seq_prob=inf"], ["--short_seq_prob=inf"]),
+        (["--max_seq_length=99999999999999"], ["--max_seq_length=99999999999999"]),
+        (["--num_shards=1000000000"], ["1,000,000,000 shards", "--dupe_factor"]),
+        (["--dupe_factor=999999999999999999999"], ["--dupe_factor=999999999999999999999"]),
+        (["--random_seed=-1"], ["--random_seed=-1"]),
     ],
     ids=lambda value: value[0],
 )

@@ -15,7 +15,7 @@ def group():
     return ProcessGroup()
 
 
-@pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def number(request):
     return request.param
 
@@ -50,20 +50,23 @@ def test_a_signal_ends_nothing_but_stops_the_group(received, group, number):
     assert received == []
 
 
-def test_without_a_group_a_signal_ends_the_process(received, number):
-    with pytest.raises(SystemExit) as raised, noticing_termination():
-        send(number)
-    assert raised.value.code == exit_code(number.name)
-    assert received == []
-
-
-def test_a_process_ends_at_once_until_it_has_a_group_to_ask(group, number):
+def test_signals_reach_the_earlier_handler_until_there_is_a_group_to_ask(received, group, number):
     with noticing_termination() as termination:
-        with pytest.raises(SystemExit):
-            send(number)
+        send(number)
         termination.ask(group)
         send(number)
         assert not group.may_begin(1)
+    assert received == [number]
+
+
+def test_a_process_that_ignores_sighup_goes_on(group):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with asking(group):
+            send(signal.SIGHUP)
+            assert group.may_begin(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_signals_that_a_backend_has_taken_are_taken_back(group, number):
@@ -111,6 +114,8 @@ def test_the_earlier_handler_is_restored_after_an_error(received, group, number)
     assert received == [number]
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGHUP", 129), ("SIGINT", 130)]
+)
 def test_exit_codes(name, code):
     assert exit_code(name) == code

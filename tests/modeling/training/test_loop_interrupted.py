@@ -141,7 +141,7 @@ class Pretrain:
     def start(self, run_dir, prelude="", backend=BACKEND):
         command = [
             *(sys.executable, "-c"),
-            prelude + "\nimport sys, launch.__main__ as main; sys.exit(main.run(sys.argv[1:]))",
+            prelude + "\nimport launch.__main__ as main; main.main()",
             "pretrain",
             f"--backend={backend}",
             f"--data_dir={self._data_dir}",

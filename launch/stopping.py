@@ -1,0 +1,154 @@
+"""Ends a verb on Ctrl-C, SIGTERM, SIGHUP or SIGUSR1: one line, its exit code, and no child left.
+
+A signal raises KeyboardInterrupt in the main thread, so that all code on the way cleans up. Another
+thread ends the process if that takes too long: a library that computes for minutes holds up the
+main thread, and may also swallow the exception.
+
+This module is imported first of all, so it imports only what takes no time: not even `logging`.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from launch.messages import in_one_line
+
+# SIGUSR1 announces, as SIGTERM does, that a cluster takes the machine away.
+_EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+_SECONDS_TO_CLEAN_UP = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.1
+_SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar may have hidden
+
+_blocks_at_once = 0
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Around work that has nothing to clean up: a signal ends the process without an exception.
+
+    An exception would do harm while libraries start, and wait where a library computes for long.
+    """
+    global _blocks_at_once  # noqa: PLW0603 - signals are the whole process's, too
+    _blocks_at_once += 1
+    try:
+        yield
+    finally:
+        _blocks_at_once -= 1
+
+
+@contextmanager
+def stopping(arguments: Sequence[str]) -> Iterator[None]:
+    """Around a whole command: a signal ends it. Only for the main thread, and once in a process.
+
+    Args:
+      arguments: the words of the command line; the message names the first one, the verb.
+    """
+    process = _Process(in_one_line(" ".join(["clozemill", *arguments[:1]])))
+    try:
+        process.is_at_work = True
+        yield
+    finally:
+        process.is_at_work = False
+        if process.received:
+            process.end(process.received)
+
+
+class _Process:
+    """The process that a signal ends.
+
+    Attributes:
+      received: the signal that it has received, if any.
+      is_at_work: whether an exception would reach the `finally` of `stopping`.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+        self.received: signal.Signals | None = None
+        self.is_at_work = False
+        self._stderr = os.dup(2)  # because stderr is hidden while libraries start
+        self._is_ending = threading.RLock()
+        # Python writes a signal's number here at once, even while the main thread is held up.
+        self._numbers, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for number in _EXIT_CODES:
+            # `nohup` makes a process ignore SIGHUP.
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
+                signal.signal(number, self._handle)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """Raises an exception in the main thread, which calls this between two of its steps."""
+        if _blocks_at_once or not self.is_at_work:
+            self.end(signal.Signals(number))
+        if self.received:
+            return  # a second signal would only interrupt the cleaning up
+        self.received = signal.Signals(number)
+        os.write(self._wakeup, bytes([number]))  # the handler of a library may have called this one
+        # What fails from now on, in any thread, fails because of the signal.
+        if "logging" in sys.modules:
+            sys.modules["logging"].disable()
+        threading.excepthook = lambda _: None
+        sys.unraisablehook = lambda _: None
+        # With a text, because Beam turns an exception without arguments into another one.
+        raise KeyboardInterrupt(self._line(self.received))
+
+    def _watch(self) -> None:
+        """Ends the children at a signal, and the process a while later.
+
+        It does nothing while a handler of other code is in charge of the signal.
+        """
+        while True:
+            number = signal.Signals(os.read(self._numbers, 1)[0])
+            if self.received or signal.getsignal(number) == self._handle:
+                break
+        deadline = time.monotonic() + (0 if _blocks_at_once else _SECONDS_TO_CLEAN_UP)
+        while time.monotonic() < deadline:
+            # The main thread may wait for them, and another thread may still start one.
+            kill_children()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self.end(number)
+
+    def end(self, number: signal.Signals) -> None:
+        """Ends the process. Nothing else can delay that: no thread, and no exit handler."""
+        self._is_ending.acquire()
+        if "subprocess" in sys.modules:  # no other thread may start a child any more
+            vars(sys.modules["subprocess"])["Popen"] = None
+        kill_children()
+        cursor = _SHOW_CURSOR if os.isatty(self._stderr) else b""
+        with suppress(OSError):
+            os.write(self._stderr, cursor + self._line(number).encode() + b"\n")
+        os._exit(_EXIT_CODES[number])
+
+    def _line(self, number: signal.Signals) -> str:
+        is_interrupt = number == signal.SIGINT
+        return f"{self._name}: {'interrupted' if is_interrupt else f'terminated by {number.name}'}"
+
+
+def kill_children() -> None:
+    """Kills all processes that this one has started, and theirs. Linux only."""
+    while children := _descendants(os.getpid()):
+        for child in children:
+            with suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The running processes that descend from a process."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The program's name, before the last parenthesis, may hold anything.
+            state, parent = stat.read_bytes().rpartition(b")")[2].split()[:2]
+            if state not in b"ZX":  # ended, but not yet waited for
+                parents[int(stat.parent.name)] = int(parent)
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family[1:]
