@@ -18,6 +18,7 @@ from modeling.losses import SUMS
 from modeling.training import loop, verification
 from modeling.training_options import Precision
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 
 
 @pytest.mark.no_backend
@@ -96,9 +97,9 @@ def fake_sums():
     return dict.fromkeys((*SUMS, "masked_lm_weights", "sequences"), 1.0)
 
 
-def slowly(function, seconds=0.5):
+def slowly(function):
     def wait_and_call(*arguments):
-        time.sleep(seconds)
+        time.sleep(0.5)
         return function(*arguments)
 
     return wait_and_call
@@ -213,23 +214,31 @@ def test_damaged_shard_is_reported(fake_run, tmp_path, write_data_set, damage):
     assert str(shard) in str(raised.value)
 
 
-@pytest.fixture
-def slow_verification(monkeypatch):
-    """Verification that is slower than training."""
-    monkeypatch.setattr(verification, "sha256_of", slowly(verification.sha256_of, 0.05))
-
-
 @pytest.mark.no_backend
-@pytest.mark.usefixtures("slow_verification")
 @pytest.mark.parametrize("damaged", [0, 10])
 def test_nothing_is_saved_after_a_batch_of_a_shard_with_a_wrong_sha256(
-    fake_run, tmp_path, passes, swap_records, instance_numbers, few_steps, first_batches, damaged
+    fake_run,
+    tmp_path,
+    passes,
+    swap_records,
+    instance_numbers,
+    few_steps,
+    first_batches,
+    monkeypatch,
+    damaged,
 ):
     options = dataclasses.replace(few_steps, num_train_steps=15, save_checkpoints_steps=1)
     first_batches = first_batches(passes, 15)
     shard = passes.manifest.shards[damaged]
     intact = passes.path_of(shard).read_bytes()
     swap_records(passes.path_of(shard))
+
+    def read_slowly(path):
+        # Long enough for several steps and checkpoints.
+        time.sleep(path == passes.path_of(shard))
+        return sha256_of(path)
+
+    monkeypatch.setattr(verification, "sha256_of", read_slowly)
     first_step = next(
         step
         for step, batch in enumerate(first_batches, 1)
