@@ -129,7 +129,10 @@ class Connection:
             if left <= 0:
                 raise TimeoutError(f"no message for {silent:.0f} s")
             if self._poll.poll(1000 * min(left, _SECONDS_BETWEEN_LOOKS)):
-                data = self._socket.recv(min(most_bytes + 1 - len(self._received), 1 << 16))
+                try:
+                    data = self._socket.recv(min(most_bytes + 1 - len(self._received), 1 << 16))
+                except ConnectionResetError:
+                    data = b""
                 if not data:
                     return None
                 self._received += data

@@ -306,22 +306,25 @@ class ProcessGroup:
 
 def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
     """Connects to the coordinator, and makes sure that it is this job's."""
+    refusal: Exception | None = None
     while True:
+        connection = None
         try:
             left = max(deadline - time.monotonic(), 0.001)
             connected = socket.create_connection(place.host_and_port, left)
             # What it sends may hold a value of each process.
             connection = Connection(connected, place.num_processes * MOST_BYTES)
-            connection.prove(
-                place.token, PROCESS, min(time.monotonic() + SECONDS_TO_PROVE, deadline)
-            )
+            until = min(time.monotonic() + SECONDS_TO_PROVE, deadline)
+            connection.prove(place.token, PROCESS, until)
         except (OSError, ValueError) as error:
+            # Whatever answered says more than that nothing answers any longer.
+            refusal = error if connection else refusal
             if time.monotonic() + SECONDS_BETWEEN_TRIES > deadline:
                 raise UserError(
                     f"{name_of(place.process_id, printable(socket.gethostname()))}: the "
                     f"coordinator at {place.coordinator_address} did not answer within "
-                    f"{timeout:g} s ({reason_of(error)}): check that process 0 runs there and that "
-                    "this host can reach the address"
+                    f"{timeout:g} s ({reason_of(refusal or error)}): check that process 0 runs "
+                    "there and that this host can reach the address"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
         else:
