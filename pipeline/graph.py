@@ -40,7 +40,7 @@ from pipeline.files import has_sha256, sha256_of
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
 from pipeline.receipts import read_receipt, read_receipt_of_whole, write_receipt
-from pipeline.runner import dead_worker_ends_process, log_levels_reach_worker_processes
+from pipeline.runner import dead_worker_ends_process, environment_of_workers
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer
@@ -74,7 +74,7 @@ def run_pipeline(
     try:
         with (
             dead_worker_ends_process(),
-            log_levels_reach_worker_processes(beam_options),
+            environment_of_workers(beam_options),
             beam.Pipeline(options=beam_options) as root,
         ):
             row_groups = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import COORDINATOR_VARIABLE, NUM_PROCESSES_VARIABLE
+from launch.job import COORDINATOR_VARIABLE, NUM_PROCESSES_VARIABLE, TOKEN_VARIABLE
 
 yaml = pytest.importorskip("yaml")
 
@@ -67,12 +67,47 @@ def test_pods_find_each_other(tmp_path):
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert job["spec"]["completionMode"] == "Indexed"
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
-    environment = {entry["name"]: entry["value"] for entry in container_of(job)["env"]}
+    environment = {
+        entry["name"]: entry["value"] for entry in container_of(job)["env"] if "value" in entry
+    }
     (port,) = container_of(job)["ports"]
     assert environment == {
         COORDINATOR_VARIABLE: f"bert-0.bert:{port['containerPort']}",
         NUM_PROCESSES_VARIABLE: "4",
     }
+
+
+def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path):
+    _, job = manifests(tmp_path, *NODES, "--job_name=bert", "--namespace=lab", *PRETRAIN)
+    first = (tmp_path / "pretrain.yaml").read_bytes()
+    (token,) = (entry for entry in container_of(job)["env"] if entry["name"] == TOKEN_VARIABLE)
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "bert-token", "key": "token"}}
+    result = kubernetes(tmp_path, *NODES, "--job_name=bert", "--namespace=lab", *PRETRAIN)
+    assert (tmp_path / "pretrain.yaml").read_bytes() == first
+    (command,) = (line for line in result.stdout.splitlines() if "create secret" in line)
+    assert command.endswith(
+        "kubectl create secret generic bert-token --namespace=lab --from-file=token=/dev/stdin"
+    )
+
+
+def test_the_printed_commands_run_as_they_are(tmp_path):
+    """With stubs in place of kubectl and openssl."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("kubectl", 'printf "%s\\n" "$@"; cat'), ("openssl", f"echo {'0' * 64}")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    result = kubernetes(tmp_path, *NODES, "--output_file=a job.yaml", *PRETRAIN)
+    lines = result.stdout.replace("then start it with ", "").splitlines()
+    run = subprocess.run(
+        ["sh", "-c", "\n".join(lines[1:])],
+        env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    create = ["create", "secret", "generic", "clozemill-token", "--from-file=token=/dev/stdin"]
+    assert run.stdout.split("\n")[:-1] == [*create, "0" * 64, "apply", "--filename=a job.yaml"]
 
 
 def action(job, exit_code=None, is_disrupted=False):

@@ -1,6 +1,7 @@
 """`clozemill slurm`: the batch script that it writes. tests/cluster/ runs it on a real cluster."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -105,11 +106,24 @@ def test_srun_runs_the_command_unchanged(tmp_path, cpus):
     assert run.returncode == 7
     assert run.stdout.splitlines()[1:] == [
         "--kill-on-bad-exit=1",
-        "--label",
+        *("--label", "--export=ALL"),
         *(["--cpus-per-task=3"] if cpus else []),
         *(sys.executable, "-m", "launch"),
         *("pretrain", awkward, "--output_dir", "run", "--model=tiny"),
     ]
+
+
+def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path):
+    slurm(tmp_path, *LIMITS, *PRETRAIN)
+    script = (tmp_path / "pretrain.sbatch").read_text()
+    tokens = set()
+    for _ in range(2):
+        run = run_script(tmp_path, srun='echo "$@"; printenv CLOZEMILL_JOB_TOKEN')
+        *_, command, token = run.stdout.splitlines()
+        assert re.fullmatch("[0-9a-f]{64}", token)
+        assert token not in command + script
+        tokens.add(token)
+    assert len(tokens) == 2
 
 
 @pytest.mark.parametrize(
