@@ -113,5 +113,9 @@ def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
 
 
 def _string(text: str) -> str:
-    """Returns a JSON string, which is also valid YAML."""
-    return json.dumps(text, ensure_ascii=False)
+    """Returns a JSON string with YAML's escapes for more characters, but not for halves of one."""
+    return re.sub(
+        r"[^\ud800-\udfff]",
+        lambda match: match[0] if match[0].isprintable() else f"\\U{ord(match[0]):08x}",
+        json.dumps(text, ensure_ascii=False),
+    )

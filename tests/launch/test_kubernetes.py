@@ -200,6 +200,29 @@ def test_the_command_reaches_the_container_unchanged(tmp_path):
     assert container_of(job)["args"] == expected
 
 
+def test_control_characters_in_arguments_change_nothing(tmp_path):
+    awkward = "".join(map(chr, [*range(1, 32), *range(127, 161), 0x2028, 0x2029, 0xFEFF, 0xFFFE]))
+    awkward = f"--init_checkpoint=\n---\n{awkward}\U000e0001𝄞"
+    _, job = manifests(tmp_path, *NODES, *PRETRAIN, awkward)
+    assert container_of(job)["args"][-1] == awkward
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output_file=a\nb.yaml",), r"--output_file=a\nb.yaml has characters"),
+        (("--image=a\n",), "--image=a"),
+        ((*PRETRAIN, "--init_checkpoint=\udcff"), "is no UTF-8"),
+    ],
+)
+def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message):
+    result = kubernetes(tmp_path, *NODES, *flags, *(() if "--" in flags else PRETRAIN))
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_different_file_is_replaced_only_on_request(tmp_path):
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
