@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from modeling.job.messages import printable
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.templates import template_environment
@@ -63,10 +64,17 @@ def write_job(
 
     Raises:
       UserError: a different file exists and --overwrite is not set, or the file cannot be written.
+        Or a value is no UTF-8, so that the cluster would not read what the user has written.
     """
+    if not str(path).isprintable():
+        raise UserError(
+            f"--output_file={printable(str(path))} has characters that do not print: give another"
+        )
     environment = template_environment("launch")
     environment.filters |= filters
     text = environment.get_template(template_name).render(values)
+    if unreadable := re.search(r"[^\n]*[\ud800-\udfff][^\n]*", text):
+        raise UserError(f"{printable(unreadable[0].strip())} is no UTF-8: give another name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={path} does not exist")
     if path.exists() and not _OVERWRITE.value and path.read_bytes() != text.encode():

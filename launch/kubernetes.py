@@ -4,8 +4,8 @@ The pretrain command comes after --:
 
   clozemill kubernetes --nodes=4 --gpus_per_node=8 --image=IMAGE -- \
       pretrain --data_dir=/data/DATA --output_dir=/runs/RUN --model=base
-  kubectl apply --filename=pretrain.yaml
 
+It prints the commands that make the Secret by which the pods know each other, and start the job.
 launch/Dockerfile builds the image. Two existing persistent volume claims hold the data sets and the
 runs; the pods mount them at /data and /runs. A job that loses a pod resumes from its newest
 checkpoint.
@@ -13,6 +13,7 @@ checkpoint.
 
 import json
 import re
+import shlex
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,23 +75,31 @@ def main(command: list[str]) -> None:
     arguments, values = read_command(command)
     for name, places in _VOLUMES.items():
         _check_place(name, values[name].value, places)
-    path = Path(_OUTPUT_FILE.value)
+    path, values_of_job = Path(_OUTPUT_FILE.value), cluster_flags.cluster_values()
+    secret = f"{values_of_job['job_name']}-token"
     cluster_flags.write_job(
         path,
         _TEMPLATE_NAME,
         {"string": _string, "argument": lambda word: _string(word.replace("$", "$$"))},
         {
-            **cluster_flags.cluster_values(),
+            **values_of_job,
             "image": _IMAGE.value,
             "namespace": _NAMESPACE.value,
             "data_claim": _DATA_CLAIM.value,
             "runs_claim": _RUNS_CLAIM.value,
             "shared_memory": _SHARED_MEMORY.value,
             "port": _COORDINATOR_PORT,
+            "secret": secret,
             "arguments": arguments,
         },
     )
-    print(f"{path}: start it with kubectl apply --filename={path}")
+    where = f" --namespace={_NAMESPACE.value}" if _NAMESPACE.value else ""
+    print(
+        f"{path}: before it starts for the first time, make the token of its pods with\n"
+        f"  openssl rand -hex 32 | kubectl create secret generic {secret}{where} "
+        "--from-file=token=/dev/stdin\n"
+        f"then start it with kubectl apply --filename={shlex.quote(str(path))}"
+    )
 
 
 def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
@@ -104,5 +113,9 @@ def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
 
 
 def _string(text: str) -> str:
-    """Returns a JSON string, which is also valid YAML."""
-    return json.dumps(text, ensure_ascii=False)
+    """Returns a JSON string with YAML's escapes for more characters, but not for halves of one."""
+    return re.sub(
+        r"[^\ud800-\udfff]",
+        lambda match: match[0] if match[0].isprintable() else f"\\U{ord(match[0]):08x}",
+        json.dumps(text, ensure_ascii=False),
+    )

@@ -10,6 +10,7 @@ all processes. If a process fails, the others are stopped and `launch` exits wit
 """
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import sys
 from absl import flags
 
 from launch.gpus import VISIBLE_GPUS, divide_gpus, find_gpus
+from launch.job import TOKEN_VARIABLE
 from launch.pretrain_command import read_command
 from launch.processes import Program, run_together
 
@@ -48,6 +50,12 @@ def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
     """Returns the program of each process, with that process's GPUs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
+    # Python must not import what lies in the current directory instead of our modules.
+    environment = {
+        **os.environ,
+        "PYTHONSAFEPATH": "1",
+        TOKEN_VARIABLE: secrets.token_hex(32),
+    }
     return [
         Program(
             [
@@ -56,7 +64,7 @@ def _programs(arguments: list[str], gpus: list[list[str]]) -> list[Program]:
                 f"--num_processes={len(gpus)}",
                 f"--process_id={process_id}",
             ],
-            os.environ | ({VISIBLE_GPUS: ",".join(own)} if own else {}),
+            environment | ({VISIBLE_GPUS: ",".join(own)} if own else {}),
         )
         for process_id, own in enumerate(gpus)
     ]

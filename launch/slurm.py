@@ -20,6 +20,7 @@ from absl import flags
 
 from launch import cluster_flags
 from launch.pretrain_command import read_command
+from modeling.job.messages import printable
 from pipeline.errors import UserError
 
 TAKES_COMMAND = True
@@ -28,7 +29,8 @@ _TEMPLATE_NAME = "slurm.sbatch.jinja"
 # The forms that sbatch accepts: [days-]hours:minutes:seconds and shorter ones.
 _TIME_PATTERN = re.compile(
     r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?"
-    r"|((?P<h>\d+):(?=\d+:))?(?P<m>\d+)(:(?P<s>\d+))?"
+    r"|((?P<h>\d+):(?=\d+:))?(?P<m>\d+)(:(?P<s>\d+))?",
+    re.ASCII,
 )
 
 _TIME = flags.DEFINE_string(
@@ -74,7 +76,7 @@ def main(command: list[str]) -> None:
             "time": _TIME.value,
             "partition": _PARTITION.value,
             "account": _ACCOUNT.value,
-            "directory": str(Path.cwd()),
+            "directory": _directory(),
             "python": sys.executable,
             "arguments": arguments,
         },
@@ -83,6 +85,22 @@ def main(command: list[str]) -> None:
         print(f"{script}: job {_submit(script)}")
     else:
         print(f"{script}: submit it with sbatch {shlex.quote(str(script))}")
+
+
+def _directory() -> str:
+    """Returns the current directory.
+
+    Raises:
+      UserError: its name has a line end, which would end the script's line that names it, or a
+        backslash, after which sbatch replaces nothing in the name of the log.
+    """
+    directory = str(Path.cwd())
+    if "\n" in directory or "\\" in directory:
+        raise UserError(
+            f"the name of the current directory {printable(directory)} has a line end or a "
+            "backslash, which sbatch misreads: start from another directory"
+        )
+    return directory
 
 
 def seconds_of(time: str) -> int:
@@ -103,7 +121,7 @@ def _submit(script: Path) -> str:
     """
     try:
         result = subprocess.run(
-            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False
+            ["sbatch", "--parsable", "--", str(script)], capture_output=True, text=True, check=False
         )
     except FileNotFoundError as error:
         raise UserError(

@@ -51,7 +51,7 @@ from pipeline.receipts import (
 from pipeline.runner import (
     EMBEDDED_RUNNER,
     dead_worker_ends_process,
-    log_levels_reach_worker_processes,
+    environment_of_workers,
 )
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
@@ -86,7 +86,7 @@ def run_pipeline(
     try:
         with (
             dead_worker_ends_process(),
-            log_levels_reach_worker_processes(beam_options),
+            environment_of_workers(beam_options),
             beam.Pipeline(
                 EmbeddedRunner() if runner == EMBEDDED_RUNNER else None, beam_options
             ) as root,

@@ -81,11 +81,12 @@ def _check_answers(job_endpoint: str) -> None:
 
 
 @contextmanager
-def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator[None]:
-    """Passes the log levels in the options to the worker processes of `multi_processing`.
+def environment_of_workers(beam_options: PipelineOptions) -> Iterator[None]:
+    """Sets what the worker processes of `multi_processing` inherit: the log levels and a safe path.
 
     Beam starts these processes without options, at level INFO. But they read a file of options that
-    an environment variable names.
+    an environment variable names. With a safe path, they do not import what lies in the current
+    directory instead of our modules.
     """
     workers = beam_options.view_as(WorkerOptions)
     names = ("default_sdk_harness_log_level", "sdk_harness_log_level_overrides")
@@ -93,11 +94,14 @@ def log_levels_reach_worker_processes(beam_options: PipelineOptions) -> Iterator
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(levels, file)
         file.flush()
-        os.environ[_OPTIONS_FILE_VARIABLE] = file.name
+        before = dict(os.environ)
+        os.environ |= {_OPTIONS_FILE_VARIABLE: file.name, "PYTHONSAFEPATH": "1"}
         try:
             yield
         finally:
-            del os.environ[_OPTIONS_FILE_VARIABLE]
+            for name in (_OPTIONS_FILE_VARIABLE, "PYTHONSAFEPATH"):
+                del os.environ[name]
+            os.environ |= before
 
 
 @contextmanager

@@ -41,8 +41,12 @@ def load_segmenter(name: str) -> Segmenter:
         raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
     try:
         segment = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"--word_segmenter={name} cannot be loaded: {error}") from error
+    except Exception as error:
+        advice = "; PYTHONPATH must name its folder, in the environment of all workers"
+        is_missing = isinstance(error, ModuleNotFoundError)
+        raise UserError(
+            f"--word_segmenter={name} cannot be loaded: {error}{advice if is_missing else ''}"
+        ) from error
     if not callable(segment):
         raise UserError(f"--word_segmenter={name} is not a function")
     return segment

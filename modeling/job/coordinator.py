@@ -1,26 +1,32 @@
 """The coordinator of a job's processes, which process 0 runs, and the connections to it."""
 
 import contextlib
-import ipaddress
-import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 from absl import logging
 
-from modeling.job.place import JobPlace
+from modeling.job.connection import (
+    CLOSED,
+    COORDINATOR,
+    SECONDS_OF_SILENCE_IN_DOUBT,
+    SECONDS_TO_PROVE,
+    Connection,
+    reason_of,
+)
+from modeling.job.messages import FromProcess, Hello, printable
+from modeling.job.place import JobPlace, is_ip, is_loopback
 from pipeline.errors import UserError, listed
 
-# A process is lost if no message comes from it for this long; it sends a heartbeat twice a second.
-SECONDS_OF_SILENCE = 30.0
 SECONDS_BETWEEN_HEARTBEATS = 0.5
 SECONDS_BETWEEN_TRIES = 0.2
 _SECONDS_BETWEEN_REPORTS = 30.0
 _SECONDS_TO_EXIT = 10.0
-CLOSED = "its connection was closed"
+# As many connections may be open that have not proved themselves.
+_MOST_STRANGERS = 64
 JOB_ENDS = "the job ends; run the same command again to resume from the newest checkpoint"
 
 
@@ -30,10 +36,15 @@ class Coordinator:
     def __init__(self, place: JobPlace, deadline: float, timeout: float):
         self._num_processes = place.num_processes
         self._timeout = timeout
+        self._token = place.token
         self._host = place.host_and_port[0]
         self._lock = threading.RLock()
         self._connections: dict[int, Connection] = {}
-        self._hellos: dict[int, dict[str, Any]] = {}
+        # The oldest is dropped for the newest, so strangers keep no process out by only waiting.
+        self._strangers: deque[Connection] = deque()
+        self._has_refused = False
+        self._hellos: dict[int, Hello] = {}
+        self._ips: dict[int, str] = {}
         self._values: dict[int, Any] = {}
         self._begun: dict[int, int] = {}
         self._stop: dict[str, Any] | None = None
@@ -81,9 +92,12 @@ class Coordinator:
                     logging.warning("cannot accept a connection: %s", error.strerror)
                     time.sleep(SECONDS_BETWEEN_TRIES)
                     continue
-                threading.Thread(
-                    target=self._serve, args=(Connection(accepted), ip), daemon=True
-                ).start()
+                connection = Connection(accepted)
+                with self._lock:
+                    if len(self._strangers) == _MOST_STRANGERS:
+                        self._strangers.popleft().close()
+                    self._strangers.append(connection)
+                threading.Thread(target=self._serve, args=(connection, ip), daemon=True).start()
 
     def _missing(self) -> str:
         with self._lock:
@@ -95,32 +109,53 @@ class Coordinator:
             f"(connected: {listed(connected)})"
         )
 
-    def _serve(self, connection: "Connection", ip: str) -> None:
-        process_id = None
+    def _serve(self, connection: Connection, ip: str) -> None:
+        if not self._is_of_this_job(connection, ip):
+            return
+        process_id, name = None, f"a process at {ip}"
         try:
-            for message in connection.messages():
+            for message in connection.messages(FromProcess):
                 if process_id is not None:
                     self._handle(process_id, message)
                 elif hello := message.get("hello"):
-                    if not self._admit(connection, hello | {"ip": ip}):
+                    if not self._admit(connection, hello, ip):
                         return
                     process_id = hello["process_id"]
+                    name = self._name(process_id)
             reason = CLOSED
         except OSError as error:
             reason = reason_of(error)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"it sent an invalid message: {error!r}"
+        except ValueError as error:
+            reason = reason_of(error)
+            self._end_all(f"{name} was lost ({reason}): {JOB_ENDS}")
         if process_id is None:
-            return  # not a process of this job
+            return  # it may connect again
         with self._lock:
             self._num_connected -= 1
             if process_id not in self._left:
-                self._end_all(f"{self._name(process_id)} was lost ({reason}): {JOB_ENDS}")
+                self._end_all(f"{name} was lost ({reason}): {JOB_ENDS}")
 
-    def _admit(self, connection: "Connection", hello: dict[str, Any]) -> bool:
+    def _is_of_this_job(self, connection: Connection, ip: str) -> bool:
+        """Returns whether the other side knows the job's token; drops the connection if not."""
+        try:
+            connection.prove(self._token, COORDINATOR, time.monotonic() + SECONDS_TO_PROVE)
+        except (OSError, ValueError):
+            connection.close()
+            if not self._has_refused:
+                logging.warning("refused a connection from %s, without the job's token", ip)
+            self._has_refused = True
+            return False
+        finally:
+            with self._lock, contextlib.suppress(ValueError):  # it was dropped for a newer one
+                self._strangers.remove(connection)
+        return True
+
+    def _admit(self, connection: Connection, hello: Hello, ip: str) -> bool:
         """Admits a process unless its number is taken; welcomes all after the last one."""
         with self._lock:
             process_id, host = hello["process_id"], hello["host"]
+            if process_id >= hello["num_processes"]:
+                raise ValueError(f"process_id is {process_id} of {hello['num_processes']}")
             if other := self._hellos.get(process_id):
                 self._end_all(
                     f"two processes have the number {process_id}, on {other['host']} and {host}: "
@@ -128,7 +163,7 @@ class Coordinator:
                 )
                 connection.send({"end": self._end})
                 return False
-            self._hellos[process_id] = hello
+            self._hellos[process_id], self._ips[process_id] = hello, ip
             self._connections[process_id] = connection
             self._num_connected += 1
             if self._end:
@@ -146,10 +181,10 @@ class Coordinator:
         logging.info("all %d processes are connected", self._num_processes)
         hellos = [self._hellos[i] for i in range(self._num_processes)]
         hosts = [hello["host"] for hello in hellos]
-        addresses = [self._address(hello["ip"], hello["port"]) for hello in hellos]
+        addresses = [self._address(self._ips[i], hellos[i]["port"]) for i in range(len(hellos))]
         self._send_all({"welcome": {"hosts": hosts, "addresses": addresses}})
 
-    def _handle(self, process_id: int, message: dict[str, Any]) -> None:
+    def _handle(self, process_id: int, message: FromProcess) -> None:
         with self._lock:
             match message:
                 case {"gather": value}:
@@ -160,18 +195,17 @@ class Coordinator:
                         self._send_all({"gathered": values})
                 case {"stop": name}:
                     if not self._stop:
-                        self._stop = {
-                            "signal": name,
-                            "process_id": process_id,
-                            "host": self._hellos[process_id]["host"],
-                        }
+                        host = self._hellos[process_id]["host"]
+                        self._stop = {"signal": name, "process_id": process_id, "host": host}
                         self._send_all({"hold": True})
-                case {"begun": step}:
+                case {"begun": step} if self._stop:
                     self._begun[process_id] = step
                     if len(self._begun) == self._num_processes:
-                        self._send_all(
-                            {"stop_after": max(self._begun.values()), "stop": self._stop}
-                        )
+                        last = {"step": max(self._begun.values())}
+                        self._send_all({"stop_after": last | self._stop})
+                case {"doubt": _}:
+                    for connection in self._connections.values():
+                        connection.silence_limit = SECONDS_OF_SILENCE_IN_DOUBT
                 case {"failed": reason}:
                     self._left.add(process_id)
                     self._end_all(f"{self._name(process_id)} failed: {reason}")
@@ -183,8 +217,8 @@ class Coordinator:
     def _end_all(self, reason: str) -> None:
         with self._lock:
             if not self._end:
-                self._end = reason
-                self._send_all({"end": reason})
+                self._end = printable(reason)
+                self._send_all({"end": self._end})
 
     def _send_all(self, message: dict[str, Any]) -> None:
         with self._lock:
@@ -202,7 +236,7 @@ class Coordinator:
         """Returns an address at which other hosts reach a process, so never a loopback address."""
         # A dual-stack socket writes IPv4 addresses with this prefix.
         host = ip.removeprefix("::ffff:")
-        if ipaddress.ip_address(host).is_loopback:
+        if is_loopback(host):
             host = self._host
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -210,44 +244,14 @@ class Coordinator:
         return name_of(process_id, self._hellos[process_id]["host"])
 
 
-class Connection:
-    """Sends and receives messages as lines of JSON."""
-
-    def __init__(self, connected: socket.socket):
-        connected.settimeout(SECONDS_OF_SILENCE)
-        self._socket = connected
-        self._sending = threading.Lock()
-
-    def fileno(self) -> int:
-        """The socket's file descriptor."""
-        return self._socket.fileno()
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; an empty one is a heartbeat."""
-        with self._sending:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """Yields the received messages until the other side closes the connection.
-
-        Raises:
-          OSError: the connection broke, or no message came for `SECONDS_OF_SILENCE`.
-        """
-        received = b""
-        while data := self._socket.recv(1 << 16):
-            *lines, received = (received + data).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
-
-
 def _listen(place: JobPlace) -> socket.socket:
-    """Listens at the given IP address, or at all of the host's addresses if given a name.
+    """Listens at the given IP address, or at all of the host's addresses if given its name.
 
     On many systems, a host resolves its own name to a loopback address.
     """
     host, port = place.host_and_port
     try:
-        if not _is_ip(host):
+        if not is_ip(host) and not is_loopback(host):
             if socket.has_dualstack_ipv6():
                 return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
             return socket.create_server(("", port))
@@ -260,23 +264,6 @@ def _listen(place: JobPlace) -> socket.socket:
         ) from error
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def name_of(process_id: int, host: str) -> str:
     """Names a process in messages."""
     return f"process {process_id} on {host}"
-
-
-def reason_of(error: OSError) -> str:
-    """Says in messages why a connection ended."""
-    if isinstance(error, TimeoutError):
-        return f"no message for {SECONDS_OF_SILENCE:g} s"
-    if isinstance(error, ConnectionResetError | BrokenPipeError):
-        return CLOSED
-    return error.strerror or str(error)

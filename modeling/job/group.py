@@ -19,21 +19,28 @@ from typing import Any
 
 from absl import logging
 
-from modeling.job.coordinator import (
+from modeling.job.connection import (
     CLOSED,
+    MOST_BYTES,
+    PROCESS,
+    SECONDS_OF_SILENCE_IN_DOUBT,
+    SECONDS_TO_PROVE,
+    Connection,
+    reason_of,
+)
+from modeling.job.coordinator import (
     JOB_ENDS,
     SECONDS_BETWEEN_HEARTBEATS,
     SECONDS_BETWEEN_TRIES,
-    Connection,
     Coordinator,
     name_of,
-    reason_of,
 )
+from modeling.job.messages import FromCoordinator, Welcome, printable
 from modeling.job.place import JobPlace
 from pipeline.errors import UserError
 
 # How long a failing process waits for the coordinator to end the job.
-_SECONDS_TO_FAIL = 5.0
+_SECONDS_TO_FAIL = SECONDS_OF_SILENCE_IN_DOUBT + 2.0
 # How long process 0 waits for an error of its own after another process has failed.
 _SECONDS_TO_RAISE = 1.0
 # The live display of metrics hides the cursor.
@@ -89,7 +96,7 @@ class ProcessGroup:
         self.process_id, self.num_processes = place.process_id, place.num_processes
         self.found_in = place.found_in
         self.stop: Stop | None = None
-        self.hosts = [socket.gethostname()]
+        self.hosts = [printable(socket.gethostname())]
         self.addresses: list[str] = []
         self._begun = 0
         self._last_step: int | None = None
@@ -113,14 +120,17 @@ class ProcessGroup:
         if not self._connection:
             return
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            # The backend often notices a lost process first; wait for the coordinator's reason.
+            # The backend often notices a lost process first; wait for the coordinator's reason,
+            # which now comes after a shorter silence.
+            self._connection.silence_limit = SECONDS_OF_SILENCE_IN_DOUBT
+            self._send({"doubt": True})
             self._reader.join(_SECONDS_TO_FAIL)
         if error is None or isinstance(error, SystemExit):
             self._send({"leave": True})
             self._reader.join()
         else:
             self._is_failing.set()
-            self._send({"failed": str(error).partition("\n")[0] or repr(error)})
+            self._send({"failed": printable(str(error).partition("\n")[0] or repr(error))})
             self._reader.join(_SECONDS_TO_FAIL)
         self._let_others_exit()
 
@@ -132,7 +142,7 @@ class ProcessGroup:
     @property
     def name(self) -> str:
         """The name of this process in messages."""
-        return name_of(self.process_id, socket.gethostname())
+        return name_of(self.process_id, printable(socket.gethostname()))
 
     def gather(self, value: Any) -> list[Any]:
         """Collects one value from each process, in process order; waits for all processes.
@@ -159,9 +169,9 @@ class ProcessGroup:
             for name, first in values[0].items():
                 if theirs.get(name) != first:
                     raise UserError(
-                        f"the processes differ in {name}: it is {theirs.get(name)} in "
-                        f"{name_of(process_id, self.hosts[process_id])}, {first} in "
-                        f"{name_of(0, self.hosts[0])}"
+                        f"the processes differ in {name}: it is {printable(str(theirs.get(name)))} "
+                        f"in {name_of(process_id, self.hosts[process_id])}, "
+                        f"{printable(str(first))} in {name_of(0, self.hosts[0])}"
                     )
 
     def wait_for_all(self) -> None:
@@ -194,7 +204,7 @@ class ProcessGroup:
             self._coordinator = Coordinator(place, deadline, timeout)
         self._connection = _connect(place, deadline, timeout)
         self._gathered: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
-        self._welcome: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._welcome: queue.SimpleQueue[Welcome | str] = queue.SimpleQueue()
         self._is_member = False
         self._is_failing = threading.Event()
         # This copy is never closed, so process 0 sees the connection end only after this process
@@ -216,9 +226,8 @@ class ProcessGroup:
         self._send({"hello": hello})
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
         welcome = self._welcome.get()
-        if "end" in welcome:
-            reason = welcome["end"]
-            raise UserError(reason if self.is_first else f"{self.name}: {reason}")
+        if isinstance(welcome, str):
+            raise UserError(welcome if self.is_first else f"{self.name}: {welcome}")
         self.hosts, self.addresses = welcome["hosts"], welcome["addresses"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -229,16 +238,16 @@ class ProcessGroup:
     def _read(self) -> None:
         assert self._connection
         try:
-            for message in self._connection.messages():
+            for message in self._connection.messages(FromCoordinator):
                 if self._handle(message):
                     return
             reason = CLOSED
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = reason_of(error)
         if not self._is_failing.is_set():
             self._end(f"process 0 was lost ({reason}): {JOB_ENDS}", is_reported_elsewhere=False)
 
-    def _handle(self, message: dict[str, Any]) -> bool:
+    def _handle(self, message: FromCoordinator) -> bool:
         """Handles a message from the coordinator; returns True if it is the last one."""
         assert self._connection
         match message:
@@ -252,9 +261,10 @@ class ProcessGroup:
                     self._is_holding = True
                     begun = self._begun
                 self._send({"begun": begun})
-            case {"stop_after": step, "stop": stop}:
+            case {"stop_after": stop}:
                 with self._gate:
-                    self._last_step, self.stop, self._is_holding = step, Stop(**stop), False
+                    self._last_step, self._is_holding = stop["step"], False
+                    self.stop = Stop(stop["signal"], stop["process_id"], stop["host"])
                     self._gate.notify_all()
             case {"end": reason}:
                 self._end(reason, is_reported_elsewhere=not self.is_first)
@@ -266,7 +276,7 @@ class ProcessGroup:
     def _end(self, reason: str, is_reported_elsewhere: bool) -> None:
         """Ends this process, because its other threads may wait for a lost process forever."""
         if not self._is_member:
-            self._welcome.put({"end": reason})
+            self._welcome.put(reason)
             return
         # A failing process reports its own error; process 0 reports an error of all processes.
         if self._is_failing.wait(_SECONDS_TO_RAISE if self.is_first else 0):
@@ -295,16 +305,27 @@ class ProcessGroup:
 
 
 def _connect(place: JobPlace, deadline: float, timeout: float) -> Connection:
+    """Connects to the coordinator, and makes sure that it is this job's."""
+    refusal: Exception | None = None
     while True:
+        connection = None
         try:
             left = max(deadline - time.monotonic(), 0.001)
-            return Connection(socket.create_connection(place.host_and_port, left))
-        except OSError as error:
+            connected = socket.create_connection(place.host_and_port, left)
+            # What it sends may hold a value of each process.
+            connection = Connection(connected, place.num_processes * MOST_BYTES)
+            until = min(time.monotonic() + SECONDS_TO_PROVE, deadline)
+            connection.prove(place.token, PROCESS, until)
+        except (OSError, ValueError) as error:
+            # Whatever answered says more than that nothing answers any longer.
+            refusal = error if connection else refusal
             if time.monotonic() + SECONDS_BETWEEN_TRIES > deadline:
                 raise UserError(
-                    f"process {place.process_id} on {socket.gethostname()}: the coordinator at "
-                    f"{place.coordinator_address} did not answer within {timeout:g} s "
-                    f"({error.strerror or error}): check that process 0 runs there and that this "
-                    "host can reach the address"
+                    f"{name_of(place.process_id, printable(socket.gethostname()))}: the "
+                    f"coordinator at {place.coordinator_address} did not answer within "
+                    f"{timeout:g} s ({reason_of(refusal or error)}): check that process 0 runs "
+                    "there and that this host can reach the address"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            return connection

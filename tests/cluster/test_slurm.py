@@ -47,7 +47,7 @@ def submit(cluster, tmp_path):
     """A function that submits a job whose processes run the stub; returns its ID and its log."""
     (tmp_path / "stub" / "launch").mkdir(parents=True)
     (tmp_path / "stub" / "launch" / "__main__.py").write_text(STUB)
-    directory = tmp_path / "it's a folder"
+    directory = tmp_path / 'it\'s a "folder"'
     directory.mkdir()
 
     def run(fails=False):

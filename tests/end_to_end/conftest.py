@@ -14,12 +14,20 @@ from pipeline.manifest import Manifest
 SAMPLES = Path(__file__).parents[2] / "data_samples"
 SECONDS_TO_START = 60
 # Workers start `python` by name, so it must be the one that has the package installed.
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "PYTHONSAFEPATH": "1",
+}
 
 
 @contextmanager
 def service(module, *flags, log):
-    """Runs one of Beam's services within the block and writes its output to `log`."""
+    """Runs one of Beam's services within the block and writes its output to `log`.
+
+    Its directory holds foreign code, which neither it nor its workers may import.
+    """
+    (log.parent / "pipeline.py").write_text("raise ImportError('foreign code')")
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *flags],
@@ -124,7 +132,7 @@ def worker_pool(tmp_path_factory):
 def boot(tmp_path_factory):
     """A program that starts a worker as the README describes for PROCESS."""
     path = tmp_path_factory.mktemp("boot") / "worker"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m launch.worker "$@"\n')
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m launch.worker "$@"\n')
     path.chmod(0o755)
     return path
 

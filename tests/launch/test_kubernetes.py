@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import COORDINATOR_VARIABLE, NUM_PROCESSES_VARIABLE
+from launch.job import COORDINATOR_VARIABLE, NUM_PROCESSES_VARIABLE, TOKEN_VARIABLE
 
 yaml = pytest.importorskip("yaml")
 
@@ -67,12 +67,47 @@ def test_pods_find_each_other(tmp_path):
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert job["spec"]["completionMode"] == "Indexed"
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 4
-    environment = {entry["name"]: entry["value"] for entry in container_of(job)["env"]}
+    environment = {
+        entry["name"]: entry["value"] for entry in container_of(job)["env"] if "value" in entry
+    }
     (port,) = container_of(job)["ports"]
     assert environment == {
         COORDINATOR_VARIABLE: f"bert-0.bert:{port['containerPort']}",
         NUM_PROCESSES_VARIABLE: "4",
     }
+
+
+def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path):
+    _, job = manifests(tmp_path, *NODES, "--job_name=bert", "--namespace=lab", *PRETRAIN)
+    first = (tmp_path / "pretrain.yaml").read_bytes()
+    (token,) = (entry for entry in container_of(job)["env"] if entry["name"] == TOKEN_VARIABLE)
+    assert token["valueFrom"] == {"secretKeyRef": {"name": "bert-token", "key": "token"}}
+    result = kubernetes(tmp_path, *NODES, "--job_name=bert", "--namespace=lab", *PRETRAIN)
+    assert (tmp_path / "pretrain.yaml").read_bytes() == first
+    (command,) = (line for line in result.stdout.splitlines() if "create secret" in line)
+    assert command.endswith(
+        "kubectl create secret generic bert-token --namespace=lab --from-file=token=/dev/stdin"
+    )
+
+
+def test_the_printed_commands_run_as_they_are(tmp_path):
+    """With stubs in place of kubectl and openssl."""
+    (tmp_path / "bin").mkdir()
+    for name, script in (("kubectl", 'printf "%s\\n" "$@"; cat'), ("openssl", f"echo {'0' * 64}")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    result = kubernetes(tmp_path, *NODES, "--output_file=a job.yaml", *PRETRAIN)
+    lines = result.stdout.replace("then start it with ", "").splitlines()
+    run = subprocess.run(
+        ["sh", "-c", "\n".join(lines[1:])],
+        env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    create = ["create", "secret", "generic", "clozemill-token", "--from-file=token=/dev/stdin"]
+    assert run.stdout.split("\n")[:-1] == [*create, "0" * 64, "apply", "--filename=a job.yaml"]
 
 
 def action(job, exit_code=None, is_disrupted=False):
@@ -163,6 +198,29 @@ def test_the_command_reaches_the_container_unchanged(tmp_path):
     # The flag file is on this machine, not on the nodes. Kubernetes reads $$ as $.
     expected = ["pretrain", *PLACES, "--model=tiny", awkward.replace("$", "$$")]
     assert container_of(job)["args"] == expected
+
+
+def test_control_characters_in_arguments_change_nothing(tmp_path):
+    awkward = "".join(map(chr, [*range(1, 32), *range(127, 161), 0x2028, 0x2029, 0xFEFF, 0xFFFE]))
+    awkward = f"--init_checkpoint=\n---\n{awkward}\U000e0001𝄞"
+    _, job = manifests(tmp_path, *NODES, *PRETRAIN, awkward)
+    assert container_of(job)["args"][-1] == awkward
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output_file=a\nb.yaml",), r"--output_file=a\nb.yaml has characters"),
+        (("--image=a\n",), "--image=a"),
+        ((*PRETRAIN, "--init_checkpoint=\udcff"), "is no UTF-8"),
+    ],
+)
+def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message):
+    result = kubernetes(tmp_path, *NODES, *flags, *(() if "--" in flags else PRETRAIN))
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_different_file_is_replaced_only_on_request(tmp_path):

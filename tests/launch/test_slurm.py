@@ -1,6 +1,7 @@
 """`clozemill slurm`: the batch script that it writes. tests/cluster/ runs it on a real cluster."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -105,11 +106,89 @@ def test_srun_runs_the_command_unchanged(tmp_path, cpus):
     assert run.returncode == 7
     assert run.stdout.splitlines()[1:] == [
         "--kill-on-bad-exit=1",
-        "--label",
+        *("--label", "--export=ALL"),
         *(["--cpus-per-task=3"] if cpus else []),
         *(sys.executable, "-m", "launch"),
         *("pretrain", awkward, "--output_dir", "run", "--model=tiny"),
     ]
+
+
+def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path):
+    slurm(tmp_path, *LIMITS, *PRETRAIN)
+    script = (tmp_path / "pretrain.sbatch").read_text()
+    tokens = set()
+    for _ in range(2):
+        run = run_script(tmp_path, srun='echo "$@"; printenv CLOZEMILL_JOB_TOKEN')
+        *_, command, token = run.stdout.splitlines()
+        assert re.fullmatch("[0-9a-f]{64}", token)
+        assert token not in command + script
+        tokens.add(token)
+    assert len(tokens) == 2
+
+
+AWKWARD = (
+    "--init_checkpoint=a\n#SBATCH --nodes=9\nrm -r x\r\n",
+    "--data_dir=\t\x0b\x1b[2J\x7f\x85\u2028é",
+)
+
+
+def test_control_characters_in_arguments_and_in_the_path_of_python_change_nothing(tmp_path):
+    python = "/a\n#SBATCH --nodes=9\nb/python"
+    code = "import sys; from launch.__main__ import run; sys.executable = sys.argv.pop(1); "
+    subprocess.run(
+        [
+            *(sys.executable, "-c", f"{code} sys.exit(run(sys.argv[1:]))", python),
+            *("slurm", *LIMITS, *PRETRAIN, *AWKWARD),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    run = run_script(tmp_path, srun='printf "%s\\0" "$@" > words')
+    assert run.returncode == 0, run.stderr
+    words = (tmp_path / "words").read_bytes().decode().split("\0")
+    assert words[3:-1] == [python, "-m", "launch", *PRETRAIN[1:], *AWKWARD]
+    before_commands = (tmp_path / "pretrain.sbatch").read_text("utf-8").partition("\necho")[0]
+    assert "--nodes=9" not in before_commands
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "a #b", "a%jb", "$HOME `id`", "\t\x1b"])
+def test_the_script_starts_in_a_directory_of_any_name(tmp_path, name):
+    directory = tmp_path / name
+    directory.mkdir()
+    assert slurm(directory, *LIMITS, *PRETRAIN).returncode == 0
+    assert f"--chdir={directory}" in directives(directory / "pretrain.sbatch")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a\n#SBATCH --nodes=9\nb", r"a\n#SBATCH --nodes=9\nb"), ("a\\b", r"a\b")]
+)
+def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, shown):
+    directory = tmp_path / name
+    directory.mkdir()
+    result = slurm(directory, *LIMITS, *PRETRAIN)
+    assert_fails(result, f"{shown} has a line end or a backslash", 1)
+    assert not list(directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--output_file=a\nb.sbatch",), r"--output_file=a\nb.sbatch has characters"),
+        (("--output_file=\x1b[2J",), r"--output_file=\x1b[2J has characters"),
+        (("--output_file=\udcff",), r"--output_file=\udcff has characters"),
+        (("--partition=gpu\n#SBATCH",), "--partition=gpu"),
+        (("--job_name=a\n",), "--job_name=a"),
+        (("--time=24:00:00\n",), "--time=24:00:00"),
+        ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff' & is no UTF-8"),
+    ],
+)
+def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, message):
+    result = slurm(tmp_path, *LIMITS, *flags, *(() if "--" in flags else PRETRAIN))
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

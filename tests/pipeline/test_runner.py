@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.runner import (
     choose_runner,
     dead_worker_ends_process,
-    log_levels_reach_worker_processes,
+    environment_of_workers,
 )
 
 
@@ -91,9 +91,15 @@ def test_broken_connections_are_not_shown(monkeypatch):
     assert seen == []
 
 
-def test_worker_processes_find_the_log_levels_while_the_pipeline_runs():
+@pytest.mark.parametrize("before", [None, "", "0"])
+def test_worker_processes_inherit_log_levels_and_a_safe_path(before, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", before)
     options = PipelineOptions(["--default_sdk_harness_log_level=ERROR"])
-    with log_levels_reach_worker_processes(options):
+    with environment_of_workers(options):
         found = json.loads(Path(os.environ["PIPELINE_OPTIONS_FILE"]).read_text())
+        assert os.environ["PYTHONSAFEPATH"] == "1"
     assert found["default_sdk_harness_log_level"] == "ERROR"
     assert "PIPELINE_OPTIONS_FILE" not in os.environ
+    assert os.environ.get("PYTHONSAFEPATH") == before

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling.job import coordinator
+from modeling.job import connection, coordinator
 from modeling.job.group import ProcessGroup
 from modeling.job.place import JobPlace
 from pipeline.errors import UserError
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parents[3]
 HOST = socket.gethostname()
 SECONDS = 30
+TOKEN = "0123456789abcdef" * 4
 pytestmark = pytest.mark.no_backend
 
 
@@ -202,13 +203,13 @@ def test_port_in_use_is_named(address):
 
 def test_address_of_another_host_is_named():
     with pytest.raises(UserError, match="must be an address of process 0's host"):
-        ProcessGroup(JobPlace("192.0.2.1:29000", 2, 0), timeout=1)
+        ProcessGroup(JobPlace("192.0.2.1:29000", 2, 0, token=TOKEN), timeout=1)
 
 
 def test_unknown_host_name_is_named(address):
     port = address.partition(":")[2]
     with pytest.raises(UserError, match=rf"no-such-host.invalid:{port} did not answer within 1 s"):
-        ProcessGroup(JobPlace(f"no-such-host.invalid:{port}", 2, 0), timeout=1)
+        ProcessGroup(JobPlace(f"no-such-host.invalid:{port}", 2, 0, token=TOKEN), timeout=1)
 
 
 def test_processes_on_the_coordinators_host_are_reached_by_its_name(address):
@@ -249,38 +250,16 @@ def test_processes_with_different_numbers_of_processes_are_named(address):
     assert all(expected in message for message in messages)
 
 
-def test_a_connection_from_outside_the_job_does_no_harm(together, address):
-    host, port = address.split(":")
-
-    def disturb():
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection((host, int(port)), 1) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                return
-            except OSError:
-                time.sleep(0.01)
-
-    def work(group):
-        return group.gather(group.process_id)
-
-    stranger = threading.Thread(target=disturb)
-    stranger.start()
-    assert together(work) == [[0, 1, 2]] * 3
-    stranger.join()
-
-
 MEMBER = """
 import atexit, os, sys, time
 from launch.banners import native_banners_hidden
-from modeling.job import coordinator
+from modeling.job import connection, coordinator
 from modeling.job.place import JobPlace
 from modeling.job.group import ProcessGroup
 from pipeline.errors import UserError
 
 process_id, address, work = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-coordinator.SECONDS_OF_SILENCE = 5
+connection.SECONDS_OF_SILENCE = 5
 
 def member():
     with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
@@ -412,7 +391,7 @@ def test_a_lost_process_is_reported_instead_of_the_backends_error_about_it(membe
 
 
 def test_many_heartbeats_must_be_missed_before_a_process_is_lost():
-    assert 10 * coordinator.SECONDS_BETWEEN_HEARTBEATS < coordinator.SECONDS_OF_SILENCE < 60
+    assert 10 * coordinator.SECONDS_BETWEEN_HEARTBEATS < connection.SECONDS_OF_SILENCE < 60
 
 
 @pytest.mark.parametrize(
@@ -424,6 +403,10 @@ def test_many_heartbeats_must_be_missed_before_a_process_is_lost():
         ((":80", 2, 0), ":80"),
         (("host:70000", 2, 0), "host:70000"),
         (("host:0", 2, 0), "host:0"),
+        (("host:²", 2, 0), "host:²"),
+        (("a\nb:80", 2, 0), r"^--coordinator_address=a\\nb:80 must"),
+        (("host:80", 2, 1), "host:80 need a secret"),
+        (("192.0.2.1:80", 2, 1), "192.0.2.1:80 need a secret"),
         (("host:80", 0, 0), "--num_processes=0"),
         (("host:80", 2, 2), "--process_id=2"),
         (("host:80", 2, -1), "--process_id=-1"),
@@ -439,4 +422,13 @@ def test_invalid_places_are_refused(place, named):
     [("node1:80", ("node1", 80)), ("[::1]:8080", ("::1", 8080))],
 )
 def test_address_is_split_into_host_and_port(address, host_and_port):
-    assert JobPlace(address, 2, 1).host_and_port == host_and_port
+    assert JobPlace(address, 2, 1, token=TOKEN).host_and_port == host_and_port
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "[::1]"])
+def test_a_job_on_one_host_needs_no_token(host):
+    JobPlace(f"{host}:80", 2, 1)
+
+
+def test_a_place_does_not_show_its_token():
+    assert TOKEN not in repr(JobPlace("host:80", 2, 1, token=TOKEN))
