@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from launch.messages import in_one_line
+from pipeline.errors import in_one_line
 
 # SIGUSR1 announces, as SIGTERM does, that a cluster takes the machine away.
 _EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}

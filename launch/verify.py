@@ -7,8 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.messages import in_one_line
-from pipeline.errors import UserError
+from pipeline.errors import UserError, in_one_line
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 

@@ -1,6 +1,6 @@
 """A Beam worker for `--environment_type=PROCESS`.
 
-It is started as `python -m launch.worker --id=… --provision_endpoint=…`. Beam's own program for
+It is started as `python -P -m launch.worker --id=… --provision_endpoint=…`. Beam's own program for
 this, `boot`, exists only in its container images. Unlike `boot`, this one installs nothing: it uses
 the installed package.
 """

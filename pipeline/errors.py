@@ -1,4 +1,4 @@
-"""The exception for errors that a user can fix, and a helper for messages."""
+"""The exception for errors that a user can fix, and helpers for messages."""
 
 from collections.abc import Sequence
 
@@ -17,3 +17,11 @@ def listed(names: Sequence[str]) -> str:
     """The names joined by commas, with at most 8 of them spelled out."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def in_one_line(text: str) -> str:
+    """The text with escapes for line ends, control characters and what has no UTF-8 encoding."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )

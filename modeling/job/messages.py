@@ -10,16 +10,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
+from pipeline.errors import in_one_line
+
 _STRICT = ConfigDict(strict=True, extra="forbid")
 _MOST_CHARACTERS = 2000
 
 
 def printable(text: str) -> str:
     """Escapes what a terminal would obey, such as line ends, and cuts off what is too long."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text[:_MOST_CHARACTERS]
-    )
+    return in_one_line(text[:_MOST_CHARACTERS])
 
 
 Text = Annotated[str, AfterValidator(printable)]

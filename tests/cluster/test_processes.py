@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from pipeline.records import read_frames
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
 NUM_STEPS = 80
+NUM_STEPS_OF_LOSSES = 600
+NUM_LOSSES = 10
 SECONDS = 120
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
 BACKENDS = ["tensorflow", pytest.param("jax", marks=[needs_jax, pytest.mark.slow])]
@@ -223,6 +227,66 @@ def test_a_killed_process_ends_the_job_which_can_be_resumed(backend, data_dir, t
     (code,), (stderr,) = end_of(process)
     assert code == 143, stderr
     assert f"resuming from run/checkpoints/{saved[-1]}" in stderr
+
+
+LOSS = re.compile(
+    r"(process \d on \S+: )?process \d( on \S+)? was lost \(.*\): the job ends; .*"
+    r"|(clozemill pretrain: )?(waited|process 1 on \S+: the coordinator at) .* did not .*"
+)
+
+
+def lose(rank, number, seconds, directory, pretrain):
+    """Starts a job and loses a process of it after some seconds; returns what is wrong with it."""
+    processes = [
+        start(directory, *pretrain, *place) for place in places_of_two("--coordinator_timeout=15")
+    ]
+    survivor = processes[1 - rank]
+    time.sleep(seconds)
+    processes[rank].send_signal(number)
+    lost = time.monotonic()
+    try:
+        _, stderr = survivor.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        return "it did not end"
+    finally:
+        took = time.monotonic() - lost
+        for process in processes:
+            process.kill()
+            process.communicate()
+    ours = [line for line in stderr.splitlines() if LOSS.fullmatch(line)]
+    is_done = (directory / "run" / "checkpoints" / f"step-{NUM_STEPS_OF_LOSSES:08d}").exists()
+    print(f"{rank} {number.name} {seconds:.1f} s: {took:.1f} s", survivor.returncode, is_done, ours)
+    if not is_done and (survivor.returncode == 0 or len(ours) != 1):
+        return f"exit code {survivor.returncode}: {stderr}"
+    if took > 60 or "Traceback" in stderr:
+        return f"{took:.0f} s: {stderr}"
+    codes, errors = end_of(*(start(directory, *pretrain, *place) for place in places_of_two()))
+    return None if codes == [0, 0] else f"it did not resume: {codes} {errors}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
+def test_a_process_may_be_lost_at_any_moment(backend, data_dir, tmp_path):
+    """The job ends with one line that says which, and resumes."""
+    pretrain = (
+        *command(backend, data_dir, "run", f"--num_train_steps={NUM_STEPS_OF_LOSSES}"),
+        *("--save_checkpoints_steps=100", "--log_every_steps=50", "--eval_every_steps=300"),
+    )
+    started = time.monotonic()
+    run(tmp_path, *two(*pretrain))
+    # Several jobs at once take longer than one.
+    most_seconds = 1.5 * (time.monotonic() - started)
+    draw = random.Random(backend)
+    losses = []
+    for loss in range(NUM_LOSSES):
+        number = draw.choice([signal.SIGKILL, signal.SIGSTOP])
+        (tmp_path / str(loss)).mkdir()
+        losses.append(
+            (draw.randrange(2), number, draw.uniform(0, most_seconds), tmp_path / str(loss))
+        )
+    with ThreadPoolExecutor(3) as threads:
+        problems = list(threads.map(lambda loss: lose(*loss, pretrain), losses))
+    assert problems == [None] * NUM_LOSSES
 
 
 @pytest.mark.slow

@@ -110,6 +110,18 @@ def test_the_printed_commands_run_as_they_are(tmp_path):
     assert run.stdout.split("\n")[:-1] == [*create, "0" * 64, "apply", "--filename=a job.yaml"]
 
 
+def test_the_policy_of_the_readme_is_about_the_jobs_pods(tmp_path):
+    service, _ = manifests(tmp_path, *NODES, *PRETRAIN)
+    (text,) = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "launch" / "README.md").read_text(), re.DOTALL
+    )
+    policy = yaml.safe_load(text)
+    pytest.importorskip("kubernetes_validate").validate(policy, "1.37", strict=True)
+    (rule,) = policy["spec"]["ingress"]
+    for selector in (policy["spec"]["podSelector"], rule["from"][0]["podSelector"]):
+        assert selector["matchLabels"] == service["spec"]["selector"]
+
+
 def action(job, exit_code=None, is_disrupted=False):
     """What the Job's failure policy does with an ended pod: the first matching rule's action."""
     for rule in job["spec"]["podFailurePolicy"]["rules"]:

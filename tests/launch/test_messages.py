@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.messages import in_one_line, print_error
+from launch.messages import print_error
+from pipeline.errors import in_one_line
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
