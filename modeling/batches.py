@@ -200,9 +200,10 @@ def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, 
       UserError: a shard cannot be read, or a value is out of its range; the message names file and
         record.
     """
+    features = data_set.manifest.features
     try:
         for batch in batches.as_numpy_iterator():
-            yield _narrow(batch, data_set.manifest.features)
+            yield _narrow(batch, features)
     except (tf.errors.OpError, ValueError) as error:
         # A UnicodeDecodeError, where TensorFlow's message quotes a record.
         reason = _damage_in(data_set) or str(error).partition("\n")[0]
