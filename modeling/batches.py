@@ -127,9 +127,7 @@ def training_batches(
     """
     shards = data_set.manifest.shards_of("train")
     if not any(shard.instances for shard in shards):
-        raise UserError(
-            f"the data set {data_set.directory} has no training instance: generate it again"
-        )
+        raise UserError(f"{data_set.directory} has no training instance: generate it again")
     _check_sizes(data_set, shards)
     # The numbers of this process's instances, modulo N.
     remainder = (first_instance + process_id) % num_processes
