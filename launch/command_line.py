@@ -59,8 +59,8 @@ def run(arguments: list[str]) -> int:
             return 0
         module.main(*_parse_flags(verb, own, module), *command)
     except flags.Error as error:
-        problem = "; ".join(str(error).splitlines())
-        print_error(f"clozemill {verb}", f"{problem} (`clozemill {verb} --help` lists the flags)")
+        print_error(f"clozemill {verb}", "; ".join(str(error).splitlines()))
+        print(f"`clozemill {verb} --help` lists the flags.", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of the output, such as `head`, has closed the pipe.

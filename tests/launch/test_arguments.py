@@ -39,7 +39,8 @@ for flag in flags_of(module):
             code, lines = run([*others, f"--{flag.name}={value}"])
         except Exception as error:
             code, lines = None, [repr(error)]
-        if code != 0 and (code not in (1, 2) or len(lines) != 1 or len(lines[0]) > 20_000):
+        # For wrong flags, a second line says where they are listed.
+        if code != 0 and (code not in (1, 2) or len(lines) != code or len(lines[0]) > 20_000):
             print(json.dumps([flag.name, value, code, lines]))
 """
 VALUES = [
