@@ -120,8 +120,7 @@ def test_transformers_opens_the_export_and_computes_the_same(outputs):
 
     from modeling.batches import evaluation_batches, readable
     from modeling.bert_for_pretraining import BertForPreTraining
-    from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights
-    from modeling.training.run_directory import read_run
+    from modeling.checkpoints.run_checkpoints import latest_checkpoint, load_weights, read_run
     from pipeline.manifest import DataSet
 
     data, run, exported = outputs

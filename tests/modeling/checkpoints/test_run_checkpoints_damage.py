@@ -228,6 +228,7 @@ def test_flipped_bits_are_damage_or_do_not_matter(run_dir, learner, learners, ha
     assert noticed == len(flips) or not has_digests
 
 
+@pytest.mark.no_backend
 def test_any_flipped_bit_in_the_state_is_damage(learners, tmp_path):
     checkpoint = save_checkpoint(tmp_path, learners[0], TrainingState(step=2), keep=5)
     path = checkpoint / "state.json"
