@@ -24,7 +24,7 @@ from modeling.step.learner import Learner
 from modeling.training.run_directory import prepare_run
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import VOCABULARY_NAME, DataSet, Manifest, Shard
-from pipeline.records import encode_examples
+from pipeline.records import encode_examples, read_frames
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
@@ -200,6 +200,18 @@ def write_data_set():
         return DataSet(data_dir, manifest)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def swap_records():
+    """A function that swaps the first two records of a shard: only its SHA-256 is then wrong."""
+
+    def swap(path):
+        with path.open("rb") as file:
+            first, second, *others = read_frames(file)
+        path.write_bytes(b"".join([second, first, *others]))
+
+    return swap
 
 
 @pytest.fixture(scope="session")
