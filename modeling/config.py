@@ -84,9 +84,7 @@ class BertConfig:
         for name, most in _MOST.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:  # a bool is an int, too
-                raise UserError(
-                    f"{name} is {value!r:.99} but must be a whole number from 1 to {most}"
-                )
+                raise _impossible(name, value, f"a whole number from 1 to {most}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -94,13 +92,11 @@ class BertConfig:
             )
         for name, known in (("hidden_act", ("gelu", "relu")), ("gelu_form", tuple(GeluForm))):
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name} is {value!r:.99} but must be {' or '.join(known)}")
+                raise _impossible(name, value, " or ".join(known))
         for name in _SHARES:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < 1:
-                raise UserError(
-                    f"{name} is {value!r:.99} but must be a number, at least 0 and below 1"
-                )
+                raise _impossible(name, value, "a number, at least 0 and below 1")
 
     @classmethod
     def preset(cls, name: str, vocab_size: int) -> "BertConfig":
@@ -169,6 +165,10 @@ class BertConfig:
         next_sentence_head = 6 * (h * h + 2 * h)
         blocks = self.num_hidden_layers * (dense + attention)
         return blocks + masked_lm_head + next_sentence_head
+
+
+def _impossible(name: str, value: object, wanted: str) -> UserError:
+    return UserError(f"{name} is {value!r:.99} but must be {wanted}")
 
 
 def read_config_content(path: Path) -> dict[str, Any]:
