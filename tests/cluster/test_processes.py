@@ -23,7 +23,7 @@ from pipeline.records import read_frames
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
 NUM_STEPS = 80
-NUM_STEPS_OF_LOSSES = 600
+NUM_STEPS_OF_LOSSES = 200
 NUM_LOSSES = 10
 SECONDS = 120
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs jax")
@@ -73,10 +73,10 @@ def start(directory, *arguments, num_devices=1):
     )
 
 
-def end_of(*processes):
+def end_of(*processes, seconds=SECONDS):
     """Waits for the processes to end and returns their exit codes and stderr."""
     try:
-        errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
+        errors = [process.communicate(timeout=seconds)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -260,7 +260,8 @@ def lose(rank, number, seconds, directory, pretrain):
         return f"exit code {survivor.returncode}: {stderr}"
     if took > 60 or "Traceback" in stderr:
         return f"{took:.0f} s: {stderr}"
-    codes, errors = end_of(*(start(directory, *pretrain, *place) for place in places_of_two()))
+    resumed = [start(directory, *pretrain, *place) for place in places_of_two()]
+    codes, errors = end_of(*resumed, seconds=3 * SECONDS)
     return None if codes == [0, 0] else f"it did not resume: {codes} {errors}"
 
 
@@ -270,12 +271,11 @@ def test_a_process_may_be_lost_at_any_moment(backend, data_dir, tmp_path):
     """The job ends with one line that says which, and resumes."""
     pretrain = (
         *command(backend, data_dir, "run", f"--num_train_steps={NUM_STEPS_OF_LOSSES}"),
-        *("--save_checkpoints_steps=100", "--log_every_steps=50", "--eval_every_steps=300"),
+        *("--save_checkpoints_steps=50", "--log_every_steps=50", "--eval_every_steps=100"),
     )
     started = time.monotonic()
     run(tmp_path, *two(*pretrain))
-    # Several jobs at once take longer than one.
-    most_seconds = 1.5 * (time.monotonic() - started)
+    most_seconds = time.monotonic() - started
     draw = random.Random(backend)
     losses = []
     for loss in range(NUM_LOSSES):
@@ -284,7 +284,7 @@ def test_a_process_may_be_lost_at_any_moment(backend, data_dir, tmp_path):
         losses.append(
             (draw.randrange(2), number, draw.uniform(0, most_seconds), tmp_path / str(loss))
         )
-    with ThreadPoolExecutor(3) as threads:
+    with ThreadPoolExecutor(2) as threads:
         problems = list(threads.map(lambda loss: lose(*loss, pretrain), losses))
     assert problems == [None] * NUM_LOSSES
 
