@@ -1,8 +1,6 @@
 """What children of the zygote do: run a verb, open what a verb has written, read a file."""
 
 import hashlib
-import importlib
-import json
 import sys
 import zlib
 from pathlib import Path
@@ -11,6 +9,9 @@ import numpy as np
 
 import crash
 import launch.__main__
+from pipeline.errors import UserError
+from pipeline.manifest import DataSet
+from pipeline.receipts import read_receipt
 
 
 def run(arguments, watched=None, deadly=None):
@@ -135,3 +136,61 @@ def digest_of_export(directory, export_format):
 
 def _bytes_of(array):
     return np.asarray(array).tobytes()
+
+
+def flip_bits(path, reader, most=None):
+    """Flips bits of a file, one at a time, and reads it each time.
+
+    Args:
+      path: the file.
+      reader: the name of a function of `_readers`.
+      most: about how many bits are flipped; None: all.
+
+    Returns:
+      The number of flips; and a list of what came of each that was not refused in one line: what,
+      and where.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    read = _reader(reader, path)
+    read()
+    # An odd stride comes to all places of a byte.
+    stride = 1 if most is None else max(8 * len(content) // most, 1) | 1
+    bits, wrong = range(0, 8 * len(content), stride), []
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        where = f"bit {bit}, in {content[max(bit // 8 - 12, 0) : bit // 8 + 12]!r}"
+        try:
+            read()
+        except UserError as error:
+            text = str(error)
+            if "\n" in text or not (path.name in text or str(path.parent) in text):
+                wrong.append(("unclear", f"{where}: {text}"))
+        except Exception as error:
+            wrong.append(("traceback", f"{where}: {error!r}"))
+        else:
+            wrong.append(("accepted", where))
+    path.write_bytes(content)
+    return len(bits), wrong
+
+
+def _reader(name, path):
+    """A function that reads a file as the program does."""
+    if name == "data_set":
+        return lambda: DataSet.read(path.parent)
+    if name == "receipt":
+        return lambda: read_receipt(path.with_suffix(""))
+    from modeling.checkpoints import run_checkpoints
+    from modeling.config import BertConfig
+    from modeling.step.learner import new_learner
+    from modeling.training_options import TrainingOptions
+
+    if name == "state":
+        return lambda: run_checkpoints.read_state(path.parent)
+    if name == "weights":
+        return lambda: run_checkpoints.read_weights(path.parent)
+    config = BertConfig.read(path.parents[2] / "bert_config.json")
+    learner = new_learner(config, TrainingOptions(num_warmup_steps=0, num_train_steps=4))
+    return lambda: run_checkpoints.load_checkpoint(path.parent, learner)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -29,6 +30,7 @@ SMALL_MODEL = (
     "--intermediate_size=8",
     "--max_position_embeddings=16",
 )
+KILLED = -9
 # Files that hold times, or whose parts have no fixed order: their presence counts, not their bytes.
 DATED = ("*/saved_model.pb", "*/fingerprint.pb", "*/variables/variables.*", "*/model.keras")
 TIMES_IN_METRICS = (
@@ -96,6 +98,13 @@ class Zygote:
         outcome = self.run(*arguments, **kwargs)
         assert outcome.code == 0, (arguments, outcome)
         return outcome
+
+    def die_before(self, name, folder, arguments):
+        """Runs a verb that kills itself at its first change to a file, named below the folder."""
+        changes = self.succeed(*arguments, watched=folder).value
+        shutil.rmtree(folder / Path(name).parent)
+        deadly = 1 + next(index for index, change in enumerate(changes) if name in change)
+        assert self.run(*arguments, watched=folder, deadly=deadly).code == KILLED
 
     def close(self):
         self._process.stdin.close()

@@ -25,8 +25,6 @@ MOST_POINTS = 60
 POINTS_OF_FAST_TESTS = 8
 KILLED = -9
 FORMATS = ("huggingface", "original", "onnx", "saved_model", "keras")
-# An unfinished data set is left by a command killed at this change.
-CHANGES_OF_UNFINISHED = 40
 # What a killed command may leave until it is repeated.
 UNFINISHED = ("*.tmp", "*.tmp/*", "*/clozemill_in_progress*")
 
@@ -40,7 +38,7 @@ class Case:
       output: what it writes there.
       kind: what that is: data, run, export or file.
       before: a command that prepares the folder.
-      dies_at: the number of the change at which the command before is killed; None: it is not.
+      dies_before: the file before whose first change that command is killed; "" if it is not.
       folder: an empty folder there.
       format: of an export.
     """
@@ -49,7 +47,7 @@ class Case:
     output: str
     kind: str
     before: tuple[str, ...] = ()
-    dies_at: int | None = None
+    dies_before: str = ""
     folder: str = ""
     format: str = ""
 
@@ -87,8 +85,10 @@ class Killing:
             (self._work / case.folder).mkdir()
         if case.before:
             arguments = self._filled_in(case.before)
-            before = zygote.run(*arguments, watched=self._work, deadly=case.dies_at)
-            assert before.code == (KILLED if case.dies_at else 0), before
+            if case.dies_before:
+                zygote.die_before(case.dies_before, self._work, arguments)
+            else:
+                zygote.succeed(*arguments)
         shutil.copytree(self._work, self._pristine)
         self._before = self._content_of(self._work)
         self._digest_before = self._digest() if self._before else None
@@ -210,7 +210,7 @@ def generate_cases(flags: tuple[str, ...]) -> dict[str, Case]:
         "generate --drop_duplicates": with_flags("--drop_duplicates"),
         "generate --eval_fraction": with_flags("--eval_fraction=0.3"),
         "generate --overwrite, finished": overwriting,
-        "generate --overwrite, unfinished": replace(overwriting, dies_at=CHANGES_OF_UNFINISHED),
+        "generate --overwrite, unfinished": replace(overwriting, dies_before="data/manifest.json"),
     }
 
 
