@@ -3,15 +3,17 @@
 import hashlib
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
+import crash
 import numpy as np
 
-import crash
 import launch.__main__
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet
-from pipeline.receipts import read_receipt
+from pipeline.receipts import PortionReceipt, read_receipt
+from pipeline.statistics import ShardResults
 
 
 def run(arguments, watched=None, deadly=None):
@@ -181,7 +183,8 @@ def _reader(name, path):
     if name == "data_set":
         return lambda: DataSet.read(path.parent)
     if name == "receipt":
-        return lambda: read_receipt(path.with_suffix(""))
+        kind = PortionReceipt if ".parquet" in path.name else ShardResults
+        return partial(_read_receipt, path.with_suffix(""), kind)
     from modeling.checkpoints import run_checkpoints
     from modeling.config import BertConfig
     from modeling.step.learner import new_learner
@@ -194,3 +197,9 @@ def _reader(name, path):
     config = BertConfig.read(path.parents[2] / "bert_config.json")
     learner = new_learner(config, TrainingOptions(num_warmup_steps=0, num_train_steps=4))
     return lambda: run_checkpoints.load_checkpoint(path.parent, learner)
+
+
+def _read_receipt(path, kind):
+    # A damaged receipt is none.
+    if read_receipt(path, kind) is None:
+        raise UserError(f"{path.name}.json is no receipt")

@@ -100,7 +100,7 @@ class Zygote:
         return outcome
 
     def die_before(self, name, folder, arguments):
-        """Runs a verb that kills itself before it first changes what is at a path below a folder."""
+        """Runs a verb that kills itself at its first change to what is at a path below a folder."""
         changes = self.succeed(*arguments, watched=folder).value
         shutil.rmtree(folder / Path(name).parts[0])
         deadly = 1 + next(index for index, change in enumerate(changes) if name in change)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.no_backend
 
 # Of a case with more changes, the first and the last third of these and a sample between them.
 MOST_POINTS = 60
-POINTS_OF_FAST_TESTS = 8
+POINTS_OF_FAST_TESTS = 5
 KILLED = -9
 FORMATS = ("huggingface", "original", "onnx", "saved_model", "keras")
 # What a killed command may leave until it is repeated.

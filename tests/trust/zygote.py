@@ -12,13 +12,15 @@ import resource
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parent))
 
-_MOST_MEMORY = 12 << 30
+CODE_OF_TRACEBACK = 70
+MOST_MEMORY = 12 << 30
 
 
 def serve() -> None:
@@ -28,28 +30,28 @@ def serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
-        outputs = [tempfile.TemporaryFile("w+") for _ in range(3)]
-        process = os.fork()
-        if not process:
-            _answer(json.loads(line), outputs)
-        _, status = os.waitpid(process, 0)
-        for output in outputs:
-            output.seek(0)
-        stdout, stderr, value = (output.read() for output in outputs)
-        code = os.waitstatus_to_exitcode(status)
-        print(json.dumps([code, stdout, stderr, value]), file=replies, flush=True)
+        with contextlib.ExitStack() as stack:
+            outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(3)]
+            process = os.fork()
+            if not process:
+                _answer_in_child(json.loads(line), outputs)
+            _, status = os.waitpid(process, 0)
+            for output in outputs:
+                output.seek(0)
+            reply = [os.waitstatus_to_exitcode(status), *(output.read() for output in outputs)]
+        print(json.dumps(reply), file=replies, flush=True)
 
 
-def _answer(request, outputs):
+def _answer_in_child(request, outputs):
     """Calls a function in the child, with its outputs in files, and ends the child."""
     # Without a handler, the signal ends the process even while C++ computes.
     signal.alarm(request["seconds"])
     # So that a damaged size is an error, and not a machine without memory.
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number, output in enumerate(outputs[:2], 1):
         os.dup2(output.fileno(), number)
-    code = 70
+    code = CODE_OF_TRACEBACK
     try:
         module, _, function = request["function"].partition(":")
         value = getattr(importlib.import_module(module), function)(*request["arguments"])
@@ -59,8 +61,6 @@ def _answer(request, outputs):
     except SystemExit as error:
         code = error.code
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
