@@ -269,7 +269,8 @@ class Files:
         if outcome.code:
             # A wrong flag takes a second line; `verify` has a line for each file.
             most = outcome.code if verb != "verify" else len(lines)
-            names = (path.name, str(path.parent)) if path.parent != self._work else (path.name,)
+            folders = [parent for parent in path.parents if parent.is_relative_to(self._work)]
+            names = [path.name, *map(str, folders[:-1])]
             # A line of a flag file counts as a flag of the command line, which errors name.
             is_named = verb == "flagfile" or any(name in lines[0] for name in names)
             is_clear = len(lines) == most > 0 and is_named
