@@ -30,7 +30,11 @@ def run(arguments, watched=None, deadly=None):
     if "modeling.training.loop" in sys.modules:
         _do_not_compute()
     changes = crash.watch(Path(watched), deadly) if watched else []
-    return launch.__main__.run(arguments), changes
+    sys.argv = ["clozemill", *arguments]
+    try:
+        launch.__main__.main()
+    except SystemExit as error:
+        return error.code or 0, changes
 
 
 def _do_not_compute():
