@@ -90,17 +90,14 @@ def _do_not_compute():
 
 def damage_of_run(run_dir):
     """What is wrong with the checkpoints of a run, in words."""
-    from modeling.checkpoints.run_checkpoints import list_checkpoints, read_state, read_weights
+    from modeling.checkpoints.run_checkpoints import list_checkpoints
 
     damage = []
     for checkpoint in list_checkpoints(Path(run_dir)):
         try:
-            read_state(checkpoint)
-            read_weights(checkpoint)
-            with np.load(checkpoint / "optimizer.npz") as arrays:
-                dict(arrays)
-        except Exception as error:
-            damage.append(f"{checkpoint.name}: {error}")
+            _reader("checkpoint", checkpoint / "state.json")()
+        except UserError as error:
+            damage.append(str(error))
     return damage
 
 
@@ -196,9 +193,9 @@ def _reader(name, path):
 
     if name == "state":
         return lambda: run_checkpoints.read_state(path.parent)
-    if name == "weights":
-        return lambda: run_checkpoints.read_weights(path.parent)
     config = BertConfig.read(path.parents[2] / "bert_config.json")
+    if name == "weights":
+        return lambda: run_checkpoints.read_weights(path.parent, config)
     learner = new_learner(config, TrainingOptions(num_warmup_steps=0, num_train_steps=4))
     return lambda: run_checkpoints.load_checkpoint(path.parent, learner)
 

@@ -209,13 +209,32 @@ def _content_of(folder: Path) -> dict[str, bytes]:
             content[f"{name}/"] = b""
         elif path.name.startswith("events."):
             content[f"{path.parent.relative_to(folder)}/events.*"] = b""
-        elif any(fnmatch(name, pattern) for pattern in DATED):
+        elif _is_dated(path, name):
             content[name] = b""
+        elif path.name == "state.json":
+            content[name] = _without_metrics(path.read_bytes())
         elif path.name == "metrics.jsonl":
             content[name] = _without_times(path.read_bytes())
         else:
             content[name] = path.read_bytes()
     return content
+
+
+def _is_dated(path, name):
+    """Whether a file holds times, or the digest of such a file."""
+    has_digests = path.name == "export.json" and any(
+        fnmatch(f"x/{other.name}", pattern) for other in path.parent.iterdir() for pattern in DATED
+    )
+    return has_digests or any(fnmatch(name, pattern) for pattern in DATED)
+
+
+def _without_metrics(state):
+    try:
+        content = json.loads(state)
+        # The metrics hold times.
+        return json.dumps({**content, "metrics": None, "content_sha256": None}).encode()
+    except (ValueError, TypeError, RecursionError):
+        return state  # damaged
 
 
 def _without_times(metrics: bytes) -> bytes:

@@ -79,7 +79,10 @@ KINDS = [
     Kind("vocab.txt", "text", is_ours=False),
     Kind("run/copy_of_bert_config.json", "config", is_ours=False),
     Kind("huggingface/config.json", "original", is_ours=False),
-    Kind("huggingface/model.safetensors", "original", is_ours=False),
+    Kind("huggingface/model.safetensors", "original again", is_ours=False),
+    Kind("huggingface/export.json", "original again"),
+    Kind("new_vocab.txt", "vocab"),
+    Kind("new_vocab.txt.json", "vocab"),
     Kind("huggingface/tokenizer.json", "original", is_ours=False),
     Kind("huggingface/tokenizer_config.json", "original", is_ours=False),
     Kind("original/bert_model.ckpt.index", "huggingface", is_ours=False),
@@ -215,6 +218,11 @@ class Files:
             ],
             "evaluate": evaluate,
             "export": ["export", f"--run_dir={run}", new],
+            "again": ["export", f"--run_dir={run}", f"--output_dir={work / 'huggingface'}"],
+            "vocab": [
+                *["vocab", f"--input_file={text / 'corpus.txt'}", "--vocab_size=300"],
+                f"--output_file={work / 'new_vocab.txt'}",
+            ],
             "original": [
                 *["export", f"--checkpoint={work / 'huggingface'}", new, "--format=original"],
             ],
@@ -224,6 +232,7 @@ class Files:
             suffix: [*generate, f"--input_file={work / f'corpus.{suffix}'}", new]
             for suffix in ("text", "jsonl", "parquet", "wiki", "gz", "bz2", "xz", "zst")
         }
+        zygote.succeed(*self.commands["vocab"])
         zygote.succeed(*read_text, f"--output_dir={data}", "--eval_fraction=0.3")
         zygote.succeed(
             *[*read_text, f"--output_dir={work / 'kept'}"],
