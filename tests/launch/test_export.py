@@ -89,11 +89,11 @@ def huggingface(tmp_path_factory, run_dir, export):
 
 
 def assert_fails(result, *parts, code=1):
-    """Checks that one line says why."""
+    """Checks that one line says why; for wrong flags, a second one says where they are listed."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
+    assert len(lines) == code, result.stderr
     assert lines[0].startswith("clozemill export: ")
     for part in parts:
         assert str(part) in lines[0]

@@ -224,7 +224,7 @@ def test_control_characters_in_arguments_change_nothing(tmp_path):
     [
         (("--output_file=a\nb.yaml",), r"--output_file=a\nb.yaml has characters"),
         (("--image=a\n",), "--image=a"),
-        ((*PRETRAIN, "--init_checkpoint=\udcff"), "is no UTF-8"),
+        ((*PRETRAIN, "--init_checkpoint=\udcff"), "is not text"),
     ],
 )
 def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message):

@@ -138,6 +138,7 @@ def test_every_field_of_config_and_options_has_a_flag():
         *("data_dir", "output_dir", "init_checkpoint", "dry_run"),
         *("backend", "model", "bert_config_file"),
         *("coordinator_address", "num_processes", "process_id", "coordinator_timeout"),
+        "job_token_file",
     }
     fields = (*dataclasses.fields(BertConfig), *dataclasses.fields(TrainingOptions))
     assert set(names) == others | {field.name for field in fields}
