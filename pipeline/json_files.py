@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from absl import logging
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, in_one_line
 from pipeline.files import write_whole
 
 DIGEST_KEY = "content_sha256"
@@ -96,7 +96,8 @@ def _checked(path: Path, text: str, content_type: type[T]) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "its content"
-        raise DamagedFileError(f"{path} is damaged: {where}: {first['msg']}") from error
+        reason = in_one_line(f"{where}: {first['msg']}")
+        raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)

@@ -86,6 +86,7 @@ def test_a_file_without_a_digest_is_read_with_one_warning(tmp_path, caplog):
         b'{"step": true, "rates": {}}',
         b'{"step": 5, "rates": {"peak": null}}',
         b'{"step": 5, "rates": {}, "more": 1}',
+        b'{"step": 5, "rates": {}, "a\\nb": 1}',
         b'{"step": 5, "rates": {}, "content_sha256": 7}',
         b'{"step": ' + b"9" * 5000 + b', "rates": {}}',
     ],
