@@ -17,7 +17,7 @@ from launch.flag_files import flag_values, flags_as_text
 from pipeline.documents import Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate
-from pipeline.manifest import Manifest
+from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 
 PASSES_ON_UNKNOWN_FLAGS = True
@@ -199,7 +199,21 @@ def _is_not_from_job_service(record: python_logging.LogRecord) -> bool:
 
 
 def describe(manifest: Manifest, output_dir: Path) -> str:
-    """The content of the data set, for people."""
+    """The content of the data set, for people.
+
+    Raises:
+      UserError: the manifest does not have the statistics that `generate` writes.
+    """
+    try:
+        return _describe(manifest, output_dir)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{output_dir / MANIFEST_NAME} lacks statistics ({error!r}): generate the data set "
+            "again, with --overwrite"
+        ) from error
+
+
+def _describe(manifest: Manifest, output_dir: Path) -> str:
     corpus, train = manifest.statistics["corpus"], manifest.statistics["train"]
     lines = [
         f"{output_dir}: {len(manifest.shards)} shards, "

@@ -12,6 +12,7 @@ from absl import flags
 from pipeline.errors import UserError
 from pipeline.inspection import describe_instance, read_instances
 from pipeline.manifest import DataSet
+from pipeline.verification import verify_shard
 from pipeline.vocabulary import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
@@ -33,6 +34,8 @@ def main() -> None:
     shard = next((shard for shard in data_set.manifest.shards if shard.instances), None)
     if shard is None:
         raise UserError(f"{data_set.directory} has no instance: generate it from more text")
+    if difference := next(verify_shard(data_set, shard), None):
+        raise UserError(f"{difference}: generate the data set again, with --overwrite")
     instances = islice(read_instances(data_set, shard), _NUM_EXAMPLES.value)
     for number, instance in enumerate(instances):
         print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")

@@ -6,6 +6,7 @@ OUTPUT_FILE.json, says what it was made from: the same command again only verifi
 """
 
 import dataclasses
+import glob
 import hashlib
 import unicodedata
 from pathlib import Path
@@ -18,7 +19,14 @@ from launch.stopping import at_once
 from pipeline.errors import UserError
 from pipeline.files import has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
-from pipeline.receipts import VocabularyReceipt, read_receipt, write_receipt
+from pipeline.receipts import (
+    Plan,
+    VocabularyReceipt,
+    differences,
+    path_of_receipt,
+    read_receipt,
+    write_receipt,
+)
 from pipeline.vocabulary import tokens_of
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
@@ -81,9 +89,13 @@ def main() -> None:
         "max_bytes": _MAX_BYTES.value,
         "random_seed": _RANDOM_SEED.value,
     }
-    remove_leftovers(output_file.parent, f"{output_file.name}*")
-    if output_file.exists() and not _OVERWRITE.value:
-        _check_finished(output_file, plan)
+    remove_leftovers(output_file.parent, f"{glob.escape(output_file.name)}*")
+    if not _OVERWRITE.value and _is_finished(output_file, plan):
+        logging.info(
+            "%s was made from the same input with the same options before, and is as it was made",
+            output_file,
+        )
+        print(_describe(output_file, len(tokens_of(output_file.read_bytes()))))
         return
     logging.info(
         "input: %s, %.1f MB", describe_formats(files), sum(file.size for file in files) / 1e6
@@ -100,22 +112,28 @@ def main() -> None:
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     write_receipt(output_file, VocabularyReceipt(plan, sha256))
     write_whole(output_file, text)
-    print(f"{output_file}: {len(tokens):,} tokens")
+    print(_describe(output_file, len(tokens)))
 
 
-def _check_finished(output_file: Path, plan: dict[str, Any]) -> None:
-    """Prints that the vocabulary is there, if it was made by the same plan.
+def _is_finished(output_file: Path, plan: Plan) -> bool:
+    """Whether the vocabulary is there, made by the same plan, and not changed since.
 
     Raises:
-      UserError: it was not, or it was changed since.
+      UserError: another file has its name or that of its receipt, or it was changed.
     """
     receipt = read_receipt(output_file, VocabularyReceipt)
-    if receipt is None or receipt.plan != plan:
-        how = "" if receipt is None else " with other input or options"
-        raise UserError(
-            f"{output_file} already exists{how}: give another --output_file, or --overwrite"
-        )
+    advice = "give another --output_file, or --overwrite"
+    for path in (output_file, path_of_receipt(output_file)):
+        if path.exists() and receipt is None:
+            raise UserError(f"{path} already exists: {advice}")
+    if receipt is None or not output_file.exists():
+        return False
+    if others := differences(receipt.plan, plan):
+        raise UserError(f"{output_file} already exists, made with {'; '.join(others)}: {advice}")
     if not has_sha256(output_file, receipt.sha256):
         raise UserError(f"{output_file} was changed after it was made: --overwrite makes it again")
-    num_tokens = len(tokens_of(output_file.read_bytes()))
-    print(f"{output_file}: {num_tokens:,} tokens, made by the same command before")
+    return True
+
+
+def _describe(output_file: Path, num_tokens: int) -> str:
+    return f"{output_file}: {num_tokens:,} tokens"

@@ -140,8 +140,7 @@ def write_documents(
     ):
         for documents in batches:
             for bucket, members in documents.items():
-                names = _SCHEMA.names[1:]
-                columns = [[getattr(member, name) for member in members] for name in names]
+                columns = [[getattr(each, name) for each in members] for name in _SCHEMA.names[1:]]
                 table = pa.table([[bucket.name] * len(members), *columns], schema=_SCHEMA)
                 writer.write_table(table, row_group_size=len(members))
                 buckets.append(bucket)

@@ -5,14 +5,13 @@ its final name and gets a receipt (see `pipeline.receipts`), so that no later ru
 A run may be killed between any two of the steps below: the next one finds a state that it knows.
 """
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import remove_leftovers, whole_file
+from pipeline.files import make_directory, remove_leftovers, whole_file
 from pipeline.json_files import DamagedFileError, read_json, write_json
 from pipeline.manifest import (
     FLAGS_NAME,
@@ -22,16 +21,10 @@ from pipeline.manifest import (
     VOCABULARY_NAME,
     Manifest,
 )
-from pipeline.receipts import files_with_receipt
+from pipeline.receipts import Plan, differences, files_with_receipt
 
 IN_PROGRESS_NAME = "clozemill_in_progress"
-_OTHER_FILES = {
-    "input_stamps_sha256": "different input files or older versions of them",
-    "vocab_sha256": "a different vocabulary",
-}
-
-Plan = Mapping[str, Any]
-"""Everything that determines the content of a stage's files, as JSON values."""
+_OVERWRITE = "pass --overwrite to make the data set again"
 
 
 class Directories:
@@ -69,14 +62,14 @@ class Directories:
         if not (self.output / MANIFEST_NAME).exists() or not self._is_ours():
             return None
         manifest = Manifest.read(self.output)
-        differences = ["an earlier build of Clozemill"]
+        others = ["an earlier build of Clozemill"]
         if (self.output / PLAN_NAME).exists():
-            differences = _differences(self.output / PLAN_NAME, shard_plan)
+            others = _differences(self.output / PLAN_NAME, shard_plan, _OVERWRITE)
         # A run that was killed at its very end leaves this folder.
         shutil.rmtree(self.in_progress, ignore_errors=True)
-        if differences:
+        if others:
             raise UserError(
-                f"{self.output} already holds a data set, made with {'; '.join(differences)}: "
+                f"{self.output} already holds a data set, made with {'; '.join(others)}: "
                 "choose another --output_dir, or pass --overwrite to replace it"
             )
         return manifest
@@ -100,9 +93,9 @@ class Directories:
                 (self.receipts, shard_plan),
                 (self.tokenized, tokenization_plan),
             ):
-                directory.mkdir(parents=True, exist_ok=True)
+                make_directory(directory)
                 write_json(directory / PLAN_NAME, plan)
-            self.unfinished_shards.mkdir(exist_ok=True)
+            make_directory(self.unfinished_shards)
             # The workers read this copy, because all of them can reach the output directory.
             with whole_file(self.vocabulary) as temporary:
                 temporary.write_bytes(vocabulary)
@@ -121,22 +114,22 @@ class Directories:
         is_partly_discarded = is_ours and not self._plan.exists()
         if overwrite or is_partly_discarded:
             self.discard()
-        differences = _differences(self._plan, shard_plan)
-        if differences and files_with_receipt(self.receipts, "*.tfrecord"):
+        others = _differences(self._plan, shard_plan, _OVERWRITE)
+        if others and files_with_receipt(self.receipts, "*.tfrecord"):
             raise UserError(
-                f"{self.output} holds an unfinished data set made with {'; '.join(differences)}: "
+                f"{self.output} holds an unfinished data set made with {'; '.join(others)}: "
                 "pass --overwrite to start over"
             )
-        if differences:
+        if others:
             self.discard()  # no shard is finished yet, so no work is lost that cannot be redone
 
     def _check_tokenized(self, plan: Plan) -> None:
         """Checks that a tokenized corpus kept in its own directory, if any, has the same plan."""
-        differences = _differences(self.tokenized / PLAN_NAME, plan)
-        if differences:
+        advice = "choose another --tokenized_dir, or remove this one"
+        others = _differences(self.tokenized / PLAN_NAME, plan, advice)
+        if others:
             raise UserError(
-                f"{self.tokenized} holds a tokenized corpus made with {'; '.join(differences)}: "
-                "choose another --tokenized_dir, or remove this one"
+                f"{self.tokenized} holds a tokenized corpus made with {'; '.join(others)}: {advice}"
             )
         has_plan = (self.tokenized / PLAN_NAME).exists()
         if self.tokenized.is_dir() and any(self.tokenized.iterdir()) and not has_plan:
@@ -171,8 +164,12 @@ class Directories:
 
     def _is_ours(self) -> bool:
         """Whether the output directory holds a data set, finished or not, perhaps a damaged one."""
-        has_manifest = (self.output / MANIFEST_NAME).exists()
-        return self.in_progress.exists() or (has_manifest and any(self._shards()))
+        if self.in_progress.exists() or not (self.output / MANIFEST_NAME).exists():
+            return self.in_progress.exists()
+        try:
+            return any(self._shards()) or bool(Manifest.read(self.output))
+        except UserError:
+            return False
 
     def _shards(self) -> Iterator[Path]:
         for split in ("train", "eval"):
@@ -185,17 +182,15 @@ def _cannot_write(error: OSError, directory: Path) -> UserError:
     )
 
 
-def _differences(path: Path, wanted: Plan) -> list[str]:
-    """How the plan in a file differs from `wanted`; empty if there is no such file."""
+def _differences(path: Path, wanted: Plan, advice: str) -> list[str]:
+    """How the plan in a file differs from `wanted`; empty if there is no such file.
+
+    Raises:
+      UserError: the file is damaged; the message gives the advice.
+    """
     try:
-        found = read_json(path, dict[str, Any])
+        return differences(read_json(path, dict[str, Any]), wanted)
     except FileNotFoundError:
         return []
     except DamagedFileError as error:
-        raise UserError(f"{error}; remove the folder {path.parent}") from error
-    wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
-    return [
-        _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
-    ]
+        raise UserError(f"{error}; {advice}") from error

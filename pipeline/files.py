@@ -78,6 +78,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
     _flush(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """Creates a directory and its missing parents, unless they exist, and makes sure they last."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        _flush(each.parent)
+
+
 def remove_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:
     """Removes a directory, which first gets a temporary name, so that no part of it counts.
 
@@ -130,7 +138,7 @@ def locked_directory(directory: Path) -> Iterator[None]:
     """
     is_new = not directory.exists()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         handle = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise UserError(

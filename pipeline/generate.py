@@ -7,7 +7,7 @@ from absl import logging
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import BucketPlan
-from pipeline.directories import Directories, Plan
+from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.graph import run_pipeline
@@ -16,6 +16,7 @@ from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
 from pipeline.options import GenerateOptions, RandomToken
 from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
+from pipeline.receipts import Plan
 from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.shards import plan_shards
@@ -114,8 +115,8 @@ def _verify_finished(data_set: DataSet) -> None:
         logging.error("%s", difference)
     if differences:
         raise UserError(
-            f"{len(differences)} files of {data_set.directory} are damaged: pass --overwrite to "
-            "make it again"
+            f"{len(differences)} files of {data_set.directory} are damaged or do not belong there: "
+            "remove the latter, or pass --overwrite to make the data set again"
         )
 
 

@@ -44,7 +44,7 @@ def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.nda
     """Yields the instances of a shard, with the names of `records.instance_features`; slow.
 
     Raises:
-      UserError: a record is damaged, or is not an instance of this data set.
+      UserError: the file cannot be read, or a record is not an instance of this data set.
     """
     path, whole_records = data_set.path_of(shard), 0
     features = data_set.manifest.features
@@ -53,7 +53,7 @@ def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.nda
             for frame in read_frames(file):
                 yield decode_instance(record_of(frame), features)
                 whole_records += 1
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"record {whole_records + 1} of {path} is damaged: {error}") from error
 
 

@@ -77,7 +77,7 @@ class Manifest:
     vocab_size: int
     vocab_sha256: str
     options: dict[str, Any]
-    statistics: dict[str, Any]
+    statistics: dict[str, dict[str, Any]]
     shards: list[Shard]
     strip_accents: bool | None = None
     format_version: int = FORMAT_VERSION
@@ -130,22 +130,34 @@ class Manifest:
             if count > 1:
                 yield f"it lists {name} {count} times"
         for shard in self.shards:
-            counts = (shard.documents, shard.instances, shard.tokens, shard.bytes)
-            if min(shard.pass_index, *counts) < 0:
-                yield f"a count of {shard.name} is below 0"
-            if shard.split not in ("train", "eval") or Path(shard.name).name != shard.name:
-                yield f"{shard.name!r} of the split {shard.split!r} is no shard's name"
+            yield from _contradictions_of(shard)
         if not all(map(_SHA256.fullmatch, (self.vocab_sha256, *(s.sha256 for s in self.shards)))):
             yield "a SHA-256 is not 64 hexadecimal digits"
         for split in ("train", "eval"):
             passes = {shard.pass_index for shard in self.shards_of(split)}
             if passes != set(range(len(passes))):
                 yield f"the passes of its {split} shards are not numbered from 0 on"
+            counts = self.statistics.get(split, {})
+            for name in ("instances", "tokens"):
+                total = sum(getattr(shard, name) for shard in self.shards_of(split))
+                if counts.get(name, total) != total:
+                    yield f"its {split} shards have {total} {name}, its statistics say otherwise"
+        for name, value in vars(self).items():
+            if self.options.get(name, value) != value:
+                yield f"it tells of two values of {name}"
         yield from _missing_shards({shard.name for shard in self.shards})
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
         return [shard for shard in self.shards if shard.split == split]
+
+
+def _contradictions_of(shard: Shard) -> Iterator[str]:
+    counts = (shard.documents, shard.instances, shard.tokens, shard.bytes)
+    if min(shard.pass_index, *counts) < 0:
+        yield f"a count of {shard.name} is below 0"
+    if shard.split not in ("train", "eval") or Path(shard.name).name != shard.name:
+        yield f"{shard.name!r} of the split {shard.split!r} is no shard's name"
 
 
 def _missing_shards(names: set[str]) -> Iterator[str]:
@@ -189,11 +201,25 @@ class DataSet:
         """The data set in a directory.
 
         Raises:
-          UserError: see `Manifest.read`, or its vocabulary is not the one that made it.
+          UserError: see `Manifest.read` and `check_vocabulary`.
         """
-        manifest = Manifest.read(directory)
-        check_vocabulary_file(directory, manifest)
-        return cls(directory, manifest)
+        data_set = cls(directory, Manifest.read(directory))
+        data_set.check_vocabulary()
+        return data_set
+
+    def check_vocabulary(self) -> None:
+        """Checks that its vocabulary is the one that made it.
+
+        Raises:
+          UserError: it is missing or another one, or has not as many lines as the manifest says.
+        """
+        check_vocabulary_file(self.directory, self.manifest)
+        num_lines = self.vocabulary.read_bytes().removesuffix(b"\n").count(b"\n") + 1
+        if num_lines != self.manifest.vocab_size:
+            raise DamagedFileError(
+                f"{self.vocabulary} has {num_lines} lines, but {MANIFEST_NAME} says "
+                f"{self.manifest.vocab_size}; {_AGAIN}"
+            )
 
     @property
     def vocabulary(self) -> Path:

@@ -5,10 +5,12 @@ receipts. Receipts survive a killed worker or run, and a file with a receipt is 
 damaged receipt is none.
 """
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from absl import logging
 
@@ -16,6 +18,13 @@ from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 
 _SUFFIX = ".json"
+_OTHER_FILES = {
+    "input_stamps_sha256": "different input files or older versions of them",
+    "vocab_sha256": "a different vocabulary",
+}
+
+Plan = Mapping[str, Any]
+"""Everything that determines the content of files, as JSON values."""
 
 
 class Receipt(Protocol):
@@ -59,7 +68,7 @@ class DuplicatesReceipt:
 class VocabularyReceipt:
     """What is known of a vocabulary: all that determines its content, and its SHA-256."""
 
-    plan: dict[str, str | int | float | bool | None]
+    plan: dict[str, Any]
     sha256: str
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
@@ -71,7 +80,7 @@ R = TypeVar("R", bound=Receipt)
 def read_receipt(path: Path, kind: type[R]) -> R | None:
     """Reads the receipt of the file that is, or was first, at `path`; None if it has no receipt."""
     try:
-        return read_json(_receipt(path), kind)
+        return read_json(path_of_receipt(path), kind)
     except (FileNotFoundError, DamagedFileError):
         return None
 
@@ -87,14 +96,14 @@ def read_receipt_of_whole(path: Path, kind: type[R], file: Path | None = None) -
     receipt = read_receipt(path, kind)
     if receipt and has_sha256(file or path, receipt.sha256):
         return receipt
-    if _receipt(path).exists():
+    if path_of_receipt(path).exists():
         logging.warning("%s or its receipt is damaged: it is made again", file or path)
     return None
 
 
 def write_receipt(path: Path, receipt: Receipt) -> None:
     """Writes the receipt of a finished file atomically."""
-    write_json(_receipt(path), vars(receipt))
+    write_json(path_of_receipt(path), vars(receipt))
 
 
 def files_with_receipt(folder: Path, pattern: str) -> list[str]:
@@ -102,5 +111,16 @@ def files_with_receipt(folder: Path, pattern: str) -> list[str]:
     return [receipt.stem for receipt in folder.glob(pattern + _SUFFIX)]
 
 
-def _receipt(path: Path) -> Path:
+def path_of_receipt(path: Path) -> Path:
+    """The receipt of the file that is, or was first, at `path`."""
     return path.with_name(path.name + _SUFFIX)
+
+
+def differences(found: Plan, wanted: Plan) -> list[str]:
+    """How a plan that was read from a file differs from the plan of this run, in words."""
+    wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
+    return [
+        _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]

@@ -5,6 +5,7 @@ columns of bytes. The result equals protobuf's deterministic serialization.
 """
 
 import functools
+import io
 import itertools
 import struct
 from collections.abc import Iterator, Mapping
@@ -67,14 +68,18 @@ def frame_record(record: bytes) -> bytes:
 def read_frames(file: BinaryIO) -> Iterator[bytes]:
     """The frames of a TFRecord file, one for each record; checks both checksums.
 
+    A damaged length never takes more memory than the file's size.
+
     Raises:
       ValueError: the file ends within a frame, or a checksum is wrong.
     """
+    file_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
     while length := file.read(_LENGTH_BYTES):
         length_crc = file.read(_CRC_BYTES)
         if length_crc != _masked_crc(length):
             raise ValueError("the checksum of its length is wrong")
-        record = file.read(int.from_bytes(length, "little"))
+        record = file.read(min(int.from_bytes(length, "little"), file_bytes))
         record_crc = file.read(_CRC_BYTES)
         if record_crc != _masked_crc(record):
             raise ValueError("its checksum is wrong")
