@@ -1,6 +1,7 @@
 """`clozemill pretrain` with several processes trains as with one, and they end together."""
 
 import importlib.util
+import itertools
 import os
 import random
 import re
@@ -277,13 +278,12 @@ def test_a_process_may_be_lost_at_any_moment(backend, data_dir, tmp_path):
     run(tmp_path, *two(*pretrain))
     most_seconds = time.monotonic() - started
     draw = random.Random(backend)
+    kinds = list(itertools.product((0, 1), (signal.SIGKILL, signal.SIGSTOP)))
     losses = []
     for loss in range(NUM_LOSSES):
-        number = draw.choice([signal.SIGKILL, signal.SIGSTOP])
-        (tmp_path / str(loss)).mkdir()
-        losses.append(
-            (draw.randrange(2), number, draw.uniform(0, most_seconds), tmp_path / str(loss))
-        )
+        directory = tmp_path / str(loss)
+        directory.mkdir()
+        losses.append((*kinds[loss % len(kinds)], draw.uniform(0, most_seconds), directory))
     with ThreadPoolExecutor(2) as threads:
         problems = list(threads.map(lambda loss: lose(*loss, pretrain), losses))
     assert problems == [None] * NUM_LOSSES
