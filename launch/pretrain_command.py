@@ -5,6 +5,7 @@ import copy
 from absl import flags
 
 from launch.flag_files import expand_flag_files, flags_of
+from launch.stopping import at_once
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
@@ -26,8 +27,9 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
     if command[0] != "pretrain":
         raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}")
-    # Imported late, so that the verb's own flags were parsed without pretrain's.
-    from launch import job, pretrain  # noqa: PLC0415
+    with at_once():
+        # Imported late, so that the verb's own flags were parsed without pretrain's.
+        from launch import job, pretrain  # noqa: PLC0415
 
     values = flags.FlagValues()
     values.set_gnu_getopt(True)

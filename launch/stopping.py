@@ -21,7 +21,8 @@ from pipeline.errors import in_one_line
 
 # SIGUSR1 announces, as SIGTERM does, that a cluster takes the machine away.
 _EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-_SECONDS_TO_CLEAN_UP = 10.0
+# After this time the exception is raised once more, and after as much again the process ends.
+_SECONDS_TO_CLEAN_UP = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar may have hidden
 
@@ -71,6 +72,7 @@ class _Process:
         self._name = name
         self.received: signal.Signals | None = None
         self.is_at_work = False
+        self._raises_again = False
         self._stderr = os.dup(2)  # because stderr is hidden while libraries start
         self._is_ending = threading.RLock()
         # Python writes a signal's number here at once, even while the main thread is held up.
@@ -87,9 +89,10 @@ class _Process:
         """Raises an exception in the main thread, which calls this between two of its steps."""
         if _blocks_at_once or not self.is_at_work:
             self.end(signal.Signals(number))
-        if self.received:
+        if self.received and not self._raises_again:
             return  # a second signal would only interrupt the cleaning up
-        self.received = signal.Signals(number)
+        self._raises_again = False
+        self.received = self.received or signal.Signals(number)
         os.write(self._wakeup, bytes([number]))  # the handler of a library may have called this one
         # What fails from now on, in any thread, fails because of the signal.
         if "logging" in sys.modules:
@@ -108,12 +111,20 @@ class _Process:
             number = signal.Signals(os.read(self._numbers, 1)[0])
             if self.received or signal.getsignal(number) == self._handle:
                 break
-        deadline = time.monotonic() + (0 if _blocks_at_once else _SECONDS_TO_CLEAN_UP)
+        if not _blocks_at_once:
+            self._kill_children_for(_SECONDS_TO_CLEAN_UP)
+            # A library may wait forever while it cleans up; then it is our code's turn.
+            self._raises_again = True
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            self._kill_children_for(_SECONDS_TO_CLEAN_UP)
+        self.end(number)
+
+    def _kill_children_for(self, seconds: float) -> None:
+        """Kills children again and again, because other threads may still start some."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            # The main thread may wait for them, and another thread may still start one.
             kill_children()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        self.end(number)
 
     def end(self, number: signal.Signals) -> None:
         """Ends the process. Nothing else can delay that: no thread, and no exit handler."""
