@@ -55,6 +55,8 @@ _ERRORS_OF_DAMAGE = (
 )
 # The header of an array in an archive is shorter than this many bytes.
 _LONGEST_HEADER = 10_000
+# Larger than any batch that anyone trains on.
+_LARGEST_BATCH = 1 << 20
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -270,6 +272,8 @@ def read_state(checkpoint: Path) -> TrainingState:
         state = read_json(path, TrainingState)
         if checkpoint.name.startswith(_PREFIX) and checkpoint.name != _name_of(state.step):
             raise ValueError(f"it is of step {state.step}")
+        if state.instances_seen > state.step * _LARGEST_BATCH:
+            raise ValueError(f"{state.step} steps cannot see {state.instances_seen} instances")
         return state
 
 

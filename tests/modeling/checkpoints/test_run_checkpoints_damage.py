@@ -168,6 +168,7 @@ STATES = {
             "another_key": '{"step": 3, "steps": 3}',
             "not_a_number": '{"step": 3, "sums": {"tokens": NaN}}',
             "too_large": '{"step": 3, "instances_seen": 1e400}',
+            "too_many_instances": '{"step": 3, "instances_seen": 4611686018427387904}',
             "a_short_loss_scale": '{"step": 3, "loss_scale": [1]}',
         }.items()
     },
