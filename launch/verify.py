@@ -1,6 +1,6 @@
 """Reads a whole data set and compares it with its manifest: checksums, counts, vocabulary.
 
-It prints a line for every file that differs, and then exits with 1.
+It prints a line for every file that differs or does not belong there, and then exits with 1.
 """
 
 from pathlib import Path

@@ -122,6 +122,15 @@ def test_verify_distinguishes_an_intact_data_set_from_a_damaged_one(data_dir, tm
     assert result.stdout == f"{shard} is missing\n"
 
 
+def test_inspect_shows_nothing_of_a_damaged_shard(data_dir, tmp_path):
+    damaged = Path(shutil.copytree(data_dir, tmp_path / "damaged"))
+    shard = sorted(damaged.glob("train-*"))[0]
+    shard.write_bytes(shard.read_bytes() * 2)
+    result = clozemill("inspect", f"--data_dir={damaged}")
+    assert_fails_with_one_line(result, f"{shard} has ", "generate the data set again")
+    assert not result.stdout
+
+
 def test_inspect_shows_masks_and_the_next_sentence_label(data_dir):
     result = clozemill("inspect", f"--data_dir={data_dir}", "--num_examples=3")
     assert result.returncode == 0, result.stderr

@@ -52,10 +52,20 @@ def test_an_existing_file_is_replaced_only_on_request(tmp_path):
 
     again = vocab(output_file, "--vocab_size=500")
     assert again.returncode == 0
-    assert "made by the same command before" in again.stdout
-    assert "with other input or options" in vocab(output_file, "--vocab_size=501").stderr
+    assert again.stdout == f"{output_file}: 500 tokens\n"
+    assert "was made from the same input with the same options before" in again.stderr
+    other = vocab(output_file, "--vocab_size=501").stderr
+    assert f"{output_file} already exists, made with vocab_size 500, not 501" in other
     output_file.write_text(made.replace("[PAD]", "[pad]"))
     assert "was changed after it was made" in vocab(output_file, "--vocab_size=500").stderr
+
+
+def test_a_file_with_the_name_of_the_receipt_is_not_replaced(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    result = vocab(tmp_path / "tokenizer", "--vocab_size=500")
+    assert result.returncode == 1
+    assert f"{tmp_path / 'tokenizer.json'} already exists" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,13 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, content):
         lambda content: content.update(more=1),
         lambda content: content.update(shards=None),
         lambda content: content["shards"][0].pop("sha256"),
+        lambda content: content["statistics"].update(train=[]),
+        lambda content: content.update(options=None),
     ],
-    ids=["no shards", "no length", "unknown key", "shards are no list", "half a shard"],
+    ids=[
+        *("no shards", "no length", "unknown key", "shards are no list", "half a shard"),
+        *("statistics are a list", "no options"),
+    ],
 )
 def test_a_manifest_with_other_keys_is_damaged(change, damaged):
     folder = damaged(change)
@@ -109,6 +114,8 @@ def test_another_format_version_is_refused(version, damaged):
         (lambda content: content["shards"][1].update(instances=-1), "below 0"),
         (lambda content: content["shards"][1].update(sha256="AB" * 32), "64 hexadecimal digits"),
         (lambda content: content.update(max_seq_length=0), "below 1"),
+        (lambda content: content["options"].update(max_seq_length=64), "two values of max_seq"),
+        (lambda content: content["statistics"].update(train={"tokens": 119}), "have 120 tokens"),
         (
             lambda content: content["shards"][1].update(name="train-00000-of-00002.tfrecord"),
             "but not train-00001-of-00002.tfrecord",
@@ -124,8 +131,13 @@ def test_a_manifest_that_contradicts_itself_is_damaged(change, says, damaged):
 def test_a_data_set_has_the_vocabulary_that_made_it(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("[PAD]\n")
-    replace(MANIFEST, vocab_sha256=sha256_of(path)).write(tmp_path)
+    manifest = replace(MANIFEST, vocab_sha256=sha256_of(path), vocab_size=1)
+    manifest.write(tmp_path)
     DataSet.read(tmp_path)
+    replace(manifest, vocab_size=2).write(tmp_path)
+    with pytest.raises(UserError, match=r"has 1 lines, but manifest\.json says 2"):
+        DataSet.read(tmp_path)
+    manifest.write(tmp_path)
     path.write_text("[pad]\n")
     with pytest.raises(UserError, match="is not the vocabulary that made the data"):
         DataSet.read(tmp_path)

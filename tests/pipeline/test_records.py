@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import (
+    _frame_head,
     decode_example,
     encode_examples,
     frame_record,
@@ -160,6 +161,13 @@ def test_a_file_that_ends_within_a_frame_is_noticed(framed):
     for end in set(range(len(content))) - whole:
         with pytest.raises(ValueError, match="checksum"):
             list(read_frames(io.BytesIO(content[:end])))
+
+
+@pytest.mark.parametrize("length", [1 << 33, (1 << 64) - 1])
+def test_a_length_beyond_the_file_takes_no_memory(framed, length):
+    content = framed[1] + _frame_head(length) + b"x"
+    with pytest.raises(ValueError, match="checksum"):
+        list(read_frames(io.BytesIO(content)))
 
 
 def test_every_changed_byte_is_noticed(framed):

@@ -2,15 +2,25 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.files import sha256_of
 from pipeline.generate import generate
 from pipeline.json_files import DIGEST_KEY, write_json
 from pipeline.manifest import DataSet, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
+from pipeline.records import (
+    decode_example,
+    encode_examples,
+    frame_record,
+    read_frames,
+    record_of,
+)
 from pipeline.verification import verify
 
+NUM_SHARDS = 4  # two for each of two passes
 SAMPLES = Path(__file__).parents[2] / "data_samples"
 
 
@@ -80,9 +90,64 @@ def test_an_extra_shard_is_found(data_dir, shard):
     assert differences(data_dir) == [f"{extra} is not in the manifest"]
 
 
+def test_an_unknown_file_is_found(data_dir):
+    (data_dir / "train.record").touch()
+    (data_dir / ".hidden").touch()
+    (data_dir / "folder").mkdir()
+    assert differences(data_dir) == [f"{data_dir / 'train.record'} is not in the manifest"]
+
+
+def test_a_damaged_plan_is_found(data_dir):
+    plan = data_dir / "plan.json"
+    plan.write_text(plan.read_text().replace("true", "false", 1))
+    (difference,) = differences(data_dir)
+    assert difference.startswith(f"{plan} is damaged")
+    plan.unlink()
+    assert differences(data_dir) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("max_seq_length", 31, "its features are not those"),
+        ("max_predictions_per_seq", 6, "its features are not those"),
+        ("vocab_size", 20, "input_ids are from"),
+    ],
+)
+def test_records_of_another_size_than_the_manifest_says_are_found(data_dir, name, value, says):
+    def change(content):
+        content[name] = value
+        content["options"].pop(name, None)
+
+    change_manifest(data_dir, change)
+    found = differences(data_dir)
+    assert {says in difference for difference in found[:NUM_SHARDS]} == {True}
+    assert len(found) == NUM_SHARDS + (name == "vocab_size")
+
+
+def test_a_record_with_a_wrong_value_is_found(data_dir, shard):
+    with shard.open("rb") as file:
+        first, *others = read_frames(file)
+    instance = {
+        feature: values[np.newaxis] for feature, values in decode_example(record_of(first)).items()
+    }
+    instance["segment_ids"][0, 3] = 2
+    (record,) = encode_examples(instance)
+    shard.write_bytes(b"".join([frame_record(record), *others]))
+
+    def change(content):
+        (described,) = (each for each in content["shards"] if each["name"] == shard.name)
+        described.update(bytes=shard.stat().st_size, sha256=sha256_of(shard))
+
+    change_manifest(data_dir, change)
+    (difference,) = differences(data_dir)
+    assert difference.startswith(f"{shard} is damaged: record 1: its segment_ids are from 0 to 2")
+
+
 def test_a_wrong_count_is_found(data_dir, shard):
     def miscount(content):
         content["shards"][1]["instances"] += 1
+        content["statistics"]["train"]["instances"] += 1
 
     change_manifest(data_dir, miscount)
     (difference,) = differences(data_dir)
@@ -97,6 +162,7 @@ def test_swapped_records_are_found(data_dir, shard):
         first, second = content["shards"][:2]
         for name in ("bytes", "instances"):
             second[name] = first[name]
+        del content["statistics"]["train"]
 
     change_manifest(data_dir, pretend)
     shutil.copy(other, shard)
