@@ -31,6 +31,12 @@ def reset_signals():
         signal.signal(number, signal.SIG_DFL)
 
 
+def catches_sigterm(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
 class Command:
     """A process in a group of its own, with its own folder for temporary files."""
 
@@ -72,9 +78,11 @@ class Command:
 
     def catches_sigterm(self):
         """Whether our handlers are there: Python itself has none for SIGTERM."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
-        return bool(caught >> (signal.SIGTERM - 1) & 1)
+        return catches_sigterm(self.process.pid)
+
+    def children_catch_sigterm(self):
+        children = psutil.Process(self.process.pid).children()
+        return all(catches_sigterm(child.pid) for child in children)
 
     def is_ready(self):
         return "ready" in self.stdout
@@ -321,6 +329,7 @@ def made(tmp_path_factory):
             "generate",
             *generate_flags(SAMPLES / "english.txt", folder / "data"),
             "--eval_fraction=.2",
+            "--num_shards=2",  # `launch` needs one for each process
         ],
         ["pretrain", *pretrain_flags(folder, folder / "run"), "--num_train_steps=1"],
     ):
@@ -389,7 +398,7 @@ MOMENTS = {
     "inspect": (0, 0.1, 0.5),
     "verify": (0, 0.1, 0.5),
     "pretrain": (0, 0.2, 1, 4, 8, 16),
-    "launch": (0, 0.2, 1, 4, 8, 16),
+    "launch": (0, 0.1, 4, 8, 16),
     "slurm": (0, 0.1),
     "kubernetes": (0, 0.1),
     "evaluate": (0, 0.2, 1, 4, 6),
@@ -413,6 +422,9 @@ def test_a_verb_ends_in_one_line_at_any_moment(case, moment, number, sender, mad
     if not command.is_running:
         assert command.process.returncode == 0, command.stderr
         pytest.skip("the verb has done its work")
+    if case == "launch":
+        # A signal that is passed on to an interpreter that still starts does not meet our code.
+        command.wait_for(command.children_catch_sigterm)
     command.send(number, sender)
     code, lines = command.end()
     verb, (expected_code, what) = case.split()[0], LINES[number]
