@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 # The exit codes of a process that was asked to stop. If one was asked, all were.
-_CODES_OF_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_CODES_OF_STOPPED = (128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _SECONDS_BETWEEN_POLLS = 0.05
 # A child that an ended process left behind may keep its output open.
 _SECONDS_FOR_OUTPUT = 5
@@ -55,8 +55,8 @@ class Ending:
 def run_together(programs: list[Program], grace_seconds: float) -> Ending:
     """Runs one process per program until all have ended. Call it from the main thread only.
 
-    Each output line is written whole, prefixed with its process number: `[0] …`. SIGINT, SIGTERM
-    and SIGUSR1 are passed on to all processes. If one fails, the others get SIGTERM. No process
+    Each output line is written whole, prefixed with its process number: `[0] …`. SIGHUP,
+    SIGINT, SIGTERM and SIGUSR1 are passed on to all processes. If one fails, the others get SIGTERM. No process
     outlives this one, however this one ends.
 
     Args:
@@ -66,7 +66,8 @@ def run_together(programs: list[Program], grace_seconds: float) -> Ending:
     processes: list[subprocess.Popen[bytes]] = []
     with _noticing(_PASSED_ON) as signals:
         try:
-            # All start before any thread does, because it is unsafe to fork a process with threads.
+            # All start before the readers do, because it is unsafe to fork a process with threads.
+            # The one thread that runs already waits for signals and holds no lock.
             for program in programs:
                 processes.append(_start(program))
             readers = _read_output(processes)
@@ -89,7 +90,7 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
         stderr=subprocess.PIPE,
         # In its own session, the process gets a terminal's Ctrl-C only once, from this process.
         start_new_session=True,
-        preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - no threads run yet
+        preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - no other thread holds a lock
     )
 
 
