@@ -55,9 +55,9 @@ class Ending:
 def run_together(programs: list[Program], grace_seconds: float) -> Ending:
     """Runs one process per program until all have ended. Call it from the main thread only.
 
-    Each output line is written whole, prefixed with its process number: `[0] …`. SIGHUP,
-    SIGINT, SIGTERM and SIGUSR1 are passed on to all processes. If one fails, the others get SIGTERM. No process
-    outlives this one, however this one ends.
+    Each output line is written whole, prefixed with its process number: `[0] …`. SIGHUP, SIGINT,
+    SIGTERM and SIGUSR1 are passed on to all processes. If one fails, the others get SIGTERM. No
+    process outlives this one, however this one ends.
 
     Args:
       programs: the programs, in the order of their process numbers.
