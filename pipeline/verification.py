@@ -6,18 +6,9 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.json_files import read_json
-from pipeline.manifest import (
-    FLAGS_NAME,
-    MANIFEST_NAME,
-    PLAN_NAME,
-    REPORT_NAME,
-    VOCABULARY_NAME,
-    DataSet,
-    Shard,
-)
+from pipeline.manifest import PLAN_NAME, DataSet, Shard
 from pipeline.records import decode_instance, read_frames, record_of
 
-_KNOWN_NAMES = {MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, PLAN_NAME, REPORT_NAME}
 # To decode a record takes as long as to compare the checksums of 50. Training checks every value.
 _RECORDS_PER_SAMPLE = 1_000
 
@@ -40,9 +31,9 @@ def verify(data_set: DataSet) -> Iterator[str]:
         pass  # a data set of an earlier build, or of another program
     except UserError as error:
         yield str(error)
-    known = _KNOWN_NAMES | {shard.name for shard in data_set.manifest.shards}
-    for path in sorted(data_set.directory.iterdir()):
-        if path.is_file() and path.name not in known and not path.name.startswith("."):
+    known = {shard.name for shard in data_set.manifest.shards}
+    for path in sorted(data_set.directory.glob("*.tfrecord")):
+        if path.name not in known:
             yield f"{path} is not in the manifest"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import pytest
 
 from modeling.checkpoints.run_checkpoints import list_checkpoints
 from modeling.training.metrics import read_metrics
+from pipeline.json_files import DIGEST_KEY, write_json
 from pipeline.records import read_frames
 
 ROOT = Path(__file__).parents[2]
@@ -326,10 +328,12 @@ def end_of_two(directory, pretrain, changed):
 def test_processes_with_different_settings_are_refused(old, new, message, data_dir, tmp_path):
     changed = "--learning_rate=1e-3"
     if old:
-        manifest = (data_dir / "manifest.json").read_text()
-        assert old in manifest
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "manifest.json").write_text(manifest.replace(old, new))
+        manifest = json.loads((data_dir / "manifest.json").read_text())
+        del manifest[DIGEST_KEY]
+        text = json.dumps(manifest, indent=2)
+        assert old in text
+        copy = shutil.copytree(data_dir, tmp_path / "data")
+        write_json(copy / "manifest.json", json.loads(text.replace(old, new)))
         changed = f"--data_dir={tmp_path / 'data'}"
     codes, errors = end_of_two(tmp_path, command("tensorflow", data_dir, "run"), changed)
     assert codes == [1, 1]

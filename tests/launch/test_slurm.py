@@ -134,7 +134,7 @@ AWKWARD = (
 
 def test_control_characters_in_arguments_and_in_the_path_of_python_change_nothing(tmp_path):
     python = "/a\n#SBATCH --nodes=9\nb/python"
-    code = "import sys; from launch.__main__ import run; sys.executable = sys.argv.pop(1); "
+    code = "import sys; from launch.command_line import run; sys.executable = sys.argv.pop(1); "
     subprocess.run(
         [
             *(sys.executable, "-c", f"{code} sys.exit(run(sys.argv[1:]))", python),
@@ -176,11 +176,11 @@ def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, 
     [
         (("--output_file=a\nb.sbatch",), r"--output_file=a\nb.sbatch has characters"),
         (("--output_file=\x1b[2J",), r"--output_file=\x1b[2J has characters"),
-        (("--output_file=\udcff",), r"--output_file=\udcff has characters"),
+        (("--output_file=\udcff",), r"--output_file=\udcff is not text"),
         (("--partition=gpu\n#SBATCH",), "--partition=gpu"),
         (("--job_name=a\n",), "--job_name=a"),
         (("--time=24:00:00\n",), "--time=24:00:00"),
-        ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff' & is no UTF-8"),
+        ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff is not text"),
     ],
 )
 def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, message):

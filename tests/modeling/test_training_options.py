@@ -23,7 +23,7 @@ pytestmark = pytest.mark.no_backend
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_are_at_least_1(name, value):
-    with pytest.raises(UserError, match=f"--{name}={value} must be at least 1"):
+    with pytest.raises(UserError, match=f"--{name}={value} must lie between 1 and "):
         TrainingOptions(**{name: value})
 
 

@@ -65,7 +65,8 @@ def test_the_order_and_cuts_of_files_in_all_formats_do_not_matter(
     patterns = [*options.input_patterns[::-1], options.input_patterns[2]]
     again = replace(options, input_patterns=patterns, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == manifest
-    for name in names_in(options.output_dir):
+    # The plan holds the number of portions.
+    for name in set(names_in(options.output_dir)) - {"plan.json"}:
         assert (tmp_path / "data" / name).read_bytes() == (options.output_dir / name).read_bytes()
 
 

@@ -90,13 +90,6 @@ def test_an_extra_shard_is_found(data_dir, shard):
     assert differences(data_dir) == [f"{extra} is not in the manifest"]
 
 
-def test_an_unknown_file_is_found(data_dir):
-    (data_dir / "train.record").touch()
-    (data_dir / ".hidden").touch()
-    (data_dir / "folder").mkdir()
-    assert differences(data_dir) == [f"{data_dir / 'train.record'} is not in the manifest"]
-
-
 def test_a_damaged_plan_is_found(data_dir):
     plan = data_dir / "plan.json"
     plan.write_text(plan.read_text().replace("true", "false", 1))

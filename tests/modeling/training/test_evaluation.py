@@ -227,11 +227,10 @@ def test_data_set_without_eval_shards_is_refused(tmp_path, run, write_data_set):
 
 
 def test_data_with_another_vocabulary_is_refused(tmp_path, run, data_set):
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
     sha256 = hashlib.sha256(b"[PAD]\n").hexdigest()
-    dataclasses.replace(data_set.manifest, vocab_sha256=sha256).write(tmp_path)
+    manifest = dataclasses.replace(data_set.manifest, vocab_sha256=sha256)
     with pytest.raises(UserError, match="vocabular") as raised:
-        evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
+        evaluate(run[0], DataSet(tmp_path, manifest), batch_size=4)
     assert str(run[0]) in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
