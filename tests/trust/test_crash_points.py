@@ -159,6 +159,8 @@ class Killing:
         return ", ".join(half)
 
     def _half_export(self, found) -> str:
+        if not found:
+            return ""  # the folder is absent
         names = ", ".join(found)
         try:
             digest = self._digest()
