@@ -8,7 +8,7 @@ from absl import flags
 
 from modeling.job.messages import printable
 from pipeline.errors import UserError
-from pipeline.files import write_whole
+from pipeline.files import remove_leftovers, write_whole
 from pipeline.templates import template_environment
 
 # Short enough that Kubernetes can append the number of a node.
@@ -77,6 +77,7 @@ def write_job(
         raise UserError(f"{printable(unreadable[0].strip())} is no UTF-8: give another name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={path} does not exist")
+    remove_leftovers(path.parent, path.name)
     if path.exists() and not _OVERWRITE.value and path.read_bytes() != text.encode():
         raise UserError(f"{path} already exists: give another --output_file, or --overwrite")
     write_whole(path, text)

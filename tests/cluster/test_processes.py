@@ -313,8 +313,8 @@ def end_of_two(directory, pretrain, changed):
     [
         ("", "", "differ in --learning_rate: it is 0.001 in process 1"),
         (
-            '"max_seq_length": 16,\n  "max_pred',
-            '"max_seq_length": 12,\n  "max_pred',
+            '"max_seq_length": 16',
+            '"max_seq_length": 12',
             "differ in max_seq_length of the data set: it is 12 in process 1",
         ),
         (

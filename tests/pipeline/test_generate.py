@@ -210,9 +210,7 @@ def test_a_finished_data_set_is_verified_and_not_made_again(data_set, options):
     assert times == {path: path.stat().st_mtime_ns for path in options.output_dir.iterdir()}
     shard = options.output_dir / data_set[1].shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    with pytest.raises(
-        UserError, match=r"1 files of .* are damaged or do not belong there: .*--overwrite"
-    ):
+    with pytest.raises(UserError, match=r"1 files of .* are damaged or do not .*--overwrite"):
         generate(options, PipelineOptions([]))
     assert generate(replace(options, overwrite=True), PipelineOptions([])) == data_set[1]
 
