@@ -1,7 +1,8 @@
 """Damages every kind of file that a verb reads, and runs the verb.
 
 It must not end with a traceback or hang. Either one line names the file, an error or a warning, or
-the result is that of the undamaged file. Only files that somebody else wrote may be valid with another content.
+the result is that of the undamaged file. Only files that somebody else wrote may be valid with
+another content.
 """
 
 import bz2
