@@ -123,7 +123,7 @@ def _is_finished(output_file: Path, plan: Plan) -> bool:
     """
     receipt = read_receipt(output_file, VocabularyReceipt)
     advice = "give another --output_file, or --overwrite"
-    for path in (output_file, path_of_receipt(output_file)):
+    for path in (path_of_receipt(output_file), output_file):
         if path.exists() and receipt is None:
             raise UserError(f"{path} already exists: {advice}")
     if receipt is None or not output_file.exists():
