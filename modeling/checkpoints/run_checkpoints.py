@@ -140,12 +140,17 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
             f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is "
             "fixed, the same command resumes from the checkpoint before it"
         ) from error
+    remove_old_checkpoints(run_dir, keep)
+    return directory
+
+
+def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints."""
     for old in list_checkpoints(run_dir)[:-keep]:
         if old.is_dir() and not old.is_symlink():
             remove_directory(old)
         else:
             old.unlink()
-    return directory
 
 
 def remove_unfinished_checkpoints(run_dir: Path) -> None:

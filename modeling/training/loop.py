@@ -26,6 +26,7 @@ from modeling.checkpoints.run_checkpoints import (
     TrainingState,
     digests_of_run,
     list_checkpoints,
+    remove_old_checkpoints,
     remove_unfinished_checkpoints,
     save_checkpoint,
 )
@@ -43,7 +44,7 @@ from modeling.step.devices import describe_devices, describe_group, peak_flops
 from modeling.step.learner import Learner, learning_rate_schedule, new_learner
 from modeling.training.evaluation import add_up, evaluation_sums
 from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
-from modeling.training.metrics import MetricsWriter
+from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.verification import ShardVerifier
@@ -99,8 +100,8 @@ def train(
     state = restore_or_begin(run_dir, learner, options, pretrained, group)
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
-        if group.is_first and not (run_dir / LOSS_PLOT_NAME).exists():
-            _draw(run_dir)
+        if group.is_first:
+            _complete(run_dir, options.keep_checkpoints)
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
@@ -140,6 +141,16 @@ def check_can_train(
     check_precision(options.precision)
     check_divisible(options, replicas.count)
     check_enough_shards(data_set, replicas.group.num_processes)
+
+
+def _complete(run_dir: Path, keep_checkpoints: int) -> None:
+    """Does what a run that was killed after its last step has left to do."""
+    remove_old_checkpoints(run_dir, keep_checkpoints)
+    picture, metrics = run_dir / LOSS_PLOT_NAME, run_dir / METRICS_NAME
+    if not picture.exists() or (
+        metrics.exists() and picture.stat().st_mtime_ns < metrics.stat().st_mtime_ns
+    ):
+        _draw(run_dir)
 
 
 def _draw(run_dir: Path) -> None:

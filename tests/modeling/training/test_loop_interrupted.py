@@ -326,6 +326,19 @@ def test_missing_picture_of_a_finished_run_is_drawn(copy_of_run, data_set, shall
     assert (copy_of_run / "loss.png").read_bytes() == picture
 
 
+def test_what_a_run_killed_after_its_last_step_has_left_is_done(
+    copy_of_run, data_set, shallow_config
+):
+    pytest.importorskip("matplotlib")
+    picture = (copy_of_run / "loss.png").read_bytes()
+    (copy_of_run / "loss.png").write_bytes(b"of an earlier step")
+    os.utime(copy_of_run / "loss.png", (1, 1))
+    *_, newest = list_checkpoints(copy_of_run)
+    train(data_set, copy_of_run, shallow_config, dataclasses.replace(OPTIONS, keep_checkpoints=1))
+    assert (copy_of_run / "loss.png").read_bytes() == picture
+    assert list_checkpoints(copy_of_run) == [newest]
+
+
 def test_run_resumes_from_the_newest_undamaged_checkpoint(
     assert_same_run, straight_run, copy_of_run, data_set, shallow_config, caplog
 ):
