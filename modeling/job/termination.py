@@ -35,9 +35,11 @@ class Termination:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self.previous[signal.Signals(number)]
-        if number in self._received and number == signal.SIGINT and callable(previous):
+        if number in self._received and number == signal.SIGINT:
             # A user who presses Ctrl-C again does not want to wait.
-            previous(number, frame)
+            if callable(previous):
+                previous(number, frame)
+            raise KeyboardInterrupt
         self._received.add(number)
         self._group.request_stop(signal.Signals(number))
 

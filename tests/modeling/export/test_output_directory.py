@@ -143,7 +143,11 @@ def kill_everywhere(folder, kind, before):
 @pytest.fixture(scope="module")
 def small_process():
     """Runs functions in a process without TensorFlow, which forks at once."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        monkeypatch.syspath_prepend(Path(__file__).parents[3])  # where it finds this module
         yield lambda *call: pool.submit(*call).result()
 
 
