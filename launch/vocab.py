@@ -6,7 +6,6 @@ OUTPUT_FILE.json, says what it was made from: the same command again only verifi
 """
 
 import dataclasses
-import glob
 import hashlib
 import unicodedata
 from pathlib import Path
@@ -89,7 +88,7 @@ def main() -> None:
         "max_bytes": _MAX_BYTES.value,
         "random_seed": _RANDOM_SEED.value,
     }
-    remove_leftovers(output_file.parent, f"{glob.escape(output_file.name)}*")
+    remove_leftovers(output_file.parent, output_file.name)
     if not _OVERWRITE.value and _is_finished(output_file, plan):
         logging.info(
             "%s was made from the same input with the same options before, and is as it was made",

@@ -6,6 +6,7 @@ next run in that directory removes it.
 """
 
 import fcntl
+import glob
 import hashlib
 import os
 import re
@@ -98,14 +99,14 @@ def remove_directory(path: Path, after: Callable[[], object] = lambda: None) -> 
     shutil.rmtree(unwanted)
 
 
-def remove_leftovers(directory: Path, name: str = "*") -> None:
+def remove_leftovers(directory: Path, name: str = "") -> None:
     """Removes the temporary files and directories of killed processes from a directory.
 
     Args:
       directory: the directory; it may be missing.
-      name: glob of the names that the complete files would have.
+      name: the name of the complete file, whose receipt may follow it; by default, any.
     """
-    for path in directory.glob(f"{name}.*.tmp"):
+    for path in directory.glob(f"{glob.escape(name) or '*'}.*.tmp"):
         if _TEMPORARY.search(path.name) and not _is_in_use(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

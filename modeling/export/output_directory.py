@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import glob
 import os
 import re
 import shutil
@@ -104,7 +103,7 @@ def write_directory(output_dir: Path, write: Callable[[Path], None]) -> None:
 
 def remove_leftovers_of(output_dir: Path) -> None:
     """Removes what killed exports to a directory have left beside it and in it."""
-    remove_leftovers(output_dir.parent, glob.escape(output_dir.name))
+    remove_leftovers(output_dir.parent, output_dir.name)
     remove_leftovers(output_dir, _UNFINISHED)
     if not _is_unfinished(output_dir):
         shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)

@@ -83,8 +83,9 @@ def test_leftovers_of_killed_processes_are_removed_but_no_file_in_use(tmp_path):
 
 
 def test_leftovers_of_one_name_are_told_from_others(tmp_path):
-    paths = [temporary_name(tmp_path / name) for name in ("vocab.txt", "other.txt")]
+    names = ("vocab[1].txt", "vocab[1].txt.json", "vocab1.txt")
+    paths = [temporary_name(tmp_path / name) for name in names]
     for path in paths:
         path.touch()
-    remove_leftovers(tmp_path, "vocab.txt")
-    assert list(tmp_path.iterdir()) == paths[1:]
+    remove_leftovers(tmp_path, "vocab[1].txt")
+    assert list(tmp_path.iterdir()) == paths[2:]
