@@ -37,7 +37,8 @@ def repeat_shard(data_set, directory, megabytes):
         (directory / name).write_bytes(content)
     (directory / "vocab.txt").write_bytes(data_set.vocabulary.read_bytes())
     shards = [dataclasses.replace(described, name=name) for name in names]
-    dataclasses.replace(data_set.manifest, shards=shards).write(directory)
+    # Statistics must agree with the shards; training needs none.
+    dataclasses.replace(data_set.manifest, shards=shards, statistics={}).write(directory)
 
 
 def pretrain(backend, data_dir, run_dir, steps, flag):
@@ -50,7 +51,7 @@ def pretrain(backend, data_dir, run_dir, steps, flag):
             *(f"--data_dir={data_dir}", f"--output_dir={run_dir}", "--num_warmup_steps=0"),
             *(f"--num_train_steps={steps}", "--save_checkpoints_steps=1000"),
         ],
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         check=True,
     )
     after = os.times()
