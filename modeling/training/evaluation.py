@@ -18,8 +18,8 @@ from modeling.losses import losses_and_accuracies
 from modeling.step.backend import eval_step
 from modeling.training.metrics import read_metrics_of
 from modeling.training.run_directory import check_length, check_same_vocabulary
+from modeling.training.shard_verifier import ShardVerifier
 from modeling.training.tensorboard import EVAL_PREFIX
-from modeling.training.verification import ShardVerifier
 from pipeline.errors import UserError
 from pipeline.files import remove_leftovers
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json

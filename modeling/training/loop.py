@@ -47,7 +47,7 @@ from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
-from modeling.training.verification import ShardVerifier
+from modeling.training.shard_verifier import ShardVerifier
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole

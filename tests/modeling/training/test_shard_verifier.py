@@ -6,7 +6,7 @@ import time
 import pytest
 
 from modeling.training import verification
-from modeling.training.verification import ShardVerifier
+from modeling.training.shard_verifier import ShardVerifier
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 
