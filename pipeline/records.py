@@ -142,9 +142,9 @@ def check_values(instances: Mapping[str, np.ndarray], features: Mapping[str, Fea
     """
     for name, values in instances.items():
         lowest, highest, limit = values.min(), values.max(), features[name].limit
-        are_whole = values.dtype != np.float32 or (values % 1 == 0).all()
-        # Written so that NaN is out of range.
-        if not (lowest >= 0 and highest < limit and are_whole):
+        # Written so that NaN is out of range, and so that no infinity is divided.
+        is_in_range = lowest >= 0 and highest < limit
+        if not (is_in_range and (values.dtype != np.float32 or (values % 1 == 0).all())):
             raise ValueError(
                 f"its {name} are from {lowest} to {highest}, not whole numbers from 0 to "
                 f"{limit - 1}"

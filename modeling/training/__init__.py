@@ -2,13 +2,13 @@
 
 ::
 
-    run_directory  the files of a run, and whether a model and a data set fit it
-    resume         the first step: from the newest checkpoint, pretrained weights or random ones
-    metrics        metrics.jsonl and the line on the terminal
-    tensorboard    the same metrics as TensorBoard's event file
-    loss_plot      loss.png
-    shard_verifier the SHA-256 of the shards that are read, in the background
-    evaluation     losses and accuracies on the eval shards
-    loop           train: the loop over steps, which logs, evaluates and saves
-    dry_run        size, cost and two steps of a run, without writing anything
+    run_directory   the files of a run, and whether a model and a data set fit it
+    resume          the first step: from the newest checkpoint, pretrained weights or random ones
+    metrics         metrics.jsonl and the line on the terminal
+    tensorboard     the same metrics as TensorBoard's event file
+    loss_plot       loss.png
+    shard_verifier  the SHA-256 of the shards that are read, in the background
+    evaluation      losses and accuracies on the eval shards
+    loop            train: the loop over steps, which logs, evaluates and saves
+    dry_run         size, cost and two steps of a run, without writing anything
 """

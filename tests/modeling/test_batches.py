@@ -424,6 +424,7 @@ class GivenBatches:
     values=st.lists(st.integers(-2, 60) | st.integers(-(2**63), 2**63 - 1) | st.floats(width=32)),
 )
 @example(name="masked_lm_weights", values=[0, math.nan])
+@example(name="masked_lm_weights", values=[math.inf])
 @example(name="input_ids", values=[2**32 + 5])
 def test_values_are_read_if_all_are_in_their_range(data_set, name, values):
     # Without shards, in which a wrong value would be searched for.

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from modeling.training import verification
+from modeling.training import shard_verifier
 from modeling.training.shard_verifier import ShardVerifier
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
@@ -29,7 +29,7 @@ def read_files(monkeypatch):
         read.append(path.name)
         return sha256_of(path)
 
-    monkeypatch.setattr(verification, "sha256_of", read_slowly)
+    monkeypatch.setattr(shard_verifier, "sha256_of", read_slowly)
     return read
 
 
@@ -89,12 +89,12 @@ def test_nothing_is_read_if_verification_is_skipped(shards, read_files):
 
 ENDS_WHILE_VERIFYING = """
 import time
-from modeling.training import verification
+from modeling.training import shard_verifier
 from pipeline.manifest import DataSet
 from pathlib import Path
-verification.sha256_of = lambda _path: time.sleep(100)
+shard_verifier.sha256_of = lambda _path: time.sleep(100)
 data_set = DataSet.read(Path({directory!r}))
-verification.ShardVerifier(data_set).open(data_set.manifest.shards)
+shard_verifier.ShardVerifier(data_set).open(data_set.manifest.shards)
 time.sleep(0.1)
 """
 
