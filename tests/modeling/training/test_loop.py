@@ -15,7 +15,7 @@ from modeling import batches
 from modeling.checkpoints.run_checkpoints import list_checkpoints
 from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS
-from modeling.training import loop, verification
+from modeling.training import loop, shard_verifier
 from modeling.training_options import Precision
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
@@ -238,7 +238,7 @@ def test_nothing_is_saved_after_a_batch_of_a_shard_with_a_wrong_sha256(
         time.sleep(path == passes.path_of(shard))
         return sha256_of(path)
 
-    monkeypatch.setattr(verification, "sha256_of", read_slowly)
+    monkeypatch.setattr(shard_verifier, "sha256_of", read_slowly)
     first_step = next(
         step
         for step, batch in enumerate(first_batches, 1)
