@@ -57,7 +57,8 @@ _SENTENCES = flags.DEFINE_enum_class(
     None,
     Sentences,
     "split: lines are running text, to be split into sentences. lines: each line is a sentence. By "
-    "default, lines for the input format text and split for all others.",
+    "default, lines for the input format text (split with --documents=lines) and split for all "
+    "others.",
 )
 _DROP_DUPLICATES = flags.DEFINE_boolean(
     "drop_duplicates", False, "Use only the first of several documents with exactly the same text."

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from pipeline.documents import BadRecord, ReadOptions, Sentences
+from pipeline.documents import BadRecord, Documents, ReadOptions, Sentences
 from pipeline.inputs import InputFormat
 
 _DEFAULTS = ReadOptions()
@@ -14,23 +14,31 @@ _INPUT_FORMAT = flags.DEFINE_enum_class(
     "input_format",
     InputFormat.AUTO,
     InputFormat,
-    "text: one sentence per line, a blank line between documents. wikiextractor: the output of "
-    "WikiExtractor, with <doc …> and </doc> around each document or from --json. jsonl: one JSON "
-    "object per line, each a document. parquet: each row is a document. auto: detect the format "
-    "from the files' names and first bytes. All formats except parquet may be compressed: .gz, "
-    ".bz2, .xz, .zst.",
+    "text: one sentence per line, a blank line between documents (but see --documents). "
+    "wikiextractor: the output of WikiExtractor, with <doc …> and </doc> around each document or "
+    "from --json. jsonl: one JSON object per line, each a document. parquet, csv, tsv: each row is "
+    "a document; csv and tsv have a header. auto: detect the format from the files' names and "
+    "first bytes. All formats except parquet may be compressed: .gz, .bz2, .xz, .zst.",
+)
+_DOCUMENTS = flags.DEFINE_enum_class(
+    "documents",
+    _DEFAULTS.documents,
+    Documents,
+    "For the input format text. blank_lines: documents end at blank lines. lines: each line is a "
+    "document of running text, which is split into sentences unless --sentences says otherwise.",
 )
 _TEXT_FIELD = flags.DEFINE_string(
     "text_field",
     _DEFAULTS.text_field,
-    "The field that holds the document's text in JSON Lines and Parquet records.",
+    "The field or column that holds the document's text, in jsonl, parquet, csv and tsv: a text, "
+    "or a list of texts. data.text is the field text of the object in the field data.",
 )
 _ON_BAD_RECORD = flags.DEFINE_enum_class(
     "on_bad_record",
     _DEFAULTS.on_bad_record,
     BadRecord,
-    "What to do with a JSON Lines or Parquet record that cannot be read or has no text. fail: end "
-    "the run. skip: leave the record out and count it.",
+    "What to do with a record of jsonl, parquet, csv or tsv that cannot be read or has no text. "
+    "fail: end the run. skip: leave the record out and count it.",
 )
 _MIN_DOCUMENT_CHARACTERS = flags.DEFINE_integer(
     "min_document_characters",
@@ -65,6 +73,7 @@ def read_options(sentences: Sentences | None = None) -> ReadOptions:
     """Returns the options for reading documents."""
     return ReadOptions(
         text_field=_TEXT_FIELD.value,
+        documents=_DOCUMENTS.value,
         sentences=sentences,
         on_bad_record=_ON_BAD_RECORD.value,
         min_document_characters=_MIN_DOCUMENT_CHARACTERS.value,

@@ -6,7 +6,8 @@ The files that text goes through, in the order of the flow::
     inputs             the files that match the patterns, and the format of each
     compression        compressed files as streams
     portions           the corpus cut into portions at document boundaries
-    documents          lines or records of a file -> Document(file, offset, sentences)
+    formats            lines or records of a file -> the lines of each document
+    documents          lines of a document -> Document(file, offset, sentences)
     sentences          running text -> sentences
     vocabulary         vocab.txt: tokens and their ids; part of the contract with `modeling`
     tokenization       text -> WordPiece ids

@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import BucketPlan
 from pipeline.directories import Directories
+from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.graph import run_pipeline
@@ -26,7 +27,7 @@ from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
-TOKENIZED_FORMAT_VERSION = 2
+TOKENIZED_FORMAT_VERSION = 3
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str = "") -> Manifest:
@@ -59,7 +60,8 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     files = match_files(options.input_patterns, options.input_format)
-    portions = plan_portions(files)
+    lines_are_documents = options.reading.documents == Documents.LINES
+    portions = plan_portions(files, lines_are_documents=lines_are_documents)
     buckets = BucketPlan.for_corpus(
         sum(file.text_bytes for file in files), options.eval_fraction, options.num_shards
     )
@@ -98,6 +100,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
             directories.discard()  # the same command could not resume from these files
             raise
         _warn_without_eval_instances(results, options)
+        _warn_without_blank_lines(results)
         manifest = _make_manifest(results, options, vocabulary, buckets)
         write_report(directories.output, manifest, vocabulary)
         write_whole(directories.output / FLAGS_NAME, flags)
@@ -164,6 +167,15 @@ def _warn_without_eval_instances(results: BuildResults, options: GenerateOptions
             "--eval_fraction=%s left no instance for evaluation: increase it, or provide more "
             "documents",
             options.eval_fraction,
+        )
+
+
+def _warn_without_blank_lines(results: BuildResults) -> None:
+    if num_files := results.corpus["text_files_without_blank_line"]:
+        logging.warning(
+            "text files of many lines without a blank one, each read as one document: %d; if each "
+            "line is a document of its own, give --documents=lines",
+            num_files,
         )
 
 

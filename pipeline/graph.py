@@ -38,6 +38,7 @@ from pipeline.duplicates import (
 from pipeline.embedded_runner import EmbeddedRunner
 from pipeline.failures import as_user_error, step_errors_marked
 from pipeline.files import remove_leftovers, sha256_of
+from pipeline.formats.reading import read_raw_documents
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
 from pipeline.receipts import (
@@ -196,7 +197,8 @@ class TokenizePortion(beam.DoFn):
         documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
         characters = 0
         for file_range in portion:
-            for document in read_documents(file_range, self._options.reading, statistics):
+            raw_documents = read_raw_documents(file_range, self._options.reading, statistics)
+            for document in read_documents(raw_documents, self._options.reading, statistics):
                 tokenized = tokenize_document(document, self._tokenizer, statistics, self._segment)
                 if tokenized:
                     bucket = self._buckets.bucket_of(file_range.file, document)

@@ -37,6 +37,10 @@ class InputFormat(StrEnum):
     """One JSON object with one document per line; `wikiextractor --json` writes this too."""
     PARQUET = "parquet"
     """One document per row."""
+    CSV = "csv"
+    """A header, and one document per row; commas or semicolons between the columns."""
+    TSV = "tsv"
+    """As CSV, with tabs between the columns."""
 
 
 _FORMAT_OF_SUFFIX = {
@@ -44,11 +48,13 @@ _FORMAT_OF_SUFFIX = {
     ".ndjson": InputFormat.JSONL,
     ".json": InputFormat.JSONL,
     ".parquet": InputFormat.PARQUET,
+    ".csv": InputFormat.CSV,
+    ".tsv": InputFormat.TSV,
 }
 _FORMAT_OF_HEAD = {
     re.compile(rb"PAR1"): InputFormat.PARQUET,
     re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*<doc "): InputFormat.WIKIEXTRACTOR,
-    re.compile(rb"(?:\xef\xbb\xbf)?\s*\{\s*\"(?:[^\"\\]|\\.)*\"\s*:"): InputFormat.JSONL,
+    re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*\"(?:[^\"\\]|\\.)*\"\s*:"): InputFormat.JSONL,
 }
 
 

@@ -43,24 +43,31 @@ class FileRange:
         end = self.file.size if self.end is None else self.end
         return (end - self.start) * self.file.text_bytes_per_byte
 
-    def lines(self) -> Iterator[bytes]:
-        """Yields the decompressed lines of the range, each with its line ending.
+    def blocks(self) -> Iterator[bytes]:
+        """Yields the decompressed content of the range in blocks.
 
         Raises:
-          UserError: the file cannot be read, is UTF-16, has damaged or cut-off compressed data, or
-            has a line that exceeds the maximum length of a document.
+          UserError: the file cannot be read, is UTF-16, or has damaged or cut-off compressed data.
         """
         try:
             with self.file.open() as handle:
                 handle.seek(self.start)
-                blocks = read_blocks(handle, None if self.end is None else self.end - self.start)
-                lines = lines_of(decompress(self.file.name, blocks), self.file)
-                first = next(lines, b"")
+                stored = read_blocks(handle, None if self.end is None else self.end - self.start)
+                blocks = decompress(self.file.name, stored)
+                first = next(blocks, b"")
                 if self.start == 0 and first[:2] in _UTF16_MARKS:
                     raise UserError(f"{self.file.path} is UTF-16: convert it to UTF-8")
-                yield from chain([first] if first else [], lines)
+                yield from chain([first], blocks)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
+
+    def lines(self) -> Iterator[bytes]:
+        """Yields the decompressed lines of the range, each with its line ending.
+
+        Raises:
+          UserError: as of `blocks`, or a line exceeds the maximum length of a document.
+        """
+        return lines_of(self.blocks(), self.file)
 
 
 def lines_of(blocks: Iterable[bytes], file: InputFile) -> Iterator[bytes]:
@@ -95,7 +102,8 @@ def check_length_of_document(num_bytes: int, file: InputFile) -> None:
     if num_bytes > LONGEST_DOCUMENT_BYTES:
         raise UserError(
             f"{file.path} has a document larger than {LONGEST_DOCUMENT_BYTES >> 20} MiB: "
-            f"is a blank line missing between documents, or is --input_format={file.format} wrong?"
+            f"is a blank line missing between documents (for one document a line, give "
+            f"--documents=lines), or is --input_format={file.format} wrong?"
         )
 
 
@@ -103,12 +111,21 @@ Portion = tuple[FileRange, ...]
 """The unit of work for a tokenizing worker: one range of a large file, or several small files."""
 
 
-def plan_portions(files: list[InputFile], portion_bytes: int | None = None) -> list[Portion]:
+def plan_portions(
+    files: list[InputFile],
+    portion_bytes: int | None = None,
+    lines_are_documents: bool = False,
+) -> list[Portion]:
     """Cuts the files into portions with about `portion_bytes` of text each.
 
     Small files share a portion. Large text files are cut at document boundaries, Parquet files
-    between row groups; a compressed file cannot be cut. By default a portion holds 4 to 64 MiB, and
-    there are enough portions to keep several workers busy.
+    between row groups; a compressed, CSV or TSV file cannot be cut. By default a portion holds 4 to
+    64 MiB, and there are enough portions to keep several workers busy.
+
+    Args:
+      files: the files of the corpus.
+      portion_bytes: the amount of text in a portion, in bytes; None: the default.
+      lines_are_documents: whether each line of a text file is a document.
 
     Raises:
       UserError: a large file cannot be read.
@@ -122,7 +139,7 @@ def plan_portions(files: list[InputFile], portion_bytes: int | None = None) -> l
     pending: list[FileRange] = []
     pending_bytes = 0
     for file in files:
-        for file_range in _cut_file(file, portion_bytes):
+        for file_range in _cut_file(file, portion_bytes, lines_are_documents):
             pending.append(file_range)
             pending_bytes += file_range.text_bytes
             if pending_bytes >= portion_bytes:
@@ -156,13 +173,17 @@ def row_group_ends(parquet: pq.ParquetFile) -> list[int]:
     )
 
 
-def _cut_file(file: InputFile, portion_bytes: int) -> Iterator[FileRange]:
-    if file.text_bytes <= portion_bytes or file.is_compressed:
+def _cut_file(
+    file: InputFile, portion_bytes: int, lines_are_documents: bool
+) -> Iterator[FileRange]:
+    # A row of CSV may have several lines, so no line is surely the first of a row.
+    is_csv = file.format in (InputFormat.CSV, InputFormat.TSV)
+    if file.text_bytes <= portion_bytes or file.is_compressed or is_csv:
         yield FileRange(file)
         return
     start = 0
     try:
-        for end in _cuts(file, portion_bytes):
+        for end in _cuts(file, portion_bytes, lines_are_documents):
             yield FileRange(file, start, end)
             start = end
     except OSError as error:
@@ -170,7 +191,7 @@ def _cut_file(file: InputFile, portion_bytes: int) -> Iterator[FileRange]:
     yield FileRange(file, start)
 
 
-def _cuts(file: InputFile, portion_bytes: int) -> Iterator[int]:
+def _cuts(file: InputFile, portion_bytes: int, lines_are_documents: bool) -> Iterator[int]:
     """Yields the ends of ranges with about `portion_bytes` of text each, except the last end."""
     range_bytes = max(1, portion_bytes // file.text_bytes_per_byte)
     start = 0
@@ -181,18 +202,21 @@ def _cuts(file: InputFile, portion_bytes: int) -> Iterator[int]:
                     yield end
                     start = end
     else:
+        any_line = file.format == InputFormat.JSONL or (
+            lines_are_documents and file.format == InputFormat.TEXT
+        )
         with file.open() as handle:
-            while cut := _next_cut(handle, start + range_bytes, file):
+            while cut := _next_cut(handle, start + range_bytes, file, any_line):
                 yield cut
                 start = cut
 
 
-def _next_cut(handle: BinaryIO, position: int, file: InputFile) -> int | None:
+def _next_cut(handle: BinaryIO, position: int, file: InputFile, any_line: bool) -> int | None:
     """The first document boundary after the line at `position`; None if there is none."""
     handle.seek(position)
     lines = lines_of(read_blocks(handle), file)
     offset = position + len(next(lines, b""))
-    if file.format == InputFormat.JSONL:
+    if any_line:
         return offset if offset < file.size else None
     for line in lines:
         if file.format == InputFormat.TEXT and not text_of(line):

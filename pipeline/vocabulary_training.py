@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
-from pipeline.documents import ReadOptions, Sentences, read_documents
+from pipeline.documents import Documents, ReadOptions, Sentences, read_documents
 from pipeline.errors import UserError
+from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
 from pipeline.portions import Portion, plan_portions
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD
@@ -113,11 +114,14 @@ def read_sample(
     if max_bytes < 1:
         raise UserError(f"--max_bytes={max_bytes} must be at least 1")
     total_bytes = sum(file.text_bytes for file in files)
+    lines_are_documents = options.documents == Documents.LINES
     if total_bytes <= max_bytes:
-        portions, bytes_of_each = plan_portions(files), total_bytes
+        portions = plan_portions(files, None, lines_are_documents)
+        bytes_of_each = total_bytes
         order: Iterable[int] = range(len(portions))
     else:
-        portions = plan_portions(files, max(_SAMPLED_BYTES, total_bytes // _MOST_PORTIONS))
+        portion_bytes = max(_SAMPLED_BYTES, total_bytes // _MOST_PORTIONS)
+        portions = plan_portions(files, portion_bytes, lines_are_documents)
         bytes_of_each = max(_SAMPLED_BYTES, max_bytes // len(portions))
         # NumPy may change a generator's `permutation` between versions, but not its raw bits.
         order = np.argsort(np.random.PCG64(random_seed).random_raw(len(portions)), kind="stable")
@@ -134,7 +138,8 @@ def _read_beginning(portion: Portion, options: ReadOptions, num_bytes: int) -> I
     """Yields the lines of whole documents until they reach `num_bytes`."""
     lines_only = replace(options, sentences=Sentences.LINES)
     for file_range in portion:
-        for document in read_documents(file_range, lines_only, Counter()):
+        raw_documents = read_raw_documents(file_range, lines_only, Counter())
+        for document in read_documents(raw_documents, lines_only, Counter()):
             yield from document.sentences
             num_bytes -= sum(len(line.encode("utf-8", "ignore")) for line in document.sentences)
             if num_bytes <= 0:

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "modeling")
 HOPS = (
+    ("pipeline.formats.text", "read_text"),
     ("pipeline.documents", "read_documents"),
     ("pipeline.corpus", "tokenize_document"),
     ("pipeline.corpus", "write_documents"),

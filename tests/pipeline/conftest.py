@@ -1,6 +1,7 @@
 """Shared fixtures: samples, small vocabularies, documents, and a small data set."""
 
 import bz2
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import pipeline.graph
 from pipeline.corpus import DocumentBatch, TokenizedDocument
 from pipeline.documents import Document, ReadOptions, read_documents
+from pipeline.formats.reading import read_raw_documents
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
@@ -76,11 +78,14 @@ def documents_of() -> Callable[..., list[Document]]:
         portions: list[Portion], statistics: Counter[str] | None = None, **reading: object
     ) -> list[Document]:
         counts = Counter() if statistics is None else statistics
+        options = ReadOptions(**reading)
         return [
             document
             for portion in portions
             for file_range in portion
-            for document in read_documents(file_range, ReadOptions(**reading), counts)
+            for document in read_documents(
+                read_raw_documents(file_range, options, counts), options, counts
+            )
         ]
 
     return read
@@ -204,6 +209,9 @@ def write_as() -> Callable[[Path, Iterable[int]], None]:
         elif path.name.endswith(".bz2"):
             pages = (f'<doc id="1" url="u" title="T">\nT\n\n{text}\n</doc>\n' for text in texts)
             path.write_bytes(bz2.compress("".join(pages).encode()))
+        elif path.name.endswith(".csv"):
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([["id", "text"], *enumerate(texts)])
         else:
             path.write_text(records)
 

@@ -1,11 +1,9 @@
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import BucketPlan
-from pipeline.documents import ReadOptions, read_documents
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat, match_files
@@ -68,16 +66,14 @@ def test_the_manifest_counts_the_duplicates(without_duplicates):
 
 
 def test_the_first_of_equal_documents_decides_the_bucket(
-    doubled, without_duplicates, documents_of_shard
+    doubled, without_duplicates, documents_of, documents_of_shard
 ):
     files = match_files(doubled.input_patterns)
     plan = BucketPlan.for_corpus(sum(file.text_bytes for file in files), 0.3, 3)
     first = {}
-    for portion in plan_portions(files):
-        for file_range in portion:
-            for document in read_documents(file_range, ReadOptions(), Counter()):
-                bucket = plan.bucket_of(file_range.file, document)
-                first.setdefault(document.sentences[0].split()[0], bucket)
+    for document in documents_of(plan_portions(files)):
+        (file,) = (file for file in files if file.name == document.file)
+        first.setdefault(document.sentences[0].split()[0], plan.bucket_of(file, document))
     found = {}
     for shard in without_duplicates.shards:
         if shard.pass_index == 0:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.documents import BadRecord, ReadOptions
+from pipeline.documents import BadRecord, Documents, ReadOptions
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
@@ -86,6 +86,7 @@ def test_files_of_all_formats_give_the_same_data_set_from_several_processes(
         ("corpus.parquet", InputFormat.PARQUET),
         ("wiki_00", InputFormat.WIKIEXTRACTOR),
         ("corpus.ndjson.zst", InputFormat.AUTO),
+        ("corpus.csv", InputFormat.CSV),
     ],
 )
 def test_every_format_gives_the_same_documents(
@@ -99,6 +100,23 @@ def test_every_format_gives_the_same_documents(
     assert documents_of_first_pass(options.output_dir, manifest) == set(range(40))
     assert manifest.statistics["corpus"]["sentences_read"] == 160
     assert manifest.options["input_format"] == input_format
+
+
+@pytest.mark.parametrize("documents", Documents)
+def test_a_warning_asks_whether_each_line_is_a_document(documents, options, tmp_path, caplog):
+    (tmp_path / "corpus.txt").write_text("W1 w2 w3. W4 w5.\n" * 12)
+    options = replace(
+        options,
+        input_patterns=[f"{tmp_path}/corpus.txt"],
+        input_format=InputFormat.AUTO,
+        reading=ReadOptions(documents=documents),
+        eval_fraction=0.0,
+    )
+    manifest = generate(options, PipelineOptions([]))
+    are_lines = documents == Documents.LINES
+    assert manifest.statistics["corpus"]["documents_read"] == (12 if are_lines else 1)
+    assert manifest.statistics["corpus"]["sentences_read"] == (24 if are_lines else 12)
+    assert ("--documents=lines" in caplog.text) != are_lines
 
 
 def test_wikiextractor_files_give_the_same_shards_if_compressed(options, tmp_path):

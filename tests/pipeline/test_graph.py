@@ -131,7 +131,7 @@ def test_no_batch_is_much_longer_than_it_may_be(tokenize, monkeypatch):
 
 def test_what_is_tokenized_is_not_tokenized_again(tokenize, monkeypatch):
     found = tokenize(portion_bytes=100)
-    monkeypatch.setattr(pipeline.graph, "read_documents", never)
+    monkeypatch.setattr(pipeline.graph, "read_raw_documents", never)
     assert tokenize(portion_bytes=100) == found
 
 

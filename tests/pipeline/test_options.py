@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.documents import BadRecord, ReadOptions
+from pipeline.documents import BadRecord, Documents, ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.options import GenerateOptions, InstanceOptions
@@ -55,7 +55,7 @@ def test_predictions_are_no_more_than_tokens():
 def test_text_is_read_in_any_format_as_the_original_does_by_default():
     options = GenerateOptions(["a"], Path("vocab.txt"), Path("data"))
     assert options.input_format == InputFormat.AUTO
-    assert options.reading == ReadOptions("text", None, BadRecord.FAIL, 0)
+    assert options.reading == ReadOptions("text", Documents.BLANK_LINES, None, BadRecord.FAIL, 0)
     assert (options.do_lower_case, options.strip_accents) == (True, None)
     assert options.word_segmenter is None
     assert not options.drop_duplicates

@@ -53,7 +53,7 @@ JSON_LINES = st.sampled_from(
         b'{"text": null}',
         b'{"id": 7}',
         b"not JSON",
-        b"[1]",
+        b"7",
         b'{"text": "' + b"long " * 20 + b'"}',
     ]
 )
@@ -180,7 +180,7 @@ def test_a_large_file_is_never_read_whole(start, end, endless):
 def test_cutting_a_file_reads_only_the_beginnings_of_its_portions(endless):
     file, handle = endless
     jsonl = InputFile(file.path, file.name, 16 << 40, 0, InputFormat.JSONL, 0)
-    first, second = itertools.islice(_cut_file(jsonl, portion_bytes=1 << 40), 2)
+    first, second = itertools.islice(_cut_file(jsonl, 1 << 40, False), 2)
     assert (first.start, first.end) == (0, second.start)
     assert 0 <= second.start - (1 << 40) < len(handle.LINE)
     assert second.start % len(handle.LINE) == 0
@@ -266,6 +266,17 @@ def test_json_lines_are_cut_at_line_ends(block_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", block_bytes)
     files = write(tmp_path / "corpus.jsonl", b'{"text": ""}\r\n' * 4 + b"{}", InputFormat.JSONL)
     assert ranges_of(plan_portions(files, portion_bytes=20)) == [(0, 28), (28, 56), (56, None)]
+
+
+def test_text_is_cut_at_any_line_if_lines_are_documents(tmp_path):
+    files = write(tmp_path / "corpus.txt", b"One. Two.\n" * 4)
+    assert ranges_of(plan_portions(files, 15)) == [(0, None)]
+    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [(0, 20), (20, None)]
+
+
+def test_tables_with_quoted_line_ends_are_not_cut(tmp_path):
+    files = write(tmp_path / "corpus.csv", b'text\n"One.\nTwo."\n' * 4, InputFormat.CSV)
+    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [(0, None)]
 
 
 def test_small_files_share_a_portion_and_large_ones_are_cut(tmp_path, documents_of):
