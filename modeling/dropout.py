@@ -39,13 +39,13 @@ def dropout(x: Any, rate: float, keys: Any) -> Any:
     """Sets a share `rate` of the elements to 0 and scales the others up; without keys, returns `x`.
 
     Args:
-      x: the input, [B, …], of known shape.
+      x: the input, [B, …].
       rate: the dropout rate, at least 0 and below 1.
       keys: the examples' keys, uint32 [B], or None.
     """
     if keys is None or not rate:
         return x
-    batch, *shape = x.shape
+    batch, *shape = ops.shape(x)
     keys = ops.reshape(keys, (batch, *[1] * len(shape)))
     elements = ops.reshape(_numbers(math.prod(shape)), (1, *shape))
     # Hashed twice, because one hash would give all examples windows of the same sequence.

@@ -96,11 +96,16 @@ def write_huggingface(
     tensors = {
         huggingface_name(name): to_huggingface(name, values) for name, values in weights.items()
     }
+    write_config(directory, config, weights)
+    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    (directory / WEIGHTS_NAME).write_bytes(content)
+
+
+def write_config(directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray]) -> None:
+    """Writes `config.json`, which names a class whose variables are all among `weights`."""
     described = {"architectures": [_architecture(config, weights)], **huggingface_config(config)}
     text = json.dumps(described, indent=2) + "\n"
     (directory / HUGGINGFACE_CONFIG_NAME).write_text(text, "utf-8")
-    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
-    (directory / WEIGHTS_NAME).write_bytes(content)
 
 
 def read_huggingface(

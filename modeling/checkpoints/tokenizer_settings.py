@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,10 +22,31 @@ T = TypeVar("T")
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-TOKENIZER_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
+ADDED_TOKENS_NAME = "added_tokens.json"
+TOKENIZER_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, ADDED_TOKENS_NAME)
 _KNOWN_CLASSES = (
     "BertTokenizer BertTokenizerFast BertTokenizerLegacy PreTrainedTokenizerFast TokenizersBackend"
 ).split()
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that Hugging Face's tokenizers find in a text before they split it into words.
+
+    Attributes:
+      content: the token.
+      special: whether it is left out when ids become text again.
+      single_word: whether it is only found where no letter is next to it.
+      lstrip, rstrip: whether it includes the white space before or after it.
+      normalized: whether it is searched in the normalized text.
+    """
+
+    content: str
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,8 @@ class TokenizerSettings:
       do_lower_case: whether text is lower-cased.
       strip_accents: whether accents are stripped; None: only when lower-casing.
       tokenize_chinese_chars: whether each ideograph is a word, as in the original.
+      added_tokens: the tokens that were added to a Hugging Face vocabulary, by id.
+      num_word_pieces: the number of the first tokens that WordPiece finds; None: all.
     """
 
     vocabulary: Path
@@ -45,6 +68,8 @@ class TokenizerSettings:
     do_lower_case: bool
     strip_accents: bool | None
     tokenize_chinese_chars: bool = True
+    added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
+    num_word_pieces: int | None = None
 
 
 class _Config(TypedDict, total=False):
@@ -54,6 +79,7 @@ class _Config(TypedDict, total=False):
     strip_accents: bool | None
     tokenize_chinese_chars: bool | None
     tokenizer_class: str | None
+    added_tokens_decoder: dict[int, AddedToken]
 
 
 @dataclass(frozen=True)
@@ -66,10 +92,9 @@ class _WordPiece:
     vocab: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _AddedToken:
+@dataclass(frozen=True, kw_only=True)
+class _AddedToken(AddedToken):
     id: int
-    content: str
 
 
 @dataclass(frozen=True)
@@ -118,11 +143,12 @@ def read_tokenizer_settings(
     if path is None:
         return None
     tokens = read_tokens(path)
+    num_word_pieces = _num_word_pieces(path, len(tokens))
     settings = vars(manifest) if manifest else _huggingface_settings(directory)
     do_lower_case = settings.get("do_lower_case")
     if do_lower_case is None:
         do_lower_case = not any(
-            token.lower() != token for token in tokens if not _is_special(token)
+            token.lower() != token for token in tokens[:num_word_pieces] if not _is_special(token)
         )
     return TokenizerSettings(
         vocabulary=path,
@@ -130,41 +156,70 @@ def read_tokenizer_settings(
         do_lower_case=do_lower_case,
         strip_accents=settings.get("strip_accents"),
         tokenize_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+        # The special tokens are added by whoever writes a tokenizer.
+        added_tokens={
+            i: token
+            for i, token in _added_tokens(directory).items()
+            if token.content == tokens[i] and token.content not in SPECIAL_TOKENS
+        },
+        num_word_pieces=num_word_pieces,
     )
 
 
 def read_tokens(path: Path) -> list[str]:
     """The tokens of a vocab.txt or tokenizer.json, in the order of their ids.
 
-    Tokens that were added to a Hugging Face vocabulary are only in tokenizer.json; they come last.
+    Tokens that were added to a Hugging Face vocabulary are in other files beside it.
 
     Raises:
-      UserError: the file cannot be read, or is not a WordPiece vocabulary.
+      UserError: a file cannot be read, or is not a WordPiece vocabulary.
     """
-    if path.name == TOKENIZER_NAME:
-        return _tokens_of_huggingface(path, [])
-    try:
-        tokens = tokens_of(path.read_bytes())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
-    beside = path.with_name(TOKENIZER_NAME)
-    return _tokens_of_huggingface(beside, tokens) if beside.exists() else tokens
-
-
-def _tokens_of_huggingface(path: Path, first: list[str]) -> list[str]:
-    """The tokens of a tokenizer.json, given the first of them."""
-    kind = _read_json(path, _AnyTokenizer).model.type
-    if kind != "WordPiece":
-        raise UserError(f"{path} is of the type {kind!r}, not WordPiece")
-    content = _read_json(path, _WordPieceTokenizer)
-    tokens = {i: token for token, i in content.model.vocab.items()}
-    tokens |= {token.id: token.content for token in content.added_tokens}
-    tokens |= dict(enumerate(first))
+    pieces = _word_pieces(path)
+    tokens = {i: token.content for i, token in _added_tokens(path.parent).items()} | pieces
     if sorted(tokens) != list(range(len(tokens))):
         raise UserError(
             f"{path} has no tokens for some ids between others: copy {VOCABULARY_NAME} beside it"
         )
     return [tokens[i] for i in range(len(tokens))]
+
+
+def _word_pieces(path: Path) -> dict[int, str]:
+    """The tokens, by id, of a vocab.txt or tokenizer.json itself."""
+    if path.name == TOKENIZER_NAME:
+        kind = _read_json(path, _AnyTokenizer).model.type
+        if kind != "WordPiece":
+            raise UserError(f"{path} is of the type {kind!r}, not WordPiece")
+        return {i: token for token, i in _read_json(path, _WordPieceTokenizer).model.vocab.items()}
+    beside = path.with_name(TOKENIZER_NAME)
+    pieces = _word_pieces(beside) if beside.exists() else {}
+    try:
+        return pieces | dict(enumerate(tokens_of(path.read_bytes())))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
+
+
+def _num_word_pieces(path: Path, num_tokens: int) -> int | None:
+    """The number of the tokens that WordPiece finds, if the others come after them.
+
+    A tokenizer.json decides, because an exported vocab.txt holds the added tokens, too.
+    """
+    beside = path.with_name(TOKENIZER_NAME)
+    pieces = _word_pieces(beside if beside.exists() else path)
+    return len(pieces) if max(pieces, default=0) < len(pieces) < num_tokens else None
+
+
+def _added_tokens(directory: Path) -> dict[int, AddedToken]:
+    """The tokens that were added to a Hugging Face vocabulary, by id, from all its files."""
+    added: dict[int, AddedToken] = {}
+    if (path := directory / ADDED_TOKENS_NAME).exists():
+        added |= {i: AddedToken(token) for token, i in _read_json(path, dict[str, int]).items()}
+    if (path := directory / TOKENIZER_CONFIG_NAME).exists():
+        added |= _read_json(path, _Config).get("added_tokens_decoder", {})
+    if (path := directory / TOKENIZER_NAME).exists():
+        for token in _read_json(path, _WordPieceTokenizer).added_tokens:
+            flags = {field.name: getattr(token, field.name) for field in fields(AddedToken)}
+            added[token.id] = AddedToken(**flags)
+    return added
 
 
 def write_vocabulary(directory: Path, tokenizer: TokenizerSettings) -> None:
@@ -195,7 +250,10 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
     content = _backend(tokenizer).to_str(pretty=True)
     (directory / TOKENIZER_NAME).write_text(content, "utf-8")
     settings = {
-        "tokenizer_class": "BertTokenizer",
+        # transformers 5 drops all of tokenizer.json but the vocabulary for a BertTokenizer, and so
+        # makes [UNK] of words of 101 to 200 characters. This class keeps it.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "do_lower_case": tokenizer.do_lower_case,
         "strip_accents": tokenizer.strip_accents,
         "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
@@ -215,9 +273,10 @@ def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
     for token in SPECIAL_TOKENS:
         if token not in ids:
             raise UserError(f"{tokenizer.vocabulary} has no {token}, which BERT's tokenizer needs")
+    pieces = {token: i for i, token in enumerate(tokenizer.tokens[: tokenizer.num_word_pieces])}
     backend = hf.Tokenizer(
         hf.models.WordPiece(
-            ids, unk_token="[UNK]", max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
+            pieces, unk_token="[UNK]", max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
         )
     )
     backend.add_special_tokens(list(SPECIAL_TOKENS))
@@ -227,6 +286,8 @@ def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
         strip_accents=tokenizer.strip_accents,
         lowercase=tokenizer.do_lower_case,
     )
+    for _, added in sorted(tokenizer.added_tokens.items()):
+        backend.add_tokens([hf.AddedToken(**vars(added))])
     backend.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
     backend.post_processor = hf.processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",

@@ -10,7 +10,7 @@ from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.foreign_files import EXPORT_NAME, Description
-from modeling.checkpoints.huggingface import write_huggingface
+from modeling.checkpoints.huggingface import write_config, write_huggingface
 from modeling.checkpoints.pretrained import Pretrained, initialize
 from modeling.checkpoints.run_checkpoints import CHECKPOINTS_NAME
 from modeling.checkpoints.tensorflow1 import write_original
@@ -34,10 +34,14 @@ from modeling.training.evaluation import RESULTS_NAME
 from pipeline.errors import UserError, listed
 from pipeline.files import sha256_of
 from pipeline.json_files import write_json
+from pipeline.manifest import VOCABULARY_NAME
 
 MODEL_CARD_NAME = "README.md"
 
-_NEEDED_PACKAGES = {Format.HUGGINGFACE: ("safetensors", "tokenizers"), Format.ONNX: ("onnx",)}
+_NEEDED_PACKAGES = {
+    Format.HUGGINGFACE: ("safetensors", "tokenizers"),
+    Format.ONNX: ("onnx", "tokenizers"),
+}
 
 
 def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> None:
@@ -139,13 +143,14 @@ def _write_format(
     heads: bool,
 ) -> None:
     config, weights = pretrained.config, pretrained.weights
-    if export_format != Format.HUGGINGFACE:
+    if export_format in (Format.HUGGINGFACE, Format.ONNX):
+        write_tokenizer(directory, tokenizer, config.max_position_embeddings)
+    else:
         write_vocabulary(directory, tokenizer)
         (directory / CONFIG_NAME).write_text(config.to_json(), "utf-8")
     match export_format:
         case Format.HUGGINGFACE:
             write_huggingface(directory, config, weights)
-            write_tokenizer(directory, tokenizer, config.max_position_embeddings)
             card = model_card(pretrained, tokenizer)
             (directory / MODEL_CARD_NAME).write_text(card, "utf-8")
         case Format.ORIGINAL:
@@ -161,9 +166,13 @@ def _write_format(
 
             from modeling.export.onnx_graph import onnx_model  # noqa: PLC0415 - needs onnx
 
-            onnx.save(onnx_model(config, weights, heads), directory / ONNX_NAME)
+            parts = ("bert/", "cls/") if heads else ("bert/",)
+            weights = {name: weights[name] for name in weights if name.startswith(parts)}
+            write_config(directory, config, weights)
+            onnx.save(onnx_model(config, weights), directory / ONNX_NAME)
         case Format.SAVED_MODEL:
-            write_saved_model(directory, _keras_model(pretrained), heads)
+            vocabulary, lower = directory / VOCABULARY_NAME, tokenizer.do_lower_case
+            write_saved_model(directory, _keras_model(pretrained), vocabulary, lower, heads)
         case Format.KERAS:
             _keras_model(pretrained).save(directory / KERAS_NAME)
 
@@ -171,14 +180,23 @@ def _write_format(
 def _check_complete(pretrained: Pretrained, export_format: Format, heads: bool) -> None:
     """Checks that the variables that the format needs are there, and logs what is left out."""
     missing = [name for name in weight_shapes(pretrained.config) if name not in pretrained.weights]
-    may_be_incomplete = export_format in (Format.HUGGINGFACE, Format.ORIGINAL)
-    needs_heads = heads or export_format == Format.KERAS
+    needed: tuple[str, ...] = ()
+    match export_format:
+        case Format.ONNX:
+            needed = ("bert/embeddings/", "bert/encoder/")
+            needed += ("cls/predictions/",) if heads else ()
+        case Format.SAVED_MODEL:
+            needed = ("bert/", "cls/") if heads else ("bert/",)
+        case Format.KERAS:
+            needed = ("bert/", "cls/")
     for name in missing:
-        if not may_be_incomplete and (needs_heads or name.startswith("bert/")):
+        if name.startswith(needed):
             raise UserError(
                 f"{pretrained.source} has no variable {name}, which --format={export_format} needs"
             )
-    if missing and may_be_incomplete:
+    if not heads and export_format in (Format.ONNX, Format.SAVED_MODEL):
+        missing = [name for name in missing if name.startswith("bert/")]
+    if missing:
         logging.warning(
             "%s lacks these variables, and so will the export: %s",
             pretrained.source,

@@ -4,8 +4,8 @@ The graph is written node by node, not traced, so that a viewer shows BERT's str
 have the original's variable names. A node and its only output are named after the layer and the
 operator, such as `bert/encoder/layer_0/attention/self/query/MatMul`.
 
-Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, N heads, D head size
-(H = N·D), F feed-forward, V vocabulary.
+Shape suffixes of tensors: B batch, S sequence, H hidden, N heads, D head size (H = N·D),
+F feed-forward, V vocabulary.
 """
 
 import math
@@ -27,29 +27,41 @@ _MAX_BYTES = 2_000_000_000
 _MASKED_SCORE = -1e9
 
 
-def onnx_model(
-    config: BertConfig, weights: Mapping[str, np.ndarray], heads: bool
-) -> onnx.ModelProto:
-    """The encoder, for batches of any size and any length up to `max_position_embeddings`.
+def onnx_model(config: BertConfig, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """A BERT for batches of any size and any length up to `max_position_embeddings`.
 
-    Its inputs are `input_ids`, `input_mask` and `segment_ids`, int64 [B, S]; its outputs are
-    `sequence_output` [B, S, H] and `pooled_output` [B, H]. With heads, it also has the input
-    `masked_lm_positions`, int64 [B, P], and the outputs `masked_lm_logits` [B, P, V] and
-    `next_sentence_logits` [B, 2]. Running it on longer sequences fails.
+    Inputs and outputs have the names of Hugging Face's models, so that Optimum runs it. The inputs
+    are `input_ids`, `attention_mask` and `token_type_ids`, int64 [B, S]. The weights decide the
+    outputs:
+
+    - Without heads, the encoder's `last_hidden_state` [B, S, H] and, if there is a pooler,
+      `pooler_output` [B, H].
+    - With the masked-LM head, `logits` [B, S, V] and, if there are a pooler and a next-sentence
+      head, `seq_relationship_logits` [B, 2].
+
+    Running it on longer sequences fails, in a node whose name says why.
 
     Args:
       config: the model's size.
-      weights: float32 arrays with the names and shapes of `weight_shapes`; without heads, those
-        that begin with `bert/` are enough.
-      heads: whether to include the two pretraining heads.
+      weights: float32 arrays with the names and shapes of `weight_shapes`; the pooler and the heads
+        may be missing.
 
     Raises:
       UserError: the weights exceed what one ONNX file can hold.
     """
+
+    def has(part: str) -> bool:
+        return all(name in weights for name in weight_shapes(config) if name.startswith(part))
+
+    parts = ["bert/embeddings/", "bert/encoder/"]
+    if has_heads := has("cls/predictions/"):
+        parts.append("cls/predictions/")
+    if has_pooled := has("bert/pooler/") and (not has_heads or has("cls/seq_relationship/")):
+        parts += ["bert/pooler/", "cls/seq_relationship/"] if has_heads else ["bert/pooler/"]
     shapes = {
         name: shape
         for name, shape in weight_shapes(config).items()
-        if heads or name.startswith("bert/")
+        if name.startswith(tuple(parts))
     }
     num_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
     if num_bytes > _MAX_BYTES:
@@ -58,9 +70,7 @@ def onnx_model(
             f"{_MAX_BYTES / 1e9:.0f} GB: choose another format"
         )
     graph = _BertGraph(config)
-    sequence_output, pooled_output = graph.bert()
-    if heads:
-        graph.cls(sequence_output, pooled_output)
+    (graph.cls if has_heads else graph.bert)(graph.encoder(), has_pooled)
     model = helper.make_model(
         helper.make_graph(graph.nodes, "bert", graph.inputs, graph.outputs),
         producer_name="clozemill",
@@ -89,11 +99,10 @@ class _BertGraph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
 
-    def input(self, name: str, dim: str, meaning: str) -> str:
-        """Adds an input of the model, int64 [batch, dim]."""
-        self.inputs.append(
-            helper.make_tensor_value_info(name, TensorProto.INT64, ("batch", dim), meaning)
-        )
+    def input(self, name: str, meaning: str) -> str:
+        """Adds an input of the model, int64 [batch, sequence]."""
+        shape = ("batch", "sequence")
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape, meaning))
         return name
 
     def output(self, name: str, tensor: str, *dims: str | int) -> str:
@@ -154,18 +163,21 @@ class _BertGraph:
         types_BSH = self.node("Gather", types, types, segment_ids_BS)
         shape_SH = self.node("Shape", scope, words_BSH, start=1)
         positions_SH = self.node("Slice", positions, positions, [0, 0], shape_SH)
-        # For a sequence that is too long, Slice returns fewer rows and Reshape fails.
+        # For a sequence that is too long, Slice returns fewer rows and Reshape fails. An error of
+        # onnxruntime holds the node's name.
         positions_SH = self.node("Reshape", positions, positions_SH, shape_SH)
+        longest = self.config.max_position_embeddings
+        self.nodes[-1].name = f"a sequence is longer than the {longest} tokens that this BERT reads"
         x_BSH = self.node("Add", types, words_BSH, types_BSH)
         return self.layer_norm(scope, self.node("Add", positions, x_BSH, positions_SH))
 
-    def mask(self, scope: str, input_mask_BS: str) -> str:
+    def mask(self, scope: str, attention_mask_BS: str) -> str:
         """The term added to the scores, [B, 1, 1, S]: 0 for tokens, `_MASKED_SCORE` for padding.
 
         These nodes and those of `self_attention` have the form that onnxruntime's transformer
         optimizer recognizes and can replace with its own attention.
         """
-        mask_B1S = self.node("Unsqueeze", f"{scope}/heads", input_mask_BS, [1])
+        mask_B1S = self.node("Unsqueeze", f"{scope}/heads", attention_mask_BS, [1])
         mask_B11S = self.node("Unsqueeze", f"{scope}/queries", mask_B1S, [2])
         mask_B11S = self.node("Cast", scope, mask_B11S, to=TensorProto.FLOAT)
         return self.node("Mul", scope, self.node("Sub", scope, 1.0, mask_B11S), _MASKED_SCORE)
@@ -210,39 +222,41 @@ class _BertGraph:
         first_BH = self.node("Gather", scope, x_BSH, 0, axis=1)
         return self.node("Tanh", f"{scope}/dense", self.dense(f"{scope}/dense", first_BH))
 
-    def bert(self) -> tuple[str, str]:
-        """The embeddings, the encoder and the pooler, from inputs to outputs."""
-        input_ids_BS = self.input("input_ids", "sequence", "the tokens' ids in the vocabulary")
-        input_mask_BS = self.input("input_mask", "sequence", "1 for tokens, 0 for padding")
-        segment_ids_BS = self.input("segment_ids", "sequence", "0 for [CLS] A [SEP], 1 for B [SEP]")
-        x_BSH = self.embeddings("bert/embeddings", input_ids_BS, segment_ids_BS)
-        mask_B11S = self.mask("bert/mask", input_mask_BS)
+    def encoder(self) -> str:
+        """The embeddings and the blocks, from the model's inputs to [B, S, H]."""
+        input_ids_BS = self.input("input_ids", "the tokens' ids in the vocabulary")
+        attention_mask_BS = self.input("attention_mask", "1 for tokens, 0 for padding")
+        token_type_ids_BS = self.input("token_type_ids", "0 for [CLS] A [SEP], 1 for B [SEP]")
+        x_BSH = self.embeddings("bert/embeddings", input_ids_BS, token_type_ids_BS)
+        mask_B11S = self.mask("bert/mask", attention_mask_BS)
         for i in range(self.config.num_hidden_layers):
             x_BSH = self.transformer_block(f"bert/encoder/layer_{i}", x_BSH, mask_B11S)
-        x_BSH = self.output("sequence_output", x_BSH, "sequence", self.config.hidden_size)
-        pooled_BH = self.pooler("bert/pooler", x_BSH)
-        return x_BSH, self.output("pooled_output", pooled_BH, self.config.hidden_size)
+        return x_BSH
+
+    def bert(self, x_BSH: str, has_pooled: bool) -> None:
+        """The outputs of a BERT without heads."""
+        x_BSH = self.output("last_hidden_state", x_BSH, "sequence", self.config.hidden_size)
+        if has_pooled:
+            pooled_BH = self.pooler("bert/pooler", x_BSH)
+            self.output("pooler_output", pooled_BH, self.config.hidden_size)
 
     def logits(self, scope: str, x: str, weights: str) -> str:
         """A product with weights [out, in], and a bias."""
         x = self.node("MatMul", scope, x, self.node("Transpose", scope, weights))
         return self.node("Add", scope, x, f"{scope}/output_bias")
 
-    def predictions(self, scope: str, x_BSH: str, positions_BP: str) -> str:
-        """Logits over the vocabulary at the masked positions, by the tied word embeddings."""
-        positions_BP1 = self.node("Unsqueeze", scope, positions_BP, [2])
-        x_BPH = self.node("GatherND", scope, x_BSH, positions_BP1, batch_dims=1)
-        x_BPH = self.activated_dense(f"{scope}/transform/dense", x_BPH)
-        x_BPH = self.layer_norm(f"{scope}/transform", x_BPH)
-        return self.logits(scope, x_BPH, "bert/embeddings/word_embeddings")
+    def predictions(self, scope: str, x_BSH: str) -> str:
+        """Logits over the vocabulary at all positions, by the tied word embeddings."""
+        x_BSH = self.activated_dense(f"{scope}/transform/dense", x_BSH)
+        x_BSH = self.layer_norm(f"{scope}/transform", x_BSH)
+        return self.logits(scope, x_BSH, "bert/embeddings/word_embeddings")
 
-    def cls(self, sequence_output_BSH: str, pooled_output_BH: str) -> None:
-        """Both pretraining heads, from the encoder's outputs to their own."""
-        positions_BP = self.input(
-            "masked_lm_positions", "predictions", "the positions of masked tokens"
-        )
-        logits_BPV = self.predictions("cls/predictions", sequence_output_BSH, positions_BP)
-        self.output("masked_lm_logits", logits_BPV, "predictions", self.config.vocab_size)
-        scope = "cls/seq_relationship"
-        logits_B2 = self.logits(scope, pooled_output_BH, f"{scope}/output_weights")
-        self.output("next_sentence_logits", logits_B2, 2)
+    def cls(self, x_BSH: str, has_pooled: bool) -> None:
+        """The outputs of the pretraining heads."""
+        logits_BSV = self.predictions("cls/predictions", x_BSH)
+        self.output("logits", logits_BSV, "sequence", self.config.vocab_size)
+        if has_pooled:
+            scope = "cls/seq_relationship"
+            pooled_BH = self.pooler("bert/pooler", x_BSH)
+            logits_B2 = self.logits(scope, pooled_BH, f"{scope}/output_weights")
+            self.output("seq_relationship_logits", logits_B2, 2)

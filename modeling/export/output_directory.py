@@ -19,8 +19,8 @@ _OPENED_BY = (WEIGHTS_NAME, f"{ORIGINAL_NAME}.index", ONNX_NAME, "saved_model.pb
 # All files that an export of any format may hold.
 _EXPORTED_FILES = frozenset(
     f"""
-    {" ".join(_OPENED_BY)} README.md bert_config.json config.json {EXPORT_NAME} fingerprint.pb
-    tokenizer.json tokenizer_config.json variables/variables.index
+    {" ".join(_OPENED_BY)} README.md assets/vocab.txt bert_config.json config.json {EXPORT_NAME}
+    fingerprint.pb tokenizer.json tokenizer_config.json variables/variables.index
     variables/variables.data-00000-of-00001 vocab.txt {ORIGINAL_NAME}.data-00000-of-00001
     """.split()
 )

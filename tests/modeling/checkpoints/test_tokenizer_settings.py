@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from modeling.checkpoints.tokenizer_settings import (
+    AddedToken,
     TokenizerSettings,
     read_tokenizer_settings,
     read_tokens,
@@ -191,6 +192,64 @@ def test_added_tokens_come_last(write, output_dir, with_vocabulary):
     assert read_tokens(output_dir / "vocab.txt") == settings.tokens
 
 
+ADDED = {"content": "New Word", "lstrip": True, "normalized": False, "special": True}
+
+
+def write_added_tokens_json(directory):
+    (directory / "added_tokens.json").write_text(json.dumps({"New Word": len(LOWER_CASE)}))
+
+
+def write_added_tokens_decoder(directory):
+    decoder = {"added_tokens_decoder": {"0": {"content": "[PAD]"}, str(len(LOWER_CASE)): ADDED}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(decoder))
+
+
+def write_added_tokens_of_tokenizer_json(directory):
+    tokenizer = tokenizer_json(LOWER_CASE)
+    tokenizer["added_tokens"] = [{"id": len(LOWER_CASE), **ADDED}]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    "write_added",
+    [
+        write_added_tokens_json,
+        write_added_tokens_decoder,
+        write_added_tokens_of_tokenizer_json,
+    ],
+)
+def test_added_tokens_stay_added_tokens(write, write_added, output_dir, tmp_path):
+    directory = write(LOWER_CASE)
+    write_added(directory)
+    settings = read_tokenizer_settings(directory)
+    assert settings.tokens == [*LOWER_CASE, "New Word"]
+    flags = {} if write_added == write_added_tokens_json else ADDED
+    assert settings.added_tokens == {
+        len(LOWER_CASE): AddedToken(**{"content": "New Word", **flags})
+    }
+    write_tokenizer(output_dir, settings, 16)
+    tokenizer = Tokenizer.from_file(str(output_dir / "tokenizer.json"))
+    assert tokenizer.encode("mill New Word").ids[2] == len(LOWER_CASE)
+    is_found_in_lower_case = tokenizer.encode("mill new words").ids[2] == len(LOWER_CASE)
+    assert is_found_in_lower_case != bool(flags)
+    # An export of the export is the same.
+    (again := tmp_path / "again").mkdir()
+    write_tokenizer(again, read_tokenizer_settings(output_dir), 16)
+    for path in output_dir.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_token_among_the_word_pieces_may_be_an_added_one(write, output_dir):
+    tokenizer = tokenizer_json(LOWER_CASE)
+    number = LOWER_CASE.index("mill")
+    tokenizer["added_tokens"] = [{"id": number, "content": "mill", "single_word": True}]
+    settings = read_tokenizer_settings(write(LOWER_CASE, tokenizer))
+    write_tokenizer(output_dir, settings, 16)
+    written = json.loads((output_dir / "tokenizer.json").read_text("utf-8"))
+    assert written["model"]["vocab"]["mill"] == number
+    assert [t["single_word"] for t in written["added_tokens"] if t["id"] == number] == [True]
+
+
 def test_another_kind_of_vocabulary_is_an_error(write):
     for kind, vocabulary in (("BPE", {"a": 0}), ("Unigram", [["a", 0.5]])):
         tokenizer = {"model": {"type": kind, "vocab": vocabulary}}
@@ -249,7 +308,8 @@ def test_written_settings_are_read_back(write, output_dir, do_lower_case, strip_
     write_tokenizer(output_dir, settings, max_length=77)
     config = json.loads((output_dir / "tokenizer_config.json").read_text())
     assert config == {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "do_lower_case": do_lower_case,
         "strip_accents": strip_accents,
         "tokenize_chinese_chars": True,

@@ -36,7 +36,14 @@ FILES = {
         "bert_model.ckpt.index",
         "vocab.txt",
     },
-    Format.ONNX: {"bert_config.json", "export.json", "model.onnx", "vocab.txt"},
+    Format.ONNX: {
+        "config.json",
+        "export.json",
+        "model.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    },
     Format.SAVED_MODEL: {
         "assets",
         "bert_config.json",
@@ -109,7 +116,7 @@ def test_the_directory_holds_the_files_of_its_format(run, exported, export_forma
     directory = exported(export_format)
     assert {path.name for path in directory.iterdir()} == FILES[export_format]
     assert (directory / "vocab.txt").read_bytes() == (run[0] / "vocab.txt").read_bytes()
-    if export_format != Format.HUGGINGFACE:
+    if export_format not in (Format.HUGGINGFACE, Format.ONNX):
         assert BertConfig.read(directory / "bert_config.json") == run[1].config
     assert [path.name for path in directory.parent.iterdir()] == [export_format]
 
@@ -437,7 +444,7 @@ def test_missing_variables_are_logged_by_name(tmp_path, pretrained, caplog, expo
     [
         (Format.KERAS, False, "cls/seq_relationship/output_bias"),
         (Format.KERAS, False, "bert/pooler/dense/kernel"),
-        (Format.ONNX, False, "bert/pooler/dense/kernel"),
+        (Format.ONNX, False, "bert/embeddings/LayerNorm/beta"),
         (Format.ONNX, True, "cls/predictions/output_bias"),
         (Format.SAVED_MODEL, False, "bert/pooler/dense/kernel"),
         (Format.SAVED_MODEL, True, "cls/predictions/output_bias"),
@@ -464,6 +471,18 @@ def test_an_encoder_alone_is_enough_without_heads(tmp_path, pretrained, monkeypa
     )
     export(without(pretrained, "cls/"), tmp_path / "out", export_format)
     assert written
+
+
+@pytest.mark.parametrize(("heads", "outputs"), [(False, ["last_hidden_state"]), (True, ["logits"])])
+def test_onnx_needs_no_pooler(tmp_path, pretrained, caplog, heads, outputs):
+    onnx = pytest.importorskip("onnx")
+    without_pooler = without(pretrained, "bert/pooler/")
+    export(without_pooler, tmp_path / "out", Format.ONNX, heads)
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [output.name for output in graph.output] == outputs
+    assert "bert/pooler/dense/kernel" in caplog.text
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM" if heads else "BertModel"]
 
 
 def test_ignored_tensors_are_logged(tmp_path, pretrained, caplog):

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from modeling.bert_for_pretraining import BertForPreTraining
 
@@ -83,8 +84,9 @@ def batches(make_batch):
 def replies(tmp_path_factory, model, batches):
     """The client's reply to each request, with the outputs if there was no error."""
     directory = tmp_path_factory.mktemp("saved_model")
-    write_saved_model(directory / "encoder", model, heads=False)
-    write_saved_model(directory / "heads", model, heads=True)
+    (directory / "vocab.txt").write_text("[PAD]\n")
+    for name, heads in (("encoder", False), ("heads", True)):
+        write_saved_model(directory / name, model, directory / "vocab.txt", True, heads)
     requests = []
     for number, (request, batch) in enumerate(zip(REQUESTS, batches, strict=True)):
         inputs, outputs = (directory / f"{kind}{number}.npz" for kind in ("inputs", "outputs"))
@@ -152,7 +154,57 @@ def test_sequences_longer_than_the_model_reads_are_an_error(replies):
     assert "17" in replies[2]["error"]
 
 
-def test_weights_are_stored_once(tmp_path, model):
-    write_saved_model(tmp_path, model, heads=True)
-    stored = sum(path.stat().st_size for path in (tmp_path / "variables").iterdir())
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, model):
+    """A SavedModel with heads."""
+    directory = tmp_path_factory.mktemp("saved")
+    (directory / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    write_saved_model(directory / "model", model, directory / "vocab.txt", False, heads=True)
+    return directory / "model"
+
+
+@pytest.fixture
+def loaded(saved):
+    return tf.saved_model.load(str(saved))
+
+
+def test_the_vocabulary_is_an_asset(saved, loaded):
+    path = loaded.vocab_file.asset_path.numpy().decode()
+    assert path == str(saved / "assets" / "vocab.txt")
+    assert (saved / "assets" / "vocab.txt").read_text() == "[PAD]\n[UNK]\n"
+    assert not loaded.do_lower_case.numpy()
+
+
+def test_the_loaded_object_is_a_function_with_dropout_only_in_training(model, make_batch, loaded):
+    batch = {name: tf.constant(make_batch(3)[name]) for name in INPUTS}
+    expected = expected_outputs(model, "encode", batch)
+    for outputs in (loaded(batch), loaded(batch, training=False)):
+        assert outputs.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(outputs[name], values, atol=1e-5, err_msg=name)
+    first, second = (loaded(batch, training=True)["sequence_output"].numpy() for _ in range(2))
+    assert np.abs(first - expected["sequence_output"]).max() > 0.1
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_the_loaded_object_learns(model, make_batch, loaded):
+    batch = {name: tf.constant(make_batch(4)[name]) for name in INPUTS}
+    wanted = tf.constant([0.5, -0.5, 0.5, -0.5])
+    assert len(loaded.variables) == len(loaded.trainable_variables) == len(model.bert.weights)
+    assert list(loaded.regularization_losses) == []
+    losses = []
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            pooled = loaded(batch)["pooled_output"]
+            loss = tf.reduce_mean((pooled[:, 0] - wanted) ** 2)
+        gradients = tape.gradient(loss, loaded.trainable_variables)
+        assert all(gradient is not None for gradient in gradients)
+        for variable, gradient in zip(loaded.trainable_variables, gradients, strict=True):
+            variable.assign_sub(0.05 * tf.convert_to_tensor(gradient))
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_weights_are_stored_once(saved, model):
+    stored = sum(path.stat().st_size for path in (saved / "variables").iterdir())
     assert stored < 1.5 * sum(4 * variable.numpy().size for variable in model.weights)
