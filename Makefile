@@ -34,7 +34,7 @@ test: .venv/.tested  ## The tests without the slow ones; those of the model on b
 	KERAS_BACKEND=jax $(RUN)pytest $(IN_TWO_PROCESSES) -m 'not slow and not no_backend' \
 		tests/modeling tests/parity
 
-test-slow: .venv/.tested  ## The slow tests
+test-slow: .venv/.tested .venv/.other_environments  ## The slow tests
 	$(RUN)pytest -m slow
 
 bench: .venv/.benched  ## The speed of generating and training, next to peers in the same run
@@ -60,6 +60,16 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 .venv/.benched: .venv/.tested Makefile
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/peers \
 		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0
+	touch $@
+
+# Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2.
+.venv/.other_environments: .venv/.tested Makefile
+	$(PYTHON) -m venv .venv/optimum
+	.venv/optimum/bin/pip install --quiet transformers==4.57.6 optimum==2.1.0 optimum-onnx==0.1.0 \
+		onnxruntime==1.32.0 torch
+	$(PYTHON) -m venv .venv/tensorflow_hub
+	.venv/tensorflow_hub/bin/pip install --quiet tensorflow==2.21.0 tf_keras==2.21.0 \
+		tensorflow_hub==0.16.1 'setuptools<81'
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

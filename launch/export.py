@@ -31,14 +31,14 @@ _FORMAT = flags.DEFINE_enum_class(
     Format,
     "huggingface: a directory for transformers' from_pretrained and keras_hub's from_preset. "
     "original: a TensorFlow checkpoint, bert_model.ckpt, with the original BERT's variable names. "
-    "onnx: the encoder as model.onnx. saved_model: the encoder for TensorFlow Serving. "
-    "keras: model.keras.",
+    "onnx: the encoder as model.onnx, for onnxruntime and Optimum. saved_model: the encoder for "
+    "TensorFlow Serving and TF Hub. keras: model.keras.",
 )
 _HEADS = flags.DEFINE_boolean(
     "heads",
     False,
-    "For onnx and saved_model: also export the pretraining heads, for example to predict masked "
-    "words.",
+    "For onnx and saved_model: export the pretraining heads, for example to predict masked words. "
+    "An ONNX model then has their outputs in place of the encoder's.",
 )
 _AVERAGE_LAST = flags.DEFINE_integer(
     "average_last",

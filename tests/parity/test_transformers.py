@@ -230,6 +230,21 @@ def test_ids_equal_the_originals_wherever_hugging_faces_do(tmp_path, golden_toke
     assert agreed["slow"] >= least_slow * len(lines)
 
 
+@pytest.mark.no_backend
+@pytest.mark.parametrize("letter", ["a", "ก"])
+@pytest.mark.parametrize("length", [100, 101, 200, 201])
+def test_long_words_have_the_ids_of_training(tmp_path, letter, length):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", letter, f"##{letter}"]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+    write_tokenizer(
+        tmp_path, TokenizerSettings(tmp_path / "vocab.txt", vocabulary, True, None), 512
+    )
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)(letter * length)
+    assert set(ids) == {"input_ids", "token_type_ids", "attention_mask"}
+    expected = [2, 5, *[6] * (length - 1), 3] if length <= 200 else [2, 1, 3]
+    assert ids["input_ids"] == expected
+
+
 @pytest.mark.parametrize(
     ("do_lower_case", "strip_accents"),
     [(True, None), (False, None), (True, False), (False, True), (True, True)],
