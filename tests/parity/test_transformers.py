@@ -235,10 +235,8 @@ def test_ids_equal_the_originals_wherever_hugging_faces_do(tmp_path, golden_toke
 @pytest.mark.parametrize("length", [100, 101, 200, 201])
 def test_long_words_have_the_ids_of_training(tmp_path, letter, length):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", letter, f"##{letter}"]
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
-    write_tokenizer(
-        tmp_path, TokenizerSettings(tmp_path / "vocab.txt", vocabulary, True, None), 512
-    )
+    settings = TokenizerSettings(tmp_path / "tokenizer.json", vocabulary, True, None)
+    write_tokenizer(tmp_path, settings, 512)
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path)(letter * length)
     assert set(ids) == {"input_ids", "token_type_ids", "attention_mask"}
     expected = [2, 5, *[6] * (length - 1), 3] if length <= 200 else [2, 1, 3]
