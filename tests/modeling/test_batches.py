@@ -340,7 +340,7 @@ def test_record_with_other_features_is_reported(tmp_path, write_data_set):
     manifest = dataclasses.replace(written.manifest, max_seq_length=16)
     data_set = DataSet(tmp_path, manifest)
     batches = training_batches(data_set, batch_size=1, seed=0)
-    with pytest.raises(UserError, match="not those of an instance of this data set") as raised:
+    with pytest.raises(UserError, match="are 17 values, not 16") as raised:
         next(readable(batches, data_set))
     assert f"record 1 of {data_set.path_of(manifest.shards[0])}" in str(raised.value)
 

@@ -92,13 +92,13 @@ def test_floats_keep_every_bit():
 def test_features_are_the_seven_of_the_original():
     features = instance_features(128, 20, 30_522)
     assert {name: dataclasses.astuple(feature) for name, feature in features.items()} == {
-        "input_ids": ("int64", 128, 30_522),
-        "input_mask": ("int64", 128, 2),
-        "segment_ids": ("int64", 128, 2),
-        "masked_lm_positions": ("int64", 20, 128),
-        "masked_lm_ids": ("int64", 20, 30_522),
-        "masked_lm_weights": ("float32", 20, 2),
-        "next_sentence_labels": ("int64", 1, 2),
+        "input_ids": ("int64", 128, 30_522, "input_ids"),
+        "input_mask": ("int64", 128, 2, "input_mask"),
+        "segment_ids": ("int64", 128, 2, "segment_ids"),
+        "masked_lm_positions": ("int64", 20, 128, "masked_lm_positions"),
+        "masked_lm_ids": ("int64", 20, 30_522, "masked_lm_ids"),
+        "masked_lm_weights": ("float32", 20, 2, "masked_lm_weights"),
+        "next_sentence_labels": ("int64", 1, 2, "next_sentence_labels"),
     }
 
 
