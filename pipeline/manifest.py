@@ -151,12 +151,14 @@ class Manifest:
                 total = sum(getattr(shard, name) for shard in self.shards_of(split))
                 if counts.get(name, total) != total:
                     yield f"its {split} shards have {total} {name}, its statistics say otherwise"
-        if self.is_adopted and self.options[FEATURE_NAMES_OPTION] not in list(ALIASES):
+        if self.options.get(FEATURE_NAMES_OPTION, "original") not in list(ALIASES):
             yield "its features have unknown names"
         for name, value in vars(self).items():
             if self.options.get(name, value) != value:
                 yield f"it tells of two values of {name}"
-        yield from _missing_shards({shard.name for shard in self.shards})
+        # Others may number their files in the same way, and adopt some of them.
+        names = {shard.name for shard in self.shards if not self.is_adopted}
+        yield from _missing_shards(names)
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

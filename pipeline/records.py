@@ -39,6 +39,8 @@ ALIASES: dict[str, dict[str, str]] = {
     "model_garden_v2": {"input_ids": "input_word_ids", "segment_ids": "input_type_ids"},
 }
 """The names that features have in records, by their own names, where these differ."""
+Instances = dict[str, np.ndarray]
+"""A batch of N instances: arrays [N, length] under the names of `instance_features`."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,7 @@ def decode_example(record: bytes) -> dict[str, np.ndarray]:
     }
 
 
-def decode_instances(
-    records: Sequence[bytes], features: Mapping[str, Feature]
-) -> dict[str, np.ndarray]:
+def decode_instances(records: Sequence[bytes], features: Mapping[str, Feature]) -> Instances:
     """The features of N instances, arrays [N, length], whose lengths and values are checked.
 
     Other features of the records are ignored.
