@@ -26,13 +26,15 @@ from pipeline.records import (
     record_of,
 )
 from pipeline.statistics import InstanceHistograms, ShardResults
-from pipeline.tokenization import without_accents
+from pipeline.tokenization import BasicTokenizer, without_accents
 from pipeline.vocabulary import Vocabulary
 
 _RECORDS_PER_BATCH = 1024
 _OTHER_VOCABULARY = "the records were probably made with another vocabulary than --vocab_file"
 # Of so many masked pieces, some are [MASK] if the vocabulary is that of the records.
 _ENOUGH_MASKED = 30
+# A punctuation mark is a word of its own: if ## pieces follow more of them, that is not their text.
+_SHARE_AFTER_WHOLE_WORDS = 0.02
 # A smaller share of tokens in another case may come from another version of Unicode.
 _SHARE_IN_OTHER_CASE = 0.001
 
@@ -71,6 +73,8 @@ class RecordReader:
         # How often each token stands in the text of the instances, before it is masked.
         self._tokens = np.zeros(len(vocabulary), np.int64)
         self._masked, self._masked_by_mask = 0, 0
+        self._is_whole_word = _whole_words(vocabulary)
+        self._whole_words, self._continued = 0, 0
 
     def read(
         self, path: Path, name: str, split: str, report: Callable[[int], None]
@@ -129,6 +133,11 @@ class RecordReader:
             raise UserError(
                 f"none of the {self._masked:,} masked pieces is [MASK], which is the id "
                 f"{self._vocabulary.ids['[MASK]']}: {_OTHER_VOCABULARY}"
+            )
+        if self._continued > _SHARE_AFTER_WHOLE_WORDS * self._whole_words:
+            raise UserError(
+                f"a ## piece follows {self._continued:,} of the {self._whole_words:,} punctuation "
+                f"marks and ideographs: {_OTHER_VOCABULARY}"
             )
         strips = do_lower_case if strip_accents is None else strip_accents
         if do_lower_case:
@@ -235,8 +244,23 @@ class RecordReader:
         )
         self._masked += len(read)
         self._masked_by_mask += int(is_mask.sum())
-        for numbers, sign in ((ids[mask > 0], 1), (read, -1), (originals, 1)):
-            self._tokens += sign * np.bincount(numbers, minlength=len(self._tokens))
+        text = ids.copy()
+        text[rows, instances["masked_lm_positions"][rows, slots]] = originals
+        self._tokens += np.bincount(text[mask > 0], minlength=len(self._tokens))
+        is_whole = self._is_whole_word[text[:, :-1]] & (mask[:, 1:] > 0)
+        self._whole_words += int(is_whole.sum())
+        self._continued += int((is_whole & ~self._vocabulary.begins_word[text[:, 1:]]).sum())
+
+
+def _whole_words(vocabulary: Vocabulary) -> np.ndarray:
+    """Bool [V]: whether a token is a word of its own in any text: punctuation, an ideograph."""
+    tokenize = BasicTokenizer(do_lower_case=False).tokenize
+    return np.array(
+        [
+            len(token) == 1 and tokenize(f"a{token}a") == ["a", token, "a"]
+            for token in vocabulary.tokens
+        ]
+    )
 
 
 def _kind_of(path: Path, record: bytes) -> tuple[str, int, int]:
