@@ -23,7 +23,7 @@ _INPUT_FILE = flags.DEFINE_list(
 )
 _EVAL_FILE = flags.DEFINE_list(
     "eval_file",
-    [],
+    None,
     "The TFRecord files to evaluate on, for `clozemill evaluate`: comma-separated paths or globs.",
 )
 _VOCAB_FILE = flags.DEFINE_string(
@@ -59,7 +59,7 @@ def main() -> None:
     """Adopts the records and prints what they are."""
     options = AdoptOptions(
         train_patterns=_INPUT_FILE.value,
-        eval_patterns=_EVAL_FILE.value,
+        eval_patterns=_EVAL_FILE.value or [],
         vocab_file=Path(_VOCAB_FILE.value),
         output_dir=Path(_OUTPUT_DIR.value),
         do_lower_case=_DO_LOWER_CASE.value,
