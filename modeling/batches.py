@@ -171,7 +171,7 @@ def evaluation_batches(
     if not shards:
         raise UserError(
             f"the data set {data_set.directory} has no eval instance: generate it with "
-            "--eval_fraction, 0.01 for example"
+            "--eval_fraction, 0.01 for example, or adopt it with --eval_file"
         )
     return batches_in_order(data_set, shards, batch_size, on_open)
 

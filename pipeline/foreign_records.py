@@ -34,7 +34,7 @@ _OTHER_VOCABULARY = "the records were probably made with another vocabulary than
 # Of so many masked pieces, some are [MASK] if the vocabulary is that of the records.
 _ENOUGH_MASKED = 30
 # A punctuation mark is a word of its own: if ## pieces follow more of them, that is not their text.
-_SHARE_AFTER_WHOLE_WORDS = 0.02
+_SHARE_AFTER_WHOLE_WORDS = 0.005
 # A smaller share of tokens in another case may come from another version of Unicode.
 _SHARE_IN_OTHER_CASE = 0.001
 
