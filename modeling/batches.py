@@ -295,7 +295,7 @@ def _damage_in(data_set: DataSet) -> str | None:
 
 
 def _damage_in_shard(path: Path, features: dict[str, Feature]) -> str | None:
-    """What is wrong with the first damaged record. Slow: a thousand records a second."""
+    """What is wrong with the first damaged record. Slow: some thousand records a second."""
     whole_records = 0
     try:
         with open_records(path) as file:

@@ -81,7 +81,7 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
     files = _files_of(options)
     plan = {
-        _STAMPS: _stamps_sha256(files),
+        _STAMPS: _stamps_sha256(files, output),
         "vocab_sha256": vocabulary.sha256,
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
@@ -163,10 +163,10 @@ def _name_of(path: Path, output: Path) -> str:
     return path.name if path.parent == output else str(path)
 
 
-def _stamps_sha256(files: list[tuple[str, Path]]) -> str:
+def _stamps_sha256(files: list[tuple[str, Path]], output: Path) -> str:
     """The SHA-256 of the files' names, sizes and times, which tells if they are the same."""
-    stats = [(split, str(path), path.stat()) for split, path in files]
-    stamps = [(split, path, stat.st_size, stat.st_mtime_ns) for split, path, stat in stats]
+    stats = [(split, _name_of(path, output), path.stat()) for split, path in files]
+    stamps = [(split, name, stat.st_size, stat.st_mtime_ns) for split, name, stat in stats]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 

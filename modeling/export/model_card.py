@@ -73,7 +73,7 @@ def _data(manifest: Manifest) -> dict[str, str]:
             "training instances": f"{instances:,}, made by other software",
             "tokens per instance": f"at most {manifest.max_seq_length}",
             "masked": f"{manifest.statistics['train']['share_masked']:.1%} of the tokens",
-            "[UNK]": f"{corpus['share_unknown']:.3%} of the tokens",
+            "unknown": f"{corpus['share_unknown']:.3%} of the tokens are [UNK]",
             "SHA-256 of vocab.txt": manifest.vocab_sha256,
         }
     return {

@@ -72,8 +72,22 @@ def test_records_become_a_data_set(is_beside, options, records, tmp_path):
 
 def test_a_data_set_beside_its_records_can_be_moved(options, records, tmp_path):
     adopt(replace(options, output_dir=records))
-    moved = DataSet.read(records.rename(tmp_path / "moved"))
+    folder = records.rename(tmp_path / "moved")
+    moved = DataSet.read(folder)
     assert list(verify(moved)) == []
+    patterns = [f"{folder}/train*"], [f"{folder}/test*"]
+    vocab_file = options.vocab_file
+    assert adopt(AdoptOptions(*patterns, vocab_file, folder)) == moved.manifest
+
+
+def test_the_report_tells_only_what_records_show(options):
+    adopt(options)
+    text = (options.output_dir / "report.html").read_text("utf-8")
+    assert "61 training instances of up to" in text
+    assert "which other software made" in text
+    assert text.count("<article>") == 10
+    for absent in ("Documents", "Sentences", "What was left out", "Unicode version", "passes"):
+        assert absent not in text
 
 
 def test_shards_of_generate_give_what_generate_has_counted(data_set, tmp_path):
