@@ -38,6 +38,7 @@ from pipeline.statistics import BuildResults, summarize
 from pipeline.verification import verify
 from pipeline.vocabulary import Vocabulary
 
+_OWN_NAMES = {MANIFEST_NAME, PLAN_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME}
 _STAMPS = "input_stamps_sha256"
 _OVERWRITE = "choose another --output_dir, or pass --overwrite to adopt the records again"
 
@@ -79,7 +80,7 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     vocabulary = Vocabulary(options.vocab_file)
     vocabulary_content = options.vocab_file.read_bytes()
     output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
-    files = _files_of(options)
+    files = _files_of(options, output)
     plan = {
         _STAMPS: _stamps_sha256(files, output),
         "vocab_sha256": vocabulary.sha256,
@@ -121,11 +122,11 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     return manifest
 
 
-def _files_of(options: AdoptOptions) -> list[tuple[str, Path]]:
+def _files_of(options: AdoptOptions, output: Path) -> list[tuple[str, Path]]:
     """The split and the path of each file, train before eval, each split in the order of names."""
     files: dict[Path, str] = {}
     for split, patterns in (("train", options.train_patterns), ("eval", options.eval_patterns)):
-        for path in sorted({path for pattern in patterns for path in _matches(pattern)}):
+        for path in sorted({path for each in patterns for path in _matches(each, output)}):
             if files.setdefault(path, split) != split:
                 raise UserError(f"{path} is among the files of --input_file and of --eval_file")
     if "train" not in files.values():
@@ -133,14 +134,15 @@ def _files_of(options: AdoptOptions) -> list[tuple[str, Path]]:
     return [(split, path) for path, split in files.items()]
 
 
-def _matches(pattern: str) -> list[Path]:
-    """The files that match a path or a glob, as absolute paths.
+def _matches(pattern: str, output: Path) -> list[Path]:
+    """The files that match a path or a glob, as absolute paths, without our own beside them.
 
     Raises:
       UserError: there is none, or one that cannot be adopted.
     """
     names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
     paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - keeps symbolic links
+    paths = [path for path in paths if path.parent != output or path.name not in _OWN_NAMES]
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder: name its files, as in '{path}/*'")
@@ -223,7 +225,7 @@ def _check_room(output: Path, vocabulary: Vocabulary) -> None:
             output / PLAN_NAME, dict[str, Any]
         ):
             return  # an earlier run wrote the files, or some of them
-    for path in (output / name for name in (PLAN_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME)):
+    for path in (output / name for name in sorted(_OWN_NAMES)):
         if path.exists() and not has_sha256(path, vocabulary.sha256):
             raise UserError(
                 f"{path} exists and would be replaced: choose another --output_dir, or rename it"

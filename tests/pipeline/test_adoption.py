@@ -232,6 +232,16 @@ def test_a_file_named_twice_is_adopted_once(options, records):
     assert [shard.name for shard in manifest.shards] == [str(records / "train.gz")]
 
 
+def test_the_files_beside_the_records_are_no_records(options, records):
+    options = replace(
+        options, train_patterns=[f"{records}/*"], eval_patterns=[], output_dir=records
+    )
+    shutil.copy(options.vocab_file, records / "vocab.txt")
+    manifest = adopt(options)
+    assert len(manifest.shards) == 3
+    assert adopt(options) == manifest
+
+
 def test_empty_files_are_adopted_among_others(options, records):
     (records / "train.empty").touch()
     manifest = adopt(options)
