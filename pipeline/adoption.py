@@ -151,8 +151,10 @@ def _matches(pattern: str, output: Path) -> list[Path]:
         try:
             path.open("rb").close()
             str(path).encode()
-        except (OSError, UnicodeEncodeError) as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of {path} is not UTF-8: rename the file") from error
     if not paths:
         raise UserError(
             f"no record file matches {pattern}: give a glob in quotes, or names separated by commas"

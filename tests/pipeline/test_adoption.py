@@ -226,6 +226,16 @@ def test_wrong_files_are_refused(train, evaluation, says, options, records):
     assert not options.output_dir.exists()
 
 
+def test_files_that_cannot_be_named_or_opened_are_refused(options, records):
+    (records / "train.link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*train\.link: No such file"):
+        adopt(options)
+    (records / "train.link").unlink()
+    (records / "train.gz").rename(records / os.fsdecode(b"train\xff.gz"))
+    with pytest.raises(UserError, match="is not UTF-8: rename the file"):
+        adopt(options)
+
+
 def test_a_file_named_twice_is_adopted_once(options, records):
     twice = [f"{records}/train.gz", f"{records}/../records/train.*"]
     manifest = adopt(replace(options, train_patterns=twice, eval_patterns=[]))
