@@ -4,6 +4,7 @@ The verbs, in the order in which a user needs them::
 
     vocab       raw text -> a WordPiece vocabulary
     generate    raw text -> a data set
+    adopt       TFRecords of other software -> a data set
     inspect     a data set -> instances as text
     verify      a data set -> whether its files are intact
     pretrain    a data set -> a trained BERT

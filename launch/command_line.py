@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 VERBS = {
     "vocab": "build a WordPiece vocabulary from raw text",
     "generate": "build a data set of TFRecord shards from raw text",
+    "adopt": "make a data set of TFRecords that other software wrote",
     "inspect": "show instances of a data set as text, with their masks",
     "verify": "check a data set's files against its manifest",
     "pretrain": "train a BERT on a data set, or resume an interrupted run",

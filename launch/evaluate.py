@@ -17,7 +17,10 @@ _RUN_DIR = flags.DEFINE_string(
     "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set, generated with --eval_fraction greater than 0.", required=True
+    "data_dir",
+    None,
+    "The data set, generated with --eval_fraction greater than 0, or adopted with --eval_file.",
+    required=True,
 )
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     "eval_batch_size",

@@ -16,7 +16,7 @@ from pipeline.verification import verify_shard
 from pipeline.vocabulary import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
+    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
 )
 _NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples",

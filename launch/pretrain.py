@@ -31,7 +31,7 @@ _DEFAULTS = TrainingOptions()
 _LONG_TEXT = 100
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
+    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",

@@ -12,7 +12,7 @@ from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `clozemill generate`.", required=True
+    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
 )
 
 
@@ -26,8 +26,8 @@ def main() -> None:
         num_differences += 1
     if num_differences:
         raise UserError(
-            f"{num_differences} differences between {directory} and its manifest: generate it "
-            "again, with --overwrite"
+            f"{num_differences} differences between {directory} and its manifest: generate or "
+            "adopt it again, with --overwrite"
         )
     num_shards = len(data_set.manifest.shards)
     print(f"{data_set.directory}: {num_shards} shards match the manifest")

@@ -1,4 +1,6 @@
-"""Shards to batches: dicts of arrays with the seven feature names of `pipeline.records`.
+"""Shards to batches: dicts of arrays with the seven features of `pipeline.records`.
+
+TensorFlow reads them under the names that they have in the records; `readable` renames them.
 
 Training reads a data set pass by pass, for ever. The order follows from the seed and the shards'
 counts alone, so that training resumes in the middle of a pass when it has read one group:
@@ -35,7 +37,15 @@ import tensorflow as tf
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import Feature, check_values, decode_instance, read_frames, record_of
+from pipeline.records import (
+    Feature,
+    check_values,
+    compression_of,
+    decode_instance,
+    open_records,
+    read_frames,
+    record_of,
+)
 
 OnOpen = Callable[[list[Shard]], object]
 """Is called with shards when their reading begins, in a thread of TensorFlow."""
@@ -125,35 +135,28 @@ def training_batches(
     Raises:
       UserError: the data set has no training instance, or a shard is missing or truncated.
     """
-    shards = data_set.manifest.shards_of("train")
+    manifest = data_set.manifest
+    shards = manifest.shards_of("train")
     if not any(shard.instances for shard in shards):
         raise UserError(f"{data_set.directory} has no training instance: generate it again")
     _check_sizes(data_set, shards)
     # The numbers of this process's instances, modulo N.
     remainder = (first_instance + process_id) % num_processes
 
-    def lanes_of_groups() -> Iterator[tuple[list[str], np.ndarray, int]]:
-        for group in shard_groups(data_set.manifest, seed, first_instance):
-            paths = [str(data_set.path_of(shard)) for shard in group.shards]
+    def lanes_of_groups() -> Iterator[tuple[list[tuple[str, str]], np.ndarray, int]]:
+        for group in shard_groups(manifest, seed, first_instance):
+            paths = map(data_set.path_of, group.shards)
+            files = [(str(path), compression_of(path)) for path in paths]
             first_place = (remainder - group.first_instance) % num_processes
             seen = len(range(first_place, first_instance - group.first_instance, num_processes))
             lanes = list(_lanes_of_process(group, first_place, num_processes))
             for lane in lanes:
                 on_open(group.shards[lane.path : lane.path + lane.paths])
-            yield paths, np.array(lanes, np.int64).reshape(-1, len(_Lane._fields)), seen
+            yield files, np.array(lanes, np.int64).reshape(-1, len(_Lane._fields)), seen
 
-    groups = tf.data.Dataset.from_generator(
-        lanes_of_groups,
-        output_signature=(
-            tf.TensorSpec([None], tf.string),
-            tf.TensorSpec([None, len(_Lane._fields)], tf.int64),
-            tf.TensorSpec([], tf.int64),
-        ),
-    )
+    groups = tf.data.Dataset.from_generator(lanes_of_groups, output_signature=_LANES_OF_GROUP)
     records = groups.flat_map(_records_of_lanes)
-    return _parsed_batches(
-        records, data_set.manifest, batch_size // num_processes, drop_remainder=True
-    )
+    return _parsed_batches(records, manifest, batch_size // num_processes, drop_remainder=True)
 
 
 def evaluation_batches(
@@ -168,7 +171,7 @@ def evaluation_batches(
     if not shards:
         raise UserError(
             f"the data set {data_set.directory} has no eval instance: generate it with "
-            "--eval_fraction, 0.01 for example"
+            "--eval_fraction, 0.01 for example, or adopt it with --eval_file"
         )
     return batches_in_order(data_set, shards, batch_size, on_open)
 
@@ -179,15 +182,14 @@ def batches_in_order(
     """All instances of some shards once, in the files' order; the last batch may be smaller."""
     _check_sizes(data_set, shards)
 
-    def opened_paths() -> Iterator[str]:
+    def opened_files() -> Iterator[tuple[str, str]]:
         for shard in shards:
             on_open([shard])
-            yield str(data_set.path_of(shard))
+            path = data_set.path_of(shard)
+            yield str(path), compression_of(path)
 
-    paths = tf.data.Dataset.from_generator(
-        opened_paths, output_signature=tf.TensorSpec([], tf.string)
-    )
-    records = paths.flat_map(tf.data.TFRecordDataset)
+    files = tf.data.Dataset.from_generator(opened_files, output_signature=_FILE)
+    records = files.flat_map(_records_of_file)
     return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
 
 
@@ -265,11 +267,13 @@ def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
 def _narrow(
     instances: dict[str, np.ndarray], features: dict[str, Feature]
 ) -> dict[str, np.ndarray]:
-    """The instances with int32 in place of int64.
+    """The instances under their features' own names, with int32 in place of int64.
 
     Raises:
       ValueError: a value is out of its feature's range.
     """
+    own_names = {feature.name: name for name, feature in features.items()}
+    instances = {own_names[name]: values for name, values in instances.items()}
     check_values(instances, features)
     return {
         name: values if values.dtype == np.float32 else values.astype(np.int32)
@@ -284,17 +288,17 @@ def _damage_in(data_set: DataSet) -> str | None:
         batches = batches_in_order(data_set, [shard], _RECORDS_AT_A_TIME)
         try:
             for batch in batches.as_numpy_iterator():
-                check_values(batch, features)
+                _narrow(batch, features)
         except (tf.errors.OpError, ValueError):
             return _damage_in_shard(data_set.path_of(shard), features)
     return None
 
 
 def _damage_in_shard(path: Path, features: dict[str, Feature]) -> str | None:
-    """What is wrong with the first damaged record. Slow: a thousand records a second."""
+    """What is wrong with the first damaged record. Slow: some thousand records a second."""
     whole_records = 0
     try:
-        with path.open("rb") as file:
+        with open_records(path) as file:
             for frame in read_frames(file):
                 decode_instance(record_of(frame), features)
                 whole_records += 1
@@ -367,12 +371,26 @@ def _lanes_of_process(group: ShardGroup, first_place: int, num_processes: int) -
         )
 
 
-def _records_of_lanes(paths: tf.Tensor, lanes: tf.Tensor, seen: tf.Tensor) -> tf.data.Dataset:
+# A file's path and its compression; the files of a group, its lanes, and the instances to skip.
+_FILE = tf.TensorSpec([2], tf.string)
+_LANES_OF_GROUP = (
+    tf.TensorSpec([None, *_FILE.shape], tf.string),
+    tf.TensorSpec([None, len(_Lane._fields)], tf.int64),
+    tf.TensorSpec([], tf.int64),
+)
+
+
+def _records_of_file(file: tf.Tensor) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(file[0], compression_type=file[1])
+
+
+def _records_of_lanes(files: tf.Tensor, lanes: tf.Tensor, seen: tf.Tensor) -> tf.data.Dataset:
     # Otherwise `shuffle` would mix the global seed into the one that it is given.
     tf.compat.v1.set_random_seed(1)
 
     def records_of_lane(lane: _Lane) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(paths[lane.path : lane.path + lane.paths])
+        of_lane = files[lane.path : lane.path + lane.paths]
+        records = tf.data.Dataset.from_tensor_slices(of_lane).flat_map(_records_of_file)
         records = records.skip(lane.skip).take(lane.take)
         records = records.shuffle(lane.buffer, lane.seed, reshuffle_each_iteration=False)
         return records.shard(lane.step, lane.first)
@@ -390,8 +408,8 @@ def _parsed_batches(
     records: tf.data.Dataset, manifest: Manifest, batch_size: int, drop_remainder: bool
 ) -> tf.data.Dataset:
     schema = {
-        name: tf.io.FixedLenFeature([feature.length], tf.dtypes.as_dtype(feature.dtype))
-        for name, feature in manifest.features.items()
+        feature.name: tf.io.FixedLenFeature([feature.length], feature.dtype)
+        for feature in manifest.features.values()
     }
     # TensorFlow's tuner is slower here than the parallelism that it begins with. Where an iterator
     # ends, it may miss that and delay the end of the process by ten seconds and more.

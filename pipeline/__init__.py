@@ -24,6 +24,8 @@ The files that text goes through, in the order of the flow::
     manifest           the description of a finished data set; part of the contract with `modeling`
     graph              the Beam graph: tokenize, then build
     generate           the whole job: raw text -> finished data set
+    foreign_records    records of other programs -> checks and counts
+    adoption           records of other programs -> finished data set
 
 Files beside the flow::
 

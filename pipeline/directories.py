@@ -163,13 +163,16 @@ class Directories:
             shutil.rmtree(self.in_progress)
 
     def _is_ours(self) -> bool:
-        """Whether the output directory holds a data set, finished or not, perhaps a damaged one."""
+        """Whether the output directory holds a data set, finished or not, perhaps a damaged one.
+
+        The records of an adopted one belong to others.
+        """
         if self.in_progress.exists() or not (self.output / MANIFEST_NAME).exists():
             return self.in_progress.exists()
         try:
-            return any(self._shards()) or bool(Manifest.read(self.output))
+            return not Manifest.read(self.output).is_adopted
         except UserError:
-            return False
+            return any(self._shards())
 
     def _shards(self) -> Iterator[Path]:
         for split in ("train", "eval"):

@@ -41,15 +41,15 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
         the directory of `path`.
     """
     temporary = temporary_name((temporary_dir or path.parent) / path.name)
-    with temporary.open("xb") as file:
-        _lock(file.fileno())
-        try:
+    try:
+        with temporary.open("xb") as file:
+            _lock(file.fileno())
             yield temporary
             os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _flush(path.parent)
 
 
@@ -62,10 +62,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
-    temporary.mkdir()
-    with _opened(temporary) as handle:
-        _lock(handle)
-        try:
+    try:
+        temporary.mkdir()
+        with _opened(temporary) as handle:
+            _lock(handle)
             yield temporary
             for written in (*temporary.rglob("*"), temporary):
                 _flush(written)
@@ -73,9 +73,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 remove_directory(path, after=lambda: temporary.rename(path))
             else:
                 temporary.rename(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _flush(path.parent)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
-from pipeline.records import decode_instance, read_frames, record_of
+from pipeline.records import decode_instance, open_records, read_frames, record_of
 from pipeline.vocabulary import Vocabulary
 
 
@@ -49,7 +49,7 @@ def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.nda
     path, whole_records = data_set.path_of(shard), 0
     features = data_set.manifest.features
     try:
-        with path.open("rb") as file:
+        with open_records(path) as file:
             for frame in read_frames(file):
                 yield decode_instance(record_of(frame), features)
                 whole_records += 1

@@ -9,11 +9,9 @@ import numpy as np
 from pipeline.corpus import DocumentBatch
 from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
 from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.records import Instances
 from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
 from pipeline.vocabulary import Vocabulary
-
-Instances = dict[str, np.ndarray]
-"""A batch of N instances: arrays [N, length] under the names of `records.instance_features`."""
 
 # Part of what decides the bytes: the draws for masks are made batch by batch.
 _INSTANCES_PER_BATCH = 1024

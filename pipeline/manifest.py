@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.records import Feature, instance_features
+from pipeline.records import ALIASES, Feature, instance_features
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -23,7 +23,10 @@ PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
 
-_AGAIN = "generate the data set again, with --overwrite"
+# Among the options of records that another program wrote: one of `records.ALIASES`.
+FEATURE_NAMES_OPTION = "feature_names"
+
+_AGAIN = "generate or adopt the data set again, with --overwrite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # How `generate` names a shard: its number among all shards of its split, and how many those are.
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
@@ -34,7 +37,7 @@ class Shard:
     """One TFRecord file.
 
     Attributes:
-      name: the file's name.
+      name: the file's name; its absolute path if it is not beside the manifest.
       split: "train" or "eval".
       pass_index: the number of its pass over the corpus, from 0.
       documents, instances, tokens: the numbers of these in the file; padding does not count.
@@ -105,7 +108,7 @@ class Manifest:
         except FileNotFoundError as error:
             raise UserError(
                 f"{data_dir} is not a data set: it has no {MANIFEST_NAME}, which `clozemill "
-                "generate` writes last; give its --output_dir, or run it to the end"
+                "generate` and `adopt` write last; give its --output_dir, or run it to the end"
             ) from error
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -120,7 +123,13 @@ class Manifest:
     @property
     def features(self) -> dict[str, Feature]:
         """The features of its records."""
-        return instance_features(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size)
+        lengths = (self.max_seq_length, self.max_predictions_per_seq, self.vocab_size)
+        return instance_features(*lengths, self.options.get(FEATURE_NAMES_OPTION, "original"))
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether another program wrote the records."""
+        return FEATURE_NAMES_OPTION in self.options
 
     def contradictions(self) -> Iterator[str]:
         """What cannot be true of any data set, each in a few words; nothing if all is well."""
@@ -142,10 +151,14 @@ class Manifest:
                 total = sum(getattr(shard, name) for shard in self.shards_of(split))
                 if counts.get(name, total) != total:
                     yield f"its {split} shards have {total} {name}, its statistics say otherwise"
+        if self.options.get(FEATURE_NAMES_OPTION, "original") not in list(ALIASES):
+            yield "its features have unknown names"
         for name, value in vars(self).items():
             if self.options.get(name, value) != value:
                 yield f"it tells of two values of {name}"
-        yield from _missing_shards({shard.name for shard in self.shards})
+        # Others may number their files in the same way, and adopt some of them.
+        names = {shard.name for shard in self.shards if not self.is_adopted}
+        yield from _missing_shards(names)
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""
@@ -156,7 +169,9 @@ def _contradictions_of(shard: Shard) -> Iterator[str]:
     counts = (shard.documents, shard.instances, shard.tokens, shard.bytes)
     if min(shard.pass_index, *counts) < 0:
         yield f"a count of {shard.name} is below 0"
-    if shard.split not in ("train", "eval") or Path(shard.name).name != shard.name:
+    path = Path(shard.name)
+    is_name = path.name == shard.name or path.is_absolute()
+    if shard.split not in ("train", "eval") or not is_name:
         yield f"{shard.name!r} of the split {shard.split!r} is no shard's name"
 
 

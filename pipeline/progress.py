@@ -36,16 +36,7 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
       text_bytes: amount of text to tokenize, in bytes.
       num_shards: number of shards to build.
     """
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[done]}"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        speed_estimate_period=timedelta(hours=1).total_seconds(),
-    )
+    progress = _new_progress()
     tokenized = _Finished(
         directories.tokenized, "split-*.parquet", PortionReceipt, lambda receipt: receipt.text_bytes
     )
@@ -91,6 +82,45 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
             ended.set()
             thread.join()
             look()
+
+
+@contextmanager
+def report_reading(num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Shows how much of some files is read, and the time left: a bar, or a line every ten seconds.
+
+    Args:
+      num_bytes: the size of all files.
+
+    Yields:
+      A function to call, from time to time, with the number of bytes read so far.
+    """
+    progress = _new_progress()
+    next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def update(bytes_read: int) -> None:
+        nonlocal next_line
+        done = f"{bytes_read / _MEGABYTE:,.1f} of {num_bytes / _MEGABYTE:,.1f} MB"
+        progress.update(reading, completed=bytes_read, done=done)
+        if progress.disable and time.monotonic() >= next_line:
+            logging.info("%s", _describe(progress.tasks[0]))
+            next_line += _SECONDS_BETWEEN_LINES
+
+    reading = progress.add_task("reading", total=num_bytes, done="")
+    with progress:
+        yield update
+
+
+def _new_progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=timedelta(hours=1).total_seconds(),
+    )
 
 
 class _Finished(dict[str, int], Generic[R]):

@@ -1,16 +1,21 @@
 """The record contract: the features of an instance's `tf.train.Example`, and its bytes.
 
 The seven features and their shapes are the original's. A whole batch is serialized at once, as
-columns of bytes. The result equals protobuf's deterministic serialization.
+columns of bytes. The result equals protobuf's deterministic serialization. A whole batch is also
+decoded at once, whoever serialized it.
 """
 
 import functools
+import gzip
 import io
 import itertools
+import os
 import struct
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import google_crc32c
 import numpy as np
@@ -19,11 +24,23 @@ import pyarrow.compute as pc
 
 _BITS_PER_VARINT_BYTE = 7
 _MORE_FOLLOWS = 0x80
+_LONGEST_VARINT = 10
 _LENGTH_BYTES, _CRC_BYTES = 8, 4
 # Protobuf: the field numbers of tf.train.Feature, and the type that a tag holds beside the number.
-_FLOAT_LIST, _INT64_LIST = 2, 3
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+_DTYPES = {_BYTES_LIST: "bytes", _FLOAT_LIST: "float32", _INT64_LIST: "int64"}
 _TAG_TYPE_BITS, _DELIMITED = 3, 2
 _SMALLEST_TABLE_BITS = 15
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTES_PER_GZIP_BYTE = 1 << 10  # at most
+
+ALIASES: dict[str, dict[str, str]] = {
+    "original": {},
+    "model_garden_v2": {"input_ids": "input_word_ids", "segment_ids": "input_type_ids"},
+}
+"""The names that features have in records, by their own names, where these differ."""
+Instances = dict[str, np.ndarray]
+"""A batch of N instances: arrays [N, length] under the names of `instance_features`."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +51,46 @@ class Feature:
       dtype: "int64" or "float32".
       length: the number of values; unused ones are 0.
       limit: values are whole numbers from 0 to `limit` - 1.
+      name: its name in the record.
     """
 
     dtype: str
     length: int
     limit: int
+    name: str
 
 
 def instance_features(
-    max_seq_length: int, max_predictions_per_seq: int, vocab_size: int
+    max_seq_length: int, max_predictions_per_seq: int, vocab_size: int, names: str = "original"
 ) -> dict[str, Feature]:
     """The features of a record with S tokens and P predictions, of a vocabulary of V tokens.
+
+    They have the names of the original. `names`, one of `ALIASES`, are those in the record.
 
     `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
     ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
     """
-    return {
-        "input_ids": Feature("int64", max_seq_length, vocab_size),
-        "input_mask": Feature("int64", max_seq_length, 2),
-        "segment_ids": Feature("int64", max_seq_length, 2),
-        "masked_lm_positions": Feature("int64", max_predictions_per_seq, max_seq_length),
-        "masked_lm_ids": Feature("int64", max_predictions_per_seq, vocab_size),
-        "masked_lm_weights": Feature("float32", max_predictions_per_seq, 2),
-        "next_sentence_labels": Feature("int64", 1, 2),
+    shapes = {
+        "input_ids": ("int64", max_seq_length, vocab_size),
+        "input_mask": ("int64", max_seq_length, 2),
+        "segment_ids": ("int64", max_seq_length, 2),
+        "masked_lm_positions": ("int64", max_predictions_per_seq, max_seq_length),
+        "masked_lm_ids": ("int64", max_predictions_per_seq, vocab_size),
+        "masked_lm_weights": ("float32", max_predictions_per_seq, 2),
+        "next_sentence_labels": ("int64", 1, 2),
     }
+    return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
+
+
+def compression_of(path: Path) -> str:
+    """The compression of a TFRecord file, "GZIP" or ""; its first bytes tell."""
+    with path.open("rb") as file:
+        return "GZIP" if file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else ""
+
+
+def open_records(path: Path) -> BinaryIO:
+    """Opens a TFRecord file for `read_frames`; if it is compressed, gives what it holds."""
+    return cast(BinaryIO, gzip.open(path)) if compression_of(path) else path.open("rb")
 
 
 def frame_record(record: bytes) -> bytes:
@@ -68,22 +101,32 @@ def frame_record(record: bytes) -> bytes:
 def read_frames(file: BinaryIO) -> Iterator[bytes]:
     """The frames of a TFRecord file, one for each record; checks both checksums.
 
-    A damaged length never takes more memory than the file's size.
+    A damaged length never takes more memory than the file's size, decompressed.
 
     Raises:
-      ValueError: the file ends within a frame, or a checksum is wrong.
+      ValueError: the file ends within a frame, a checksum is wrong, or its compression is damaged.
     """
-    file_bytes = file.seek(0, io.SEEK_END)
+    most_bytes = _size_at_most(file)
+    try:
+        while length := file.read(_LENGTH_BYTES):
+            length_crc = file.read(_CRC_BYTES)
+            if length_crc != _masked_crc(length):
+                raise ValueError("the checksum of its length is wrong")
+            record = file.read(min(int.from_bytes(length, "little"), most_bytes))
+            record_crc = file.read(_CRC_BYTES)
+            if record_crc != _masked_crc(record):
+                raise ValueError("its checksum is wrong")
+            yield length + length_crc + record + record_crc
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"its compression is damaged ({error})") from error
+
+
+def _size_at_most(file: BinaryIO) -> int:
+    if isinstance(file, gzip.GzipFile):  # its own size is not known before its end
+        return os.fstat(file.fileno()).st_size * _BYTES_PER_GZIP_BYTE
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    while length := file.read(_LENGTH_BYTES):
-        length_crc = file.read(_CRC_BYTES)
-        if length_crc != _masked_crc(length):
-            raise ValueError("the checksum of its length is wrong")
-        record = file.read(min(int.from_bytes(length, "little"), file_bytes))
-        record_crc = file.read(_CRC_BYTES)
-        if record_crc != _masked_crc(record):
-            raise ValueError("its checksum is wrong")
-        yield length + length_crc + record + record_crc
+    return size
 
 
 def record_of(frame: bytes) -> bytes:
@@ -104,34 +147,53 @@ def encode_examples(instances: Mapping[str, np.ndarray]) -> list[bytes]:
 
 
 def decode_example(record: bytes) -> dict[str, np.ndarray]:
-    """The features of a serialized `tf.train.Example`, by name. Slow: for a few records."""
-    ((_, features),) = _fields(record)
-    values = {}
-    for _, entry in _fields(features):
-        (_, name), (_, feature) = _fields(entry)
-        ((kind, value_list),) = _fields(feature)
-        packed = b"".join(content for _, content in _fields(value_list))
-        values[name.decode()] = (
-            np.frombuffer(packed, "<f4") if kind == _FLOAT_LIST else _decode_varints(packed)
-        )
-    return values
+    """The features of a serialized `tf.train.Example`, by name, but no byte strings.
+
+    Raises:
+      ValueError: it is not a `tf.train.Example`.
+    """
+    return {
+        name: _unpacked([packed], _DTYPES[kind])[0]
+        for name, (kind, packed) in _packed_features(record).items()
+        if kind != _BYTES_LIST
+    }
+
+
+def decode_instances(records: Sequence[bytes], features: Mapping[str, Feature]) -> Instances:
+    """The features of N instances, arrays [N, length], whose lengths and values are checked.
+
+    Other features of the records are ignored.
+
+    Raises:
+      ValueError: a record is not an instance with these features.
+    """
+    packed: dict[str, list[bytes]] = {name: [] for name in features}
+    for record in records:
+        found = _packed_features(record)
+        for name, feature in features.items():
+            if feature.name not in found:
+                raise ValueError(f"it has no {feature.name}")
+            kind, content = found[feature.name]
+            if _DTYPES[kind] != feature.dtype:
+                raise ValueError(f"its {feature.name} are {_DTYPES[kind]}, not {feature.dtype}")
+            packed[name].append(content)
+    instances = {}
+    for name, feature in features.items():
+        values, lengths = _unpacked(packed[name], feature.dtype)
+        if (wrong := lengths[lengths != feature.length]).size:
+            raise ValueError(f"its {feature.name} are {wrong[0]} values, not {feature.length}")
+        instances[name] = values.reshape(len(records), feature.length)
+    check_values(instances, features)
+    return instances
 
 
 def decode_instance(record: bytes, features: Mapping[str, Feature]) -> dict[str, np.ndarray]:
-    """The features of an instance, whose lengths and values are checked. Slow: for a few records.
+    """The features of an instance, whose lengths and values are checked.
 
     Raises:
       ValueError: the record is not an instance with these features.
     """
-    try:
-        instance = decode_example(record)
-    except (LookupError, ValueError, OverflowError) as error:
-        raise ValueError(f"it is not a tf.train.Example: {error}") from error
-    lengths = {name: feature.length for name, feature in features.items()}
-    if {name: len(values) for name, values in instance.items()} != lengths:
-        raise ValueError("its features are not those of an instance of this data set")
-    check_values(instance, features)
-    return instance
+    return {name: values[0] for name, values in decode_instances([record], features).items()}
 
 
 def check_values(instances: Mapping[str, np.ndarray], features: Mapping[str, Feature]) -> None:
@@ -146,8 +208,8 @@ def check_values(instances: Mapping[str, np.ndarray], features: Mapping[str, Fea
         is_in_range = lowest >= 0 and highest < limit
         if not (is_in_range and (values.dtype != np.float32 or (values % 1 == 0).all())):
             raise ValueError(
-                f"its {name} are from {lowest} to {highest}, not whole numbers from 0 to "
-                f"{limit - 1}"
+                f"its {features[name].name} are from {lowest} to {highest}, not whole numbers "
+                f"from 0 to {limit - 1}"
             )
 
 
@@ -187,29 +249,74 @@ def _map_entry(name: str, values: np.ndarray) -> "_Messages":
     return entry
 
 
+def _packed_features(record: bytes) -> dict[str, tuple[int, bytes]]:
+    """The features of a serialized `tf.train.Example` by name: kind, and values one by one.
+
+    Raises:
+      ValueError: it is not a `tf.train.Example`.
+    """
+    packed = {}
+    try:
+        for _, features in _fields(record):
+            for _, entry in _fields(features):
+                (_, name), (_, feature) = _fields(entry)
+                ((kind, value_list),) = _fields(feature)
+                if kind not in _DTYPES:
+                    raise ValueError(f"a feature is of the unknown kind {kind}")
+                lists = [content for _, content in _fields(value_list)]
+                packed[name.decode()] = (kind, lists[0] if len(lists) == 1 else b"".join(lists))
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"it is not a tf.train.Example: {error}") from error
+    return packed
+
+
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
     """Number and content of each field of a protobuf message, whose fields all have a length."""
     position = 0
     while position < len(message):
-        end_of_length = position + 2
-        while message[end_of_length - 1] >= _MORE_FOLLOWS:
-            end_of_length += 1
-        (length,) = _decode_varints(message[position + 1 : end_of_length])
-        yield message[position] >> _TAG_TYPE_BITS, message[end_of_length : end_of_length + length]
-        position = end_of_length + length
+        tag, length = message[position], message[position + 1]
+        position += 2
+        if length >= _MORE_FOLLOWS:
+            length, shift = length & (_MORE_FOLLOWS - 1), 0
+            more = _MORE_FOLLOWS
+            while more >= _MORE_FOLLOWS:
+                more = message[position]
+                position += 1
+                shift += _BITS_PER_VARINT_BYTE
+                length |= (more & (_MORE_FOLLOWS - 1)) << shift
+        end = position + length
+        if tag & ((1 << _TAG_TYPE_BITS) - 1) != _DELIMITED or end > len(message):
+            raise ValueError("a field has another form, or is cut off")
+        yield tag >> _TAG_TYPE_BITS, message[position:end]
+        position = end
 
 
-def _decode_varints(packed: bytes) -> np.ndarray:
-    values = []
-    value = shift = 0
-    for byte in packed:
-        value |= (byte & (_MORE_FOLLOWS - 1)) << shift
-        shift += _BITS_PER_VARINT_BYTE
-        if byte < _MORE_FOLLOWS:
-            # The varint of a negative number is that of its 64 bits.
-            values.append(value % (1 << 64))
-            value = shift = 0
-    return np.array(values, np.uint64).astype(np.int64)
+def _unpacked(rows: list[bytes], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The values of N packed lists, one list after the other; and int64 [N], their lengths.
+
+    Raises:
+      ValueError: a value is cut off or too long.
+    """
+    joined = np.frombuffer(b"".join(rows), np.uint8)
+    ends_of_rows = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    if dtype == "float32":
+        return joined.view("<f4"), np.diff(ends_of_rows, prepend=0) // 4
+    ends = np.flatnonzero(joined < _MORE_FOLLOWS) + 1
+    if (joined[ends_of_rows[ends_of_rows > 0] - 1] >= _MORE_FOLLOWS).any():
+        raise ValueError("a number is cut off")
+    widths = np.diff(ends, prepend=0)
+    longest = int(widths.max(initial=1))
+    if longest > _LONGEST_VARINT:
+        raise ValueError("a number has too many bytes")
+    bits = (joined & (_MORE_FOLLOWS - 1)).astype(np.uint64)
+    starts = ends - widths
+    values = bits[starts]
+    for place in range(1, longest):
+        has_more = np.flatnonzero(widths > place)
+        shift = np.uint64(place * _BITS_PER_VARINT_BYTE)
+        # The varint of a negative number is that of its 64 bits.
+        values[has_more] |= bits[starts[has_more] + place] << shift
+    return values.view(np.int64), np.diff(np.searchsorted(ends, ends_of_rows, "right"), prepend=0)
 
 
 class _Messages:

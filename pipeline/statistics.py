@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.instances import Instances
 from pipeline.json_files import NO_OTHER_KEYS
 from pipeline.manifest import Shard
+from pipeline.records import Instances
 from pipeline.vocabulary import Vocabulary
 
 DROP_REASONS = {

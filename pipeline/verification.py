@@ -1,13 +1,15 @@
 """Checks that the files of a data set match its manifest."""
 
+import gzip
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.json_files import read_json
 from pipeline.manifest import PLAN_NAME, DataSet, Shard
-from pipeline.records import decode_instance, read_frames, record_of
+from pipeline.records import decode_instance, open_records, read_frames, record_of
 
 # To decode a record takes as long as to compare the checksums of 50. Training checks every value.
 _RECORDS_PER_SAMPLE = 1_000
@@ -31,6 +33,8 @@ def verify(data_set: DataSet) -> Iterator[str]:
         pass  # a data set of an earlier build, or of another program
     except UserError as error:
         yield str(error)
+    if data_set.manifest.is_adopted:
+        return  # files that were not adopted are no part of the data set
     known = {shard.name for shard in data_set.manifest.shards}
     for path in sorted(data_set.directory.glob("*.tfrecord")):
         if path.name not in known:
@@ -49,7 +53,8 @@ def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:
     digest = hashlib.sha256()
     instances = 0
     try:
-        with path.open("rb") as file:
+        with open_records(path) as file:
+            is_compressed = isinstance(file, gzip.GzipFile)
             for frame in read_frames(file):
                 digest.update(frame)
                 if instances % _RECORDS_PER_SAMPLE == 0:
@@ -60,5 +65,5 @@ def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:
         return
     if instances != shard.instances:
         yield f"{path} has {instances} records, not {shard.instances}"
-    elif digest.hexdigest() != shard.sha256:
+    elif (sha256_of(path) if is_compressed else digest.hexdigest()) != shard.sha256:
         yield f"{path} does not have the SHA-256 in the manifest"

@@ -111,6 +111,7 @@ def test_importing_all_of_modeling_loads_no_beam():
     ("verb", "needed", "unwanted"),
     [
         ("generate", "apache_beam", {"keras", "tensorflow", "modeling"}),
+        ("adopt", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         ("verify", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         # Before the backend is chosen, and at once for --help.
         ("pretrain", "modeling", {"keras", "tensorflow", "jax", "apache_beam"}),

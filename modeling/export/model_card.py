@@ -68,6 +68,14 @@ def _data(manifest: Manifest) -> dict[str, str]:
     """The manifest's facts about the text and the instances made from it."""
     corpus, options = manifest.statistics["corpus"], manifest.options
     instances = sum(shard.instances for shard in manifest.shards_of("train"))
+    if manifest.is_adopted:
+        return {
+            "training instances": f"{instances:,}, made by other software",
+            "tokens per instance": f"at most {manifest.max_seq_length}",
+            "masked": f"{manifest.statistics['train']['share_masked']:.1%} of the tokens",
+            "unknown": f"{corpus['share_unknown']:.3%} of the tokens are [UNK]",
+            "SHA-256 of vocab.txt": manifest.vocab_sha256,
+        }
     return {
         "documents": f"{corpus['documents_tokenized']:,}",
         "sentences": f"{corpus['sentences_read']:,}",

@@ -56,6 +56,14 @@ PRETRAIN = ["--", "pretrain", "--data_dir=x", "--output_dir=y", "--model=tiny"]
     [
         ("inspect", {"data_dir": "data"}, []),
         ("verify", {"data_dir": "data"}, []),
+        (
+            "adopt",
+            {
+                **{"input_file": "data/train*", "eval_file": "data/eval*"},
+                **{"vocab_file": "data/vocab.txt", "output_dir": "adopted", "overwrite": 1},
+            },
+            [],
+        ),
         ("vocab", {"input_file": "bytes", "output_file": "vocab", "overwrite": 1}, []),
         (
             "slurm",

@@ -368,6 +368,9 @@ def arguments_of(case, made, directory):
         case "generate with workers":
             workers = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
             return ["generate", *generate_flags(corpus, output), *workers]
+        case "adopt":
+            flags = [f"--vocab_file={made / 'data' / 'vocab.txt'}", f"--output_dir={output}"]
+            return ["adopt", f"--input_file={made / 'data' / 'train*'}", *flags]
         case "inspect":
             return ["inspect", f"--data_dir={made / 'data'}", "--num_examples=99999"]
         case "verify":
@@ -395,6 +398,7 @@ MOMENTS = {
     "vocab": (0, 0.2, 1, 6, 12),
     "generate": (0, 0.2, 1, 4, 8),
     "generate with workers": (0, 0.2, 1, 4, 5, 6, 8),
+    "adopt": (0, 0.1, 0.3, 0.5),
     "inspect": (0, 0.1, 0.5),
     "verify": (0, 0.1, 0.5),
     "pretrain": (0, 0.2, 1, 4, 8, 16),

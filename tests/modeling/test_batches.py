@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import hashlib
 import io
 import itertools
@@ -26,7 +27,14 @@ from modeling.batches import (
 )
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
-from pipeline.records import frame_record, instance_features, read_frames, record_of
+from pipeline.records import (
+    decode_example,
+    encode_examples,
+    frame_record,
+    instance_features,
+    read_frames,
+    record_of,
+)
 
 pytestmark = pytest.mark.no_backend
 
@@ -43,6 +51,7 @@ SHARDS = [
     ("train", 1, 5),
     ("train", 1, 2),
 ]
+ADOPTED_FEATURES = instance_features(16, 3, 50, "model_garden_v2")
 PASSES = [set(range(17)), set(range(17, 32))]
 
 
@@ -69,6 +78,74 @@ def read_numbers(passes_data_set, instance_numbers, monkeypatch):
         return [number for batch in taken for number in instance_numbers(batch)][:count]
 
     return read
+
+
+@pytest.fixture(scope="module")
+def adopted_data_set(tmp_path_factory, passes_data_set):
+    """The same instances as another program writes them: other names, some files compressed."""
+    folder = tmp_path_factory.mktemp("adopted")
+    manifest, shards = passes_data_set.manifest, []
+    names = {name: feature.name for name, feature in ADOPTED_FEATURES.items()}
+    for number, shard in enumerate(manifest.shards):
+        with passes_data_set.path_of(shard).open("rb") as file:
+            examples = [decode_example(record_of(frame)) for frame in read_frames(file)]
+        columns = (
+            {names[name]: np.stack([example[name] for example in examples]) for name in names}
+            if examples
+            else {}
+        )
+        content = b"".join(map(frame_record, encode_examples(columns) if columns else []))
+        path = folder / f"{number}.records"
+        path.write_bytes(gzip.compress(content) if number % 3 else content)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        shards.append(
+            dataclasses.replace(shard, name=str(path), bytes=path.stat().st_size, sha256=sha256)
+        )
+    options = {"feature_names": "model_garden_v2"}
+    return DataSet(
+        passes_data_set.directory, dataclasses.replace(manifest, options=options, shards=shards)
+    )
+
+
+@pytest.mark.parametrize("first_instance", [0, 11, 40])
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+def test_adopted_records_give_the_same_batches(
+    first_instance, process, passes_data_set, adopted_data_set
+):
+    ours, theirs = (
+        readable(training_batches(each, 4, 1, first_instance, *process), each)
+        for each in (passes_data_set, adopted_data_set)
+    )
+    for our, their in itertools.islice(zip(ours, theirs, strict=True), 9):
+        assert our.keys() == their.keys()
+        for name, values in our.items():
+            assert values.dtype == their[name].dtype
+            assert values.tolist() == their[name].tolist()
+
+
+def test_adopted_records_are_evaluated_in_order(passes_data_set, adopted_data_set):
+    ours, theirs = (
+        list(readable(batches_in_order(each, each.manifest.shards, 7), each))
+        for each in (passes_data_set, adopted_data_set)
+    )
+    assert len(ours) == len(theirs) == 5
+    for our, their in zip(ours, theirs, strict=True):
+        assert {name: values.tolist() for name, values in our.items()} == {
+            name: values.tolist() for name, values in their.items()
+        }
+
+
+def test_damage_in_adopted_records_is_reported(tmp_path, adopted_data_set):
+    manifest = adopted_data_set.manifest
+    shard = manifest.shards[1]
+    path = tmp_path / "damaged.gz"
+    content = bytearray(adopted_data_set.path_of(shard).read_bytes())
+    content[-60] ^= 1
+    path.write_bytes(content)
+    damaged = dataclasses.replace(shard, name=str(path))
+    data_set = DataSet(tmp_path, dataclasses.replace(manifest, shards=[damaged]))
+    with pytest.raises(UserError, match=rf"record \d of {path} is damaged"):
+        list(readable(batches_in_order(data_set, [damaged], 2), data_set))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345])
@@ -340,7 +417,7 @@ def test_record_with_other_features_is_reported(tmp_path, write_data_set):
     manifest = dataclasses.replace(written.manifest, max_seq_length=16)
     data_set = DataSet(tmp_path, manifest)
     batches = training_batches(data_set, batch_size=1, seed=0)
-    with pytest.raises(UserError, match="not those of an instance of this data set") as raised:
+    with pytest.raises(UserError, match="are 17 values, not 16") as raised:
         next(readable(batches, data_set))
     assert f"record 1 of {data_set.path_of(manifest.shards[0])}" in str(raised.value)
 

@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ from pipeline.inputs import InputFormat
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import Portion
+from pipeline.records import ALIASES, encode_examples, frame_record
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -112,6 +114,56 @@ def tokenized_document() -> Callable[..., TokenizedDocument]:
         )
 
     return make
+
+
+# For the tests of records that other programs wrote.
+
+
+ADOPTED_WORDS = ("tea", "pot", "##s", ".", "Tea", "té", *(f"w{number}" for number in range(20)))
+
+
+@pytest.fixture(scope="session")
+def adopted_vocabulary(write_vocabulary: Callable[..., Path]) -> Path:
+    return write_vocabulary(*ADOPTED_WORDS)
+
+
+@pytest.fixture(scope="session")
+def make_instances() -> Callable[..., dict[str, np.ndarray]]:
+    """Makes N instances of the words w0, w1, …, with 16 tokens, 2 masks of 3, half a padding."""
+
+    def make(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        first_word = len(SPECIAL_TOKENS) + ADOPTED_WORDS.index("w0")
+        ids = rng.integers(first_word, first_word + 20, (count, 16))
+        ids[:, 0], ids[:, [5, 11]], ids[:, 12:] = 2, 3, 0
+        positions = np.tile([1, 7, 0], (count, 1))
+        labels = np.take_along_axis(ids, positions, axis=1) * [1, 1, 0]
+        ids[:, 1] = 4
+        column = np.tile(np.arange(16), (count, 1))
+        return {
+            "input_ids": ids,
+            "input_mask": (column < 12).astype(np.int64),
+            "segment_ids": ((column > 5) & (column < 12)).astype(np.int64),
+            "masked_lm_positions": positions,
+            "masked_lm_ids": labels,
+            "masked_lm_weights": np.tile(np.array([1, 1, 0], np.float32), (count, 1)),
+            "next_sentence_labels": column[:, :1] * 0 + (np.arange(count) % 2)[:, np.newaxis],
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_records() -> Callable[..., Path]:
+    """Writes instances as another program does, under other names or compressed if wanted."""
+
+    def write(path: Path, instances: dict[str, np.ndarray], names: str = "original") -> Path:
+        stored = {ALIASES[names].get(name, name): values for name, values in instances.items()}
+        content = b"".join(map(frame_record, encode_examples(stored)))
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        return path
+
+    return write
 
 
 # For the tests of `generate`.

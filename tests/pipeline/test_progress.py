@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.directories import Directories
 from pipeline.manifest import Shard
-from pipeline.progress import report_progress
+from pipeline.progress import report_progress, report_reading
 from pipeline.receipts import DuplicatesReceipt, PortionReceipt, write_receipt
 from pipeline.statistics import ShardResults
 
@@ -49,6 +49,15 @@ def lines(monkeypatch):
     monkeypatch.setattr("pipeline.progress._SECONDS_BETWEEN_LINES", 0.01)
     monkeypatch.setattr("pipeline.progress.logging.info", record)
     return found, reported
+
+
+def test_reading_is_reported_now_and_then(lines):
+    found, _ = lines
+    with report_reading(5_000_000) as report:
+        report(0)
+        while not found:
+            report(2_000_000)
+    assert found[0].startswith("reading 2.0 of 5.0 MB")
 
 
 def test_files_with_receipts_are_reported_until_the_run_ends(directories, lines):

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.records import (
+    Feature,
     _frame_head,
     decode_example,
+    decode_instances,
     encode_examples,
     frame_record,
     instance_features,
@@ -92,13 +95,13 @@ def test_floats_keep_every_bit():
 def test_features_are_the_seven_of_the_original():
     features = instance_features(128, 20, 30_522)
     assert {name: dataclasses.astuple(feature) for name, feature in features.items()} == {
-        "input_ids": ("int64", 128, 30_522),
-        "input_mask": ("int64", 128, 2),
-        "segment_ids": ("int64", 128, 2),
-        "masked_lm_positions": ("int64", 20, 128),
-        "masked_lm_ids": ("int64", 20, 30_522),
-        "masked_lm_weights": ("float32", 20, 2),
-        "next_sentence_labels": ("int64", 1, 2),
+        "input_ids": ("int64", 128, 30_522, "input_ids"),
+        "input_mask": ("int64", 128, 2, "input_mask"),
+        "segment_ids": ("int64", 128, 2, "segment_ids"),
+        "masked_lm_positions": ("int64", 20, 128, "masked_lm_positions"),
+        "masked_lm_ids": ("int64", 20, 30_522, "masked_lm_ids"),
+        "masked_lm_weights": ("float32", 20, 2, "masked_lm_weights"),
+        "next_sentence_labels": ("int64", 1, 2, "next_sentence_labels"),
     }
 
 
@@ -177,6 +180,54 @@ def test_every_changed_byte_is_noticed(framed):
         with pytest.raises(ValueError, match="checksum"):
             list(read_frames(io.BytesIO(bytes(content))))
         content[position] ^= 0x10
+
+
+FEATURES = {
+    "ids": Feature("int64", 3, 2**62, "numbers"),
+    "weights": Feature("float32", 2, 2, "weights"),
+}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 2**62 - 1), min_size=3, max_size=3),
+            st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=2),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_records_of_protobuf_are_decoded_side_by_side(rows):
+    records = []
+    for numbers, weights, is_first in rows:
+        example = tf.train.Example()
+        feature = example.features.feature
+        for name in ("numbers", "weights")[:: 1 if is_first else -1]:
+            kind = feature[name].int64_list if name == "numbers" else feature[name].float_list
+            kind.value.extend(numbers if name == "numbers" else weights)
+        feature["another"].bytes_list.value.append(b"ignored")
+        records.append(example.SerializeToString())
+    decoded = decode_instances(records, FEATURES)
+    assert decoded["ids"].tolist() == [numbers for numbers, _, _ in rows]
+    assert decoded["weights"].tolist() == [weights for _, weights, _ in rows]
+
+
+@given(st.data())
+def test_what_is_no_record_is_a_value_error(data):
+    """Whatever bytes are changed, a record is read or refused; nothing else happens."""
+    instances = {"numbers": np.array([[1, 300, 5]]), "weights": np.array([[0, 1]], np.float32)}
+    record = bytearray(encode_examples(instances)[0])
+    for _ in range(data.draw(st.integers(1, 3))):
+        record[data.draw(st.integers(0, len(record) - 1))] = data.draw(st.integers(0, 255))
+    record = bytes(record[: data.draw(st.integers(0, len(record)))])
+    with suppress(ValueError):
+        decoded = decode_instances([record], FEATURES)
+        assert {name: values.shape for name, values in decoded.items()} == {
+            "ids": (1, 3),
+            "weights": (1, 2),
+        }
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))

@@ -102,8 +102,8 @@ def test_a_damaged_plan_is_found(data_dir):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("max_seq_length", 31, "its features are not those"),
-        ("max_predictions_per_seq", 6, "its features are not those"),
+        ("max_seq_length", 31, "are 32 values, not 31"),
+        ("max_predictions_per_seq", 6, "are 5 values, not 6"),
         ("vocab_size", 20, "input_ids are from"),
     ],
 )

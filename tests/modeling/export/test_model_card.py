@@ -156,6 +156,21 @@ def test_facts_come_from_the_runs_own_manifest(own_run, data_set):
     assert facts["text"] == "5,000.0 MB"
 
 
+def test_facts_of_adopted_records_are_those_that_they_show(own_run, data_set):
+    statistics = {"corpus": {"share_unknown": 0.01}, "train": {"share_masked": 0.149}}
+    dataclasses.replace(
+        data_set.manifest, options={"feature_names": "original"}, statistics=statistics
+    ).write(own_run)
+    change_state(latest_checkpoint(own_run), sha256={})
+    assert tables(card_of(read_pretrained(own_run)))[0] == {
+        "training instances": "26, made by other software",
+        "tokens per instance": "at most 16",
+        "masked": "14.9% of the tokens",
+        "unknown": "1.000% of the tokens are [UNK]",
+        "SHA-256 of vocab.txt": data_set.manifest.vocab_sha256,
+    }
+
+
 def test_training_is_reported(pretrained):
     assert tables(card_of(pretrained))[1] == {
         "steps": "3 of 100,000 planned",

@@ -1,0 +1,88 @@
+"""Makes a data set of TFRecords that other software wrote, without copying them.
+
+The records are those of create_pretraining_data.py of the original BERT (google-research/bert) or
+of the TensorFlow Model Garden, with either of its versions' feature names, and with or without
+gzip. All of them are read, checked and counted. The directory then serves as the --data_dir of all
+verbs. If the records lie elsewhere, they must stay under the same paths.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from launch.flag_files import flags_as_text
+from pipeline.adoption import AdoptOptions, adopt
+from pipeline.manifest import Manifest
+
+_INPUT_FILE = flags.DEFINE_list(
+    "input_file",
+    None,
+    "The TFRecord files to train on: comma-separated paths or globs.",
+    required=True,
+)
+_EVAL_FILE = flags.DEFINE_list(
+    "eval_file",
+    None,
+    "The TFRecord files to evaluate on, for `clozemill evaluate`: comma-separated paths or globs.",
+)
+_VOCAB_FILE = flags.DEFINE_string(
+    "vocab_file",
+    None,
+    "The WordPiece vocabulary that the records were made with.",
+    required=True,
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir",
+    None,
+    "The directory for the manifest and a copy of the vocabulary; it may be that of the records.",
+    required=True,
+)
+_OVERWRITE = flags.DEFINE_boolean(
+    "overwrite",
+    False,
+    "Adopt again what --output_dir describes, or other records; no record is changed or removed.",
+)
+_DO_LOWER_CASE = flags.DEFINE_boolean(
+    "do_lower_case",
+    True,
+    "Whether the text of the records was lower-cased; exported tokenizers do the same.",
+)
+_STRIP_ACCENTS = flags.DEFINE_boolean(
+    "strip_accents",
+    None,
+    "Whether accents were stripped from it. By default, if it was lower-cased.",
+)
+
+
+def main() -> None:
+    """Adopts the records and prints what they are."""
+    options = AdoptOptions(
+        train_patterns=_INPUT_FILE.value,
+        eval_patterns=_EVAL_FILE.value or [],
+        vocab_file=Path(_VOCAB_FILE.value),
+        output_dir=Path(_OUTPUT_DIR.value),
+        do_lower_case=_DO_LOWER_CASE.value,
+        strip_accents=_STRIP_ACCENTS.value,
+        overwrite=_OVERWRITE.value,
+    )
+    print(describe(adopt(options, flags_as_text(sys.modules[__name__])), options.output_dir))
+
+
+def describe(manifest: Manifest, output_dir: Path) -> str:
+    """The content of the data set, for people."""
+    num_bytes = sum(shard.bytes for shard in manifest.shards)
+    lines = [
+        f"{output_dir}: {len(manifest.shards)} files, {num_bytes / 1e6:,.1f} MB, "
+        f"{manifest.max_seq_length} tokens and {manifest.max_predictions_per_seq} predictions "
+        "per instance",
+    ]
+    for split, name in (("train", "training"), ("eval", "evaluation")):
+        if counts := manifest.statistics.get(split):
+            lines.append(
+                f"  {name:<10} {counts['instances']:,} instances, "
+                f"{counts['share_random_next']:.1%} random next, {counts['share_masked']:.1%} "
+                f"masked, {counts['share_padding']:.1%} padding"
+            )
+    lines.append(f"  tokens     {manifest.statistics['corpus']['share_unknown']:.2%} [UNK]")
+    return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""Records that another program wrote, as a data set: all are read, checked, counted, described.
+
+The program is the original's `create_pretraining_data.py`, or the Model Garden's. The records stay
+where they are, as they are; the data set's directory names them.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from pipeline.directories import IN_PROGRESS_NAME
+from pipeline.errors import UserError, listed
+from pipeline.files import has_sha256, locked_directory, whole_file, write_whole
+from pipeline.foreign_records import RecordReader
+from pipeline.json_files import DamagedFileError, read_json, write_json
+from pipeline.manifest import (
+    FEATURE_NAMES_OPTION,
+    FLAGS_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    REPORT_NAME,
+    VOCABULARY_NAME,
+    DataSet,
+    Manifest,
+)
+from pipeline.paths import kind_of_special_file
+from pipeline.progress import report_reading
+from pipeline.receipts import Plan, differences
+from pipeline.report import write_report
+from pipeline.statistics import BuildResults, summarize
+from pipeline.verification import verify
+from pipeline.vocabulary import Vocabulary
+
+_OWN_NAMES = {MANIFEST_NAME, PLAN_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME}
+_STAMPS = "input_stamps_sha256"
+_OVERWRITE = "choose another --output_dir, or pass --overwrite to adopt the records again"
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """What to adopt, and where to describe it.
+
+    Attributes:
+      train_patterns, eval_patterns: paths or globs of the TFRecord files of each split.
+      vocab_file: the WordPiece vocabulary that the records were made with.
+      output_dir: the data set's directory, which may be that of the records.
+      do_lower_case: whether their text was lower-cased.
+      strip_accents: whether accents were dropped; None: only when lower-casing.
+      overwrite: whether an adopted data set already in `output_dir` is replaced.
+    """
+
+    train_patterns: list[str]
+    eval_patterns: list[str]
+    vocab_file: Path
+    output_dir: Path
+    do_lower_case: bool = True
+    strip_accents: bool | None = None
+    overwrite: bool = False
+
+
+def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
+    """Makes `options.output_dir` a data set of the records, and returns its manifest.
+
+    If it was made of the same files with the same options before, they are verified.
+
+    Args:
+      options: the records, their vocabulary, the directory.
+      flags: the content of the data set's flags.txt.
+
+    Raises:
+      UserError: a file, a record, the vocabulary or the directory is unusable.
+    """
+    vocabulary = Vocabulary(options.vocab_file)
+    vocabulary_content = options.vocab_file.read_bytes()
+    output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
+    files = _files_of(options, output)
+    plan = {
+        _STAMPS: _stamps_sha256(files, output),
+        "vocab_sha256": vocabulary.sha256,
+        "do_lower_case": options.do_lower_case,
+        "strip_accents": options.strip_accents,
+    }
+    with locked_directory(output):
+        if finished := _find_finished(output, plan, options.overwrite):
+            _verify_finished(DataSet(output, finished))
+            return finished
+        _check_room(output, vocabulary)
+        reader = RecordReader([path for _, path in files], vocabulary)
+        with report_reading(sum(path.stat().st_size for _, path in files)) as report:
+            results = [
+                reader.read(path, _name_of(path, output), split, report) for split, path in files
+            ]
+        reader.check_vocabulary(options.do_lower_case, options.strip_accents)
+        manifest = Manifest(
+            max_seq_length=reader.max_seq_length,
+            max_predictions_per_seq=reader.max_predictions_per_seq,
+            do_lower_case=options.do_lower_case,
+            strip_accents=options.strip_accents,
+            vocab_size=len(vocabulary),
+            vocab_sha256=vocabulary.sha256,
+            options={FEATURE_NAMES_OPTION: reader.feature_names},
+            statistics=summarize(BuildResults(reader.corpus(), results), reader.max_seq_length),
+            shards=[each.shard for each in results],
+        )
+        if "train" not in manifest.statistics:
+            raise UserError(f"there is no record in {listed(options.train_patterns)}")
+        # The plan comes first: it tells that the other files are ours.
+        (output / MANIFEST_NAME).unlink(missing_ok=True)
+        write_json(output / PLAN_NAME, plan)
+        with whole_file(output / VOCABULARY_NAME) as temporary:
+            temporary.write_bytes(vocabulary_content)
+        write_whole(output / FLAGS_NAME, flags)
+        write_report(output, manifest, vocabulary)
+        manifest.write(output)
+    return manifest
+
+
+def _files_of(options: AdoptOptions, output: Path) -> list[tuple[str, Path]]:
+    """The split and the path of each file, train before eval, each split in the order of names."""
+    files: dict[Path, str] = {}
+    for split, patterns in (("train", options.train_patterns), ("eval", options.eval_patterns)):
+        for path in sorted({path for each in patterns for path in _matches(each, output)}):
+            if files.setdefault(path, split) != split:
+                raise UserError(f"{path} is among the files of --input_file and of --eval_file")
+    if "train" not in files.values():
+        raise UserError("no record file: set --input_file")
+    return [(split, path) for path, split in files.items()]
+
+
+def _matches(pattern: str, output: Path) -> list[Path]:
+    """The files that match a path or a glob, as absolute paths, without our own beside them.
+
+    Raises:
+      UserError: there is none, or one that cannot be adopted.
+    """
+    names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
+    paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - keeps symbolic links
+    paths = [path for path in paths if path.parent != output or path.name not in _OWN_NAMES]
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name its files, as in '{path}/*'")
+        if kind := kind_of_special_file(path):
+            raise UserError(f"{path} is {kind}: give a file")
+        try:
+            path.open("rb").close()
+            str(path).encode()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of {path} is not UTF-8: rename the file") from error
+    if not paths:
+        raise UserError(
+            f"no record file matches {pattern}: give a glob in quotes, or names separated by commas"
+        )
+    return paths
+
+
+def _name_of(path: Path, output: Path) -> str:
+    """The name of a file in the manifest: that in the data set's directory, or a whole path."""
+    return path.name if path.parent == output else str(path)
+
+
+def _stamps_sha256(files: list[tuple[str, Path]], output: Path) -> str:
+    """The SHA-256 of the files' names, sizes and times, which tells if they are the same."""
+    stats = [(split, _name_of(path, output), path.stat()) for split, path in files]
+    stamps = [(split, name, stat.st_size, stat.st_mtime_ns) for split, name, stat in stats]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
+def _find_finished(output: Path, plan: Plan, overwrite: bool) -> Manifest | None:
+    """The manifest of the data set in the directory, if it was adopted by the same plan.
+
+    Raises:
+      UserError: the directory holds another data set that must not be replaced.
+    """
+    if (output / IN_PROGRESS_NAME).exists():
+        raise UserError(
+            f"{output} holds an unfinished data set of `generate`: choose another --output_dir"
+        )
+    if not (output / MANIFEST_NAME).exists():
+        return None
+    try:
+        manifest = Manifest.read(output)
+        others = differences(read_json(output / PLAN_NAME, dict[str, Any]), plan)
+    except (DamagedFileError, FileNotFoundError):
+        if overwrite:
+            return None
+        raise
+    if not manifest.is_adopted:
+        raise UserError(f"{output} holds a data set of `generate`: choose another --output_dir")
+    if others and not overwrite:
+        raise UserError(
+            f"{output} already holds a data set, adopted with {'; '.join(others)}: {_OVERWRITE}"
+        )
+    return None if overwrite else manifest
+
+
+def _verify_finished(data_set: DataSet) -> None:
+    logging.info(
+        "%s was adopted with the same options before: verifying its files", data_set.directory
+    )
+    faults = list(verify(data_set))
+    for fault in faults:
+        logging.error("%s", fault)
+    if faults:
+        raise UserError(
+            f"{len(faults)} files of {data_set.directory} are damaged: pass --overwrite to adopt "
+            "the records again"
+        )
+
+
+def _check_room(output: Path, vocabulary: Vocabulary) -> None:
+    """Checks that no file of the user's has a name that the data set needs.
+
+    Raises:
+      UserError: there is one.
+    """
+    with suppress(DamagedFileError, FileNotFoundError):
+        if (output / MANIFEST_NAME).exists() or _STAMPS in read_json(
+            output / PLAN_NAME, dict[str, Any]
+        ):
+            return  # an earlier run wrote the files, or some of them
+    for path in (output / name for name in sorted(_OWN_NAMES)):
+        if path.exists() and not has_sha256(path, vocabulary.sha256):
+            raise UserError(
+                f"{path} exists and would be replaced: choose another --output_dir, or rename it"
+            )
