@@ -72,8 +72,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_warmup_steps",
-    _DEFAULTS.num_warmup_steps,
-    "The number of updates until the learning rate reaches its peak.",
+    None,
+    "The number of updates until the learning rate reaches its peak (default: a tenth of "
+    "--num_train_steps, rounded down, but at most 10,000).",
 )
 flags.DEFINE_enum_class(
     "optimizer",
