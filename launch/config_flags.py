@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from modeling.checkpoints.huggingface import read_config
+from modeling.checkpoints.foreign_config import read_config
 from modeling.config import PRESETS, BertConfig, GeluForm
 
 _MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "The model's size.")
