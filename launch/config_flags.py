@@ -47,6 +47,17 @@ _FIELDS = [
 ]
 
 
+def config_file() -> Path | None:
+    """What --bert_config_file names."""
+    return Path(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
+
+
+def gelu_form() -> GeluForm | None:
+    """What --gelu_form says."""
+    value = flags.FLAGS["gelu_form"].value
+    return GeluForm(value) if value else None
+
+
 def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
     """The config that the flags describe.
 

@@ -124,9 +124,7 @@ def read_pretrained(
         return _read_original(prefix, config_file, gelu_form)
     else:
         raise _is_not_pretrained(path)
-    if config_file:
-        raise UserError(f"leave out --bert_config_file={config_file}: {path} has its own config")
-    _check_gelu_form(pretrained.source, pretrained.config, gelu_form)
+    _check_needless(pretrained, config_file, gelu_form)
     return pretrained
 
 
@@ -169,12 +167,19 @@ def _class_of(directory: Path) -> str:
     return names[0][:99] if names else "BertForPreTraining"
 
 
-def read_average(run_dir: Path, number: int) -> Pretrained:
+def read_average(
+    run_dir: Path,
+    number: int,
+    config_file: Path | None = None,
+    gelu_form: GeluForm | None = None,
+) -> Pretrained:
     """The mean of a run's newest checkpoints.
 
     Args:
       run_dir: the run.
       number: the number of checkpoints.
+      config_file: must be None, because a run has its own config.
+      gelu_form: the run's own, or None.
 
     Raises:
       UserError: the directory is not a run, it has fewer checkpoints, or one is damaged.
@@ -188,7 +193,9 @@ def read_average(run_dir: Path, number: int) -> Pretrained:
             f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints sets how "
             "many a run keeps"
         )
-    return _read_run(run_dir, found[-number:])
+    pretrained = _read_run(run_dir, found[-number:])
+    _check_needless(pretrained, config_file, gelu_form)
+    return pretrained
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
@@ -347,6 +354,13 @@ def _read_foreign(
         )
     tokenizer = read_tokenizer_settings(directory)
     return Pretrained(source, directory, config, {}, [], tokenizer, sha256s=sha256s)
+
+
+def _check_needless(run: Pretrained, config_file: Path | None, gelu_form: GeluForm | None) -> None:
+    """Checks that nothing else is given about a run than what its own config says."""
+    if config_file:
+        raise UserError(f"leave out --bert_config_file={config_file}: {run.source} has its own")
+    _check_gelu_form(run.source, run.config, gelu_form)
 
 
 def _check_gelu_form(source: str, config: BertConfig, gelu_form: GeluForm | None) -> None:

@@ -18,6 +18,7 @@ from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.export.model_card import model_card
 from modeling.training.metrics import MetricsWriter
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.json_files import write_json
 
 pytestmark = pytest.mark.no_backend
@@ -86,8 +87,15 @@ def without_head(pretrained, prefix):
     return dataclasses.replace(pretrained, weights=weights)
 
 
-def write_results(run_dir, step, results):
-    (run_dir / "eval_results.json").write_text(json.dumps({"step": step, **results}))
+def write_results(run_dir, step, results, on=None):
+    """Writes results on the run's own data, or on another data set."""
+    of_data = {
+        "data_dir": on or "data",
+        "manifest_sha256": "1" * 64 if on else sha256_of(run_dir / "manifest.json"),
+    }
+    write_json(
+        run_dir / "eval_results.json", {"evaluations": [{"step": step, **results, **of_data}]}
+    )
 
 
 def write_metrics(run_dir, *lines):
@@ -116,7 +124,9 @@ def reported_results(run_dir):
     found = tables(card)
     assert len(found) in (2, 3)
     assert ("It was not evaluated." in card) == (len(found) == 2)
-    assert ("documents held out for evaluation:" in card) == (len(found) == 3)
+    is_on_other_data = len(found) == 3 and "data set" in found[2]
+    assert ("Results on documents held out" in card) == (len(found) == 3 and not is_on_other_data)
+    assert ("Results on another data set" in card) == is_on_other_data
     return found[2] if len(found) == 3 else None
 
 
@@ -205,6 +215,21 @@ def test_results_of_evaluate_take_precedence_over_those_of_training(own_run):
     write_results(own_run, STEP, RESULTS)
     write_metrics(own_run, evaluation(STEP, OTHER_RESULTS))
     assert reported_results(own_run) == REPORTED_RESULTS
+
+
+def test_the_data_set_of_other_results_is_named(own_run):
+    write_results(own_run, STEP, RESULTS, on="other/data")
+    named = {"data set": "other/data", "SHA-256 of its manifest.json": "1" * 64}
+    assert reported_results(own_run) == named | REPORTED_RESULTS
+    write_metrics(own_run, evaluation(STEP, OTHER_RESULTS))
+    assert reported_results(own_run).keys() == REPORTED_RESULTS.keys()
+
+
+def test_results_of_earlier_builds_are_not_those_of_held_out_documents(own_run):
+    content = json.dumps({"step": STEP, **RESULTS})
+    (own_run / "eval_results.json").write_text(content)
+    unknown = dict.fromkeys(("data set", "SHA-256 of its manifest.json"), "not recorded")
+    assert reported_results(own_run) == unknown | REPORTED_RESULTS
 
 
 def test_results_of_another_step_are_not_used(own_run):
