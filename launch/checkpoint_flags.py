@@ -41,23 +41,23 @@ _GELU_FORM = flags.DEFINE_enum(
 )
 
 
-def check_given() -> None:
-    """Checks that the flags name a BERT.
+@flags.multi_flags_validator(["run_dir", "checkpoint"])
+def _name_one(values: dict[str, str | None]) -> bool:
+    """Checks that the flags name one BERT.
 
     Raises:
-      flags.Error: they do not.
+      flags.ValidationError: they do not.
     """
-    run_dir, checkpoint = _RUN_DIR.value, _CHECKPOINT.value
+    run_dir, checkpoint = values["run_dir"], values["checkpoint"]
     if not (run_dir or checkpoint):
-        raise flags.Error("give --run_dir or --checkpoint")
+        raise flags.ValidationError("give --run_dir or --checkpoint")
     if run_dir and checkpoint and not _STEP.fullmatch(checkpoint):
-        raise flags.Error(
-            f"with --run_dir, --checkpoint={checkpoint} must be a step, 600 for example"
-        )
+        raise flags.ValidationError("with --run_dir, --checkpoint must be a step, such as 600")
+    return True
 
 
 def read_given(average_last: int = 1) -> "Pretrained":
-    """The BERT that the flags name, which `check_given` has accepted.
+    """The BERT that the flags name.
 
     Args:
       average_last: the number of a run's newest checkpoints whose mean it is.

@@ -27,7 +27,6 @@ _EVAL_BATCH_SIZE = flags.DEFINE_integer(
 
 def main() -> None:
     """Evaluates and prints the results."""
-    checkpoint_flags.check_given()
     with backend.backend():
         from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 

@@ -45,7 +45,6 @@ _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an earlier export
 
 def main() -> None:
     """Exports the BERT and prints where it is."""
-    checkpoint_flags.check_given()
     with native_banners_hidden():
         from modeling.export.export import check_output, export  # noqa: PLC0415 - takes seconds
 

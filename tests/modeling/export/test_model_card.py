@@ -124,10 +124,18 @@ def reported_results(run_dir):
     found = tables(card)
     assert len(found) in (2, 3)
     assert ("It was not evaluated." in card) == (len(found) == 2)
-    is_on_other_data = len(found) == 3 and "data set" in found[2]
-    assert ("Results on documents held out" in card) == (len(found) == 3 and not is_on_other_data)
-    assert ("Results on another data set" in card) == is_on_other_data
-    return found[2] if len(found) == 3 else None
+    if len(found) == 2:
+        return None
+    results = found[2]
+    own = "that of the training", "data"
+    is_held_out = results["data set"] in own
+    assert ("Results on documents held out for evaluation:" in card) == is_held_out
+    assert ("Results on another data set" in card) == (not is_held_out)
+    if is_held_out:
+        sha256 = results.pop("SHA-256 of its manifest.json", None)
+        is_named = results.pop("data set") == "data"
+        assert sha256 == (sha256_of(run_dir / "manifest.json") if is_named else None)
+    return results
 
 
 def test_facts_of_the_manifest_are_reported(pretrained, data_set):
@@ -228,8 +236,7 @@ def test_the_data_set_of_other_results_is_named(own_run):
 def test_results_of_earlier_builds_are_not_those_of_held_out_documents(own_run):
     content = json.dumps({"step": STEP, **RESULTS})
     (own_run / "eval_results.json").write_text(content)
-    unknown = dict.fromkeys(("data set", "SHA-256 of its manifest.json"), "not recorded")
-    assert reported_results(own_run) == unknown | REPORTED_RESULTS
+    assert reported_results(own_run) == {"data set": "not recorded"} | REPORTED_RESULTS
 
 
 def test_results_of_another_step_are_not_used(own_run):
@@ -256,7 +263,7 @@ def test_an_earlier_checkpoint_has_its_own_results(own_run):
     write_metrics(own_run, evaluation(STEP - 1, RESULTS), evaluation(STEP, OTHER_RESULTS))
     card = card_of(read_pretrained(own_run / "checkpoints" / f"step-{STEP - 1:08d}"))
     assert tables(card)[1]["steps"].startswith("2 of ")
-    assert tables(card)[2] == REPORTED_RESULTS
+    assert tables(card)[2] == {"data set": "that of the training"} | REPORTED_RESULTS
 
 
 def test_evaluations_written_in_training_are_read(own_run):

@@ -80,6 +80,23 @@ def test_newest_checkpoint_is_evaluated_on_all_eval_instances(run, data_set, bat
     assert written == [results | named]
 
 
+SUMS = {
+    "masked_lm_nll": 20.0,
+    "masked_lm_correct": 5.0,
+    "masked_lm_weights": 10.0,
+    "next_sentence_nll": 2.0,
+    "next_sentence_correct": 7.0,
+    "sequences": 8.0,
+}
+
+
+@pytest.fixture
+def no_computation(monkeypatch):
+    """Instead of computing them, which takes seconds, gives the same sums for all weights."""
+    monkeypatch.setattr("modeling.training.evaluation.evaluation_sums", lambda *_: SUMS)
+
+
+@pytest.mark.usefixtures("no_computation")
 def test_several_data_sets_are_side_by_side(tmp_path, run, data_set, write_data_set):
     """Each step, too; the same step on the same data, wherever that is now, has one place."""
     run_dir = shutil.copytree(run[0], tmp_path / "run")
@@ -104,6 +121,7 @@ def test_several_data_sets_are_side_by_side(tmp_path, run, data_set, write_data_
     assert (figures["data_dir"], are_held_out) == (str(other.directory), False)
 
 
+@pytest.mark.usefixtures("no_computation")
 def test_a_checkpoint_of_another_kind_is_evaluated_and_nothing_written(tmp_path, run, data_set):
     run_dir = shutil.copytree(run[0], tmp_path / "run")
     (run_dir / RESULTS_NAME).unlink(missing_ok=True)
@@ -114,6 +132,7 @@ def test_a_checkpoint_of_another_kind_is_evaluated_and_nothing_written(tmp_path,
     assert {"step": 12, **results} == evaluate(of_run, data_set, batch_size=4)
 
 
+@pytest.mark.usefixtures("no_computation")
 def test_heads_that_are_missing_are_not_evaluated(run, data_set, caplog):
     pretrained = dataclasses.replace(read_pretrained(run[0]), run=None)
 
@@ -251,6 +270,7 @@ def test_any_flipped_bit_in_the_results_is_noticed(tmp_path, state_at, read_at, 
             read_at(state_at(20))
 
 
+@pytest.mark.usefixtures("no_computation")
 @pytest.mark.parametrize("has_digest", [False, True])
 def test_results_of_earlier_builds_are_of_an_unknown_data_set(
     tmp_path, run, data_set, read_at, has_digest
