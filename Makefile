@@ -34,7 +34,7 @@ test: .venv/.tested  ## The tests without the slow ones; those of the model on b
 	KERAS_BACKEND=jax $(RUN)pytest $(IN_TWO_PROCESSES) -m 'not slow and not no_backend' \
 		tests/modeling tests/parity
 
-test-slow: .venv/.tested .venv/.other_environments  ## The slow tests
+test-slow: .venv/.benched .venv/.other_environments  ## The slow tests
 	$(RUN)pytest -m slow
 
 bench: .venv/.benched  ## The speed of generating and training, next to peers in the same run
@@ -56,10 +56,10 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(RUN)pip install --quiet --editable '.[test]'
 	touch $@
 
-# Peers of the benchmarks, apart: they must not meet what Clozemill itself imports.
+# Peers of benchmarks and slow tests, apart: they must not meet what Clozemill itself imports.
 .venv/.benched: .venv/.tested Makefile
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/peers \
-		tf-models-official==2.20.0 sentencepiece==0.2.3 tf_keras==2.21.0
+		tf-models-official==2.20.0 gin-config==0.5.0 sentencepiece==0.2.3 tf_keras==2.21.0
 	touch $@
 
 # Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2.

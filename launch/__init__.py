@@ -23,6 +23,7 @@ Modules that verbs share::
     flag_files    flags as help text and as a flag file
     input_flags   flags of the verbs that read text
     config_flags  flags of the model's config
+    checkpoint_flags  flags that name a trained BERT
     backend       the --backend flag, which must be read before Keras is imported
     banners       hides what libraries print while they start
     job           flags of a process's place in a job, and the environment variables instead of them

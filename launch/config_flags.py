@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from modeling.checkpoints.huggingface import read_config
+from modeling.checkpoints.foreign_config import read_config
 from modeling.config import PRESETS, BertConfig, GeluForm
 
 _MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "The model's size.")
@@ -45,6 +45,17 @@ _FIELDS = [
     flags.DEFINE_integer("type_vocab_size", None, "The number of segment types."),
     flags.DEFINE_float("initializer_range", None, "The standard deviation of the initial weights."),
 ]
+
+
+def config_file() -> Path | None:
+    """What --bert_config_file names."""
+    return Path(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
+
+
+def gelu_form() -> GeluForm | None:
+    """What --gelu_form says."""
+    value = flags.FLAGS["gelu_form"].value
+    return GeluForm(value) if value else None
 
 
 def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:

@@ -1,21 +1,18 @@
-"""Computes a run's masked-LM and next-sentence loss and accuracy on the eval shards.
+"""Computes a trained BERT's masked-LM and next-sentence loss and accuracy on the eval shards.
 
-It uses the newest checkpoint, prints the results and writes them to the run's eval_results.json.
+It prints the results. Those of a run are also written to the run's eval_results.json.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from launch import backend
+from launch import backend, checkpoint_flags
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import DataSet
 
-SHARED_FLAGS = (backend,)
+SHARED_FLAGS = (backend, checkpoint_flags)
 
-_RUN_DIR = flags.DEFINE_string(
-    "run_dir", None, "The run: the --output_dir of `clozemill pretrain`.", required=True
-)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
@@ -37,6 +34,8 @@ def main() -> None:
         from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 
     data_set = DataSet.read(Path(_DATA_DIR.value))
-    results = evaluate(Path(_RUN_DIR.value), data_set, _EVAL_BATCH_SIZE.value)
+    pretrained = checkpoint_flags.read_given()
+    results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
+    print(f"{'checkpoint':<24} {pretrained.source}")
     for name, value in results.items():
-        print(f"{name:<24} {value:.6g}")
+        print(f"{name:<24} {value if isinstance(value, str) else format(value, '.6g')}")

@@ -42,9 +42,9 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _INIT_CHECKPOINT = flags.DEFINE_string(
     "init_checkpoint",
     None,
-    "Start from these weights: a run, one of its checkpoints, an original TensorFlow checkpoint, "
-    "or a Hugging Face directory. Without --model and --bert_config_file, the model's config also "
-    "comes from there.",
+    "Start from these weights: a run, one of its checkpoints, a TensorFlow checkpoint of the "
+    "original or the Model Garden, or a Hugging Face directory. Without --model and "
+    "--bert_config_file, the model's config also comes from there.",
 )
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
@@ -72,8 +72,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "num_warmup_steps",
-    _DEFAULTS.num_warmup_steps,
-    "The number of updates until the learning rate reaches its peak.",
+    None,
+    "The number of updates until the learning rate reaches its peak (default: a tenth of "
+    "--num_train_steps, rounded down, but at most 10,000).",
 )
 flags.DEFINE_enum_class(
     "optimizer",
@@ -197,7 +198,11 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
 
 def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
     """The model's config, and the pretrained weights that a new run starts from."""
-    from modeling.checkpoints.pretrained import check_vocabulary, read_pretrained  # noqa: PLC0415
+    from modeling.checkpoints.pretrained import (  # noqa: PLC0415
+        check_vocabulary,
+        lacks_config,
+        read_pretrained,
+    )
     from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
 
     run_dir = Path(_OUTPUT_DIR.value)
@@ -211,7 +216,10 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
         if _INIT_CHECKPOINT.value:
             logging.info("--init_checkpoint is ignored: %s already has checkpoints", run_dir)
     elif _INIT_CHECKPOINT.value:
-        pretrained = read_pretrained(Path(_INIT_CHECKPOINT.value))
+        path = Path(_INIT_CHECKPOINT.value)
+        # Beside weights with a config of their own, --bert_config_file is compared with that.
+        config_file = config_flags.config_file() if lacks_config(path) else None
+        pretrained = read_pretrained(path, config_file, config_flags.gelu_form())
         check_vocabulary(pretrained, data_set.vocabulary)
         default = pretrained.config
     return config_flags.bert_config(data_set.manifest.vocab_size, default), pretrained

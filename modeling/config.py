@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,13 +13,6 @@ from pipeline.json_files import read_foreign_json
 
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
-
-# Names in the configs of the original's multilingual and Chinese models; its code never reads them.
-ORIGINAL_IGNORED = frozenset(
-    "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
-    "pooler_size_per_head pooler_type".split()
-)
-
 
 # The largest sizes, about ten times those of the largest BERTs. So no damaged or malicious config
 # makes a machine run out of memory before anything else shows that the size is wrong.
@@ -112,38 +105,20 @@ class BertConfig:
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
-        """The config in an original bert_config.json, or in one that `to_json` made.
-
-        If the file has no `gelu_form`, "gelu" means the tanh form.
+        """The config in a file that `to_json` made.
 
         Raises:
           UserError: the file cannot be read, has unknown names, or has an impossible value.
         """
-        return cls.from_content(read_config_content(path), path, ORIGINAL_IGNORED)
-
-    @classmethod
-    def from_content(
-        cls, content: Mapping[str, Any], path: Path, ignored: Set[str]
-    ) -> "BertConfig":
-        """The config with these fields.
-
-        Args:
-          content: the fields by name; may include ignored names.
-          path: the file that the content comes from, which errors name.
-          ignored: names that are known not to affect the model.
-
-        Raises:
-          UserError: a name is unknown, or a value is impossible.
-        """
+        content = read_config_content(path)
         known = {field.name for field in dataclasses.fields(cls)}
         try:
-            if unknown := sorted(content.keys() - known - ignored):
+            if unknown := sorted(content.keys() - known):
                 names = [repr(name)[1:-1][:99] for name in unknown]  # without line breaks
                 raise UserError(
-                    f"unknown names: {listed(names)} (known: {', '.join(sorted(known))}): "
-                    "remove those that do not affect the model"
+                    f"unknown names: {listed(names)} (known: {', '.join(sorted(known))})"
                 )
-            return cls(**{name: value for name, value in content.items() if name in known})
+            return cls(**content)
         except UserError as error:
             raise UserError(f"in the model config {path}: {error}") from error
 

@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 from pipeline.errors import UserError
 
 _LARGEST = (1 << 31) - 1  # of the integers that every library takes
+_LONGEST_DEFAULT_WARMUP = 10_000
 
 
 class Precision(StrEnum):
@@ -34,7 +36,8 @@ class TrainingOptions:
       gradient_accumulation_steps: the number of parts in which a batch is computed, in turn.
       learning_rate: the peak learning rate.
       num_train_steps: the total number of updates.
-      num_warmup_steps: the number of updates until the learning rate peaks.
+      num_warmup_steps: the number of updates until the learning rate peaks. By default, a tenth of
+        `num_train_steps`, rounded down, but at most 10,000.
       optimizer: the optimizer.
       weight_decay_rate: the weight decay of all variables but biases and layer normalizations.
       adam_bias_correction: whether Adam's moments are corrected for starting at 0. The original
@@ -59,7 +62,7 @@ class TrainingOptions:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     num_train_steps: int = 100_000
-    num_warmup_steps: int = 10_000
+    num_warmup_steps: int = cast("int", None)  # `__post_init__` replaces it
     optimizer: OptimizerName = OptimizerName.ADAMW
     weight_decay_rate: float = 0.01
     adam_bias_correction: bool = True
@@ -92,11 +95,13 @@ class TrainingOptions:
         for name in ("learning_rate", "weight_decay_rate", "eval_every_steps", "random_seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and finite")
+        if self.num_warmup_steps is None:
+            warmup = min(self.num_train_steps // 10, _LONGEST_DEFAULT_WARMUP)
+            object.__setattr__(self, "num_warmup_steps", warmup)  # the class is frozen
         if not 0 <= self.num_warmup_steps <= self.num_train_steps:
             raise UserError(
                 f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
-                f"--num_train_steps={self.num_train_steps}; by default it is "
-                f"{TrainingOptions.num_warmup_steps}"
+                f"--num_train_steps={self.num_train_steps}"
             )
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(

@@ -1,7 +1,9 @@
 """Reading and writing the directories that Hugging Face's `from_pretrained` opens."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,53 +13,20 @@ import numpy as np
 
 from modeling.config import (
     LAYER_NORM_EPSILON,
-    ORIGINAL_IGNORED,
     BertConfig,
     GeluForm,
     check_shape,
-    read_config_content,
     weight_shapes,
 )
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
+from pipeline.json_files import DamagedFileError, read_foreign_json
 
 WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 HUGGINGFACE_CONFIG_NAME = "config.json"
 
+_SHARD = re.compile(r"[\w.+-]+\.safetensors")  # of the same directory
 _DTYPES = ("F64", "F32", "F16", "BF16")
-# Names in config.json that do not affect this BERT: heads for other tasks, outputs, storage and,
-# in older versions, text generation.
-_IGNORED = ORIGINAL_IGNORED | frozenset(
-    "_attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures "
-    "attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
-    "classifier_dropout cross_attention_hidden_size decoder_start_token_id diversity_penalty "
-    "do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id eos_token_ids "
-    "experts_implementation exponential_decay_length_penalty finetuning_task forced_bos_token_id "
-    "forced_eos_token_id gradient_checkpointing id2label label2id language length_penalty "
-    "max_length min_length name name_or_path no_repeat_ngram_size num_beam_groups "
-    "num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past "
-    "output_scores pad_token_id prefix problem_type remove_invalid_values repetition_penalty "
-    "return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params "
-    "temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype "
-    "torchscript transformers_version typical_p use_bfloat16 use_cache xla_device".split()
-)
-# The values that config.json must have if the model is to be this BERT.
-_NEEDED = {
-    "model_type": "bert",
-    "layer_norm_eps": LAYER_NORM_EPSILON,
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-    "pruned_heads": {},
-}
-# From `hidden_act` there to our `hidden_act` and `gelu_form`.
-_ACTIVATIONS = {
-    "gelu": ("gelu", GeluForm.ERF),
-    "gelu_new": ("gelu", GeluForm.TANH),
-    "gelu_pytorch_tanh": ("gelu", GeluForm.TANH),
-    "relu": ("relu", GeluForm.TANH),
-}
 
 # Parts of the original's names and their replacements, in the order of replacement.
 _RENAMED_PARTS = (
@@ -78,6 +47,13 @@ _OTHER_NAMES = (
     ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
     ("cls.predictions.decoder.bias", "cls.predictions.bias"),
 )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of the index of weights in several files, the shards."""
+
+    weight_map: dict[str, str]
 
 
 def write_huggingface(
@@ -108,12 +84,28 @@ def write_config(directory: Path, config: BertConfig, weights: Mapping[str, np.n
     (directory / HUGGINGFACE_CONFIG_NAME).write_text(text, "utf-8")
 
 
+def holds_huggingface(directory: Path) -> bool:
+    """Whether a directory holds weights as safetensors."""
+    return any((directory / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
+
+
+def files_of_huggingface(directory: Path) -> list[str]:
+    """The names of the files with a directory's weights: one, or an index and its shards.
+
+    Raises:
+      UserError: the index is damaged, or names files of other directories.
+    """
+    if _is_sharded(directory):
+        return [INDEX_NAME, *sorted(set(_read_index(directory).values()))]
+    return [WEIGHTS_NAME]
+
+
 def read_huggingface(
     directory: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Reads a directory's `model.safetensors`, written by any BERT class of `transformers`.
+    """Reads a directory's `model.safetensors`, or its shards, of any BERT class of `transformers`.
 
-    The file's header is checked first. So a wrong file takes no memory.
+    A file's header is checked first. So a wrong file takes no memory.
 
     Args:
       directory: a directory that `save_pretrained` wrote.
@@ -124,18 +116,70 @@ def read_huggingface(
       all other tensors, which are not read.
 
     Raises:
-      UserError: the file cannot be read, a variable has another shape or is not of floating-point
-        numbers, two tensors for one variable differ, or the package safetensors is missing.
+      UserError: a file cannot be read, a variable has another shape or is not of floating-point
+        numbers, two tensors for one variable differ, a shard is missing or does not hold what the
+        index says, or the package safetensors is missing.
     """
-    path = directory / WEIGHTS_NAME
-    safetensors = _safetensors(f"reading {path}")
-    originals = {huggingface_name(name): name for name in shapes}
     arrays: dict[str, np.ndarray] = {}
     others: list[str] = []
+    if not _is_sharded(directory):
+        _read_file(directory / WEIGHTS_NAME, shapes, arrays, others)
+        return arrays, others
+    names_by_shard: dict[str, set[str]] = {}
+    for name, shard in _read_index(directory).items():
+        names_by_shard.setdefault(shard, set()).add(name)
+    for shard, names in sorted(names_by_shard.items()):
+        path = directory / shard
+        if not path.exists():
+            raise UserError(f"{path} is missing, though {INDEX_NAME} lists it: copy it there")
+        found = _read_file(path, shapes, arrays, others)
+        if differing := sorted(found ^ names):
+            raise UserError(
+                f"{path} does not hold what {INDEX_NAME} says ({listed(differing)}): copy all "
+                "files of the model again"
+            )
+    return arrays, others
+
+
+def _is_sharded(directory: Path) -> bool:
+    return (directory / INDEX_NAME).exists() and not (directory / WEIGHTS_NAME).exists()
+
+
+def _read_index(directory: Path) -> dict[str, str]:
+    """The name of the shard of each tensor.
+
+    Raises:
+      UserError: the index cannot be read, or names files of other directories.
+    """
+    path = directory / INDEX_NAME
+    try:
+        shards = read_foreign_json(path, _Index).weight_map
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    for shard in shards.values():
+        if not _SHARD.fullmatch(shard):
+            raise DamagedFileError(f"{path} is damaged: {shard!r:.99} is not the name of a shard")
+    return shards
+
+
+def _read_file(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: dict[str, np.ndarray],
+    others: list[str],
+) -> set[str]:
+    """Adds the variables of a file to `arrays`, and the names of all other tensors to `others`.
+
+    Returns:
+      The names of all tensors of the file.
+    """
+    safetensors = _safetensors(f"reading {path}")
+    originals = {huggingface_name(name): name for name in shapes}
     try:
         with safetensors.safe_open(path, "numpy") as file:
+            names = list(file.offset_keys())
             wanted = {}
-            for found in file.offset_keys():
+            for found in names:
                 if name := originals.get(_current_name(found)):
                     _check_header(path, found, file.get_slice(found), name, shapes)
                     wanted[found] = name
@@ -154,7 +198,7 @@ def read_huggingface(
         raise
     except Exception as error:  # OSError, SafetensorError
         raise UserError(f"cannot read {path}: {error}") from error
-    return arrays, others
+    return set(names)
 
 
 def _check_header(
@@ -189,35 +233,6 @@ def from_huggingface(name: str, values: np.ndarray) -> np.ndarray:
 
 def _is_kernel(name: str) -> bool:
     return name.endswith("/kernel")
-
-
-def read_config(path: Path) -> BertConfig:
-    """The config in a Hugging Face config.json or an original bert_config.json.
-
-    "gelu" means the exact form in the former, the tanh form in the latter.
-
-    Raises:
-      UserError: the file cannot be read, has unknown names, or describes a BERT that
-        `BertForPreTraining` does not compute.
-    """
-    content = read_config_content(path)
-    if not {"model_type", "architectures"} & content.keys():
-        return BertConfig.read(path)
-    for name, needed in _NEEDED.items():
-        if content.get(name, needed) != needed:
-            raise UserError(
-                f"in the model config {path}: {name} is {content[name]!r:.99} but must be "
-                f"{needed!r}, because this BERT supports nothing else"
-            )
-    name = content.get("hidden_act", "gelu")
-    if name not in tuple(_ACTIVATIONS):
-        raise UserError(
-            f"in the model config {path}: hidden_act is {name!r:.99} but must be one of "
-            f"{', '.join(_ACTIVATIONS)}"
-        )
-    hidden_act, gelu_form = _ACTIVATIONS[name]
-    content = {"gelu_form": gelu_form, **content, "hidden_act": hidden_act}
-    return BertConfig.from_content(content, path, _IGNORED | _NEEDED.keys())
 
 
 def huggingface_config(config: BertConfig) -> dict[str, Any]:

@@ -4,18 +4,26 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints import huggingface, run_checkpoints
+from modeling.checkpoints.foreign_config import read_stated_config
 from modeling.checkpoints.foreign_files import checked_sha256s
-from modeling.checkpoints.huggingface import HUGGINGFACE_CONFIG_NAME, read_config, read_huggingface
+from modeling.checkpoints.huggingface import (
+    HUGGINGFACE_CONFIG_NAME,
+    files_of_huggingface,
+    holds_huggingface,
+    read_huggingface,
+)
 from modeling.checkpoints.run_checkpoints import (
     TrainingState,
     is_run,
@@ -32,15 +40,18 @@ from modeling.checkpoints.tokenizer_settings import (
     read_tokenizer_settings,
     read_tokens,
 )
-from modeling.config import CONFIG_NAME, BertConfig, check_shape, weight_shapes
+from modeling.config import CONFIG_NAME, BertConfig, GeluForm, check_shape, weight_shapes
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
+from pipeline.json_files import read_foreign_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 
-_IN_OTHER_FORM = {
-    "pytorch_model.bin": "as a pickle",
-    "model.safetensors.index.json": "in several files",
-}
+_CONFIG_NAMES = (CONFIG_NAME, HUGGINGFACE_CONFIG_NAME)
+# Files of weights that are pickles or of other frameworks.
+_IN_OTHER_FORM = (
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    *("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack"),
+)
 # Not a variable, though older versions of transformers store it as one.
 _POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
 
@@ -86,48 +97,89 @@ class Pretrained:
     sha256s: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read_pretrained(path: Path) -> Pretrained:
+def read_pretrained(
+    path: Path, config_file: Path | None = None, gelu_form: GeluForm | None = None
+) -> Pretrained:
     """Reads the trained BERT at a path.
 
     Args:
       path: a run, whose newest checkpoint is read, or one of its checkpoints; an original
-        TensorFlow checkpoint (its prefix, one of its files or its directory) with its
-        bert_config.json beside it; or a directory that `transformers` saved as safetensors.
+        TensorFlow checkpoint, or one of the Model Garden (its prefix, one of its files or its
+        directory); or a directory that `transformers` saved as safetensors.
+      config_file: the config, if the BERT is not a run's. By default, it is the bert_config.json or
+        config.json beside the weights.
+      gelu_form: what "gelu" means, if the config does not say it.
 
     Raises:
       UserError: it is none of these, it cannot be read, or weights and config disagree.
     """
     if is_run(path):
-        return _read_run(path, [latest_checkpoint(path)])
-    if (path / run_checkpoints.WEIGHTS_NAME).exists():
+        pretrained = _read_run(path, [latest_checkpoint(path)])
+    elif _is_checkpoint_of_run(path):
         checkpoint = path.resolve()
-        return _read_run(checkpoint.parent.parent, [checkpoint])
-    if (path / huggingface.WEIGHTS_NAME).exists():
-        return _read_huggingface(path)
-    if prefix := find_original(path):
-        return _read_original(prefix)
-    for name, form in _IN_OTHER_FORM.items():
+        pretrained = _read_run(checkpoint.parent.parent, [checkpoint])
+    elif holds_huggingface(path):
+        return _read_huggingface(path, config_file, gelu_form)
+    elif prefix := find_original(path):
+        return _read_original(prefix, config_file, gelu_form)
+    else:
+        raise _is_not_pretrained(path)
+    _check_needless(pretrained, config_file, gelu_form)
+    return pretrained
+
+
+def lacks_config(path: Path) -> bool:
+    """Whether a path holds weights that are not a run's, but no config beside them."""
+    if is_run(path) or _is_checkpoint_of_run(path):
+        return False
+    prefix = None if holds_huggingface(path) else find_original(path)
+    directory = prefix.parent if prefix else path
+    return not any((directory / name).exists() for name in _CONFIG_NAMES)
+
+
+def _is_checkpoint_of_run(path: Path) -> bool:
+    return (path / run_checkpoints.WEIGHTS_NAME).exists()
+
+
+def _is_not_pretrained(path: Path) -> UserError:
+    for name in _IN_OTHER_FORM:
         if (path / name).exists():
-            raise UserError(
-                f"{path} holds its weights {form} ({name}), which Clozemill cannot read: open it "
-                "with transformers' from_pretrained, save it to another directory as one "
-                f"{huggingface.WEIGHTS_NAME} with save_pretrained, and copy its {VOCABULARY_NAME} "
-                "there"
+            return UserError(
+                f"{path} holds its weights as {name}, which Clozemill does not read: convert them "
+                f"with transformers, `{_class_of(path)}.from_pretrained({str(path)!r})"
+                ".save_pretrained('OUT', safe_serialization=True)`, and copy its "
+                f"{VOCABULARY_NAME} to OUT"
             )
-    raise UserError(
+    return UserError(
         f"{path} is not a trained BERT: give the --output_dir of `clozemill pretrain` or one of "
-        f"its checkpoints, an original checkpoint (DIR/bert_model.ckpt with {CONFIG_NAME} beside "
-        f"it), or a Hugging Face directory ({HUGGINGFACE_CONFIG_NAME} and "
-        f"{huggingface.WEIGHTS_NAME})"
+        "its checkpoints, a TensorFlow checkpoint (DIR/bert_model.ckpt), or a Hugging Face "
+        f"directory ({HUGGINGFACE_CONFIG_NAME} and {huggingface.WEIGHTS_NAME})"
     )
 
 
-def read_average(run_dir: Path, number: int) -> Pretrained:
+def _class_of(directory: Path) -> str:
+    """The class of `transformers` that loads all weights of a directory and adds none."""
+    try:
+        content = read_foreign_json(directory / HUGGINGFACE_CONFIG_NAME, dict[str, Any])
+    except (OSError, UserError):
+        content = {}
+    names = re.findall(r"'(Bert\w+)'", str(content.get("architectures")))
+    return names[0][:99] if names else "BertForPreTraining"
+
+
+def read_average(
+    run_dir: Path,
+    number: int,
+    config_file: Path | None = None,
+    gelu_form: GeluForm | None = None,
+) -> Pretrained:
     """The mean of a run's newest checkpoints.
 
     Args:
       run_dir: the run.
       number: the number of checkpoints.
+      config_file: must be None, because a run has its own config.
+      gelu_form: the run's own, or None.
 
     Raises:
       UserError: the directory is not a run, it has fewer checkpoints, or one is damaged.
@@ -141,7 +193,9 @@ def read_average(run_dir: Path, number: int) -> Pretrained:
             f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints sets how "
             "many a run keeps"
         )
-    return _read_run(run_dir, found[-number:])
+    pretrained = _read_run(run_dir, found[-number:])
+    _check_needless(pretrained, config_file, gelu_form)
+    return pretrained
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
@@ -232,43 +286,88 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     )
 
 
-def _read_original(prefix: Path) -> Pretrained:
-    directory = prefix.parent
-    sha256s = checked_sha256s(
-        directory, [CONFIG_NAME, *files_of_original(prefix), *TOKENIZER_FILES]
-    )
-    config = read_config(directory / CONFIG_NAME)
-    weights, others = read_original(prefix, weight_shapes(config))
-    return _checked(
-        Pretrained(
-            source=f"the original checkpoint {prefix}",
-            directory=directory,
-            config=config,
-            weights=weights,
-            ignored=_printable(others),
-            tokenizer=read_tokenizer_settings(directory),
-            sha256s=sha256s,
-        )
-    )
+def _read_original(
+    prefix: Path, config_file: Path | None, gelu_form: GeluForm | None
+) -> Pretrained:
+    source, files = f"the original checkpoint {prefix}", files_of_original(prefix)
+    read = _read_foreign(source, prefix.parent, _CONFIG_NAMES, files, config_file, gelu_form)
+    config = read.config
+    weights, others = read_original(prefix, weight_shapes(config), config.num_attention_heads)
+    return _checked(dataclasses.replace(read, weights=weights, ignored=_printable(others)))
 
 
-def _read_huggingface(directory: Path) -> Pretrained:
-    sha256s = checked_sha256s(
-        directory, [HUGGINGFACE_CONFIG_NAME, huggingface.WEIGHTS_NAME, *TOKENIZER_FILES]
-    )
-    config = read_config(directory / HUGGINGFACE_CONFIG_NAME)
-    weights, others = read_huggingface(directory, weight_shapes(config))
-    return _checked(
-        Pretrained(
-            source=f"the Hugging Face directory {directory}",
-            directory=directory,
-            config=config,
-            weights=weights,
-            ignored=_printable(set(others) - _POSITION_IDS),
-            tokenizer=read_tokenizer_settings(directory),
-            sha256s=sha256s,
+def _read_huggingface(
+    directory: Path, config_file: Path | None, gelu_form: GeluForm | None
+) -> Pretrained:
+    source, files = f"the Hugging Face directory {directory}", files_of_huggingface(directory)
+    names = _CONFIG_NAMES[::-1]
+    read = _read_foreign(source, directory, names, files, config_file, gelu_form)
+    weights, others = read_huggingface(directory, weight_shapes(read.config))
+    others = _printable(set(others) - _POSITION_IDS)
+    return _checked(dataclasses.replace(read, weights=weights, ignored=others))
+
+
+def _read_foreign(
+    source: str,
+    directory: Path,
+    config_names: Sequence[str],
+    files: Sequence[str],
+    config_file: Path | None,
+    gelu_form: GeluForm | None,
+) -> Pretrained:
+    """All but the weights of a BERT that no run of ours has trained.
+
+    Args:
+      source: where it comes from, in words.
+      directory: the directory of its files.
+      config_names: the names that its config may have there, the usual one first.
+      files: the names of the files that hold its weights.
+      config_file: as in `read_pretrained`.
+      gelu_form: as in `read_pretrained`.
+
+    Raises:
+      UserError: it has no config, the config says another form of gelu, or a file was changed or
+        is a link out of the directory.
+    """
+    found = [name for name in config_names if (directory / name).exists()]
+    beside = [] if config_file else [*found, config_names[0]][:1]
+    sha256s = checked_sha256s(directory, [*beside, *files, *TOKENIZER_FILES])
+    if not (found or config_file):
+        raise UserError(
+            f"{source} has no config: copy it to {directory / config_names[0]}, or give it as "
+            "--bert_config_file"
         )
-    )
+    path = config_file or directory / beside[0]
+    config, says_form = read_stated_config(path)
+    if config_file:
+        sha256s[str(config_file)] = sha256_of(config_file)
+    if says_form:
+        _check_gelu_form(f"the model config {path}", config, gelu_form)
+    elif gelu_form:
+        config = dataclasses.replace(config, gelu_form=gelu_form)
+    else:
+        logging.info(
+            "%s does not say which gelu it means: read as the tanh approximation, as in the last "
+            "version of the original; for its checkpoints of October 2018, which were trained with "
+            "the exact form, give --gelu_form=gelu_erf",
+            path,
+        )
+    tokenizer = read_tokenizer_settings(directory)
+    return Pretrained(source, directory, config, {}, [], tokenizer, sha256s=sha256s)
+
+
+def _check_needless(run: Pretrained, config_file: Path | None, gelu_form: GeluForm | None) -> None:
+    """Checks that nothing else is given about a run than what its own config says."""
+    if config_file:
+        raise UserError(f"leave out --bert_config_file={config_file}: {run.source} has its own")
+    _check_gelu_form(run.source, run.config, gelu_form)
+
+
+def _check_gelu_form(source: str, config: BertConfig, gelu_form: GeluForm | None) -> None:
+    """Checks that a config that says what its activation is says what was asked for."""
+    says = config.gelu_form if config.hidden_act == "gelu" else config.hidden_act
+    if gelu_form and says != gelu_form:
+        raise UserError(f"leave out --gelu_form={gelu_form}: {source} says {says}")
 
 
 def _printable(names: Iterable[str]) -> list[str]:

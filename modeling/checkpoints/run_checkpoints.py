@@ -31,7 +31,7 @@ from pydantic import Field, FiniteFloat
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
 from modeling.step.learner import Learner
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
 from pipeline.files import (
     has_sha256,
     remove_directory,
@@ -196,6 +196,21 @@ def latest_checkpoint(run_dir: Path) -> Path:
             "it run until it saves one"
         )
     return checkpoints[-1]
+
+
+def checkpoint_of_step(run_dir: Path, step: int) -> Path:
+    """The run's checkpoint at a step.
+
+    Raises:
+      UserError: there is none.
+    """
+    checkpoint = run_dir / CHECKPOINTS_NAME / _name_of(step)
+    if not checkpoint.exists():
+        names = [path.name for path in list_checkpoints(run_dir)]
+        raise UserError(
+            f"{run_dir} holds no checkpoint of step {step}; it holds {listed(names) or 'none'}"
+        )
+    return checkpoint
 
 
 def digests_of_run(run_dir: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Reading and writing checkpoints of the original BERT, in the format of TensorFlow 1."""
+"""Reading and writing checkpoints of the original BERT, in the format of TensorFlow 1.
+
+The Model Garden's are read, too: their files are the same, but for the names in them.
+"""
 
 import glob
 import os
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from modeling.checkpoints import model_garden
 from modeling.checkpoints.foreign_files import check_regular
 from modeling.config import check_shape
 from pipeline.errors import UserError, listed
@@ -40,13 +44,14 @@ def files_of_original(prefix: Path) -> list[str]:
 
 
 def read_original(
-    prefix: Path, shapes: Mapping[str, tuple[int, ...]]
+    prefix: Path, shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads variables of a checkpoint. Its index is checked first, so a wrong one takes no memory.
 
     Args:
       prefix: the files' prefix.
       shapes: the shapes of the wanted variables by their names.
+      num_attention_heads: N, which the shapes in a checkpoint of the Model Garden tell.
 
     Returns:
       The wanted variables that were found, as float32; and the names of all others, without the
@@ -60,12 +65,24 @@ def read_original(
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         found, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        wanted = [name for name in shapes if name in found]
-        for name in wanted:
-            check_shape(source, name, found[name], shapes)
-            if not dtypes[name].is_floating:
-                raise UserError(f"{name} in {source} has the dtype {dtypes[name].name}")
-        arrays = {name: reader.get_tensor(name).astype(np.float32) for name in wanted}
+        keys = {name: name for name in found}
+        if is_object_graph := model_garden.OBJECT_GRAPH_NAME in found:
+            graph = reader.get_tensor(model_garden.OBJECT_GRAPH_NAME)
+            keys = model_garden.keys_of_object_graph(graph, source)
+        wanted = {name: keys[name] for name in shapes if name in keys}
+        for name, key in wanted.items():
+            shape = tuple(found[key])
+            if is_object_graph:
+                model_garden.check_heads(source, name, shape, num_attention_heads)
+                shape = model_garden.original_shape(name, shape)
+            check_shape(source, name, shape, shapes)
+            if not dtypes[key].is_floating:
+                raise UserError(f"{name} in {source} has the dtype {dtypes[key].name}")
+        arrays = {name: reader.get_tensor(key).astype(np.float32) for name, key in wanted.items()}
+        if is_object_graph:
+            arrays = {
+                name: model_garden.original_values(name, values) for name, values in arrays.items()
+            }
     except UserError:
         raise
     except Exception as error:  # OpError, IndexError, RuntimeError: TensorFlow raises many
@@ -75,9 +92,9 @@ def read_original(
         ) from error
     others = [
         name
-        for name, shape in found.items()
+        for name, key in keys.items()
         # Counters are scalars; the moments of NAME are called NAME/adam_m and NAME/adam_v.
-        if name not in shapes and shape and name.rpartition("/")[0] not in found
+        if name not in shapes and found[key] and name.rpartition("/")[0] not in found
     ]
     return arrays, others
 

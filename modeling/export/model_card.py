@@ -32,7 +32,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
     try:
         data = _data(run.manifest) if run else {}
         training = _training(run) if run else {}
-        results = _results(pretrained.directory, run) if run else {}
+        results, are_held_out = _results(pretrained.directory, run) if run else ({}, False)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{pretrained.source} does not record what the model card reports ({error!r}): it was "
@@ -51,6 +51,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         data=data,
         training=training,
         results=results,
+        are_held_out=are_held_out,
     )
 
 
@@ -110,15 +111,25 @@ def _training(run: Run) -> dict[str, str]:
     }
 
 
-def _results(run_dir: Path, run: Run) -> dict[str, str]:
-    """The losses and accuracies of exactly these weights; empty if they were not evaluated."""
-    results = read_results(run_dir, run.state) if run.averaged == 1 else None
-    if results is None:
-        return {}
+def _results(run_dir: Path, run: Run) -> tuple[dict[str, str], bool]:
+    """The losses and accuracies of exactly these weights; empty if they were not evaluated.
+
+    Also returns whether they are on documents held out from the data of the training.
+    """
+    found = read_results(run_dir, run.state, run.manifest) if run.averaged == 1 else None
+    if found is None:
+        return {}, False
+    results, are_held_out = found
+    # Lines of metrics name no data set: it is that of the training. Earlier builds did not know it.
+    unnamed = "that of the training" if are_held_out else "not recorded"
+    sha256 = results.get("manifest_sha256")
     loss = results["masked_lm_loss"]
-    return {
+    facts = {
+        "data set": results.get("data_dir") or unnamed,
+        **({"SHA-256 of its manifest.json": sha256} if sha256 else {}),
         "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
         "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
         "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
         "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",
     }
+    return facts, are_held_out

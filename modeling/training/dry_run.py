@@ -68,6 +68,11 @@ def dry_run(
         trained_passes = trained * passes / instances
         yield f"whole run            {trained:,} sequences, {trained_passes:,.1f} passes"
 
+    yield (
+        f"learning rate        {options.learning_rate:g} after {options.num_warmup_steps:,} steps "
+        f"of warm-up, 0 after {options.num_train_steps:,} steps"
+    )
+
     step = TrainStep(learner, replicas)
     batches = training_batches(
         data_set,

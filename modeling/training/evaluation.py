@@ -1,97 +1,162 @@
 """Masked-LM and next-sentence loss and accuracy on the eval shards."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from absl import logging
+
 from modeling.batches import evaluation_batches, readable
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.run_checkpoints import (
-    TrainingState,
-    latest_checkpoint,
-    load_weights,
-    read_run,
-)
+from modeling.checkpoints.pretrained import Pretrained, check_vocabulary, initialize
+from modeling.checkpoints.run_checkpoints import TrainingState
 from modeling.losses import losses_and_accuracies
 from modeling.step.backend import eval_step
 from modeling.training.metrics import read_metrics_of
-from modeling.training.run_directory import check_length, check_same_vocabulary
+from modeling.training.run_directory import check_same_vocabulary, check_tables
 from modeling.training.shard_verifier import ShardVerifier
 from modeling.training.tensorboard import EVAL_PREFIX
 from pipeline.errors import UserError
 from pipeline.files import remove_leftovers
-from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.manifest import DataSet
+from pipeline.json_files import (
+    NO_OTHER_KEYS,
+    DamagedFileError,
+    json_text,
+    read_json,
+    write_json,
+)
+from pipeline.manifest import DataSet, Manifest
 
 RESULTS_NAME = "eval_results.json"
 
 
 @dataclass(frozen=True)
-class _Results:
-    """The content of `eval_results.json`."""
+class Evaluation:
+    """What a run's checkpoint achieves on a data set.
+
+    Attributes:
+      step: the checkpoint's step.
+      masked_lm_loss, next_sentence_loss: in nats.
+      masked_lm_accuracy, next_sentence_accuracy: shares of right answers.
+      data_dir: where the data set was; None if an earlier build evaluated.
+      manifest_sha256: the SHA-256 of its manifest.json (in hexadecimal); None as `data_dir`.
+    """
 
     step: int
     masked_lm_loss: float
     next_sentence_loss: float
     masked_lm_accuracy: float
     next_sentence_accuracy: float
+    data_dir: str | None = None
+    manifest_sha256: str | None = None
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
-def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, float]:
-    """Evaluates the run's newest checkpoint on all eval instances.
+@dataclass(frozen=True)
+class _Results:
+    """The content of `eval_results.json`: one evaluation of each step on each data set."""
+
+    evaluations: list[Evaluation]
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
+def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict[str, float | str]:
+    """Evaluates a trained BERT on all eval instances of a data set.
+
+    Results of a run's checkpoint are also written to the run's `eval_results.json`. There, they
+    replace those of the same step on the same data set.
 
     Returns:
-      `step` and the four losses and accuracies, which are also written to the run's
-      `eval_results.json`.
+      The losses and accuracies by name, without those of next sentences if the BERT has no head for
+      them; and the other fields of an `Evaluation`, without `step` if it is not a run's.
 
     Raises:
-      UserError: the run or the data set is unusable or damaged.
+      UserError: the BERT or the data set is unusable or damaged, or they do not fit.
     """
-    config, trained_on = read_run(run_dir)
-    check_same_vocabulary(run_dir, trained_on, data_set)
-    check_length(config, data_set)
+    config, run, run_dir = pretrained.config, pretrained.run, pretrained.directory
+    if run:
+        check_same_vocabulary(run_dir, run.manifest, data_set)
+    else:
+        check_vocabulary(pretrained, data_set.vocabulary)
+    check_tables(config, data_set)
+    earlier = _read_evaluations(run_dir) if run else []
     verifier = ShardVerifier(data_set)
     batches = evaluation_batches(data_set, batch_size, verifier.open)
     model = BertForPreTraining(config)
-    step = load_weights(latest_checkpoint(run_dir), model)
+    missing = initialize(model, pretrained)
+    if untrained := [name for name in missing if name.startswith("cls/predictions/")]:
+        raise UserError(f"{pretrained.source} has no head that predicts words: no {untrained[0]}")
     sums = evaluation_sums(eval_step(model), readable(batches, data_set))
     verifier.wait()
-    results = {"step": step, **losses_and_accuracies(sums)}
+    figures = losses_and_accuracies(sums)
+    data_dir, sha256 = str(data_set.directory), _sha256_of(data_set.manifest)
+    if missing:
+        logging.warning("no results of next sentences: there is no %s", ", ".join(missing))
+        figures = {name: value for name, value in figures.items() if "next_sentence" not in name}
+    if not run:
+        return {**figures, "data_dir": data_dir, "manifest_sha256": sha256}
+    step = run.state.step
+    evaluation = Evaluation(step, **figures, data_dir=data_dir, manifest_sha256=sha256)
+    kept = [each for each in earlier if (each.step, each.manifest_sha256) != (step, sha256)]
     remove_leftovers(run_dir, RESULTS_NAME)
-    write_json(run_dir / RESULTS_NAME, results)
-    return results
+    write_json(run_dir / RESULTS_NAME, {"evaluations": [*kept, evaluation]})
+    return vars(evaluation)
 
 
-def read_results(run_dir: Path, state: TrainingState) -> dict[str, float] | None:
-    """Losses and accuracies of a run's checkpoint, from `evaluate` or else from training.
+def read_results(
+    run_dir: Path, state: TrainingState, trained_on: Manifest
+) -> tuple[dict[str, Any], bool] | None:
+    """Losses and accuracies of a run's checkpoint, from `evaluate` or from training.
 
     Args:
       run_dir: the run.
       state: the checkpoint's state.
+      trained_on: the manifest of the run's data.
 
     Returns:
-      The figures by name; None if the checkpoint was not evaluated, or if it is not certain that
+      The figures by name (with `data_dir` and `manifest_sha256`, if `evaluate` computed them), and
+      whether they are on the eval shards of the run's own data. If there are none of those, the
+      newest on other data. None if the checkpoint was not evaluated, or if it is not certain that
       the figures are those of training, which is logged.
 
     Raises:
       UserError: the results of `evaluate` are damaged.
     """
-    path = run_dir / RESULTS_NAME
-    if path.exists():
-        try:
-            results = read_json(path, _Results)
-        except DamagedFileError as error:
-            raise UserError(f"{error}; run `clozemill evaluate` again") from error
-        if results.step == state.step:
-            return vars(results)
+    found = [each for each in _read_evaluations(run_dir) if each.step == state.step]
+    for each in found:
+        if each.manifest_sha256 == _sha256_of(trained_on):
+            return vars(each), True
     for line in read_metrics_of(run_dir, state):
         if line["step"] == state.step and f"{EVAL_PREFIX}masked_lm_loss" in line:
-            return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
-    return None
+            return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}, True
+    return (vars(found[-1]), False) if found else None
+
+
+def _read_evaluations(run_dir: Path) -> list[Evaluation]:
+    """The evaluations of a run, the newest last.
+
+    Raises:
+      UserError: the file with them is damaged.
+    """
+    path = run_dir / RESULTS_NAME
+    if not path.exists():
+        return []
+    try:
+        if "evaluations" in read_json(path, dict[str, Any]):
+            return read_json(path, _Results).evaluations
+        return [read_json(path, Evaluation)]  # an earlier build wrote one alone
+    except DamagedFileError as error:
+        raise UserError(f"{error}; remove it, and run `clozemill evaluate` again") from error
+
+
+def _sha256_of(manifest: Manifest) -> str:
+    """The SHA-256 of the manifest.json that `manifest` is written to."""
+    return hashlib.sha256(json_text(vars(manifest)).encode()).hexdigest()
 
 
 def evaluation_sums(

@@ -25,13 +25,7 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
       UserError: the model does not fit the data, or the directory holds something other than a run
         of this model on this data.
     """
-    vocab_size = data_set.manifest.vocab_size
-    if config.vocab_size < vocab_size:
-        raise UserError(
-            f"the model's vocab_size {config.vocab_size} is smaller than the {vocab_size} entries "
-            f"of {data_set.vocabulary}: set a larger vocab_size"
-        )
-    check_length(config, data_set)
+    check_tables(config, data_set)
     if list_checkpoints(run_dir):
         saved, trained_on = read_run(run_dir)
         _check_same_model(run_dir, saved, config)
@@ -85,13 +79,25 @@ def write_environment(
     write_json(run_dir / ENVIRONMENT_NAME, environment)
 
 
-def check_length(config: BertConfig, data_set: DataSet) -> None:
-    """Checks that a model can read the instances of a data set.
+def check_tables(config: BertConfig, data_set: DataSet) -> None:
+    """Checks that each id of a data set has a row in the model's table of embeddings.
+
+    No id reaches the limit of its feature: whoever reads a batch checks that.
 
     Raises:
-      UserError: the instances are longer than the model's position embeddings allow.
+      UserError: there are more ids of tokens or segments, or more positions, than rows.
     """
-    max_seq_length = data_set.manifest.max_seq_length
+    vocab_size, max_seq_length = data_set.manifest.vocab_size, data_set.manifest.max_seq_length
+    if config.vocab_size < vocab_size:
+        raise UserError(
+            f"the model's vocab_size {config.vocab_size} is smaller than the {vocab_size} entries "
+            f"of {data_set.vocabulary}: set a larger vocab_size"
+        )
+    if config.type_vocab_size < data_set.manifest.features["segment_ids"].limit:
+        raise UserError(
+            f"the model's type_vocab_size is {config.type_vocab_size}, but the instances of "
+            f"{data_set.directory} are pairs with the segment ids 0 and 1: set type_vocab_size to 2"
+        )
     if config.max_position_embeddings < max_seq_length:
         raise UserError(
             "the model reads at most max_position_embeddings "

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.files import sha256_of
+
 ROOT = Path(__file__).parents[2]
 BACKENDS = {"english": "tensorflow", "chinese": "jax"}
 CONFIG = {
@@ -75,12 +77,13 @@ def outputs(request, tmp_path_factory):
 
 
 def test_training_learns_and_evaluation_reports_it(outputs):
-    _, run, _ = outputs
+    data, run, _ = outputs
     *lines, evaluation = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
-    results = json.loads((run / "eval_results.json").read_text())
-    del results["content_sha256"]
+    (results,) = json.loads((run / "eval_results.json").read_text())["evaluations"]
     assert results["step"] == 60
+    assert results.pop("data_dir") == str(data)
+    assert results.pop("manifest_sha256") == sha256_of(data / "manifest.json")
     during_training = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
     assert results == pytest.approx(during_training, rel=1e-5)
     assert results["masked_lm_loss"] < lines[0]["masked_lm_loss"] - 0.5
@@ -93,7 +96,7 @@ def test_the_model_card_describes_data_training_and_evaluation(outputs):
     data, run, exported = outputs
     card = (exported / "README.md").read_text("utf-8")
     corpus = json.loads((data / "manifest.json").read_text())["statistics"]["corpus"]
-    results = json.loads((run / "eval_results.json").read_text())
+    (results,) = json.loads((run / "eval_results.json").read_text())["evaluations"]
     assert f"{corpus['tokens']:,}" in card
     assert "60 of 60" in card
     assert f"{results['masked_lm_loss']:.4f}" in card

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -141,6 +142,31 @@ def test_a_hugging_face_directory_is_converted(tmp_path, export, huggingface):
     assert (tmp_path / "out" / "bert_model.ckpt.index").exists()
 
 
+@pytest.mark.parametrize("step", ["2", "step-00000002"])
+def test_a_step_of_a_run_is_exported(tmp_path, export, run_dir, step):
+    flags = [f"--run_dir={run_dir}", f"--output_dir={tmp_path / 'out'}", "--format=original"]
+    result = export(*flags, f"--checkpoint={step}")
+    assert result == (0, f"{tmp_path / 'out'}: step-00000002 of {run_dir}, for original\n", "")
+
+
+def test_config_and_gelu_of_an_original_checkpoint_are_given(tmp_path, export, run_dir):
+    original, config_file = tmp_path / "original", tmp_path / "config.json"
+    flags = [f"--run_dir={run_dir}", f"--output_dir={original}", "--format=original"]
+    assert export(*flags).returncode == 0
+    content = json.loads((original / "bert_config.json").read_text())
+    content.pop("gelu_form")
+    config_file.write_text(json.dumps(content))
+    for name in ("bert_config.json", "export.json"):
+        (original / name).unlink()
+    flags = [f"--checkpoint={original}", f"--output_dir={tmp_path / 'out'}"]
+    assert_fails(export(*flags), original / "bert_config.json", "--bert_config_file")
+    flags.append(f"--bert_config_file={config_file}")
+    assert "--gelu_form=gelu_erf" in export(*flags).stderr
+    result = export(*flags, "--gelu_form=gelu_erf", "--overwrite")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_act"] == "gelu"
+
+
 def test_the_mean_of_checkpoints_is_exported(tmp_path, export, run_dir):
     safetensors = pytest.importorskip("safetensors.numpy")
     result = export(f"--run_dir={run_dir}", f"--output_dir={tmp_path / 'out'}", "--average_last=2")
@@ -208,6 +234,9 @@ def test_an_output_directory_must_be_given(export):
         (["--checkpoint=nowhere"], ["nowhere", "not a trained BERT"]),
         (["--run_dir=nowhere"], ["nowhere", "is not a run"]),
         (["--run_dir=RUN", "--average_last=3"], ["RUN", "2 checkpoints, not 3"]),
+        (["--run_dir=RUN", "--checkpoint=3"], ["RUN", "of step 3", "step-00000002"]),
+        (["--run_dir=RUN", "--gelu_form=gelu_erf"], ["leave out --gelu_form=gelu_erf", "RUN"]),
+        (["--checkpoint=RUN", "--bert_config_file=x"], ["leave out --bert_config_file=x", "RUN"]),
         (["--checkpoint=HUGGINGFACE", "--average_last=2"], ["HUGGINGFACE", "is not a run"]),
         (["--run_dir=RUN", "--output_dir=RUN"], ["RUN", "not part of an export"]),
         (["--run_dir=RUN", "--output_dir=RUN/vocab.txt"], ["RUN/vocab.txt", "is a file"]),

@@ -361,10 +361,10 @@ def test_jax_evaluates_the_same(first_run, data_dir):
     assert_works(result)
     (line,) = (line for line in read_metrics(run_dir) if "eval_masked_lm_loss" in line)
     expected = {name.removeprefix("eval_"): value for name, value in line.items()}
-    printed = dict(line.split() for line in result.stdout.splitlines())
-    assert {name: float(value) for name, value in printed.items()} == pytest.approx(
-        expected, rel=1e-4
-    )
+    printed = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert printed["checkpoint"] == f"step-00000004 of {run_dir}"
+    assert printed["data_dir"] == str(data_dir)
+    assert {name: float(printed[name]) for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_run_of_another_model_is_refused_and_the_difference_named(pretrain, first_run):

@@ -47,7 +47,7 @@ def test_options_that_may_be_0_are_not_negative(name, value):
 @pytest.mark.parametrize("num_warmup_steps", [-1, 11])
 def test_the_warm_up_lies_within_training(num_warmup_steps):
     with pytest.raises(
-        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10;"
+        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10$"
     ):
         TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
 
@@ -56,6 +56,14 @@ def test_the_warm_up_lies_within_training(num_warmup_steps):
 def test_the_warm_up_may_be_none_or_all_of_training(num_warmup_steps):
     options = TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
     assert options.num_warmup_steps == num_warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("num_train_steps", "default"),
+    [(1, 0), (2, 0), (19, 1), (500, 50), (99_999, 9_999), (100_000, 10_000), (900_000, 10_000)],
+)
+def test_the_warm_up_is_by_default_a_tenth_of_training_up_to_10_000_steps(num_train_steps, default):
+    assert TrainingOptions(num_train_steps=num_train_steps).num_warmup_steps == default
 
 
 def test_a_batch_is_divided_into_equal_parts():

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.huggingface import read_config
+from modeling.checkpoints.foreign_config import read_config
 from modeling.checkpoints.pretrained import initialize, read_pretrained
 from modeling.config import BertConfig, weight_shapes
 from pipeline.errors import UserError

@@ -75,7 +75,7 @@ KINDS = [
     Kind("run/vocab.txt", "continue evaluate export"),
     Kind("run/manifest.json", "continue evaluate export"),
     Kind("run/metrics.jsonl", "continue export"),
-    Kind("run/eval_results.json", "export"),
+    Kind("run/eval_results.json", "evaluate export"),
     Kind("data/flags.txt", "flagfile", is_ours=False),
     Kind("vocab.txt", "text", is_ours=False),
     Kind("run/copy_of_bert_config.json", "config", is_ours=False),

@@ -8,11 +8,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from modeling.checkpoints.foreign_config import read_config
 from modeling.checkpoints.huggingface import (
     from_huggingface,
     huggingface_config,
     huggingface_name,
-    read_config,
     read_huggingface,
     to_huggingface,
     write_huggingface,

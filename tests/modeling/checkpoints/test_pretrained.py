@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from modeling.checkpoints.pretrained import (
     check_config,
     check_vocabulary,
     initialize,
+    lacks_config,
     read_average,
     read_pretrained,
 )
@@ -257,11 +259,67 @@ def test_variables_of_adapters_in_the_encoder_are_an_error(own_huggingface):
         read_pretrained(own_huggingface)
 
 
-def test_weights_in_several_files_are_refused(own_huggingface):
-    (own_huggingface / "model.safetensors").unlink()
-    (own_huggingface / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"in several files \(model\.safetensors\.index\.json\)"):
-        read_pretrained(own_huggingface)
+@pytest.fixture
+def in_shards(own_huggingface):
+    """The Hugging Face directory, its weights in two files."""
+    file = own_huggingface / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    weight_map = {
+        name: f"model-{1 + i % 2:05d}-of-00002.safetensors" for i, name in enumerate(tensors)
+    }
+    for shard in set(weight_map.values()):
+        held = {name: values for name, values in tensors.items() if weight_map[name] == shard}
+        save_file(held, own_huggingface / shard)
+    write_index(own_huggingface, weight_map)
+    return own_huggingface, weight_map
+
+
+def write_index(directory, weight_map):
+    content = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def test_weights_in_several_files_are_read(in_shards, config, weights):
+    directory, weight_map = in_shards
+    pretrained = read_pretrained(directory)
+    assert_all_is_read(pretrained, config, weights)
+    assert {*weight_map.values(), "model.safetensors.index.json"} <= pretrained.sha256s.keys()
+
+
+def test_a_missing_file_of_several_is_named(in_shards):
+    shard = in_shards[0] / "model-00002-of-00002.safetensors"
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard} is missing"):
+        read_pretrained(in_shards[0])
+
+
+@pytest.mark.parametrize(
+    "shard", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "\0.safetensors"]
+)
+def test_an_index_that_leads_elsewhere_is_refused(in_shards, shard):
+    directory, weight_map = in_shards
+    write_index(directory, weight_map | {"bert.pooler.dense.bias": shard})
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json is damaged: '.*' is not"):
+        read_pretrained(directory)
+
+
+def test_files_that_differ_from_their_index_are_refused(in_shards):
+    directory, weight_map = in_shards
+    name = "bert.pooler.dense.bias"
+    first, second = (directory / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    other = next(path for path in (first, second) if path.name != weight_map[name])
+    save_file(load_file(other) | {name: np.ones(16, np.float32)}, other)  # in both files
+    with pytest.raises(UserError, match=rf"{other} does not hold what .* says \({name}\)"):
+        read_pretrained(directory)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": []}'])
+def test_a_damaged_index_is_named(in_shards, content):
+    path = in_shards[0] / "model.safetensors.index.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        read_pretrained(in_shards[0])
 
 
 def test_a_missing_vocabulary_is_none(tmp_path, path):
@@ -352,11 +410,89 @@ def test_paths_without_a_bert_are_refused(tmp_path):
         assert str(tmp_path / name) in str(raised.value)
 
 
-def test_pickled_weights_are_refused_with_a_way_out(own_huggingface):
-    (own_huggingface / "model.safetensors").rename(own_huggingface / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained") as raised:
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5"]
+)
+def test_other_files_of_weights_are_refused_with_a_way_out(own_huggingface, name):
+    (own_huggingface / "model.safetensors").rename(own_huggingface / name)
+    with pytest.raises(UserError, match=rf"as {name},.*save_pretrained") as raised:
         read_pretrained(own_huggingface)
-    assert str(own_huggingface) in str(raised.value)
+    assert f"`BertForPreTraining.from_pretrained('{own_huggingface}')" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "advised"),
+    [
+        (["BertForMaskedLM"], "BertForMaskedLM"),  # BertForPreTraining would add random weights
+        (None, "BertForPreTraining"),
+        (["x'; import os"], "BertForPreTraining"),
+    ],
+)
+def test_the_way_out_of_pickles_keeps_all_weights_and_adds_none(
+    own_huggingface, architectures, advised
+):
+    (own_huggingface / "model.safetensors").rename(own_huggingface / "pytorch_model.bin")
+    config = json.loads((own_huggingface / "config.json").read_text())
+    (own_huggingface / "config.json").write_text(
+        json.dumps(config | {"architectures": architectures})
+    )
+    with pytest.raises(UserError, match=f"`{advised}\\.from_pretrained"):
+        read_pretrained(own_huggingface)
+
+
+def test_a_config_elsewhere_is_given(tmp_path, original, own_huggingface, config, weights):
+    copy = shutil.copytree(original.parent, tmp_path / "copy")
+    elsewhere = tmp_path / "elsewhere.json"
+    (copy / "bert_config.json").rename(elsewhere)
+    assert lacks_config(copy)
+    for directory in (copy, own_huggingface):
+        pretrained = read_pretrained(directory, elsewhere)
+        assert_all_is_read(pretrained, config, weights)
+        assert pretrained.sha256s[str(elsewhere)] == sha256_of(elsewhere)
+
+
+def test_a_config_of_hugging_face_beside_an_original_checkpoint_is_read(
+    tmp_path, original, huggingface, config, weights
+):
+    copy = shutil.copytree(original.parent, tmp_path / "copy")
+    (copy / "bert_config.json").unlink()
+    shutil.copyfile(huggingface / "config.json", copy / "config.json")
+    assert not lacks_config(copy)
+    pretrained = read_pretrained(copy / original.name)
+    assert_all_is_read(pretrained, config, weights)
+    assert pretrained.sha256s["config.json"] == sha256_of(copy / "config.json")
+
+
+def test_a_run_has_its_own_config(run):
+    assert not lacks_config(run[0])
+    assert not lacks_config(run[0] / "checkpoints/step-00000003")
+    with pytest.raises(UserError, match="leave out --bert_config_file=other"):
+        read_pretrained(run[0], Path("other"))
+
+
+@pytest.fixture
+def unsaid(tmp_path, original):
+    """An original checkpoint whose config does not say which form gelu has."""
+    copy = shutil.copytree(original.parent, tmp_path / "unsaid")
+    content = json.loads((copy / "bert_config.json").read_text())
+    content.pop("gelu_form")
+    (copy / "bert_config.json").write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize("gelu_form", GeluForm)
+def test_what_an_original_checkpoint_does_not_say_is_settled(unsaid, gelu_form, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        assert read_pretrained(unsaid, gelu_form=gelu_form).config.gelu_form == gelu_form
+        assert not caplog.messages
+        assert read_pretrained(unsaid).config.gelu_form == GeluForm.TANH
+    assert ["--gelu_form=gelu_erf" in message for message in caplog.messages] == [True]
+
+
+def test_another_form_of_gelu_than_the_config_says_is_refused(path):
+    assert read_pretrained(path, gelu_form=GeluForm.TANH).config.gelu_form == GeluForm.TANH
+    with pytest.raises(UserError, match=r"leave out --gelu_form=gelu_erf: .* says gelu_tanh"):
+        read_pretrained(path, gelu_form=GeluForm.ERF)
 
 
 def test_pickled_weights_beside_others_are_ignored(own_huggingface, config, weights):

@@ -109,7 +109,7 @@ def test_variables_are_read_without_the_optimizer(tmp_path):
             optimizer[f"{name}/{slot}"] = values
     shapes = {name: values.shape for name, values in variables.items() if "bert" in name}
     prefix = write(tmp_path / "model.ckpt-900", variables | optimizer)
-    arrays, others = read_original(prefix, shapes)
+    arrays, others = read_original(prefix, shapes, 2)
     assert arrays.keys() == shapes.keys()
     for name, values in arrays.items():
         np.testing.assert_array_equal(values, variables[name], strict=True)
@@ -127,7 +127,7 @@ def test_variables_are_read_without_the_optimizer(tmp_path):
 def test_a_variable_of_another_shape_or_dtype_is_refused(tmp_path, values, wrong):
     prefix = write(tmp_path / "bert_model.ckpt", {"bert/a": values})
     with pytest.raises(UserError, match=f"bert/a .*{wrong}") as raised:
-        read_original(prefix, {"bert/a": (2, 3)})
+        read_original(prefix, {"bert/a": (2, 3)}, 2)
     assert str(prefix) in str(raised.value)
 
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_a_tensorflow_1_saver_is_read(tmp_path):
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=0)
     shapes = {"bert/embeddings/word_embeddings": (2, 2)}
-    arrays, others = read_original(find_original(tmp_path), shapes)
+    arrays, others = read_original(find_original(tmp_path), shapes, 2)
     assert others == []
     np.testing.assert_array_equal(arrays["bert/embeddings/word_embeddings"], [[1, 2], [3, 4]])
 
@@ -154,7 +154,7 @@ def test_damage_is_reported(tmp_path, prefix, name, damage):
         content = file.read_bytes()
         file.write_bytes(content[:10] if damage == "cut off" else b"x" * len(content))
     with pytest.raises(UserError, match="damaged") as raised:
-        read_original(prefix, {"bert/a": (3,), "bert/b/kernel": (2, 3)})
+        read_original(prefix, {"bert/a": (3,), "bert/b/kernel": (2, 3)}, 2)
     assert str(prefix) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -193,7 +193,7 @@ def test_an_unknown_step_is_not_written(tmp_path, weights, original_shapes):
 
 
 def test_written_weights_are_read_back_unchanged(written, weights, original_shapes):
-    arrays, others = read_original(written, original_shapes)
+    arrays, others = read_original(written, original_shapes, 2)
     assert arrays.keys() == weights.keys()
     assert others == []
     for name, values in weights.items():

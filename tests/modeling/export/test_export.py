@@ -326,7 +326,8 @@ def test_new_results_make_another_model_card(tmp_path, run):
     assert export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
     assert not export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
     names = ("masked_lm_loss", "masked_lm_accuracy", "next_sentence_loss", "next_sentence_accuracy")
-    write_json(copy / "eval_results.json", {"step": 7, **dict.fromkeys(names, 0.5)})
+    results = {"step": 7, **dict.fromkeys(names, 0.5), "data_dir": "a", "manifest_sha256": "b"}
+    write_json(copy / "eval_results.json", {"evaluations": [results]})
     with pytest.raises(UserError, match="is not empty"):
         export(read_pretrained(copy), output_dir, Format.HUGGINGFACE)
     assert export(read_pretrained(copy), output_dir, Format.HUGGINGFACE, overwrite=True)

@@ -18,6 +18,7 @@ from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.export.model_card import model_card
 from modeling.training.metrics import MetricsWriter
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.json_files import write_json
 
 pytestmark = pytest.mark.no_backend
@@ -86,8 +87,15 @@ def without_head(pretrained, prefix):
     return dataclasses.replace(pretrained, weights=weights)
 
 
-def write_results(run_dir, step, results):
-    (run_dir / "eval_results.json").write_text(json.dumps({"step": step, **results}))
+def write_results(run_dir, step, results, on=None):
+    """Writes results on the run's own data, or on another data set."""
+    of_data = {
+        "data_dir": on or "data",
+        "manifest_sha256": "1" * 64 if on else sha256_of(run_dir / "manifest.json"),
+    }
+    write_json(
+        run_dir / "eval_results.json", {"evaluations": [{"step": step, **results, **of_data}]}
+    )
 
 
 def write_metrics(run_dir, *lines):
@@ -116,8 +124,18 @@ def reported_results(run_dir):
     found = tables(card)
     assert len(found) in (2, 3)
     assert ("It was not evaluated." in card) == (len(found) == 2)
-    assert ("documents held out for evaluation:" in card) == (len(found) == 3)
-    return found[2] if len(found) == 3 else None
+    if len(found) == 2:
+        return None
+    results = found[2]
+    own = "that of the training", "data"
+    is_held_out = results["data set"] in own
+    assert ("Results on documents held out for evaluation:" in card) == is_held_out
+    assert ("Results on another data set" in card) == (not is_held_out)
+    if is_held_out:
+        sha256 = results.pop("SHA-256 of its manifest.json", None)
+        is_named = results.pop("data set") == "data"
+        assert sha256 == (sha256_of(run_dir / "manifest.json") if is_named else None)
+    return results
 
 
 def test_facts_of_the_manifest_are_reported(pretrained, data_set):
@@ -222,6 +240,20 @@ def test_results_of_evaluate_take_precedence_over_those_of_training(own_run):
     assert reported_results(own_run) == REPORTED_RESULTS
 
 
+def test_the_data_set_of_other_results_is_named(own_run):
+    write_results(own_run, STEP, RESULTS, on="other/data")
+    named = {"data set": "other/data", "SHA-256 of its manifest.json": "1" * 64}
+    assert reported_results(own_run) == named | REPORTED_RESULTS
+    write_metrics(own_run, evaluation(STEP, OTHER_RESULTS))
+    assert reported_results(own_run).keys() == REPORTED_RESULTS.keys()
+
+
+def test_results_of_earlier_builds_are_not_those_of_held_out_documents(own_run):
+    content = json.dumps({"step": STEP, **RESULTS})
+    (own_run / "eval_results.json").write_text(content)
+    assert reported_results(own_run) == {"data set": "not recorded"} | REPORTED_RESULTS
+
+
 def test_results_of_another_step_are_not_used(own_run):
     write_results(own_run, STEP - 1, OTHER_RESULTS)
     write_metrics(
@@ -246,7 +278,7 @@ def test_an_earlier_checkpoint_has_its_own_results(own_run):
     write_metrics(own_run, evaluation(STEP - 1, RESULTS), evaluation(STEP, OTHER_RESULTS))
     card = card_of(read_pretrained(own_run / "checkpoints" / f"step-{STEP - 1:08d}"))
     assert tables(card)[1]["steps"].startswith("2 of ")
-    assert tables(card)[2] == REPORTED_RESULTS
+    assert tables(card)[2] == {"data set": "that of the training"} | REPORTED_RESULTS
 
 
 def test_evaluations_written_in_training_are_read(own_run):

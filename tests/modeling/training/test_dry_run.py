@@ -35,6 +35,10 @@ def test_passes_over_the_data_are_reported(lines):
     assert lines["whole run"] == "160 sequences, 12.3 passes"
 
 
+def test_the_course_of_the_learning_rate_is_reported(lines):
+    assert lines["learning rate"] == "0.01 after 0 steps of warm-up, 0 after 40 steps"
+
+
 def test_memory_and_device_are_reported(lines):
     assert re.fullmatch(r"about \d+\.\d GiB per device", lines["memory"])
     assert lines["device"]

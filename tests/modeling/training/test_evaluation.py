@@ -10,6 +10,7 @@ from keras import ops
 
 from modeling.batches import evaluation_batches, readable
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.checkpoints.pretrained import read_pretrained
 from modeling.checkpoints.run_checkpoints import (
     FileStart,
     TrainingState,
@@ -21,6 +22,7 @@ from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from modeling.training.evaluation import RESULTS_NAME, evaluate, evaluation_sums, read_results
 from pipeline.errors import UserError
+from pipeline.files import sha256_of
 from pipeline.json_files import read_json, write_json
 from pipeline.manifest import DataSet
 
@@ -67,9 +69,94 @@ def results_by_hand(model, data_set):
 @pytest.mark.parametrize("batch_size", [3, 100])
 def test_newest_checkpoint_is_evaluated_on_all_eval_instances(run, data_set, batch_size):
     run_dir, model = run
-    results = evaluate(run_dir, data_set, batch_size)
+    results = evaluate(read_pretrained(run_dir), data_set, batch_size)
+    named = {
+        "data_dir": str(data_set.directory),
+        "manifest_sha256": sha256_of(data_set.directory / "manifest.json"),
+    }
+    assert {name: results.pop(name) for name in named} == named
     assert results == pytest.approx({"step": 12, **results_by_hand(model, data_set)}, rel=1e-4)
-    assert read_json(run_dir / RESULTS_NAME, dict[str, float]) == results
+    written = read_json(run_dir / RESULTS_NAME, dict[str, list])["evaluations"]
+    assert written == [results | named]
+
+
+SUMS = {
+    "masked_lm_nll": 20.0,
+    "masked_lm_correct": 5.0,
+    "masked_lm_weights": 10.0,
+    "next_sentence_nll": 2.0,
+    "next_sentence_correct": 7.0,
+    "sequences": 8.0,
+}
+
+
+@pytest.fixture
+def no_computation(monkeypatch):
+    """Instead of computing them, which takes seconds, gives the same sums for all weights."""
+    monkeypatch.setattr("modeling.training.evaluation.evaluation_sums", lambda *_: SUMS)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_several_data_sets_are_side_by_side(tmp_path, run, data_set, write_data_set):
+    """Each step, too; the same step on the same data, wherever that is now, has one place."""
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    (run_dir / RESULTS_NAME).unlink(missing_ok=True)
+    other = write_data_set(tmp_path / "other", [("train", 0, 3), ("eval", 0, 5)])
+    moved = DataSet.read(shutil.copytree(data_set.directory, tmp_path / "moved"))
+    older = run_dir / "checkpoints" / "step-00000003"
+    shutil.copytree(run_dir / "checkpoints" / "step-00000007", older)
+    state = read_state(run_dir / "checkpoints" / "step-00000007")
+    write_json(older / "state.json", vars(dataclasses.replace(state, step=3)))
+    for path, data in ((run_dir, data_set), (run_dir, other), (older, other), (run_dir, moved)):
+        evaluate(read_pretrained(path), data, batch_size=4)
+    written = read_json(run_dir / RESULTS_NAME, dict[str, list])["evaluations"]
+    assert [(each["step"], each["data_dir"]) for each in written] == [
+        (12, str(other.directory)),
+        (3, str(other.directory)),
+        (12, str(moved.directory)),
+    ]
+    figures, are_held_out = read_results(run_dir, TrainingState(step=12), data_set.manifest)
+    assert (figures["data_dir"], are_held_out) == (str(moved.directory), True)
+    figures, are_held_out = read_results(run_dir, TrainingState(step=3), data_set.manifest)
+    assert (figures["data_dir"], are_held_out) == (str(other.directory), False)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_a_checkpoint_of_another_kind_is_evaluated_and_nothing_written(tmp_path, run, data_set):
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    (run_dir / RESULTS_NAME).unlink(missing_ok=True)
+    of_run = read_pretrained(run_dir)
+    foreign = dataclasses.replace(of_run, run=None)
+    results = evaluate(foreign, data_set, batch_size=4)
+    assert list(run_dir.glob("eval_results*")) == []
+    assert {"step": 12, **results} == evaluate(of_run, data_set, batch_size=4)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_heads_that_are_missing_are_not_evaluated(run, data_set, caplog):
+    pretrained = dataclasses.replace(read_pretrained(run[0]), run=None)
+
+    def without(*prefixes):
+        weights = pretrained.weights.items()
+        kept = {name: values for name, values in weights if not name.startswith(prefixes)}
+        return dataclasses.replace(pretrained, weights=kept)
+
+    whole = evaluate(pretrained, data_set, batch_size=4)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        results = evaluate(without("cls/seq_", "bert/pooler"), data_set, batch_size=4)
+    assert results == {n: value for n, value in whole.items() if not n.startswith("next_sentence")}
+    assert "no results of next sentences" in caplog.text
+    with pytest.raises(UserError, match="no head that predicts words: no cls/predictions"):
+        evaluate(without("cls/"), data_set, batch_size=4)
+
+
+def test_another_vocabulary_of_a_foreign_checkpoint_is_refused(run, data_set):
+    pretrained = read_pretrained(run[0])
+    tokens = ["another", *pretrained.tokenizer.tokens[1:]]
+    tokenizer = dataclasses.replace(pretrained.tokenizer, tokens=tokens)
+    foreign = dataclasses.replace(pretrained, run=None, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="id 0 is"):
+        evaluate(foreign, data_set, batch_size=4)
 
 
 LINES = [
@@ -102,24 +189,57 @@ def state_at(tmp_path):
     return state
 
 
-def test_results_are_those_of_the_requested_checkpoint(tmp_path, state_at):
-    assert read_results(tmp_path, TrainingState(step=10)) is None
+@pytest.fixture
+def read_at(tmp_path, data_set):
+    """A function that reads the results of a state of a run on `data_set`."""
+    return lambda state: read_results(tmp_path, state, data_set.manifest)
+
+
+@pytest.fixture
+def held_out(data_set):
+    """What `evaluate` writes about the run's own data at step 20."""
+    sha256 = sha256_of(data_set.directory / "manifest.json")
+    return FROM_EVALUATE | {"data_dir": "data", "manifest_sha256": sha256}
+
+
+OTHER = FROM_EVALUATE | {"masked_lm_loss": 9.0, "data_dir": "other", "manifest_sha256": "0" * 64}
+OF_EARLIER_BUILD = FROM_EVALUATE | {"data_dir": None, "manifest_sha256": None}
+
+
+def write_results(run_dir, *evaluations):
+    write_json(run_dir / RESULTS_NAME, {"evaluations": list(evaluations)})
+
+
+def test_results_are_those_of_the_requested_checkpoint(tmp_path, state_at, read_at, held_out):
+    assert read_at(TrainingState(step=10)) is None
     last, first = state_at(20), state_at(10)
     from_training = {"step": 10, "masked_lm_loss": 6.0, "next_sentence_loss": 0.5}
-    assert read_results(tmp_path, first) == from_training
-    assert read_results(tmp_path, state_at(15)) is None
-    write_json(tmp_path / RESULTS_NAME, FROM_EVALUATE)
-    assert read_results(tmp_path, last) == FROM_EVALUATE
-    assert read_results(tmp_path, first) == from_training
+    assert read_at(first) == (from_training, True)
+    assert read_at(state_at(15)) is None
+    write_results(tmp_path, held_out)
+    assert read_at(last) == (held_out, True)
+    assert read_at(first) == (from_training, True)
+
+
+def test_results_on_other_data_do_not_hide_those_on_the_runs_own(
+    tmp_path, state_at, read_at, held_out
+):
+    state = state_at(20)
+    write_results(tmp_path, held_out, OTHER)
+    assert read_at(state) == (held_out, True)
+    write_results(tmp_path, OTHER)
+    assert read_at(state)[0]["masked_lm_loss"] == 4.0  # of training
+    (tmp_path / "metrics.jsonl").unlink()
+    assert read_at(TrainingState(step=20)) == (OTHER, False)
 
 
 @pytest.mark.parametrize(("step", "used"), [(10, True), (20, False)])
-def test_results_of_changed_metrics_are_left_out(tmp_path, state_at, caplog, step, used):
+def test_results_of_changed_metrics_are_left_out(tmp_path, state_at, read_at, caplog, step, used):
     states = {step: state_at(step) for step in (10, 20)}
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().replace("4.0", "1.0"))
     with caplog.at_level(logging.WARNING, logger="absl"):
-        assert (read_results(tmp_path, states[step]) is not None) == used
+        assert (read_at(states[step]) is not None) == used
     assert [f"{path} was changed" in message for message in caplog.messages] == [True][used:]
 
 
@@ -131,28 +251,48 @@ def test_results_of_changed_metrics_are_left_out(tmp_path, state_at, caplog, ste
         json.dumps(FROM_EVALUATE | {"perplexity": 2.0}),
     ],
 )
-def test_damaged_results_are_reported(tmp_path, state_at, content):
+def test_damaged_results_are_reported(tmp_path, state_at, read_at, content):
     (tmp_path / RESULTS_NAME).write_text(content, "latin1")
     with pytest.raises(UserError, match="clozemill evaluate") as raised:
-        read_results(tmp_path, state_at(20))
+        read_at(state_at(20))
     assert str(tmp_path / RESULTS_NAME) in str(raised.value)
 
 
-def test_any_flipped_bit_in_the_results_is_noticed(tmp_path, state_at):
+def test_any_flipped_bit_in_the_results_is_noticed(tmp_path, state_at, read_at, held_out):
     path = tmp_path / RESULTS_NAME
-    write_json(path, FROM_EVALUATE)
+    write_results(tmp_path, held_out)
     content = path.read_bytes()
     for i in range(0, 8 * len(content), 7):
         flipped = bytearray(content)
         flipped[i // 8] ^= 1 << i % 8
         path.write_bytes(flipped)
         with pytest.raises(UserError):
-            read_results(tmp_path, state_at(20))
+            read_at(state_at(20))
 
 
-def test_results_of_earlier_builds_are_read(tmp_path, state_at):
-    (tmp_path / RESULTS_NAME).write_text(json.dumps(FROM_EVALUATE))
-    assert read_results(tmp_path, state_at(20)) == FROM_EVALUATE
+@pytest.mark.usefixtures("no_computation")
+@pytest.mark.parametrize("has_digest", [False, True])
+def test_results_of_earlier_builds_are_of_an_unknown_data_set(
+    tmp_path, run, data_set, read_at, has_digest
+):
+    if has_digest:
+        write_json(tmp_path / RESULTS_NAME, FROM_EVALUATE)
+    else:
+        (tmp_path / RESULTS_NAME).write_text(json.dumps(FROM_EVALUATE))
+    assert read_at(TrainingState(step=20)) == (OF_EARLIER_BUILD, False)
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    shutil.copyfile(tmp_path / RESULTS_NAME, run_dir / RESULTS_NAME)
+    evaluate(read_pretrained(run_dir), data_set, batch_size=4)
+    first, second = read_json(run_dir / RESULTS_NAME, dict[str, list])["evaluations"]
+    assert first == OF_EARLIER_BUILD
+    assert second["step"] == 12
+
+
+def test_damaged_results_are_reported_before_an_evaluation(tmp_path, run, data_set):
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    (run_dir / RESULTS_NAME).write_text("{")
+    with pytest.raises(UserError, match=f"{run_dir / RESULTS_NAME} is damaged.*; remove it"):
+        evaluate(read_pretrained(run_dir), data_set, batch_size=4)
 
 
 @pytest.mark.parametrize("name", ["bert_config.json", "vocab.txt", "manifest.json"])
@@ -161,7 +301,7 @@ def test_changed_file_of_the_run_is_reported(tmp_path, run, data_set, name):
     with (run_dir / name).open("a") as file:
         file.write("\n")
     with pytest.raises(UserError, match="was changed") as raised:
-        evaluate(run_dir, data_set, batch_size=4)
+        evaluate(read_pretrained(run_dir), data_set, batch_size=4)
     assert str(run_dir / name) in str(raised.value)
 
 
@@ -171,7 +311,7 @@ def test_damaged_checkpoint_is_reported(tmp_path, run, data_set):
     newest = run_dir / "checkpoints" / "step-00000012"
     (newest / "weights.npz").write_bytes(b"")
     with pytest.raises(UserError, match="damaged") as raised:
-        evaluate(run_dir, data_set, batch_size=4)
+        evaluate(read_pretrained(run_dir), data_set, batch_size=4)
     assert str(newest) in str(raised.value)
 
 
@@ -183,7 +323,7 @@ def test_damaged_shard_is_reported(tmp_path, run, data_set):
     content[20] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match="record 1 of") as raised:
-        evaluate(run[0], DataSet.read(data_dir), batch_size=4)
+        evaluate(read_pretrained(run[0]), DataSet.read(data_dir), batch_size=4)
     assert str(shard) in str(raised.value)
 
 
@@ -195,7 +335,7 @@ def test_no_result_of_a_shard_with_a_wrong_sha256_is_written(tmp_path, run, data
     shard = data_dir / data_set.manifest.shards_of("eval")[1].name
     swap_records(shard)
     with pytest.raises(UserError, match="SHA-256") as raised:
-        evaluate(run_dir, DataSet(data_dir, data_set.manifest), batch_size=4)
+        evaluate(read_pretrained(run_dir), DataSet(data_dir, data_set.manifest), batch_size=4)
     assert str(shard) in str(raised.value)
     assert not (run_dir / RESULTS_NAME).exists()
 
@@ -206,23 +346,18 @@ def test_sums_of_batches_are_added_up():
     assert sums == {"tokens": 7, "sequences": 3}
 
 
-def test_directory_without_a_run_is_refused(tmp_path, data_set):
-    with pytest.raises(UserError, match="is not a run"):
-        evaluate(tmp_path, data_set, batch_size=4)
-
-
 def test_run_without_a_checkpoint_is_refused(tmp_path, run, data_set):
     run_dir = tmp_path / "run"
     shutil.copytree(run[0], run_dir, ignore=shutil.ignore_patterns("step-*"))
     with pytest.raises(UserError, match="no checkpoint") as raised:
-        evaluate(run_dir, data_set, batch_size=4)
+        evaluate(read_pretrained(run_dir), data_set, batch_size=4)
     assert str(run_dir) in str(raised.value)
 
 
 def test_data_set_without_eval_shards_is_refused(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("train", 0, 3)])
     with pytest.raises(UserError, match="eval_fraction") as raised:
-        evaluate(run[0], DataSet.read(tmp_path), batch_size=4)
+        evaluate(read_pretrained(run[0]), DataSet.read(tmp_path), batch_size=4)
     assert str(tmp_path) in str(raised.value)
 
 
@@ -230,7 +365,7 @@ def test_data_with_another_vocabulary_is_refused(tmp_path, run, data_set):
     sha256 = hashlib.sha256(b"[PAD]\n").hexdigest()
     manifest = dataclasses.replace(data_set.manifest, vocab_sha256=sha256)
     with pytest.raises(UserError, match="vocabular") as raised:
-        evaluate(run[0], DataSet(tmp_path, manifest), batch_size=4)
+        evaluate(read_pretrained(run[0]), DataSet(tmp_path, manifest), batch_size=4)
     assert str(run[0]) in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
@@ -238,5 +373,12 @@ def test_data_with_another_vocabulary_is_refused(tmp_path, run, data_set):
 def test_instances_longer_than_the_model_reads_are_refused(tmp_path, run, write_data_set):
     write_data_set(tmp_path, [("eval", 0, 3)], max_seq_length=17)
     with pytest.raises(UserError, match="max_position_embeddings") as raised:
-        evaluate(run[0], DataSet.read(tmp_path), batch_size=3)
+        evaluate(read_pretrained(run[0]), DataSet.read(tmp_path), batch_size=3)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_segment_ids_beyond_the_table_are_refused(run, data_set):
+    pretrained = read_pretrained(run[0])
+    config = dataclasses.replace(pretrained.config, type_vocab_size=1)
+    with pytest.raises(UserError, match="type_vocab_size is 1, but"):
+        evaluate(dataclasses.replace(pretrained, config=config), data_set, batch_size=4)

@@ -77,6 +77,7 @@ def test_vocab_size_may_exceed_that_of_the_data(tmp_path, config, data_set):
     [
         ("vocab_size", 49, ["vocab_size", "49", "50", "vocab.txt"]),
         ("max_position_embeddings", 15, ["max_position_embeddings", "15", "16"]),
+        ("type_vocab_size", 1, ["type_vocab_size is 1", "segment ids 0 and 1"]),
     ],
 )
 def test_model_that_is_too_small_for_the_data_is_refused(
