@@ -89,8 +89,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "max_predictions_per_seq",
-    _DEFAULTS.max_predictions_per_seq,
-    "The maximum number of masked pieces per instance.",
+    None,
+    "The maximum number of masked pieces per instance. By default, what --masked_lm_prob asks of "
+    "--max_seq_length tokens, rounded up: 20 of 128; but 76 of 512, as published.",
 )
 flags.DEFINE_float(
     "masked_lm_prob",

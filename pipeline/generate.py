@@ -14,7 +14,7 @@ from pipeline.files import locked_directory, write_whole
 from pipeline.graph import run_pipeline
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
-from pipeline.options import GenerateOptions, RandomToken
+from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
 from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
@@ -28,6 +28,8 @@ from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
 TOKENIZED_FORMAT_VERSION = 3
+# Increase this with every change to the pairs or masks that are made of the tokenized corpus.
+INSTANCE_FORMAT_VERSION = 2
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str = "") -> Manifest:
@@ -57,6 +59,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         )
     if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
         raise UserError(f"the vocabulary {options.vocab_file} has only special tokens")
+    _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     files = match_files(options.input_patterns, options.input_format)
@@ -77,6 +80,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
     shard_plan = {
         **tokenization_plan,
+        "instance_format_version": INSTANCE_FORMAT_VERSION,
         **asdict(options.instances),
         "drop_duplicates": options.drop_duplicates,
     }
@@ -106,6 +110,21 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         write_whole(directories.output / FLAGS_NAME, flags)
         directories.finish(manifest)
     return manifest
+
+
+def _warn_of_few_predictions(options: InstanceOptions) -> None:
+    """Logs a warning if full instances will get fewer masks than their share of them asks."""
+    wanted = round(options.max_seq_length * options.masked_lm_prob)
+    if options.max_predictions_per_seq < min(wanted, options.default_predictions):
+        logging.warning(
+            "--max_predictions_per_seq=%d is too small: --masked_lm_prob=%s asks for %d of %d "
+            "tokens; without the flag, it is %d",
+            options.max_predictions_per_seq,
+            options.masked_lm_prob,
+            wanted,
+            options.max_seq_length,
+            options.default_predictions,
+        )
 
 
 def _verify_finished(data_set: DataSet) -> None:
