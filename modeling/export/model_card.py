@@ -115,10 +115,14 @@ def _results(run_dir: Path, run: Run) -> dict[str, str]:
     results = read_results(run_dir, run.state) if run.averaged == 1 else None
     if results is None:
         return {}
-    loss = results["masked_lm_loss"]
+    masked_lm = {}
+    if (loss := results.get("masked_lm_loss")) is not None:
+        masked_lm = {
+            "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
+            "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
+        }
     return {
-        "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
-        "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
+        **masked_lm,
         "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
         "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",
     }

@@ -30,13 +30,13 @@ RESULTS_NAME = "eval_results.json"
 
 @dataclass(frozen=True)
 class _Results:
-    """The content of `eval_results.json`."""
+    """The content of `eval_results.json`; without masks, it has nothing about masked words."""
 
     step: int
-    masked_lm_loss: float
     next_sentence_loss: float
-    masked_lm_accuracy: float
     next_sentence_accuracy: float
+    masked_lm_loss: float | None = None
+    masked_lm_accuracy: float | None = None
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
@@ -46,7 +46,7 @@ def evaluate(run_dir: Path, data_set: DataSet, batch_size: int) -> dict[str, flo
 
     Returns:
       `step` and the four losses and accuracies, which are also written to the run's
-      `eval_results.json`.
+      `eval_results.json`. Those of masked words are left out if no word is masked.
 
     Raises:
       UserError: the run or the data set is unusable or damaged.
@@ -87,9 +87,9 @@ def read_results(run_dir: Path, state: TrainingState) -> dict[str, float] | None
         except DamagedFileError as error:
             raise UserError(f"{error}; run `clozemill evaluate` again") from error
         if results.step == state.step:
-            return vars(results)
+            return {name: value for name, value in vars(results).items() if value is not None}
     for line in read_metrics_of(run_dir, state):
-        if line["step"] == state.step and f"{EVAL_PREFIX}masked_lm_loss" in line:
+        if line["step"] == state.step and f"{EVAL_PREFIX}next_sentence_loss" in line:
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}
     return None
 
