@@ -112,6 +112,7 @@ class GenerateOptions:
       eval_fraction: the share of the documents that are set aside for evaluation.
       num_shards: the number of train shards of a pass; None sizes them from the corpus.
       overwrite: whether a data set already in `output_dir` is replaced.
+      strict: whether a share out of bounds is an error, see `health`; no part of the plan.
 
     Raises:
       UserError: an option is out of range.
@@ -131,6 +132,7 @@ class GenerateOptions:
     eval_fraction: float = 0.0
     num_shards: int | None = None
     overwrite: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
