@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from pipeline.documents import Document, ReadOptions, read_documents
 from pipeline.formats.reading import read_raw_documents
+from pipeline.inputs import InputFormat
 from pipeline.portions import FileRange, Portion
 from pipeline.tokenization import split_at_ideographs
 
@@ -66,10 +69,26 @@ def _first_documents(file_range: FileRange, options: ReadOptions, characters: in
         documents.append(kept)
         characters -= _characters(kept)
         if characters <= 0:
-            start = file_range.start * file_range.file.text_bytes_per_byte
-            own_bytes = len("\n".join(kept.sentences).encode("utf-8", "surrogatepass"))
-            return Sample(documents, document.text_before - start + own_bytes)
+            return Sample(documents, _text_bytes_up_to(kept, file_range))
     return Sample(documents, file_range.text_bytes)
+
+
+def _text_bytes_up_to(document: Document, file_range: FileRange) -> int:
+    """The amount of text from the beginning of a range to the end of a document in it."""
+    if file_range.file.format in (InputFormat.CSV, InputFormat.TSV):
+        # There, `text_before` does not count the other columns.
+        return round((document.offset + 1) * _bytes_per_row(file_range))
+    start = file_range.start * file_range.file.text_bytes_per_byte
+    own_bytes = len("\n".join(document.sentences).encode("utf-8", "surrogatepass"))
+    return document.text_before - start + own_bytes
+
+
+def _bytes_per_row(file_range: FileRange) -> float:
+    """The mean length of the first rows of CSV, whose line ends are those outside of quotes."""
+    head = np.frombuffer(next(file_range.blocks()), np.uint8)
+    is_quoted = np.cumsum(head == ord('"')) % 2 == 1
+    num_rows = np.count_nonzero((head == ord("\n")) & ~is_quoted)
+    return len(head) / max(1, int(num_rows))
 
 
 def _cut(document: Document, characters: int) -> Document:

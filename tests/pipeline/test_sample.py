@@ -59,6 +59,15 @@ def test_a_long_document_is_cut_off(portions_of, monkeypatch):
     assert found.text_bytes == 101
 
 
+def test_other_columns_of_a_table_count_as_text_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_MOST_CHARACTERS", 1000)
+    rows = [f'{number},"a\n""b""",{"x" * 90}\n' for number in range(1000)]
+    (tmp_path / "a.csv").write_text("id,text,rest\n" + "".join(rows))
+    found = sample.read_sample(plan_portions(match_files([f"{tmp_path}/a.csv"])), ReadOptions())
+    assert len(found.documents) == 250
+    assert found.text_bytes == pytest.approx(sum(map(len, rows[:250])), rel=0.02)
+
+
 def test_words_are_counted(portions_of):
     portions, _ = portions_of(["the cat the 猫猫"])
     found = sample.read_sample(portions, ReadOptions())
