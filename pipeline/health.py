@@ -4,13 +4,15 @@ Each line gives the share, what is usual, and the flag that helps in this very c
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.options import GenerateOptions, InstanceOptions
-from pipeline.sample import Sample
 from pipeline.sentences import split_sentences
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD
+
+if TYPE_CHECKING:  # these load Beam, which `adopt` does without
+    from pipeline.options import GenerateOptions, InstanceOptions
+    from pipeline.sample import Sample
 
 _MOST_UNKNOWN = 0.05
 _LEAST_OF_MASKED_LM_PROB = 0.5
@@ -24,9 +26,13 @@ _FEWEST_CAPITALS = 0.001
 _FEWEST_INSTANCES = 10
 _MOST_WORDS = 5000
 
+_UNKNOWN = "{} of the tokens are [UNK]; usual is below 5%: {}"
+_WITHOUT_MASK = "{} of the instances have no mask; usual is none: {}"
+_RANDOM_NEXT = "{:.1%} of the instances have a random B; usual is about 50%: {}"
+
 
 def health_lines(
-    statistics: Mapping[str, Any], options: GenerateOptions, sample: Sample
+    statistics: Mapping[str, Any], options: "GenerateOptions", sample: "Sample"
 ) -> list[str]:
     """A line for each share of the training instances, or of the text, that is out of bounds.
 
@@ -53,7 +59,25 @@ def health_lines(
     return lines
 
 
-def case_line(sample: Sample, options: GenerateOptions) -> str | None:
+def health_of_records(statistics: Mapping[str, Any]) -> list[str]:
+    """As `health_lines`, from what records of other software show by themselves."""
+    corpus, train = statistics["corpus"], statistics["train"]
+    advice = "make the records again, with other options"
+    lines = []
+    if unknown := _share(corpus["unknown_tokens"], corpus["tokens"], above=_MOST_UNKNOWN):
+        lines.append(_UNKNOWN.format(unknown, advice))
+    if unmasked := _share(
+        train["instances_without_mask"], train["instances"], above=_MOST_WITHOUT_MASK
+    ):
+        lines.append(_WITHOUT_MASK.format(unmasked, advice))
+    share = train["random_next"] / train["instances"]
+    is_usual = _LEAST_RANDOM_NEXT <= share <= _MOST_RANDOM_NEXT
+    if train["instances"] >= _FEWEST_INSTANCES and not is_usual:
+        lines.append(_RANDOM_NEXT.format(share, advice))
+    return lines
+
+
+def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
     """A line if the vocabulary is of another case than `do_lower_case` makes of the text.
 
     The text's own words with capitals decide it: whether the vocabulary has them with their
@@ -90,10 +114,11 @@ def case_line(sample: Sample, options: GenerateOptions) -> str | None:
     )
 
 
-def _of_text(corpus: Mapping[str, Any], sample: Sample, options: GenerateOptions) -> Iterator[str]:
+def _of_text(
+    corpus: Mapping[str, Any], sample: "Sample", options: "GenerateOptions"
+) -> Iterator[str]:
     if unknown := _share(corpus["unknown_tokens"], corpus["tokens"], above=_MOST_UNKNOWN):
-        advice = _what_helps_unknown(sample, options)
-        yield f"{unknown} of the tokens are [UNK]; usual is below 5%: {advice}"
+        yield _UNKNOWN.format(unknown, _what_helps_unknown(sample, options))
     if line := case_line(sample, options):
         yield line
     # A corpus that an earlier build has tokenized does not count its lines.
@@ -106,7 +131,7 @@ def _of_text(corpus: Mapping[str, Any], sample: Sample, options: GenerateOptions
         )
 
 
-def _of_masks(train: Mapping[str, Any], options: InstanceOptions) -> Iterator[str]:
+def _of_masks(train: Mapping[str, Any], options: "InstanceOptions") -> Iterator[str]:
     if train["masked"] < train["tokens"] * options.masked_lm_prob * _LEAST_OF_MASKED_LM_PROB:
         advice = "the words have too many pieces, so give --nodo_whole_word_mask"
         if options.max_predictions_per_seq < options.default_predictions:
@@ -121,14 +146,16 @@ def _of_masks(train: Mapping[str, Any], options: InstanceOptions) -> Iterator[st
     if unmasked := _share(
         train["instances_without_mask"], train["instances"], above=_MOST_WITHOUT_MASK
     ):
-        yield (
-            f"{unmasked} of the instances have no mask; usual is none: the words have too many "
-            "pieces, so give --nodo_whole_word_mask"
+        yield _WITHOUT_MASK.format(
+            unmasked, "the words have too many pieces, so give --nodo_whole_word_mask"
         )
 
 
 def _of_next_sentences(
-    corpus: Mapping[str, Any], train: Mapping[str, Any], sample: Sample, options: GenerateOptions
+    corpus: Mapping[str, Any],
+    train: Mapping[str, Any],
+    sample: "Sample",
+    options: "GenerateOptions",
 ) -> Iterator[str]:
     documents = corpus["documents_tokenized"]
     are_single = corpus["sentences_read"] - corpus["sentences_without_tokens"] == documents
@@ -147,10 +174,10 @@ def _of_next_sentences(
         advice = "no blank line ends a document, so give --documents=lines if each line is one"
     else:
         advice = "there are too few documents, so give more, in text with blank lines between them"
-    yield f"{share:.1%} of the instances have a random B; usual is about 50%: {advice}"
+    yield _RANDOM_NEXT.format(share, advice)
 
 
-def _what_helps_unknown(sample: Sample, options: GenerateOptions) -> str:
+def _what_helps_unknown(sample: "Sample", options: "GenerateOptions") -> str:
     lower, strip = options.do_lower_case, options.strip_accents
     now, by_long_words = _unknown_words(sample, options, lower, strip)
     others = [
@@ -179,7 +206,7 @@ def _what_helps_unknown(sample: Sample, options: GenerateOptions) -> str:
 
 
 def _unknown_words(
-    sample: Sample, options: GenerateOptions, do_lower_case: bool, strip_accents: bool | None
+    sample: "Sample", options: "GenerateOptions", do_lower_case: bool, strip_accents: bool | None
 ) -> tuple[int, int]:
     """How many words of the sample have an `[UNK]`, and how many of these are too long for any."""
     tokenizer = FullTokenizer(options.vocab_file, do_lower_case, strip_accents)
@@ -195,7 +222,7 @@ def _unknown_words(
     )
 
 
-def _is_running_text(sample: Sample) -> bool:
+def _is_running_text(sample: "Sample") -> bool:
     """Whether the sample's sentences are in fact two or more on average."""
     sentences = [sentence for document in sample.documents for sentence in document.sentences]
     return sum(len(split_sentences(sentence)) for sentence in sentences) >= 2 * len(sentences) > 0

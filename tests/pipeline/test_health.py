@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.documents import Document
 from pipeline.errors import UserError
 from pipeline.generate import generate
-from pipeline.health import case_line, health_lines
+from pipeline.health import case_line, health_lines, health_of_records
 from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.sample import Sample
@@ -169,6 +169,23 @@ def test_among_few_instances_only_a_certain_cause_counts(lines_of, corpus, rando
 def test_running_text_that_is_cut_off_is_to_be_split(lines_of):
     (line,) = lines_of("It is so. It was not so.", train={"tokens_truncated": 900})
     assert line.endswith("the lines are running text, so give --sentences=split")
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "says"),
+    [
+        ("corpus", {}, []),
+        ("corpus", {"unknown_tokens": 51}, ["5.1% of the tokens are [UNK]"]),
+        ("train", {"instances_without_mask": 2}, ["10.0% of the instances have no mask"]),
+        ("train", {"random_next": 0}, ["0.0% of the instances have a random B"]),
+        ("train", {"random_next": 0, "instances": 9, "instances_without_mask": 0}, []),
+    ],
+)
+def test_records_of_others_are_checked_for_what_they_show(part, changed, says):
+    statistics = {"corpus": CORPUS, "train": TRAIN}
+    lines = health_of_records(statistics | {part: statistics[part] | changed})
+    assert [line.partition(";")[0] for line in lines] == says
+    assert all("make the records again" in line for line in lines)
 
 
 def test_a_strict_run_ends_before_its_manifest_and_keeps_its_shards(
