@@ -85,4 +85,5 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
                 f"masked, {counts['share_padding']:.1%} padding"
             )
     lines.append(f"  tokens     {manifest.statistics['corpus']['share_unknown']:.2%} [UNK]")
+    lines += [f"  health     {line}" for line in manifest.health]
     return "\n".join(lines)

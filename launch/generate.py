@@ -52,6 +52,12 @@ _OVERWRITE = flags.DEFINE_boolean(
     "Replace the data set in --output_dir, finished or not. Without this flag, an interrupted run "
     "resumes.",
 )
+_STRICT = flags.DEFINE_boolean(
+    "strict",
+    False,
+    "End with exit code 1, before the manifest is written, if the health check finds a share out "
+    "of bounds. The shards are kept, and the same command without this flag finishes at once.",
+)
 _SENTENCES = flags.DEFINE_enum_class(
     "sentences",
     None,
@@ -89,8 +95,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer(
     "max_predictions_per_seq",
-    _DEFAULTS.max_predictions_per_seq,
-    "The maximum number of masked pieces per instance.",
+    None,
+    "The maximum number of masked pieces per instance. By default, what --masked_lm_prob asks of "
+    "--max_seq_length tokens, rounded up: 20 of 128; but 76 of 512, as published.",
 )
 flags.DEFINE_float(
     "masked_lm_prob",
@@ -146,6 +153,7 @@ def main(beam_flags: list[str]) -> None:
         eval_fraction=_EVAL_FRACTION.value,
         num_shards=_NUM_SHARDS.value,
         overwrite=_OVERWRITE.value,
+        strict=_STRICT.value,
     )
     manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]))
     print(describe(manifest, options.output_dir))
@@ -230,4 +238,5 @@ def _describe(manifest: Manifest, output_dir: Path) -> str:
             f"  evaluation {evaluation['instances']:,} instances from "
             f"{evaluation['documents']:,} documents"
         )
+    lines += [f"  health     {line}" for line in manifest.health]
     return "\n".join(lines)

@@ -174,6 +174,8 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
     data_set, run_dir = DataSet.read(Path(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
     group.check_same(_facts(data_set.manifest))
+    for line in data_set.manifest.health:
+        logging.warning("%s: %s", data_set.directory, line)
     with backend.backend():
         from modeling.step.backend import Replicas  # noqa: PLC0415
         from modeling.training.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen

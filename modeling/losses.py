@@ -71,13 +71,17 @@ def total_loss(sums: Mapping[str, Any]) -> Any:
 
 
 def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
-    """The four figures that describe a model's quality."""
-    return {
+    """The four figures that describe a model's quality; two where there was nothing to predict."""
+    figures = {
         "masked_lm_loss": masked_lm_loss(sums),
         "next_sentence_loss": next_sentence_loss(sums),
         "masked_lm_accuracy": sums["masked_lm_correct"] / (sums["masked_lm_weights"] + _EPSILON),
         "next_sentence_accuracy": sums["next_sentence_correct"] / sums["sequences"],
     }
+    if not sums["masked_lm_weights"]:
+        # A loss of 0 would look like perfect training.
+        del figures["masked_lm_loss"], figures["masked_lm_accuracy"]
+    return figures
 
 
 def _nll_and_hit(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ The files that text goes through, in the order of the flow::
     records            arrays -> tf.train.Example bytes; part of the contract with `modeling`
     shards             one bucket of documents, one pass -> one TFRecord file
     statistics         the workers' counts -> the figures in the manifest
+    health             the figures out of bounds, and what mends each
     manifest           the description of a finished data set; part of the contract with `modeling`
     graph              the Beam graph: tokenize, then build
     generate           the whole job: raw text -> finished data set
@@ -38,6 +39,8 @@ Files beside the flow::
     receipts             the record of a finished file, which is not made again
     runner               the choice of Beam's runner, and guards against its failures
     embedded_runner      the default runner, whose workers end with this process
+    sample               a part of the text, read first to see what the options make of it
+    disk_space           the size that is expected, and whether the disks have room for it
     progress             progress bars and log lines
     inspection           instances as text that a person can check
     report               a data set as an HTML page that a person can check

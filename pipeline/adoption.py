@@ -19,6 +19,7 @@ from pipeline.directories import IN_PROGRESS_NAME
 from pipeline.errors import UserError, listed
 from pipeline.files import has_sha256, locked_directory, whole_file, write_whole
 from pipeline.foreign_records import RecordReader
+from pipeline.health import health_of_records
 from pipeline.json_files import DamagedFileError, read_json, write_json
 from pipeline.manifest import (
     FEATURE_NAMES_OPTION,
@@ -98,6 +99,9 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
                 reader.read(path, _name_of(path, output), split, report) for split, path in files
             ]
         reader.check_vocabulary(options.do_lower_case, options.strip_accents)
+        statistics = summarize(BuildResults(reader.corpus(), results), reader.max_seq_length)
+        if "train" not in statistics:
+            raise UserError(f"there is no record in {listed(options.train_patterns)}")
         manifest = Manifest(
             max_seq_length=reader.max_seq_length,
             max_predictions_per_seq=reader.max_predictions_per_seq,
@@ -106,11 +110,10 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
             vocab_size=len(vocabulary),
             vocab_sha256=vocabulary.sha256,
             options={FEATURE_NAMES_OPTION: reader.feature_names},
-            statistics=summarize(BuildResults(reader.corpus(), results), reader.max_seq_length),
+            statistics=statistics,
             shards=[each.shard for each in results],
+            health=health_of_records(statistics),
         )
-        if "train" not in manifest.statistics:
-            raise UserError(f"there is no record in {listed(options.train_patterns)}")
         # The plan comes first: it tells that the other files are ours.
         (output / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(output / PLAN_NAME, plan)

@@ -200,3 +200,13 @@ def _opened(path: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def describe_size(num_bytes: int) -> str:
+    """A size in the largest unit that keeps the number at 1 or above."""
+    size, unit = float(num_bytes), "bytes"
+    for larger_unit in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger_unit
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

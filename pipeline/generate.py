@@ -1,33 +1,39 @@
 """Turns raw text into a finished data set: plan, Beam pipeline, manifest."""
 
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from absl import logging
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import BucketPlan
 from pipeline.directories import Directories
+from pipeline.disk_space import check_disk_space, expected_size
 from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.graph import run_pipeline
+from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
-from pipeline.options import GenerateOptions, RandomToken
+from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
 from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
 from pipeline.runner import choose_runner
+from pipeline.sample import read_sample
 from pipeline.shards import plan_shards
-from pipeline.statistics import BuildResults, check_documents_agree, summarize
+from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
 from pipeline.verification import verify
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
 TOKENIZED_FORMAT_VERSION = 3
+# Increase this with every change to the pairs or masks that are made of the tokenized corpus.
+INSTANCE_FORMAT_VERSION = 2
 
 
 def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str = "") -> Manifest:
@@ -42,8 +48,8 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
       flags: the content of the data set's flags.txt.
 
     Raises:
-      UserError: the input, the vocabulary, the output directory or an option is unusable, or the
-        data set is finished and damaged.
+      UserError: the input, the vocabulary, the output directory or an option is unusable, a disk
+        is too small, the data set is finished and damaged, or it fails a `strict` health check.
     """
     choose_runner(beam_options)
     vocabulary = Vocabulary(options.vocab_file)
@@ -57,6 +63,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         )
     if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
         raise UserError(f"the vocabulary {options.vocab_file} has only special tokens")
+    _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     files = match_files(options.input_patterns, options.input_format)
@@ -77,14 +84,24 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
     shard_plan = {
         **tokenization_plan,
+        "instance_format_version": INSTANCE_FORMAT_VERSION,
         **asdict(options.instances),
         "drop_duplicates": options.drop_duplicates,
     }
     with locked_directory(directories.output):
         if not options.overwrite and (finished := directories.find_finished(shard_plan)):
             _verify_finished(DataSet(directories.output, finished))
+            _check_health(finished.health, options)
             return finished
         directories.prepare(options.vocab_file, tokenization_plan, shard_plan, options.overwrite)
+        # A copy, because the given file may have been in the directory that was discarded.
+        options = replace(options, vocab_file=directories.vocabulary)
+        sample = read_sample(portions, options.reading)
+        expected = expected_size(sample, options, buckets)
+        logging.info("expected size: %s", expected)
+        check_disk_space(expected, directories)
+        if line := case_line(sample, options):
+            logging.warning("%s", line)
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
             results = run_pipeline(
                 options, portions, buckets, shard_plans, directories, beam_options
@@ -101,11 +118,29 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
             raise
         _warn_without_eval_instances(results, options)
         _warn_without_blank_lines(results)
-        manifest = _make_manifest(results, options, vocabulary, buckets)
+        statistics = summarize(results, options.instances.max_seq_length)
+        health = health_lines(statistics, options, sample)
+        _check_health(health, options)
+        manifest = _make_manifest(results.shards, statistics, health, options, vocabulary, buckets)
         write_report(directories.output, manifest, vocabulary)
         write_whole(directories.output / FLAGS_NAME, flags)
         directories.finish(manifest)
     return manifest
+
+
+def _warn_of_few_predictions(options: InstanceOptions) -> None:
+    """Logs a warning if full instances will get fewer masks than their share of them asks."""
+    wanted = round(options.max_seq_length * options.masked_lm_prob)
+    if options.max_predictions_per_seq < min(wanted, options.default_predictions):
+        logging.warning(
+            "--max_predictions_per_seq=%d is too small: --masked_lm_prob=%s asks for %d of %d "
+            "tokens; without the flag, it is %d",
+            options.max_predictions_per_seq,
+            options.masked_lm_prob,
+            wanted,
+            options.max_seq_length,
+            options.default_predictions,
+        )
 
 
 def _verify_finished(data_set: DataSet) -> None:
@@ -179,8 +214,23 @@ def _warn_without_blank_lines(results: BuildResults) -> None:
         )
 
 
+def _check_health(lines: list[str], options: GenerateOptions) -> None:
+    if lines and options.strict:
+        for line in lines:
+            logging.warning("%s", line)
+        raise UserError(
+            f"the health check of {options.output_dir} has {len(lines)} lines, see above: mend "
+            "that, or accept it with the same command without --strict, which ends at once"
+        )
+
+
 def _make_manifest(
-    results: BuildResults, options: GenerateOptions, vocabulary: Vocabulary, buckets: BucketPlan
+    shards: list[ShardResults],
+    statistics: dict[str, Any],
+    health: list[str],
+    options: GenerateOptions,
+    vocabulary: Vocabulary,
+    buckets: BucketPlan,
 ) -> Manifest:
     return Manifest(
         max_seq_length=options.instances.max_seq_length,
@@ -199,6 +249,7 @@ def _make_manifest(
             "num_train_buckets": buckets.num_train_buckets,
             **asdict(options.instances),
         },
-        statistics=summarize(results, options.instances.max_seq_length),
-        shards=[built.shard for built in results.shards],
+        statistics=statistics,
+        shards=[built.shard for built in shards],
+        health=health,
     )

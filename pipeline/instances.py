@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.corpus import DocumentBatch
 from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
@@ -74,41 +75,37 @@ def generate_instances(
     statistics["tokens_truncated"] += pairs.tokens_truncated
     ordinary_only = options.random_token == RandomToken.WORDS
     replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
-    padded = pad(documents, options.max_seq_length)
+    windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
     for first in range(0, len(pairs), _INSTANCES_PER_BATCH):
         rows = slice(first, first + _INSTANCES_PER_BATCH)
-        layout = lay_out(padded, pairs, rows, vocabulary, options.max_seq_length)
+        layout = lay_out(windows, pairs, rows, vocabulary)
         masks = mask_instances(layout, vocabulary, replacement_ids, options, rng)
-        is_random_next = pairs.is_random_next[rows, np.newaxis].astype(np.uint8)
-        _count(layout, masks, is_random_next, statistics)
-        yield {
+        instances = {
             "input_ids": masks.input_ids,
             "input_mask": layout.input_mask,
             "segment_ids": layout.segment_ids,
             "masked_lm_positions": masks.positions,
             "masked_lm_ids": masks.ids,
             "masked_lm_weights": masks.weights,
-            "next_sentence_labels": is_random_next,
+            "next_sentence_labels": pairs.is_random_next[rows, np.newaxis].astype(np.uint8),
         }
+        _count(instances, masks.actions, statistics)
+        yield instances
 
 
 def lay_out(
-    padded: tuple[np.ndarray, np.ndarray],
-    pairs: SegmentPairs,
-    rows: slice,
-    vocabulary: Vocabulary,
-    max_seq_length: int,
+    windows: list[np.ndarray], pairs: SegmentPairs, rows: slice, vocabulary: Vocabulary
 ) -> Layout:
     """Puts `[CLS] A [SEP] B [SEP]` and padding in place for some of the pairs.
 
     Args:
-      padded: the documents' ids and word starts, from `pad`.
+      windows: the documents' ids and word starts, from `_windows`, of length S.
       pairs: all pairs of the documents.
       rows: which of them to lay out, N.
       vocabulary: gives the ids of `[CLS]` and `[SEP]`.
-      max_seq_length: S.
     """
-    ids, word_starts = (_windows(flat, max_seq_length) for flat in padded)
+    ids, word_starts = windows
+    max_seq_length = ids.shape[1]
     # Narrow integers, because the speed of what follows is that of memory.
     column = np.arange(max_seq_length, dtype=np.int16)
     first_separator = (pairs.a_length[rows, np.newaxis] + 1).astype(np.int16)
@@ -164,9 +161,9 @@ def mask_instances(
     pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, rng)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
-    acts_like = None
-    if options.masked_word_action == MaskedWordAction.PER_WORD:
-        acts_like = first_piece_of_word(is_word_start.reshape(-1)[pieces.position])
+    begins_word = is_word_start.reshape(-1)[pieces.position]
+    begins_word |= options.masked_word_action == MaskedWordAction.PER_PIECE
+    acts_like = first_piece_of_word(pieces.position, begins_word)
     flat_ids[pieces.position], actions = replace_pieces(
         labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
     )
@@ -176,25 +173,22 @@ def mask_instances(
     return Masks(input_ids, positions, ids, is_used.astype(np.float32), actions)
 
 
-def pad(documents: DocumentBatch, max_seq_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and word starts with S more at both ends, so that every window lies inside."""
-    return np.pad(documents.ids, max_seq_length), np.pad(documents.word_starts, max_seq_length)
+def _windows(*arrays: np.ndarray, length: int) -> list[np.ndarray]:
+    """All windows of a length in arrays [T], in row `length` + n the one that begins at n.
+
+    The arrays are padded with `length` more at both ends, so that every window lies inside.
+    """
+    return [sliding_window_view(np.pad(flat, length), length) for flat in arrays]
 
 
-def _windows(flat: np.ndarray, length: int) -> np.ndarray:
-    return np.lib.stride_tricks.sliding_window_view(flat, length)
-
-
-def _count(
-    layout: Layout, masks: Masks, is_random_next: np.ndarray, statistics: Counter[str]
-) -> None:
-    by_action = np.bincount(masks.actions, minlength=3).tolist()
+def _count(instances: Instances, actions: np.ndarray, statistics: Counter[str]) -> None:
+    by_action = np.bincount(actions, minlength=3).tolist()
     names = ("masked_by_mask", "masked_kept", "masked_by_random")
     statistics.update(dict(zip(names, by_action, strict=True)))
     statistics.update(
-        instances=len(is_random_next),
-        tokens=int(layout.input_mask.sum(dtype=np.int64)),
-        random_next=int(is_random_next.sum()),
-        masked=len(masks.actions),
-        instances_without_mask=int(np.count_nonzero(masks.weights.sum(axis=1) == 0)),
+        instances=len(instances["input_ids"]),
+        tokens=int(instances["input_mask"].sum(dtype=np.int64)),
+        random_next=int(instances["next_sentence_labels"].sum()),
+        masked=len(actions),
+        instances_without_mask=int((instances["masked_lm_weights"].max(axis=1) == 0).sum()),
     )

@@ -7,7 +7,7 @@ so that users need not repeat them.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,6 +72,8 @@ class Manifest:
       shards: all files, train before eval, pass by pass.
       strip_accents: whether accents were stripped; None: only when lower-casing.
       format_version: the version of the manifest's format.
+      health: a line for each share that is out of bounds, see `pipeline.health`; an earlier build
+        wrote none.
     """
 
     max_seq_length: int
@@ -84,6 +86,7 @@ class Manifest:
     shards: list[Shard]
     strip_accents: bool | None = None
     format_version: int = FORMAT_VERSION
+    health: list[str] = field(default_factory=list)
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 

@@ -7,6 +7,9 @@ with S = 8 (three bits for the column) and words that begin in columns 1, 2 and 
     keys    0…0110 001   0…1011 010   0…0010 101     (the other five columns: all ones, no word)
     sorted  0…0010 101   0…0110 001   0…1011 010
     words   column 5,    column 1,    column 2
+
+If most of a row's budget is unused, because the words that are left do not fit, a span of the first
+such word uses it up. The random bits of that word's key decide where in the word the span begins.
 """
 
 from dataclasses import dataclass
@@ -33,32 +36,28 @@ class MaskedPieces:
     num_of_row: np.ndarray
 
 
-def num_to_mask(
-    lengths: np.ndarray, masked_lm_prob: float, max_predictions_per_seq: int
-) -> np.ndarray:
-    """int64 [N]: the share of `lengths` rounded half to even, at least 1, at most P."""
-    return np.rint(lengths * masked_lm_prob).astype(np.int64).clip(1, max_predictions_per_seq)
+def num_to_mask(lengths: np.ndarray, masked_lm_prob: float, most: int) -> np.ndarray:
+    """int64 [N]: the share of `lengths` rounded half to even, at least 1, at most `most`."""
+    return np.rint(lengths * masked_lm_prob).astype(np.int64).clip(1, most)
 
 
 def choose_masked_pieces(
-    is_word_start: np.ndarray,
-    is_boundary: np.ndarray,
-    budget: np.ndarray,
-    rng: np.random.Generator,
+    is_word_start: np.ndarray, is_boundary: np.ndarray, budget: np.ndarray, rng: np.random.Generator
 ) -> MaskedPieces:
     """Chooses whole words in random order; a word that would exceed the budget is skipped.
 
-    A row may get fewer pieces than its budget, or none, if every word that is left is too long.
+    If that leaves more than half of a row's budget unused, the rest goes to a span of neighbouring
+    pieces of one of the words that were skipped. (The original would leave it unused.)
 
     Args:
       is_word_start: bool [N, S], whether a word begins here.
       is_boundary: bool [N, S], whether a word must have ended before this column: word starts,
-        special tokens, padding. The end of a row is a boundary too.
+        special tokens, padding. Column 0 must be one; the end of a row is one, too.
       budget: int64 [N], the largest number of pieces to mask.
       rng: the source of all draws.
     """
     num_rows, seq_length = is_word_start.shape
-    word_lengths = _distances_to_next_boundary(is_boundary).reshape(-1)
+    word_lengths = _word_lengths(is_boundary)
     keys, column_mask = _words_in_random_order(is_word_start, rng)
 
     used = np.zeros(num_rows, np.int32)
@@ -79,7 +78,12 @@ def choose_masked_pieces(
         starts.append(start[fits])
         lengths.append(length[fits])
 
-    position = _expand(starts, lengths)
+    rows = np.flatnonzero(2 * used < budget)
+    column, length = _spans_of_longer_words(
+        keys[rows], column_mask, word_lengths.reshape(keys.shape)[rows], (budget - used)[rows]
+    )
+    used[rows] += length
+    position = _expand([*starts, rows * seq_length + column], [*lengths, length])
     position.sort()
     return MaskedPieces(position, position % seq_length, used.astype(np.int64))
 
@@ -89,7 +93,7 @@ def replace_pieces(
     mask_id: int,
     replacement_ids: np.ndarray,
     rng: np.random.Generator,
-    acts_like: np.ndarray | None = None,
+    acts_like: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replaces pieces: 80 % by `[MASK]`, 10 % by themselves, 10 % by a random piece.
 
@@ -98,23 +102,26 @@ def replace_pieces(
       mask_id: the id of `[MASK]`.
       replacement_ids: the ids that random replacements are drawn from.
       rng: the source of all draws.
-      acts_like: int64 [M], the number of the piece whose draw decides for this one; None: each
-        piece's own draw decides.
+      acts_like: int64 [M], the number of the piece whose draw decides for this one.
 
     Returns:
       The new ids [M], and int64 [M]: 0 for `[MASK]`, 1 for kept, 2 for a random piece.
     """
     tenth = rng.integers(0, 10, len(ids))
-    action = np.maximum(tenth - 7, 0)
-    if acts_like is not None:
-        action = action[acts_like]
+    action = np.maximum(tenth - 7, 0)[acts_like]
     random_ids = replacement_ids[rng.integers(0, len(replacement_ids), len(ids))]
     return np.select([action == 0, action == 1], [mask_id, ids], random_ids), action
 
 
-def first_piece_of_word(begins_word: np.ndarray) -> np.ndarray:
-    """int64 [M]: for each of M pieces in order, the number of the first piece of its word."""
-    return np.maximum.accumulate(np.where(begins_word, np.arange(len(begins_word)), 0))
+def first_piece_of_word(position: np.ndarray, begins_word: np.ndarray) -> np.ndarray:
+    """int64 [M]: for each of M masked pieces, the number of the first one of its word.
+
+    Args:
+      position: int64 [M], of the pieces in order; one that follows no other begins a span.
+      begins_word: bool [M], whether a word, or a piece that is treated as one, begins there.
+    """
+    begins = begins_word | (np.diff(position, prepend=-1) > 1)
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
 
 
 def _words_that_fit(
@@ -137,14 +144,36 @@ def _words_that_fit(
     return fits, used
 
 
-def _distances_to_next_boundary(is_boundary: np.ndarray) -> np.ndarray:
-    """int16 [N, S]: the distance from each position to the next boundary or the end of the row."""
-    num_rows, seq_length = is_boundary.shape
-    column = np.arange(seq_length, dtype=np.int16)
-    boundary = np.maximum(column, ~is_boundary * np.int16(seq_length))
-    next_boundary = np.full((num_rows, seq_length), seq_length, np.int16)
-    np.minimum.accumulate(boundary[:, :0:-1], axis=1, out=next_boundary[:, -2::-1])
-    return next_boundary - column
+def _spans_of_longer_words(
+    keys: np.ndarray, column_mask: np.uint32, word_lengths: np.ndarray, rest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A span of `rest` pieces in the first word of more than `rest` pieces, for each of R rows.
+
+    Args:
+      keys: uint32 [R, S], from `_words_in_random_order`.
+      column_mask: the bit mask of a key's column.
+      word_lengths: int16 [R, S], from `_word_lengths`.
+      rest: int64 [R], at least 1.
+
+    Returns:
+      int64 [R], the span's first column; int64 [R], its length: `rest`, or 0 without such a word.
+    """
+    row = np.arange(len(keys))
+    columns = np.where(keys == _NO_WORD, 0, keys & column_mask).astype(np.int64)
+    surplus = word_lengths[row[:, np.newaxis], columns] - rest[:, np.newaxis]
+    first = (surplus > 0).argmax(axis=1)
+    surplus = surplus[row, first]
+    # The low random bits, because a key that comes first has small high ones.
+    random = keys[row, first] >> int(column_mask).bit_length()
+    return columns[row, first] + random % (surplus.clip(0) + 1), rest * (surplus > 0)
+
+
+def _word_lengths(is_boundary: np.ndarray) -> np.ndarray:
+    """int16 [N · S]: from each boundary to the next one or the end of the row; elsewhere 0."""
+    boundary = np.flatnonzero(is_boundary).astype(np.int32)
+    lengths = np.zeros(is_boundary.size, np.int16)
+    lengths[boundary] = np.diff(boundary, append=np.int32(is_boundary.size))
+    return lengths
 
 
 def _words_in_random_order(

@@ -1,6 +1,7 @@
 """The options of `generate`: what to read, where to write, and how instances are made."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class InstanceOptions:
 
     Attributes:
       max_seq_length: S, the largest number of tokens of an instance, with `[CLS]` and both `[SEP]`.
-      max_predictions_per_seq: P, the largest number of masked pieces of an instance.
+      max_predictions_per_seq: P, the largest number of masked pieces of an instance. None becomes
+        what `masked_lm_prob` asks of S tokens, rounded up; but 76 for 15 % of 512, as published.
       masked_lm_prob: the share of an instance's tokens that are masked, at most P tokens.
       short_seq_prob: the share of documents whose instances aim at a random, shorter length.
       dupe_factor: the number of passes over the corpus; each draws new pairs and masks.
@@ -50,7 +52,7 @@ class InstanceOptions:
     """
 
     max_seq_length: int = 128
-    max_predictions_per_seq: int = 20
+    max_predictions_per_seq: int = None  # type: ignore[assignment] # a number once it is made
     masked_lm_prob: float = 0.15
     short_seq_prob: float = 0.1
     dupe_factor: int = 10
@@ -65,19 +67,28 @@ class InstanceOptions:
                 f"--max_seq_length={self.max_seq_length} must lie between {SHORTEST_SEQ_LENGTH} "
                 f"and {LONGEST_SEQ_LENGTH}"
             )
+        if not 0 < self.masked_lm_prob < 1:
+            raise UserError(f"--masked_lm_prob={self.masked_lm_prob} must lie between 0 and 1")
+        if self.max_predictions_per_seq is None:
+            # Without the rounding, the error of the product could count as one more piece.
+            share = max(1, math.ceil(round(self.max_seq_length * self.masked_lm_prob, 9)))
+            is_published = (self.max_seq_length, self.masked_lm_prob) == (512, 0.15)
+            object.__setattr__(self, "max_predictions_per_seq", 76 if is_published else share)
         if not 1 <= self.max_predictions_per_seq <= self.max_seq_length:
             raise UserError(
                 f"--max_predictions_per_seq={self.max_predictions_per_seq} must lie between 1 and "
                 f"--max_seq_length={self.max_seq_length}"
             )
-        if not 0 < self.masked_lm_prob < 1:
-            raise UserError(f"--masked_lm_prob={self.masked_lm_prob} must lie between 0 and 1")
         if not 0 <= self.short_seq_prob <= 1:
             raise UserError(f"--short_seq_prob={self.short_seq_prob} must lie between 0 and 1")
-        if self.dupe_factor < 1:
-            raise UserError(f"--dupe_factor={self.dupe_factor} must be at least 1")
-        if self.random_seed < 0:
-            raise UserError(f"--random_seed={self.random_seed} must not be negative")
+        for name, least in (("dupe_factor", 1), ("random_seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least {least}")
+
+    @property
+    def default_predictions(self) -> int:
+        """The `max_predictions_per_seq` of these options where it is not given."""
+        return replace(self, max_predictions_per_seq=None).max_predictions_per_seq  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ class GenerateOptions:
       eval_fraction: the share of the documents that are set aside for evaluation.
       num_shards: the number of train shards of a pass; None sizes them from the corpus.
       overwrite: whether a data set already in `output_dir` is replaced.
+      strict: whether a share out of bounds is an error, see `health`; no part of the plan.
 
     Raises:
       UserError: an option is out of range.
@@ -120,6 +132,7 @@ class GenerateOptions:
     eval_fraction: float = 0.0
     num_shards: int | None = None
     overwrite: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:

@@ -21,6 +21,7 @@ _SUFFIX = ".json"
 _OTHER_FILES = {
     "input_stamps_sha256": "different input files or older versions of them",
     "vocab_sha256": "a different vocabulary",
+    "instance_format_version": "a build of Clozemill that masks otherwise",
 }
 
 Plan = Mapping[str, Any]

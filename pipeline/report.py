@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from pipeline.files import write_whole
+from pipeline.files import describe_size, write_whole
 from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.statistics import DROP_REASONS
@@ -98,7 +98,7 @@ def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -
 def _template_environment() -> Environment:
     environment = template_environment("pipeline", autoescape=True)
     environment.filters.update(
-        number=_format_number, percent=_format_percent, size=_format_size, range=_format_range
+        number=_format_number, percent=_format_percent, size=describe_size, range=_format_range
     )
     environment.tests["special"] = _is_special
     return environment
@@ -159,13 +159,3 @@ def _format_range(lengths: str) -> str:
     """A range `first-last` with an en dash, or a single number if both ends are equal."""
     first, last = lengths.split("-")
     return first if first == last else f"{first}–{last}"
-
-
-def _format_size(num_bytes: int) -> str:
-    """A size in the largest unit that keeps the number at 1 or above."""
-    size, unit = float(num_bytes), "bytes"
-    for larger_unit in ("kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger_unit
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -138,7 +138,7 @@ class FullTokenizer:
         text = "\n".join(sentences)
         if any(character in text for character in _CONTROL_WHITESPACE):
             sentences = list(map(drop_control_whitespace, sentences))
-        split = str.split if text.isascii() else _split_at_ideographs
+        split = str.split if text.isascii() else split_at_ideographs
         ids_of_word = self._ids_of_word.__getitem__
         if len(text) <= _LONGEST_PART:
             return [b"".join(map(ids_of_word, split(sentence))) for sentence in sentences]
@@ -217,8 +217,8 @@ def _parts(text: str) -> Iterator[str]:
         start = end
 
 
-def _split_at_ideographs(text: str) -> list[str]:
-    # Ideographs are separated; otherwise the memo would fill with clauses that never recur.
+def split_at_ideographs(text: str) -> list[str]:
+    """Splits at white space, and makes each ideograph a word, because clauses hardly recur."""
     return _IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
 
 

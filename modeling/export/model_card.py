@@ -123,12 +123,16 @@ def _results(run_dir: Path, run: Run) -> tuple[dict[str, str], bool]:
     # Lines of metrics name no data set: it is that of the training. Earlier builds did not know it.
     unnamed = "that of the training" if are_held_out else "not recorded"
     sha256 = results.get("manifest_sha256")
-    loss = results["masked_lm_loss"]
+    masked_lm = {}
+    if (loss := results.get("masked_lm_loss")) is not None:
+        masked_lm = {
+            "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
+            "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
+        }
     facts = {
         "data set": results.get("data_dir") or unnamed,
         **({"SHA-256 of its manifest.json": sha256} if sha256 else {}),
-        "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
-        "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
+        **masked_lm,
         "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
         "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",
     }

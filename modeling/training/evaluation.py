@@ -40,16 +40,17 @@ class Evaluation:
     Attributes:
       step: the checkpoint's step.
       masked_lm_loss, next_sentence_loss: in nats.
-      masked_lm_accuracy, next_sentence_accuracy: shares of right answers.
+      masked_lm_accuracy, next_sentence_accuracy: shares of right answers. What concerns masked words
+        is None if no word is masked.
       data_dir: where the data set was; None if an earlier build evaluated.
       manifest_sha256: the SHA-256 of its manifest.json (in hexadecimal); None as `data_dir`.
     """
 
     step: int
-    masked_lm_loss: float
     next_sentence_loss: float
-    masked_lm_accuracy: float
     next_sentence_accuracy: float
+    masked_lm_loss: float | None = None
+    masked_lm_accuracy: float | None = None
     data_dir: str | None = None
     manifest_sha256: str | None = None
 
@@ -73,7 +74,8 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
 
     Returns:
       The losses and accuracies by name, without those of next sentences if the BERT has no head for
-      them; and the other fields of an `Evaluation`, without `step` if it is not a run's.
+      them, and without those of masked words if no word is masked; and the other fields of an
+      `Evaluation`, without `step` if it is not a run's.
 
     Raises:
       UserError: the BERT or the data set is unusable or damaged, or they do not fit.
@@ -105,7 +107,7 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
     kept = [each for each in earlier if (each.step, each.manifest_sha256) != (step, sha256)]
     remove_leftovers(run_dir, RESULTS_NAME)
     write_json(run_dir / RESULTS_NAME, {"evaluations": [*kept, evaluation]})
-    return vars(evaluation)
+    return {name: value for name, value in vars(evaluation).items() if value is not None}
 
 
 def read_results(
@@ -132,7 +134,7 @@ def read_results(
         if each.manifest_sha256 == _sha256_of(trained_on):
             return vars(each), True
     for line in read_metrics_of(run_dir, state):
-        if line["step"] == state.step and f"{EVAL_PREFIX}masked_lm_loss" in line:
+        if line["step"] == state.step and f"{EVAL_PREFIX}next_sentence_loss" in line:
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}, True
     return (vars(found[-1]), False) if found else None
 

@@ -294,12 +294,14 @@ def _lines_up_to(state: TrainingState, path: Path) -> bytes:
 
 
 def _describe(results: Mapping[str, float]) -> str:
-    """The losses, each followed by its accuracy."""
-    return (
-        f"masked LM {results['masked_lm_loss']:.3f} ({results['masked_lm_accuracy']:.1%})"
-        f" | next sentence {results['next_sentence_loss']:.3f}"
-        f" ({results['next_sentence_accuracy']:.1%})"
-    )
+    """The losses, each followed by its accuracy; a dash where there was nothing to predict."""
+    parts = []
+    for name, task in (("masked LM", "masked_lm"), ("next sentence", "next_sentence")):
+        if (loss := results.get(f"{task}_loss")) is None:
+            parts.append(f"{name} –")
+        else:
+            parts.append(f"{name} {loss:.3f} ({results[f'{task}_accuracy']:.1%})")
+    return " | ".join(parts)
 
 
 def _describe_step(line: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ def read_json_lines(
 ) -> Iterator[RawDocument | Unreadable]:
     """Yields the field `text_field` of each line's object: a text, or a list of texts.
 
-    It adds to `statistics`: lines_with_invalid_utf8.
+    It adds to `statistics`: lines_read, lines_with_invalid_utf8.
 
     Raises:
       UserError: the file is JSON, but not JSON Lines.

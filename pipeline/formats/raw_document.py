@@ -37,7 +37,8 @@ def lines_of_record(texts: list[str]) -> list[str]:
 
 
 def text_and_count(line: bytes, statistics: Counter[str]) -> str:
-    """The result of `text_of`; counts the lines from which that drops anything."""
+    """The result of `text_of`; counts lines, and those from which that drops anything."""
+    statistics["lines_read"] += line != b"\n"  # which also stands for the end of a range
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError:

@@ -61,7 +61,7 @@ def read_csv(
 
     The delimiter is a tab in TSV; in CSV, it is a comma, or a semicolon if the header has no comma.
 
-    It adds to `statistics`: lines_with_invalid_utf8, which here are rows.
+    It adds to `statistics`: lines_read, lines_with_invalid_utf8, which here are rows.
 
     Raises:
       UserError: there is no such column.

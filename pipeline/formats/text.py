@@ -15,7 +15,7 @@ _MANY_LINES = 10
 def read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[RawDocument]:
     """Yields the lines between blank lines.
 
-    It adds to `statistics`: lines_with_invalid_utf8, text_files_without_blank_line.
+    It adds to `statistics`: lines_read, lines_with_invalid_utf8, text_files_without_blank_line.
     """
     offset = document_offset = file_range.start
     lines: list[str] = []
@@ -43,7 +43,7 @@ def read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[RawDo
 def read_document_lines(file_range: FileRange, statistics: Counter[str]) -> Iterator[RawDocument]:
     """Yields each line that is not blank as a document.
 
-    It adds to `statistics`: lines_with_invalid_utf8.
+    It adds to `statistics`: lines_read, lines_with_invalid_utf8.
     """
     offset = file_range.start
     for encoded in file_range.lines():

@@ -23,7 +23,7 @@ from pipeline.portions import DOC_LINE, FileRange, check_length_of_document
 def read_wikiextractor(file_range: FileRange, statistics: Counter[str]) -> Iterator[RawDocument]:
     """Yields the lines between `<doc …>` and `</doc>`.
 
-    It adds to `statistics`: lines_outside_documents, lines_with_invalid_utf8.
+    It adds to `statistics`: lines_read, lines_outside_documents, lines_with_invalid_utf8.
     """
     offset = document_offset = file_range.start
     title = ""

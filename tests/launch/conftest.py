@@ -155,6 +155,7 @@ def write_data_set():
             options={},
             statistics={},
             shards=shards,
+            health=["0.0% of the tokens are masked"],
         ).write(data_dir)
         return data_dir
 

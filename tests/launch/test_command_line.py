@@ -148,6 +148,23 @@ def test_saved_flags_repeat_the_run(data_dir, tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_data_set_that_cannot_be_right_says_so_last(tmp_path):
+    strict = generate(tmp_path, "--nodo_lower_case", "--strict")
+    assert_fails_with_one_line(strict, tmp_path / "data", "--strict")
+    assert "so give --do_lower_case" in strict.stderr
+    assert not strict.stdout
+    shards = sorted((tmp_path / "data").glob("*.tfrecord"))
+    assert shards
+    assert not (tmp_path / "data" / "manifest.json").exists()
+    for _ in range(2):
+        result = generate(tmp_path, "--nodo_lower_case")
+        assert result.returncode == 0, result.stderr
+        health = json.loads((tmp_path / "data" / "manifest.json").read_text())["health"]
+        assert result.stdout.splitlines()[-len(health) :] == [f"  health     {x}" for x in health]
+        assert any("so give --do_lower_case" in line for line in health)
+    assert "--nostrict" in (tmp_path / "data" / "flags.txt").read_text()
+
+
 def test_recipe_generates_a_data_set(tmp_path):
     recipe = ROOT / "launch" / "recipes" / "demo_generate.flags"
     result = clozemill(

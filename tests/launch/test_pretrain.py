@@ -289,6 +289,14 @@ def test_run_logs_its_size_and_where_its_checkpoints_are(first_run):
     assert "evaluation at step 4" in result.stderr
 
 
+def test_the_health_of_the_data_set_is_among_the_first_lines(first_run, data_dir):
+    _, result = first_run
+    lines = result.stderr.splitlines()
+    (health,) = (i for i, line in enumerate(lines) if "0.0% of the tokens are masked" in line)
+    assert str(data_dir) in lines[health]
+    assert health < next(i for i, line in enumerate(lines) if "parameters, on" in line)
+
+
 def test_config_is_the_model_size_with_the_flags(first_run):
     run_dir, _ = first_run
     expected = dataclasses.asdict(BertConfig.preset("tiny", 40)) | SIZE

@@ -128,7 +128,9 @@ def test_losses_and_accuracies_are_means_of_the_sums(outputs, batch):
 
 def test_a_batch_with_only_padding_has_no_masked_lm_loss(outputs, batch):
     unmasked = batch | {"masked_lm_weights": np.zeros_like(batch["masked_lm_weights"])}
-    assert masked_lm_loss(totals_and_sums(outputs, unmasked)) == 0.0
+    sums = totals_and_sums(outputs, unmasked)
+    assert masked_lm_loss(sums) == 0.0
+    assert losses_and_accuracies(sums).keys() == {"next_sentence_loss", "next_sentence_accuracy"}
 
 
 def test_large_logits_give_finite_losses(batch):

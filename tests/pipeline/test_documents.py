@@ -645,7 +645,7 @@ def test_rows_with_other_numbers_of_columns_are_bad_records(read):
     statistics = Counter()
     documents = read(content, InputFormat.CSV, statistics, on_bad_record=BadRecord.SKIP)
     assert documents == [(0, ["A."]), (1, ["D."])]
-    assert statistics == {"documents_read": 2, "records_skipped": 2}
+    assert statistics == {"lines_read": 2, "documents_read": 2, "records_skipped": 2}
 
 
 def test_a_table_of_many_blocks_is_read_whole(read, monkeypatch):
@@ -843,17 +843,18 @@ def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "num_lines"),
     [
-        ("a.txt", b"B\xe4r.\nOne.\n"),
-        ("wiki_00", b"<doc id='1'>\nB\xe4r.\nOne.\n</doc>\n"),
-        ("a.jsonl", b'{"text": "B\xe4r.\\nOne."}\n'),
+        ("a.txt", b"B\xe4r.\nOne.\n", 2),
+        ("wiki_00", b"<doc id='1'>\nB\xe4r.\nOne.\n</doc>\n", 2),
+        ("a.jsonl", b'{"text": "B\xe4r.\\nOne."}\n', 1),
     ],
 )
-def test_lines_with_invalid_utf8_are_counted(name, content, tmp_path):
+def test_lines_with_invalid_utf8_are_counted(name, content, num_lines, tmp_path):
     (tmp_path / name).write_bytes(content)
     statistics = Counter()
     ((file_range,),) = plan_portions(match_files([str(tmp_path / name)]))
     (document,) = read_raw_documents(file_range, ReadOptions(), statistics)
     assert document.lines == ["Br.", "One."]
     assert statistics["lines_with_invalid_utf8"] == 1
+    assert statistics["lines_read"] == num_lines

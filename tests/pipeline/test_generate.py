@@ -258,3 +258,10 @@ def test_a_corpus_without_duplicates_loses_no_document(data_set, options):
     manifest = generate(replace(options, drop_duplicates=True), PipelineOptions([]))
     assert manifest.statistics == data_set[1].statistics
     assert sha256s(manifest) == sha256s(data_set[1])
+
+
+@pytest.mark.parametrize(("predictions", "warned"), [(1, True), (2, False), (None, False)])
+def test_too_few_predictions_are_a_warning(options, caplog, predictions, warned):
+    instances = replace(options.instances, max_predictions_per_seq=predictions)
+    generate(replace(options, instances=instances), PipelineOptions([]))
+    assert ("--max_predictions_per_seq=1 is too small" in caplog.text) is warned

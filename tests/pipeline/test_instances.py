@@ -106,7 +106,10 @@ def check_segments(ids, columns_of_a, columns_of_b, label, batch, max_tokens):
 
 
 def check_masks(instance, ids, words, options, vocabulary):
-    """Whole words, sorted positions, no more than the budget, and no word left that would fit."""
+    """Sorted positions, whole words up to the budget, and no word left that would fit.
+
+    Where most of the budget is left, a span of a longer word uses it up.
+    """
     num_masked = int(instance["masked_lm_weights"].sum())
     positions = instance["masked_lm_positions"].tolist()
     assert instance["masked_lm_weights"].tolist() == [1.0] * num_masked + [0.0] * (
@@ -121,9 +124,16 @@ def check_masks(instance, ids, words, options, vocabulary):
     length = int(instance["input_mask"].sum())
     budget = min(options.max_predictions_per_seq, max(1, round(length * options.masked_lm_prob)))
     assert num_masked <= budget
-    for word in words:
-        assert set(word) <= set(masked) or set(word).isdisjoint(masked)
-        assert set(word) <= set(masked) or num_masked + len(word) > budget
+    whole = [word for word in words if set(word) <= set(masked)]
+    num_whole = sum(map(len, whole))
+    longer = [word for word in words if word not in whole]
+    assert all(num_whole + len(word) > budget for word in longer)
+    spans = [span for word in longer if (span := sorted(set(word) & set(masked)))]
+    if longer and 2 * num_whole < budget:
+        (span,) = spans
+        assert span == list(range(span[0], span[0] + budget - num_whole))
+    else:
+        assert not spans
 
     unmasked = np.delete(np.arange(len(ids)), masked)
     assert (instance["input_ids"][unmasked] == ids[unmasked]).all()
@@ -133,7 +143,7 @@ def check_masks(instance, ids, words, options, vocabulary):
         assert set(instance["input_ids"][changed]) <= {*vocabulary.ordinary_ids(), mask_id}
         if options.masked_word_action == MaskedWordAction.PER_WORD:
             is_mask = instance["input_ids"] == mask_id
-            assert all(len(set(is_mask[word])) == 1 for word in words)
+            assert all(len(set(is_mask[word])) == 1 for word in (*whole, *spans))
 
 
 @settings(max_examples=150, deadline=None)

@@ -48,6 +48,12 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
+def test_a_manifest_of_an_earlier_build_has_no_health_lines(damaged):
+    folder = damaged(lambda content: content.pop("health"))
+    assert Manifest.read(folder) == MANIFEST
+    assert MANIFEST.health == []
+
+
 def test_a_manifest_is_plain_json(tmp_path):
     MANIFEST.write(tmp_path)
     content = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))

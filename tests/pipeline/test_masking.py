@@ -11,6 +11,8 @@ from pipeline.masking import (
     replace_pieces,
 )
 
+EACH = np.arange(100_000)
+
 
 @st.composite
 def rows_of_words(draw):
@@ -76,10 +78,19 @@ def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ran
         by_first_column = {columns[0]: columns for columns in row_words}
         order = [int(key & column_mask) for key in keys[row, : len(row_words)]]
         assert sorted(order) == sorted(by_first_column)
-        masked = []
+        masked, skipped = [], []
         for first_column in order:
-            if len(masked) + len(by_first_column[first_column]) <= budget[row]:
-                masked += by_first_column[first_column]
+            columns = by_first_column[first_column]
+            if len(masked) + len(columns) <= budget[row]:
+                masked += columns
+            else:
+                skipped.append(columns)
+        rest = budget[row] - len(masked)
+        if skipped and 2 * len(masked) < budget[row]:
+            columns = skipped[0]
+            bits = int(keys[row, order.index(columns[0])]) >> int(column_mask).bit_length()
+            start = bits % (len(columns) - rest + 1)
+            masked += columns[start : start + rest]
         expected.append(sorted(masked))
     assert per_row(pieces) == expected
     seq_length = is_word_start.shape[1]
@@ -94,17 +105,39 @@ def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop():
     assert per_row(pieces) == [[7, 8]] * 100
 
 
-def test_a_row_of_words_that_are_all_too_long_gets_no_mask():
-    is_word_start, is_boundary, budget, _ = lay_out([([3], [4], 2), ([1], [4], 2)], padding=2)
+def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused():
+    rows = [([9], [40], 4), ([1, 9], [40], 4), ([2, 9], [40], 4), ([2], [1], 8)]
+    is_word_start, is_boundary, budget, words = lay_out(rows, padding=2)
+    pieces = [
+        choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(seed))
+        for seed in range(200)
+    ]
+    found = list(zip(*map(per_row, pieces), strict=True))
+    for row, whole in ((0, []), (1, [1])):
+        spans = [columns[len(whole) :] for columns in found[row]]
+        assert all(columns[: len(whole)] == whole for columns in found[row])
+        assert {len(span) for span in spans} == {4 - len(whole)}
+        assert all(span == list(range(span[0], span[0] + len(span))) for span in spans)
+        assert all(any(set(span) <= set(word) for word in words[row]) for span in spans)
+    # A half is not most; and words that are all masked leave nothing to mask.
+    assert set(map(tuple, found[2])) == {(1, 2)}
+    assert set(map(tuple, found[3])) == {(1, 2, 4)}
+
+
+def test_the_word_of_a_span_and_its_place_are_equally_likely():
+    is_word_start, is_boundary, budget, _ = lay_out([([10] * 3, [10] * 3, 4)] * 20_000, padding=3)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
-    assert per_row(pieces) == [[], [1]]
+    starts = np.bincount(pieces.column[::4], minlength=63)
+    allowed = [column + place for column in (1, 11, 21, 32, 42, 52) for place in range(7)]
+    assert starts.sum() == starts[allowed].sum() == 20_000
+    assert starts[allowed] == pytest.approx([20_000 / len(allowed)] * len(allowed), rel=0.25)
 
 
 def test_a_word_may_end_at_the_last_column():
-    is_word_start = np.array([[False, True, False, False]])
+    is_word_start = np.array([[False, True, False, False]] * 2)
     pieces = choose_masked_pieces(
-        np.repeat(is_word_start, 2, axis=0),
-        np.repeat(is_word_start, 2, axis=0),
+        is_word_start,
+        is_word_start | np.array([True, False, False, False]),
         np.array([3, 3]),
         np.random.default_rng(1),
     )
@@ -122,7 +155,7 @@ def test_every_word_is_equally_likely():
 def test_pieces_become_mask_stay_or_turn_random_in_the_shares_of_the_original():
     ids = np.arange(100_000) % 50 + 100
     replacements = np.arange(200, 210)
-    new_ids, action = replace_pieces(ids, 4, replacements, np.random.default_rng(1))
+    new_ids, action = replace_pieces(ids, 4, replacements, np.random.default_rng(1), EACH)
     assert np.bincount(action) / len(ids) == pytest.approx([0.8, 0.1, 0.1], abs=0.005)
     assert (new_ids[action == 0] == 4).all()
     assert (new_ids[action == 1] == ids[action == 1]).all()
@@ -132,17 +165,17 @@ def test_pieces_become_mask_stay_or_turn_random_in_the_shares_of_the_original():
 
 
 def test_pieces_of_one_word_draw_independently():
-    _, action = replace_pieces(np.arange(60_000), 4, np.arange(9), np.random.default_rng(1))
+    _, action = replace_pieces(EACH, 4, np.arange(9), np.random.default_rng(1), EACH)
     both_masked = (action[::2] == 0) & (action[1::2] == 0)
     assert both_masked.mean() == pytest.approx(0.64, abs=0.02)
 
 
 def test_pieces_of_one_word_may_share_a_draw():
     begins_word = np.array([True, False, True, True, False, False, True])
-    first_pieces = first_piece_of_word(begins_word)
+    first_pieces = first_piece_of_word(np.array([1, 2, 3, 7, 8, 9, 20]), begins_word)
     assert first_pieces.tolist() == [0, 0, 2, 3, 3, 3, 6]
 
-    acts_like = first_piece_of_word(np.arange(60_000) % 2 == 0)
+    acts_like = first_piece_of_word(np.arange(1, 60_001), np.arange(60_000) % 2 == 0)
     ids = np.arange(60_000) + 100
     new_ids, action = replace_pieces(ids, 4, np.arange(9), np.random.default_rng(1), acts_like)
     assert (action[::2] == action[1::2]).all()
@@ -151,8 +184,14 @@ def test_pieces_of_one_word_may_share_a_draw():
     assert (random_pairs[:, 0] != random_pairs[:, 1]).mean() > 0.8
 
 
+def test_a_span_within_a_word_shares_a_draw_of_its_own():
+    begins_word = np.array([True, False, False, False, False, True])
+    first_pieces = first_piece_of_word(np.array([1, 2, 8, 9, 41, 42]), begins_word)
+    assert first_pieces.tolist() == [0, 0, 2, 2, 4, 5]
+
+
 def test_nothing_to_replace_is_fine():
     new_ids, action = replace_pieces(
-        np.zeros(0, np.uint16), 4, np.arange(9), np.random.default_rng(1)
+        np.zeros(0, np.uint16), 4, np.arange(9), np.random.default_rng(1), np.zeros(0, int)
     )
     assert new_ids.shape == action.shape == (0,)

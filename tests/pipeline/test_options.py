@@ -16,6 +16,28 @@ def test_defaults_are_those_of_the_original():
 
 
 @pytest.mark.parametrize(
+    ("max_seq_length", "masked_lm_prob", "predictions"),
+    [
+        (128, 0.15, 20),
+        (512, 0.15, 76),
+        (512, 0.4, 205),
+        (48, 0.15, 8),
+        (1000, 0.15, 150),
+        (100, 0.07, 7),  # whose product is 7.000000000000001
+        (8, 1e-15, 1),
+        (8, 0.999, 8),
+    ],
+)
+def test_predictions_are_what_the_share_asks_unless_they_are_given(
+    max_seq_length, masked_lm_prob, predictions
+):
+    options = InstanceOptions(max_seq_length, masked_lm_prob=masked_lm_prob)
+    assert options.max_predictions_per_seq == options.default_predictions == predictions
+    given = InstanceOptions(max_seq_length, 5, masked_lm_prob)
+    assert (given.max_predictions_per_seq, given.default_predictions) == (5, predictions)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"max_seq_length": 7},

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -234,6 +235,15 @@ def test_the_page_has_all_facts(make_data_set, report_of):
     assert rows["Tokens in the vocabulary"] == [str(manifest.vocab_size)]
     assert rows["SHA-256 of the vocabulary"] == [manifest.vocab_sha256]
     assert rows["Unicode version"] == ["14.0.0"]
+
+
+def test_the_page_shows_the_health_check(make_data_set, report_of):
+    manifest = make_data_set([random_instances(30, 16)])
+    assert "No share is out of bounds." in Page(report_of(manifest)).text
+    line = "6.0% of the tokens are [UNK]; usual is below 5%: <b>"
+    page = Page(report_of(replace(manifest, health=[line])))
+    assert line in page.text
+    assert "No share is out of bounds." not in page.text
 
 
 def test_the_most_often_masked_tokens_have_counts_and_shares(make_data_set, report_of):

@@ -234,6 +234,14 @@ def test_results_of_evaluate_are_reported(own_run):
     assert reported_results(own_run) == REPORTED_RESULTS
 
 
+def test_results_without_masks_say_nothing_of_the_masked_lm(own_run):
+    rest = {name: value for name, value in RESULTS.items() if name.startswith("next_sentence")}
+    write_results(own_run, STEP, rest)
+    assert reported_results(own_run) == {
+        name: value for name, value in REPORTED_RESULTS.items() if name.startswith("next-sentence")
+    }
+
+
 def test_results_of_evaluate_take_precedence_over_those_of_training(own_run):
     write_results(own_run, STEP, RESULTS)
     write_metrics(own_run, evaluation(STEP, OTHER_RESULTS))

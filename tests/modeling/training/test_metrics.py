@@ -125,6 +125,21 @@ def screen(written):
     return [text.rstrip() for text in rows if text.strip()]
 
 
+def test_steps_without_masks_have_no_loss_of_the_masked_lm(tmp_path, make_writer, caplog):
+    unmasked = SUMS | dict.fromkeys(
+        ("masked_lm_nll", "masked_lm_correct", "masked_lm_weights"), 0.0
+    )
+    writer = make_writer()
+    with caplog.at_level("INFO", logger="absl"):
+        writer.write(2, unmasked, learning_rate=1e-3)
+        writer.write_evaluation(2, unmasked)
+    line, evaluation = read_metrics(tmp_path)
+    assert line["next_sentence_loss"] == evaluation["eval_next_sentence_loss"] == 0.5
+    names = {*line, *evaluation, *(tag for tag, _, _ in read_scalars(tmp_path))}
+    assert not any("masked_lm" in name for name in names)
+    assert all("masked LM – | next sentence 0.500 (75.0%)" in text for text in caplog.messages)
+
+
 def test_line_holds_the_means_over_its_steps(tmp_path, make_writer):
     make_writer().write(2, SUMS, learning_rate=1e-3)
     (line,) = read_lines(tmp_path)
