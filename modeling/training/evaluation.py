@@ -40,8 +40,8 @@ class Evaluation:
     Attributes:
       step: the checkpoint's step.
       masked_lm_loss, next_sentence_loss: in nats.
-      masked_lm_accuracy, next_sentence_accuracy: shares of right answers. What concerns masked words
-        is None if no word is masked.
+      masked_lm_accuracy, next_sentence_accuracy: shares of right answers. What concerns masked
+        words is None if no word is masked.
       data_dir: where the data set was; None if an earlier build evaluated.
       manifest_sha256: the SHA-256 of its manifest.json (in hexadecimal); None as `data_dir`.
     """
