@@ -79,7 +79,6 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
       UserError: a file, a record, the vocabulary or the directory is unusable.
     """
     vocabulary = Vocabulary(options.vocab_file)
-    vocabulary_content = options.vocab_file.read_bytes()
     output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
     files = _files_of(options, output)
     plan = {
@@ -118,7 +117,7 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
         (output / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(output / PLAN_NAME, plan)
         with whole_file(output / VOCABULARY_NAME) as temporary:
-            temporary.write_bytes(vocabulary_content)
+            temporary.write_bytes(vocabulary.content)
         write_whole(output / FLAGS_NAME, flags)
         write_report(output, manifest, vocabulary)
         manifest.write(output)

@@ -14,7 +14,7 @@ from pipeline.buckets import Bucket
 from pipeline.documents import Document
 from pipeline.files import whole_file
 from pipeline.tokenization import FullTokenizer
-from pipeline.word_segmentation import Segmenter, pieces_inside_words
+from pipeline.word_segmentation import Segmenter, word_starts
 
 DOCUMENT_ID = ["file", "offset"]
 _DIGEST_BYTES = 16
@@ -92,7 +92,7 @@ def tokenize_document(
       document: the document to tokenize.
       tokenizer: turns sentences into token ids.
       statistics: counter that this function adds to.
-      segment: finds the words in text with ideographs; if None, each ideograph is a word.
+      segment: finds the words; if None, spaces, punctuation and `##` tell them.
 
     Returns:
       The tokenized document, or None if no token is left.
@@ -106,9 +106,9 @@ def tokenize_document(
     if not len(ids):
         statistics["documents_without_tokens"] += 1
         return None
-    word_starts = vocabulary.begins_word[ids]
+    begins_word = vocabulary.begins_word[ids]
     if segment:
-        word_starts[pieces_inside_words(document.sentences, tokenizer, segment)] = False
+        begins_word = word_starts(document.sentences, tokenizer, segment)
     statistics["documents_tokenized"] += 1
     statistics["tokens"] += len(ids)
     statistics["unknown_tokens"] += int(np.count_nonzero(ids == vocabulary.ids["[UNK]"]))
@@ -117,7 +117,7 @@ def tokenize_document(
         offset=document.offset,
         digest=_digest(document.sentences),
         ids=ids.tobytes(),
-        word_starts=word_starts.tobytes(),
+        word_starts=begins_word.tobytes(),
         sentence_lengths=lengths[lengths > 0].astype(np.uint32).tobytes(),
     )
 

@@ -75,16 +75,21 @@ class Directories:
         return manifest
 
     def prepare(
-        self, vocab_file: Path, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
+        self, vocabulary: bytes, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool
     ) -> None:
         """Prepares the directories for a new run, or for resuming an unfinished one.
 
         An unfinished run can be resumed if its plans are the same.
 
+        Args:
+          vocabulary: the content of the data set's vocab.txt.
+          tokenization_plan: what determines the tokenized corpus.
+          shard_plan: what determines the shards.
+          overwrite: whether to replace what is there.
+
         Raises:
           UserError: a directory is not writable or holds files that must not be replaced.
         """
-        vocabulary = vocab_file.read_bytes()  # read first: discarding the data set may delete it
         try:
             for directory in (self.receipts, self.unfinished_shards, self.tokenized):
                 remove_leftovers(directory)

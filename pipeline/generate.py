@@ -93,7 +93,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
             _verify_finished(DataSet(directories.output, finished))
             _check_health(finished.health, options)
             return finished
-        directories.prepare(options.vocab_file, tokenization_plan, shard_plan, options.overwrite)
+        directories.prepare(vocabulary.content, tokenization_plan, shard_plan, options.overwrite)
         # A copy, because the given file may have been in the directory that was discarded.
         options = replace(options, vocab_file=directories.vocabulary)
         sample = read_sample(portions, options.reading)

@@ -102,7 +102,7 @@ def lay_out(
       windows: the documents' ids and word starts, from `_windows`, of length S.
       pairs: all pairs of the documents.
       rows: which of them to lay out, N.
-      vocabulary: gives the ids of `[CLS]` and `[SEP]`.
+      vocabulary: gives the ids of `[CLS]`, `[SEP]` and `[PAD]`.
     """
     ids, word_starts = windows
     max_seq_length = ids.shape[1]
@@ -119,6 +119,7 @@ def lay_out(
 
     input_ids = ids[a_window] * in_a + ids[b_window] * in_b
     input_ids += is_separator * ids.dtype.type(vocabulary.ids["[SEP]"])
+    input_ids += (column > last_separator) * ids.dtype.type(vocabulary.ids["[PAD]"])
     input_ids[:, 0] = vocabulary.ids["[CLS]"]
 
     is_word_start = word_starts[a_window] & in_a | word_starts[b_window] & in_b

@@ -3,6 +3,8 @@
 It gives the same tokens as the original release (google-research/bert, tokenization.py).
 `FullTokenizer.encode` gives the same ids as `tokenize`, but faster. It uses two bounded memos: one
 maps whitespace-separated words to ids, the other maps basic tokens to ids.
+
+The names that other code takes from the original's module are here, too, with the same meaning.
 """
 
 import re
@@ -45,6 +47,7 @@ class BasicTokenizer:
     def __init__(self, do_lower_case: bool = True, strip_accents: bool | None = None):
         self.do_lower_case = do_lower_case
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
+        self._num_characters: dict[str, int] = {}
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the basic tokens of `text`, in order."""
@@ -56,18 +59,35 @@ class BasicTokenizer:
             tokens.extend(_split_at_punctuation(plain))
         return tokens
 
+    def origins(self, text: str) -> list[int]:
+        """Returns where each character of the tokens of `text` comes from, as an offset in it.
+
+        A character becomes none, one or several, whatever stands beside it. For example, the
+        uncased "Tschüß" (with U+0308) gives 0 1 2 3 4 6.
+        """
+        for character in set(text) - self._num_characters.keys():
+            self._num_characters[character] = len("".join(self.tokenize(character)))
+        return [i for i, each in enumerate(text) for _ in range(self._num_characters[each])]
+
 
 class WordpieceTokenizer:
     """Greedy longest-match-first WordPiece.
 
     Args:
       vocab: maps each token to its id; pieces inside a word begin with `##`.
-      unk_token: replaces a word that no pieces can form or that is longer than 200 characters.
+      unk_token: replaces a word that no pieces can form or that is too long.
+      max_input_chars_per_word: the number of characters of the longest word.
     """
 
-    def __init__(self, vocab: Mapping[str, int], unk_token: str = "[UNK]"):
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        unk_token: str = "[UNK]",
+        max_input_chars_per_word: int = MAX_CHARACTERS_PER_WORD,
+    ):
         self.vocab = vocab
         self.unk_token = unk_token
+        self.max_input_chars_per_word = max_input_chars_per_word
         self._inside_words = {piece[2:] for piece in vocab if piece.startswith("##")}
         self._longest_piece = max(map(len, vocab), default=0)
 
@@ -77,7 +97,7 @@ class WordpieceTokenizer:
 
     def pieces_of_word(self, word: str) -> list[str]:
         """Returns the pieces of one word."""
-        if len(word) > MAX_CHARACTERS_PER_WORD:
+        if len(word) > self.max_input_chars_per_word:
             return [self.unk_token]
         pieces: list[str] = []
         start, prefix = 0, ""
@@ -97,7 +117,8 @@ class FullTokenizer:
     """Turns text into WordPiece tokens or ids.
 
     Args:
-      vocab_file: path of the vocabulary, a file with one token per line.
+      vocab_file: path of the vocabulary, a file with one token per line. Of the special tokens, it
+        needs only [UNK].
       do_lower_case, strip_accents: options of `BasicTokenizer`.
     """
 
@@ -107,7 +128,7 @@ class FullTokenizer:
         do_lower_case: bool = True,
         strip_accents: bool | None = None,
     ):
-        self.vocabulary = Vocabulary(vocab_file)
+        self.vocabulary = Vocabulary(vocab_file, needed=["[UNK]"])
         self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
         ids = np.arange(len(self.vocabulary), dtype=self.vocabulary.id_dtype)
@@ -116,6 +137,7 @@ class FullTokenizer:
         }
         self._ids_of_basic_token = _Memo(self._encode_basic_token)
         self._ids_of_word = _Memo(self._encode_word)
+        self._offsets_of_word = _Memo(self._find_pieces)
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the WordPiece tokens of `text`, the simple way; `encode` must agree with it."""
@@ -127,7 +149,11 @@ class FullTokenizer:
 
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
         """Returns the ids of `tokens`; raises KeyError for a token outside the vocabulary."""
-        return [self.vocabulary.ids[token] for token in tokens]
+        return convert_tokens_to_ids(self.vocabulary.ids, tokens)
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Returns the tokens of `ids`; raises IndexError for an id outside the vocabulary."""
+        return [self.vocabulary.tokens[number] for number in ids]
 
     def encode(self, text: str) -> np.ndarray:
         """Returns `convert_tokens_to_ids(tokenize(text))` as an array, but faster."""
@@ -147,18 +173,18 @@ class FullTokenizer:
             for sentence in sentences
         ]
 
-    def units(self, text: str) -> Iterator[tuple[int, int]]:
-        """Locates each ideograph and each run of other characters, and counts its pieces.
+    def piece_offsets(self, text: str) -> np.ndarray:
+        """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
 
         Args:
           text: text that `drop_control_whitespace` returned.
-
-        Yields:
-          For each unit, in order, its offset in `text` and its number of pieces.
         """
-        item_bytes = self.vocabulary.id_dtype.itemsize
-        for unit in _IDEOGRAPH_OR_WORD.finditer(text):
-            yield unit.start(), len(self._ids_of_word[unit[0]]) // item_bytes
+        starts, offsets = [], []
+        for word in _IDEOGRAPH_OR_WORD.finditer(text):
+            starts.append(word.start())
+            offsets.append(self._offsets_of_word[word[0]])
+        num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
+        return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
 
     def _encode_word(self, word: str) -> bytes:
         if not (word.isascii() and word.isprintable()):
@@ -175,6 +201,17 @@ class FullTokenizer:
         return b"".join(
             map(self._id_of_piece.__getitem__, self.wordpiece_tokenizer.tokenize(token))
         )
+
+    def _find_pieces(self, word: str) -> bytes:
+        """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
+        origins = self.basic_tokenizer.origins(word)
+        offsets, end = [], 0
+        for token in self.basic_tokenizer.tokenize(word):
+            start, end = end, end + len(token)
+            for piece in self.wordpiece_tokenizer.tokenize(token):
+                offsets.append(origins[start])
+                start += len(piece.removeprefix("##"))
+        return np.array(offsets, np.int64).tobytes()
 
 
 class _Memo(dict[str, bytes]):
@@ -200,6 +237,36 @@ class _Memo(dict[str, bytes]):
         if len(key) <= _LONGEST_MEMO_KEY:
             self[key] = value
         return value
+
+
+def load_vocab(vocab_file: str | Path) -> dict[str, int]:
+    """Returns the id of each token of a vocabulary."""
+    return Vocabulary(vocab_file, needed=()).ids
+
+
+def convert_tokens_to_ids(vocab: Mapping[str, int], tokens: Iterable[str]) -> list[int]:
+    """Returns the ids of `tokens`; raises KeyError for a token outside the vocabulary."""
+    return [vocab[token] for token in tokens]
+
+
+def convert_ids_to_tokens(inv_vocab: Mapping[int, str], ids: Iterable[int]) -> list[str]:
+    """Returns the tokens of `ids`; raises KeyError for an id outside the vocabulary."""
+    return [inv_vocab[number] for number in ids]
+
+
+def convert_to_unicode(text: str | bytes) -> str:
+    """Returns a text as `str`; drops invalid UTF-8."""
+    return text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
+
+
+def printable_text(text: str | bytes) -> str:
+    """Returns a text as `str`, which Python 3 prints."""
+    return convert_to_unicode(text)
+
+
+def whitespace_tokenize(text: str) -> list[str]:
+    """Returns the parts of a text between white space."""
+    return text.split()
 
 
 def drop_control_whitespace(text: str) -> str:
@@ -230,7 +297,7 @@ def has_ideograph(text: str) -> bool:
 def clean_text(text: str) -> str:
     """Drops NUL, U+FFFD and control characters, and turns all white space into spaces."""
     return "".join(
-        " " if _is_space(character) else character
+        " " if _is_whitespace(character) else character
         for character in text
         if character not in "\0\ufffd" and not _is_control(character)
     )
@@ -250,7 +317,7 @@ def _split_at_punctuation(word: str) -> list[str]:
     return spaced.split()
 
 
-def _is_space(character: str) -> bool:
+def _is_whitespace(character: str) -> bool:
     return character in " \t\n\r" or unicodedata.category(character) == "Zs"
 
 

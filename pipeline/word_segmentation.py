@@ -1,19 +1,26 @@
-"""Finds words in text without spaces, such as Chinese, for whole-word masks.
+"""Finds the words of a text with a segmenter, for whole-word masks.
 
-The tokenizer turns each ideograph into a token. A segmenter finds the ideographs that form a word,
-which are then masked together.
+Without one, spaces, punctuation and WordPiece's `##` tell the words, as in the original: each
+Chinese character is a word, and a whole clause of Thai. The words of a segmenter replace those,
+and decide only what is masked together, never an id.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import inspect
-from bisect import bisect_right
+import reprlib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
-from pipeline.tokenization import FullTokenizer, drop_control_whitespace, has_ideograph
+from pipeline.tokenization import FullTokenizer, drop_control_whitespace
 
 Segmenter = Callable[[str], Iterable[str]]
 """Returns the words of a text, in order; it may omit the white space between words."""
@@ -40,7 +47,9 @@ def load_segmenter(name: str) -> Segmenter:
     if not separator:
         raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
     try:
-        segment = getattr(importlib.import_module(module_name), function_name)
+        segment = functools.reduce(
+            getattr, function_name.split("."), importlib.import_module(module_name)
+        )
     except Exception as error:
         advice = "; PYTHONPATH must name its folder, in the environment of all workers"
         is_missing = isinstance(error, ModuleNotFoundError)
@@ -55,56 +64,74 @@ def load_segmenter(name: str) -> Segmenter:
 def describe_segmenter(name: str | None) -> str | None:
     """The segmenter's name and version, because different versions find different words.
 
-    For a function, the SHA-256 of its module's source stands for the version, if it is known.
+    The version is that of the distributions that hold its module and, if that is another, the
+    module that defines the function. For a module of no distribution, the SHA-256 of its file
+    stands for the version.
     """
     if name is None:
         return None
     if name == "jieba":
         return f"jieba {importlib.metadata.version('jieba')}"
-    source = inspect.getsourcefile(inspect.unwrap(load_segmenter(name)))
-    digest = sha256_of(Path(source)) if source else "unknown"
-    return f"{name} of a module with the SHA-256 {digest}"
+    segment: Any = load_segmenter(name)
+    while isinstance(segment, functools.partial):
+        segment = segment.func
+    segment = inspect.unwrap(segment)
+    named = name.partition(":")[0]
+    modules = [named, getattr(segment, "__module__", None) or type(segment).__module__]
+    versions = [_version_of(sys.modules[module]) for module in modules if module in sys.modules]
+    return f"{name} of {', '.join(dict.fromkeys(versions))}"
 
 
-def pieces_inside_words(
-    sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter
-) -> list[int]:
-    """Finds the pieces that continue the preceding piece's word, numbered across all sentences.
+def _version_of(module: ModuleType) -> str:
+    """Names the distribution of a module and its version, or the content of its file."""
+    package = module.__name__.partition(".")[0]
+    distributions = importlib.metadata.packages_distributions().get(package)
+    if distributions:
+        return ", ".join(
+            f"{distribution} {importlib.metadata.version(distribution)}"
+            for distribution in sorted(set(distributions))
+        )
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return f"the module {module.__name__} without a file"
+    return f"a module with the SHA-256 {sha256_of(Path(path))}"
 
-    The segmenter only decides whether an ideograph, or a run of other characters, continues a word.
-    Within such a run, spaces and punctuation separate the words.
 
-    Returns:
-      The numbers of the pieces, in ascending order.
+def word_starts(sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter) -> np.ndarray:
+    """Finds the pieces with which the segmenter's words begin: bool [pieces of all sentences].
+
+    A piece belongs to the word in which it begins. For example, if the words of "abcd" are "ab" and
+    "cd", and its pieces "abc" and "##d", "##d" begins a word, which is "cd" without its "c".
 
     Raises:
       UserError: the segmenter fails, or its words do not match a sentence.
     """
-    inside = []
-    piece = 0
+    begins = [np.zeros(0, bool)]
     for sentence in map(drop_control_whitespace, sentences):
-        word_starts = _word_starts(sentence, segment) if has_ideograph(sentence) else None
-        previous = -1
-        for offset, num_pieces in tokenizer.units(sentence):
-            if num_pieces and word_starts is not None:
-                if bisect_right(word_starts, previous) == bisect_right(word_starts, offset):
-                    inside.append(piece)
-                previous = offset
-            piece += num_pieces
-    return inside
+        offsets = tokenizer.piece_offsets(sentence)
+        if len(offsets):
+            word = np.searchsorted(_offsets_of_words(sentence, segment), offsets, side="right")
+            begins.append(np.diff(word, prepend=-1) != 0)
+    return np.concatenate(begins)
 
 
-def _word_starts(text: str, segment: Segmenter) -> list[int]:
+def _offsets_of_words(text: str, segment: Segmenter) -> list[int]:
     """Returns the offsets in `text` at which its words begin."""
     starts = []
     end = 0
     try:
-        words = list(segment(text))
+        words = segment(text)
+        words = [words] if isinstance(words, str) else list(words)
     except Exception as error:
         raise UserError(
             f"--word_segmenter fails on {text[:_SHOWN_CHARACTERS]!r}: {error!r}"
         ) from error
     for word in words:
+        if not isinstance(word, str):
+            raise UserError(
+                f"--word_segmenter gives {reprlib.repr(word)} for a word of "
+                f"{text[:_SHOWN_CHARACTERS]!r}, not a text"
+            )
         start = text.find(word, end)
         if start < 0 or text[end:start].strip():
             raise _wrong_words(text, end)

@@ -57,7 +57,7 @@ class _Index:
 
 
 def write_huggingface(
-    directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray]
+    directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray], pad_id: int = 0
 ) -> None:
     """Writes `config.json` and `model.safetensors`.
 
@@ -66,20 +66,26 @@ def write_huggingface(
       config: the model's config.
       weights: its variables under the names of the original's checkpoints. If heads are missing,
         the config names a class without them, and `transformers` initializes new ones.
+      pad_id: the id of `[PAD]`.
     """
     import safetensors.numpy  # noqa: PLC0415 - an extra
 
     tensors = {
         huggingface_name(name): to_huggingface(name, values) for name, values in weights.items()
     }
-    write_config(directory, config, weights)
+    write_config(directory, config, weights, pad_id)
     content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (directory / WEIGHTS_NAME).write_bytes(content)
 
 
-def write_config(directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray]) -> None:
+def write_config(
+    directory: Path, config: BertConfig, weights: Mapping[str, np.ndarray], pad_id: int = 0
+) -> None:
     """Writes `config.json`, which names a class whose variables are all among `weights`."""
-    described = {"architectures": [_architecture(config, weights)], **huggingface_config(config)}
+    described = {
+        "architectures": [_architecture(config, weights)],
+        **huggingface_config(config, pad_id),
+    }
     text = json.dumps(described, indent=2) + "\n"
     (directory / HUGGINGFACE_CONFIG_NAME).write_text(text, "utf-8")
 
@@ -235,7 +241,7 @@ def _is_kernel(name: str) -> bool:
     return name.endswith("/kernel")
 
 
-def huggingface_config(config: BertConfig) -> dict[str, Any]:
+def huggingface_config(config: BertConfig, pad_id: int = 0) -> dict[str, Any]:
     """The content of config.json, where "gelu" is the exact form and "gelu_new" the tanh form."""
     is_tanh_gelu = config.hidden_act == "gelu" and config.gelu_form == GeluForm.TANH
     return {
@@ -252,7 +258,7 @@ def huggingface_config(config: BertConfig) -> dict[str, Any]:
         "type_vocab_size": config.type_vocab_size,
         "initializer_range": config.initializer_range,
         "layer_norm_eps": LAYER_NORM_EPSILON,
-        "pad_token_id": 0,
+        "pad_token_id": pad_id,
         "torch_dtype": "float32",
     }
 

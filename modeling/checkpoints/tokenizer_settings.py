@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,40 +13,27 @@ from typing_extensions import TypedDict  # typing's own is not enough for pydant
 from pipeline.errors import UserError
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import VOCABULARY_NAME, Manifest
-from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
+from pipeline.vocabulary import (
+    MAX_CHARACTERS_PER_WORD,
+    SPECIAL_TOKENS,
+    TOKENIZER_NAME,
+    AddedToken,
+    in_order,
+    read_tokenizer_json,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 T = TypeVar("T")
 
-TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
 TOKENIZER_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, ADDED_TOKENS_NAME)
 _KNOWN_CLASSES = (
     "BertTokenizer BertTokenizerFast BertTokenizerLegacy PreTrainedTokenizerFast TokenizersBackend"
 ).split()
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that Hugging Face's tokenizers find in a text before they split it into words.
-
-    Attributes:
-      content: the token.
-      special: whether it is left out when ids become text again.
-      single_word: whether it is only found where no letter is next to it.
-      lstrip, rstrip: whether it includes the white space before or after it.
-      normalized: whether it is searched in the normalized text.
-    """
-
-    content: str
-    special: bool = False
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,21 +70,6 @@ class _Config(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Model:
-    type: str = "WordPiece"
-
-
-@dataclass(frozen=True)
-class _WordPiece:
-    vocab: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _AddedToken(AddedToken):
-    id: int
-
-
-@dataclass(frozen=True)
 class _Normalizer:
     lowercase: bool | None = None
     strip_accents: bool | None = None
@@ -106,18 +78,9 @@ class _Normalizer:
 
 @dataclass(frozen=True)
 class _AnyTokenizer:
-    """What is read of a tokenizer.json of any type."""
+    """What is read of a tokenizer.json beside its tokens."""
 
-    model: _Model
     normalizer: _Normalizer | None = None
-
-
-@dataclass(frozen=True)
-class _WordPieceTokenizer:
-    """What is read of a tokenizer.json with the tokens of a BERT."""
-
-    model: _WordPiece
-    added_tokens: list[_AddedToken] = field(default_factory=list)
 
 
 def read_tokenizer_settings(
@@ -175,21 +138,14 @@ def read_tokens(path: Path) -> list[str]:
       UserError: a file cannot be read, or is not a WordPiece vocabulary.
     """
     pieces = _word_pieces(path)
-    tokens = {i: token.content for i, token in _added_tokens(path.parent).items()} | pieces
-    if sorted(tokens) != list(range(len(tokens))):
-        raise UserError(
-            f"{path} has no tokens for some ids between others: copy {VOCABULARY_NAME} beside it"
-        )
-    return [tokens[i] for i in range(len(tokens))]
+    added = {i: token.content for i, token in _added_tokens(path.parent).items()}
+    return in_order(added | pieces, path)
 
 
 def _word_pieces(path: Path) -> dict[int, str]:
     """The tokens, by id, of a vocab.txt or tokenizer.json itself."""
     if path.name == TOKENIZER_NAME:
-        kind = _read_json(path, _AnyTokenizer).model.type
-        if kind != "WordPiece":
-            raise UserError(f"{path} is of the type {kind!r}, not WordPiece")
-        return {i: token for token, i in _read_json(path, _WordPieceTokenizer).model.vocab.items()}
+        return _read_tokenizer_json(path)[0]
     beside = path.with_name(TOKENIZER_NAME)
     pieces = _word_pieces(beside) if beside.exists() else {}
     try:
@@ -216,9 +172,7 @@ def _added_tokens(directory: Path) -> dict[int, AddedToken]:
     if (path := directory / TOKENIZER_CONFIG_NAME).exists():
         added |= _read_json(path, _Config).get("added_tokens_decoder", {})
     if (path := directory / TOKENIZER_NAME).exists():
-        for token in _read_json(path, _WordPieceTokenizer).added_tokens:
-            flags = {field.name: getattr(token, field.name) for field in fields(AddedToken)}
-            added[token.id] = AddedToken(**flags)
+        added |= _read_tokenizer_json(path)[1]
     return added
 
 
@@ -319,6 +273,13 @@ def _huggingface_settings(directory: Path) -> Mapping[str, Any]:
 def _is_special(token: str) -> bool:
     """Whether it is like [CLS] or [unused5], or like <S>, which uncased vocabularies have too."""
     return token[:1] + token[-1:] in ("[]", "<>")
+
+
+def _read_tokenizer_json(path: Path) -> tuple[dict[int, str], dict[int, AddedToken]]:
+    try:
+        return read_tokenizer_json(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _read_json(path: Path, content_type: type[T]) -> T:

@@ -143,6 +143,7 @@ def _write_format(
     heads: bool,
 ) -> None:
     config, weights = pretrained.config, pretrained.weights
+    pad_id = tokenizer.tokens.index("[PAD]") if "[PAD]" in tokenizer.tokens else 0
     if export_format in (Format.HUGGINGFACE, Format.ONNX):
         write_tokenizer(directory, tokenizer, config.max_position_embeddings)
     else:
@@ -150,7 +151,7 @@ def _write_format(
         (directory / CONFIG_NAME).write_text(config.to_json(), "utf-8")
     match export_format:
         case Format.HUGGINGFACE:
-            write_huggingface(directory, config, weights)
+            write_huggingface(directory, config, weights, pad_id)
             card = model_card(pretrained, tokenizer)
             (directory / MODEL_CARD_NAME).write_text(card, "utf-8")
         case Format.ORIGINAL:
@@ -168,7 +169,7 @@ def _write_format(
 
             parts = ("bert/", "cls/") if heads else ("bert/",)
             weights = {name: weights[name] for name in weights if name.startswith(parts)}
-            write_config(directory, config, weights)
+            write_config(directory, config, weights, pad_id)
             onnx.save(onnx_model(config, weights), directory / ONNX_NAME)
         case Format.SAVED_MODEL:
             vocabulary, lower = directory / VOCABULARY_NAME, tokenizer.do_lower_case

@@ -25,7 +25,7 @@ def vocab_file(tmp_path):
 
 def test_prepared_directories_hold_the_vocabulary_and_can_be_discarded(tmp_path, vocab_file):
     directories = Directories(tmp_path / "new" / "data")
-    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     assert directories.tokenized.is_dir()
     assert directories.receipts.is_dir()
     assert directories.unfinished_shards.is_dir()
@@ -41,7 +41,7 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, vocab_file,
     for name in ("vocab.txt", "notes.txt", "train-1-of-2.tfrecord"):
         (tmp_path / "other" / name).write_text(name)
     with pytest.raises(UserError, match="are not a data set"):
-        Directories(tmp_path / "other").prepare(vocab_file, {}, {}, overwrite)
+        Directories(tmp_path / "other").prepare(vocab_file.read_bytes(), {}, {}, overwrite)
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [
         *("notes.txt", "sub", "train-1-of-2.tfrecord", "vocab.txt")
     ]
@@ -49,7 +49,7 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, vocab_file,
 
 def test_discarding_keeps_files_that_do_not_belong_to_a_data_set(tmp_path, vocab_file):
     directories = Directories(tmp_path / "data")
-    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     (directories.output / "notes.txt").write_text("mine")
     directories.discard()
     assert [path.name for path in directories.output.iterdir()] == ["notes.txt"]
@@ -58,14 +58,14 @@ def test_discarding_keeps_files_that_do_not_belong_to_a_data_set(tmp_path, vocab
 def test_an_existing_empty_folder_is_used(tmp_path, vocab_file):
     (tmp_path / "data").mkdir()
     directories = Directories(tmp_path / "data")
-    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     assert directories.vocabulary.exists()
 
 
 @pytest.mark.parametrize("output", ["some_vocab.txt", "some_vocab.txt/data"])
 def test_a_file_is_refused_as_output_directory(tmp_path, vocab_file, output):
     with pytest.raises(UserError, match="cannot write to"):
-        Directories(tmp_path / output).prepare(vocab_file, {}, {}, overwrite=False)
+        Directories(tmp_path / output).prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     assert vocab_file.read_text() == "[PAD]\n"
 
 
@@ -75,7 +75,7 @@ def test_a_foreign_folder_is_never_mistaken_for_a_data_set(tmp_path, vocab_file)
         (tmp_path / "data" / name).write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="are not a data set"):
-            Directories(tmp_path / "data").prepare(vocab_file, {}, {}, overwrite)
+            Directories(tmp_path / "data").prepare(vocab_file.read_bytes(), {}, {}, overwrite)
     assert len(list((tmp_path / "data").rglob("*"))) == 4
 
 
@@ -84,7 +84,7 @@ def test_foreign_files_are_refused_as_tokenized_corpus(tmp_path, vocab_file):
     (tmp_path / "tokenized" / "split-00000.parquet").write_text("precious")
     directories = Directories(tmp_path / "data", tmp_path / "tokenized")
     with pytest.raises(UserError, match="--tokenized_dir"):
-        directories.prepare(vocab_file, {}, {}, overwrite=True)
+        directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=True)
     assert (tmp_path / "tokenized" / "split-00000.parquet").read_text() == "precious"
 
 
@@ -97,10 +97,10 @@ def test_foreign_files_are_refused_as_tokenized_corpus(tmp_path, vocab_file):
 )
 def test_a_damaged_plan_is_one_line_with_advice(tmp_path, vocab_file, file, advice):
     directories = Directories(tmp_path / "data", tmp_path / "tokenized")
-    directories.prepare(vocab_file, {}, {}, overwrite=False)
+    directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     (tmp_path / file).write_text("{")
     with pytest.raises(UserError, match=advice) as raised:
-        directories.prepare(vocab_file, {}, {}, overwrite=False)
+        directories.prepare(vocab_file.read_bytes(), {}, {}, overwrite=False)
     assert str(raised.value).startswith(f"{tmp_path / file} is damaged")
 
 
@@ -152,7 +152,7 @@ def make_data_set(output_dir, tokenized_dir, vocab_file, seed, overwrite=False):
     with locked_directory(directories.output):
         if not overwrite and directories.find_finished(plan):
             return
-        directories.prepare(vocab_file, PLAN, plan, overwrite)
+        directories.prepare(vocab_file.read_bytes(), PLAN, plan, overwrite)
         tokenized = directories.tokenized_file(0)
         if not read_receipt_of_whole(tokenized, DuplicatesReceipt):
             write_whole(tokenized, "tokens")

@@ -280,6 +280,19 @@ def test_nothing_comes_of_one_sentence_alone(batch_of, vocabulary):
     assert statistics["chunks_without_next"] == 1
 
 
+def test_padding_has_the_id_of_the_padding_token(batch_of, tmp_path):
+    tokens = ["a", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]", *(f"t{i}" for i in range(100))]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    rng = np.random.default_rng(1)
+    options = InstanceOptions(max_seq_length=32, max_predictions_per_seq=4, short_seq_prob=1)
+    vocabulary, batch = Vocabulary(tmp_path / "vocab.txt"), batch_of([[5, 4], [7, 3]], 6)
+    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    is_padding = instances["input_mask"] == 0
+    assert is_padding.any()
+    assert (instances["input_ids"][is_padding] == 5).all()
+    assert (instances["input_ids"][~is_padding] != 5).all()
+
+
 @pytest.fixture(scope="module")
 def many_masks(batch_of, write_vocabulary):
     """Instances over a vocabulary that is mostly unused tokens, by `random_token`."""

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.tokenization import BasicTokenizer, FullTokenizer, WordpieceTokenizer
+from pipeline.tokenization import (
+    BasicTokenizer,
+    FullTokenizer,
+    WordpieceTokenizer,
+    convert_ids_to_tokens,
+    convert_to_unicode,
+    convert_tokens_to_ids,
+    load_vocab,
+    printable_text,
+)
 
 ASCII_PUNCTUATION = {*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)}
 TRICKY_CHARACTERS = (
@@ -222,7 +231,7 @@ def test_the_id_dtype_fits_the_largest_vocabularies(write_vocabulary, size, dtyp
 
 
 def test_a_folder_is_refused_as_vocabulary(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="is a directory without"):
         FullTokenizer(tmp_path)
 
 
@@ -235,3 +244,40 @@ def test_very_long_words_are_not_remembered(toy_vocab_file):
     tokenizer = FullTokenizer(toy_vocab_file)
     tokenizer.encode("a" * 65 + " " + "b" * 64)
     assert list(tokenizer._ids_of_word) == ["b" * 64]
+
+
+# The names of the original's module.
+
+
+def test_ids_and_tokens_are_converted_by_any_vocabulary():
+    vocab = {"[UNK]": 0, "the": 1, "##s": 2}
+    inverse = {number: token for token, number in vocab.items()}
+    assert convert_tokens_to_ids(vocab, ["the", "##s", "the"]) == [1, 2, 1]
+    assert convert_ids_to_tokens(inverse, [2, 0]) == ["##s", "[UNK]"]
+    with pytest.raises(KeyError):
+        convert_tokens_to_ids(vocab, ["river"])
+    with pytest.raises(KeyError):
+        convert_ids_to_tokens(inverse, [3])
+
+
+def test_a_tokenizer_needs_only_the_unknown_token(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[UNK]\nmill\n##s\n")
+    tokenizer = FullTokenizer(path, do_lower_case=True)
+    assert tokenizer.tokenize("Mills mill, stone") == ["mill", "##s", "mill", "[UNK]", "[UNK]"]
+    assert tokenizer.convert_ids_to_tokens([1, 2]) == ["mill", "##s"]
+    assert tokenizer.encode("mills").tolist() == [1, 2]
+    assert load_vocab(path) == {"[UNK]": 0, "mill": 1, "##s": 2}
+    path.write_text("mill\n")
+    with pytest.raises(UserError, match=r"has no \[UNK\]"):
+        FullTokenizer(path)
+
+
+def test_texts_are_made_of_bytes():
+    assert printable_text("漢 é".encode()) == convert_to_unicode("漢 é") == "漢 é"
+    assert convert_to_unicode(b"a\xffb") == "ab"
+
+
+def test_the_longest_word_may_be_set():
+    pieces = WordpieceTokenizer({"a": 0, "##a": 1}, unk_token="?", max_input_chars_per_word=3)
+    assert pieces.tokenize("aaa aaaa") == ["a", "##a", "##a", "?"]

@@ -1,6 +1,8 @@
+import hashlib
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import version
 from itertools import accumulate, pairwise
 
 import jieba
@@ -13,7 +15,7 @@ from pipeline.corpus import tokenize_document
 from pipeline.documents import Document
 from pipeline.errors import UserError
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace
-from pipeline.word_segmentation import load_segmenter, pieces_inside_words
+from pipeline.word_segmentation import describe_segmenter, load_segmenter, word_starts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRICKY_CHARACTERS = (
@@ -87,12 +89,34 @@ def test_a_word_may_contain_white_space(tokenizer):
     ]
 
 
-def test_words_inside_a_run_of_letters_are_unchanged(tokenizer):
-    # Only the beginning of a run decides whether it joins its neighbours; its inner words remain.
+def test_words_replace_those_of_spaces_and_punctuation(tokenizer):
     assert words_of_pieces(tokenizer, "我a，b很", cutting_at("我", "a", "，", "b很")) == [
-        *("我", "a", "，", "b", "很")
+        *("我", "a", "，", "b很")
     ]
-    assert words_of_pieces(tokenizer, "我a，b很", cutting_at("我a，b很")) == ["我a", "，", "b很"]
+    assert words_of_pieces(tokenizer, "我a，b很", cutting_at("我a，b很")) == ["我a，b很"]
+    assert words_of_pieces(tokenizer, "ab cd", cutting_at("ab cd")) == ["abcd"]
+
+
+def test_a_word_may_begin_inside_a_run_of_letters(tokenizer):
+    assert words_of_pieces(
+        tokenizer, "abcd ef", cutting_at("ab", "cde".replace("e", ""), "ef")
+    ) == [*("ab", "cd", "ef")]
+
+
+def test_a_piece_belongs_to_the_word_in_which_it_begins(write_vocabulary):
+    tokenizer = FullTokenizer(write_vocabulary("abc", "##d", "##ef", "##g"))
+    assert words_of_pieces(tokenizer, "abcdefg", cutting_at("ab", "cd", "e", "f", "g")) == [
+        *("abc", "d", "ef", "g")
+    ]
+    assert words_of_pieces(tokenizer, "abcdefg", cutting_at("abcd", "efg")) == ["abcd", "efg"]
+
+
+def test_words_of_text_without_ideographs_are_masked_together(write_vocabulary):
+    vocabulary = write_vocabulary("ก", *(f"##{letter}" for letter in "นขาวแมา"))
+    tokenizer = FullTokenizer(vocabulary, strip_accents=False)
+    text = "กนขาวแมว"
+    assert words_of_pieces(tokenizer, text) == [text]
+    assert words_of_pieces(tokenizer, text, cutting_at("กน", "ขาว", "แมว")) == ["กน", "ขาว", "แมว"]
 
 
 @pytest.mark.parametrize("character", "\v\f\x1c\x1d\x1e\x1f\x85")
@@ -108,58 +132,60 @@ def test_control_white_space_is_dropped_before_words_are_found(character, tokeni
     assert seen == ["我用卡拉"]
 
 
-def test_sentences_without_ideographs_never_reach_the_segmenter(tokenizer):
+def test_every_sentence_with_pieces_reaches_the_segmenter(tokenizer):
     seen = []
 
     def segment(text):
         seen.append(text)
-        return text
+        return [text]
 
-    sentences = ["Plain text.", "カナ かな 한국어 é", "我 mixed", "", "。，", "\U00020000"]
-    pieces_inside_words(sentences, tokenizer, segment)
-    assert seen == ["我 mixed", "\U00020000"]
+    word_starts(["Plain text.", "カナ", "我 mixed", "", " \u200b "], tokenizer, segment)
+    assert seen == ["Plain text.", "カナ", "我 mixed"]
 
 
 def test_pieces_are_numbered_across_all_sentences(tokenizer):
     sentences = ["abc", "我用", "\u200b", "de", "很快"]
     # a ##b ##c | 我 用 | | d ##e | 很 快
-    assert pieces_inside_words(sentences, tokenizer, lambda text: [text]) == [4, 8]
+    starts = word_starts(sentences, tokenizer, lambda text: [text])
+    assert np.flatnonzero(starts).tolist() == [0, 3, 5, 7]
 
 
 def test_a_word_never_extends_into_the_next_sentence(tokenizer):
-    assert pieces_inside_words(["我", "用", "很"], tokenizer, lambda text: [text]) == []
+    assert word_starts(["我", "用", "很"], tokenizer, lambda text: [text]).all()
 
 
-def test_units_without_pieces_are_skipped(tokenizer):
+def test_words_without_pieces_are_skipped(tokenizer):
     # A control character between spaces gives no piece.
-    assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我 \u200b 用")) == [1]
-    assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我", "\u200b 用")) == []
-    assert pieces_inside_words(["我 \u200b 用"], tokenizer, cutting_at("我 \u200b", "用")) == []
+    for words, starts in (
+        (["我 \u200b 用"], [True, False]),
+        (["我", "\u200b 用"], [True, True]),
+        (["我 \u200b", "用"], [True, True]),
+        (["我", "\u200b", "用"], [True, True]),
+    ):
+        assert word_starts(["我 \u200b 用"], tokenizer, cutting_at(*words)).tolist() == starts
 
 
-# Units, the basis of word segmentation.
+# The places of pieces, the basis of word segmentation.
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(TEXTS)
-def test_units_have_the_pieces_of_the_text(tokenizer, text):
+def test_pieces_begin_where_their_characters_are(tokenizer, text):
     text = drop_control_whitespace(text)
-    units = list(tokenizer.units(text))
-    offsets = [offset for offset, _ in units]
-    assert offsets == sorted(set(offsets))
-    assert all(not text[offset].isspace() for offset in offsets)
-    assert sum(num_pieces for _, num_pieces in units) == len(tokenizer.encode(text))
-    position = 0
-    ids = list(tokenizer.encode(text))
-    for (offset, num_pieces), (end, _) in pairwise([*units, (len(text), 0)]):
-        assert list(tokenizer.encode(text[offset:end])) == ids[position : position + num_pieces]
-        position += num_pieces
+    offsets = tokenizer.piece_offsets(text)
+    assert len(offsets) == len(tokenizer.encode(text))
+    assert (np.diff(offsets) >= 0).all()
+    assert all(0 <= offset < len(text) and not text[offset].isspace() for offset in offsets)
+    # Each character becomes its tokens' characters on its own, whatever stands beside it.
+    basic = tokenizer.basic_tokenizer
+    assert len(basic.origins(text)) == len("".join(basic.tokenize(text)))
 
 
-def test_units_are_ideographs_and_the_runs_between_them(tokenizer):
-    assert list(tokenizer.units(" ab，我用 c\u3000很\u200b ")) == [
-        *((1, 3), (4, 1), (5, 1), (7, 1), (9, 1), (10, 0))
-    ]
+def test_offsets_count_characters_of_the_text_as_it_was(write_vocabulary):
+    tokenizer = FullTokenizer(write_vocabulary("uber", "##all", "i", "##st", "!", "漢"))
+    text = "  U\u0308ber\u200ball  \u0130st!漢 x"
+    assert tokenizer.tokenize(text) == ["uber", "##all", "i", "##st", "!", "漢", "[UNK]"]
+    assert tokenizer.piece_offsets(text).tolist() == [2, 8, 13, 14, 16, 17, 19]
 
 
 # Properties that hold for all words.
@@ -177,7 +203,7 @@ def cut(text, ends):
     st.lists(st.integers(0, 40), max_size=12),
     st.booleans(),
 )
-def test_a_segmenter_only_removes_word_starts(tokenizer, sentences, ends, are_stripped):
+def test_a_segmenter_changes_only_word_starts(tokenizer, sentences, ends, are_stripped):
     def segment(text):
         words = cut(text, ends)
         return [word for word in map(str.strip, words) if word] if are_stripped else words
@@ -194,7 +220,6 @@ def test_a_segmenter_only_removes_word_starts(tokenizer, sentences, ends, are_st
     assert (segmented.digest, segmented.offset) == (plain.digest, plain.offset)
     starts = np.frombuffer(segmented.word_starts, bool)
     plain_starts = np.frombuffer(plain.word_starts, bool)
-    assert not (starts & ~plain_starts).any()
     # Every sentence begins with a word start, with or without a segmenter.
     ends_of_sentences = accumulate(np.frombuffer(plain.sentence_lengths, np.uint32).tolist())
     for first, _ in pairwise([0, *ends_of_sentences]):
@@ -204,22 +229,17 @@ def test_a_segmenter_only_removes_word_starts(tokenizer, sentences, ends, are_st
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text("我用很快卡拉ab ，", min_size=1), min_size=1, max_size=6))
-def test_pieces_are_joined_if_no_word_begins_between_them(tokenizer, words):
-    """Compares with a slow reference: a unit joins the preceding unit of the same word."""
+def test_a_piece_begins_a_word_if_the_piece_before_it_began_in_another(tokenizer, words):
+    """Compares with a slow reference. In these texts, every character but a space is a piece."""
     text = "".join(words)
-    word_of_character = [number for number, word in enumerate(words) for _ in word]
-    has_ideograph = not set("我用很快卡拉").isdisjoint(text)
-    expected = []
-    piece = 0
-    previous = None
-    for offset, num_pieces in tokenizer.units(text):
-        word = word_of_character[offset]
-        # In these texts, every unit has pieces.
-        if has_ideograph and word == previous:
-            expected.append(piece)
-        previous = word
-        piece += num_pieces
-    assert pieces_inside_words([text], tokenizer, cutting_at(*words)) == expected
+    words_of_characters = [
+        number for number, word in enumerate(words) for character in word if character != " "
+    ]
+    expected = [
+        index == 0 or word != words_of_characters[index - 1]
+        for index, word in enumerate(words_of_characters)
+    ]
+    assert word_starts([text], tokenizer, cutting_at(*words)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -232,7 +252,7 @@ def test_the_words_of_jieba_match_the_text(text, tokenizer):
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_jieba_never_fails(tokenizer, text):
-    pieces_inside_words([text + "我"], tokenizer, load_segmenter("jieba"))
+    word_starts([text + "我"], tokenizer, load_segmenter("jieba"))
 
 
 # Unusable segmenters.
@@ -252,13 +272,19 @@ def test_words_that_do_not_match_the_text_are_an_error(words, rest, tokenizer):
     with pytest.raises(
         UserError, match="words from --word_segmenter do not match the text"
     ) as raised:
-        pieces_inside_words(["我用 卡拉"], tokenizer, cutting_at(*words))
+        word_starts(["我用 卡拉"], tokenizer, cutting_at(*words))
     assert f"starting at {rest!r}" in str(raised.value)
+
+
+@pytest.mark.parametrize("words", ["我用", [b"\xe6"], [None], [("我用", "v")]])
+def test_words_must_be_a_list_of_texts(words, tokenizer):
+    with pytest.raises(UserError, match="--word_segmenter"):
+        word_starts(["我用 卡拉"], tokenizer, lambda _: words)
 
 
 def test_the_error_shows_only_the_beginning_of_the_text(tokenizer):
     with pytest.raises(UserError) as raised:
-        pieces_inside_words(["我" * 9999], tokenizer, cutting_at("用"))
+        word_starts(["我" * 9999], tokenizer, cutting_at("用"))
     assert len(str(raised.value)) < 200
 
 
@@ -290,6 +316,50 @@ def test_a_segmenter_can_be_any_function_in_a_module(tmp_path, monkeypatch):
     (tmp_path / "my_segmenters.py").write_text("def halves(text): return text[:2], text[2:]\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_segmenter("my_segmenters:halves")("我用很") == ("我用", "很")
+
+
+SEGMENTERS = """
+import functools
+import jieba
+import numpy
+
+class Cutter:
+    def __call__(self, text):
+        return list(text)
+    def cut(self, text):
+        return list(text)
+
+cutter = Cutter()
+of_jieba = functools.partial(jieba.lcut, HMM=False)
+compiled = numpy.array([]).item
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [("cutter", None), ("cutter.cut", None), ("of_jieba", "jieba"), ("compiled", "")],
+)
+def test_a_segmenter_can_be_any_callable(name, distribution, tmp_path, monkeypatch):
+    (tmp_path / "callables.py").write_text(SEGMENTERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "callables", raising=False)
+    segment = load_segmenter(f"callables:{name}")
+    description = describe_segmenter(f"callables:{name}")
+    digest = hashlib.sha256(SEGMENTERS.encode()).hexdigest()
+    assert description.startswith(f"callables:{name} of a module with the SHA-256 {digest}")
+    if distribution is None:
+        assert segment("我用") == ["我", "用"]
+        assert description.endswith(digest)
+    if distribution:
+        assert segment("我用") == ["我", "用"]
+        assert description.endswith(f", {distribution} {version(distribution)}")
+
+
+def test_a_segmenter_of_a_distribution_is_described_by_its_version():
+    assert describe_segmenter("jieba:lcut") == f"jieba:lcut of jieba {version('jieba')}"
+    # A compiled function has no source.
+    described = describe_segmenter("pyarrow.lib:array")
+    assert described == f"pyarrow.lib:array of pyarrow {version('pyarrow')}"
 
 
 def test_the_segmenter_jieba_uses_the_package_and_logs_nothing():

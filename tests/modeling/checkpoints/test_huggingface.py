@@ -122,6 +122,11 @@ def test_weights_on_disk_are_marked_as_those_of_pytorch(written):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_the_id_of_the_padding_token_is_in_the_config(tmp_path, config, weights):
+    write_huggingface(tmp_path, config, weights, pad_id=3)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == 3
+
+
 def test_config_on_disk_is_that_of_the_model(written, config):
     content = json.loads((written / "config.json").read_text())
     assert content == {"architectures": ["BertForPreTraining"], **huggingface_config(config)}
