@@ -41,6 +41,7 @@ _MOST_PORTIONS = 4096
 # The tokenizer turns longer words into [UNK], and the trainer's time grows with the square of their
 # length. Longer runs of ideographs are fine, because each ideograph is a word.
 _OVERLONG_WORD = re.compile(rf"[^\W\u3400-\u9fff]{{{MAX_CHARACTERS_PER_WORD + 1},}}")
+_USUAL_SHARE_OF_OVERLONG_WORDS = 0.05
 
 
 def train_vocabulary(
@@ -85,7 +86,7 @@ def train_vocabulary(
             f"{len(alphabet)} characters and {len(inside)} of them with ## make {len(fixed)}; "
             "increase it, or reduce --limit_alphabet or --num_unused"
         )
-    _train(tokenizer, _readable(read_texts()), vocab_size, alphabet, fixed)
+    _train(tokenizer, map(_readable, read_texts()), vocab_size, alphabet, fixed)
     ids = tokenizer.get_vocab(with_added_tokens=False)
     if len(ids) < vocab_size:
         logging.info(
@@ -197,9 +198,13 @@ def _alphabet(
     if limit_alphabet is not None and limit_alphabet < 1:
         raise UserError(f"--limit_alphabet={limit_alphabet} must be at least 1")
     counts: Counter[str] = Counter()
-    for text in _readable(read_texts()):
-        counts.update(tokenizer.normalizer.normalize_str(text))
+    num_characters = num_overlong = 0
+    for text in read_texts():
+        num_characters += len(text)
+        num_overlong += sum(map(len, _OVERLONG_WORD.findall(text)))
+        counts.update(tokenizer.normalizer.normalize_str(_readable(text)))
     del counts[" "]  # the normalizer turns all white space into spaces
+    _check_overlong_words(num_overlong / max(num_characters, 1))
     if not counts:
         raise UserError("there is no text to train a vocabulary on")
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
@@ -220,6 +225,20 @@ def _alphabet(
             100 * _SUFFICIENT_COVERAGE,
         )
     return sorted(ranked[:num_kept])
+
+
+def _check_overlong_words(share: float) -> None:
+    """Checks the share of the text that is in words which the tokenizer makes `[UNK]`."""
+    if share <= _USUAL_SHARE_OF_OVERLONG_WORDS:
+        return
+    problem = (
+        f"{share:.0%} of the text is in words of over {MAX_CHARACTERS_PER_WORD} characters, which "
+        "become [UNK]: put spaces into it, for example between k-mers, or between the words that "
+        "a segmenter finds"
+    )
+    if share > 0.5:
+        raise UserError(problem)
+    logging.warning("%s", problem)
 
 
 def _joins_words(character: str, tokenizer: "Tokenizer") -> bool:
@@ -251,9 +270,8 @@ def _train(
     tokenizer.train_from_iterator(texts, trainer)
 
 
-def _readable(texts: Iterable[str]) -> Iterator[str]:
-    """Drops from texts what the library cannot read and words that the tokenizer would not keep."""
-    for text in texts:
-        # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
-        encodable = text.encode("utf-8", "ignore").decode("utf-8")
-        yield _OVERLONG_WORD.sub(" ", encodable)
+def _readable(text: str) -> str:
+    """Drops from a text what the library cannot read and words that the tokenizer would not keep."""
+    # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
+    encodable = text.encode("utf-8", "ignore").decode("utf-8")
+    return _OVERLONG_WORD.sub(" ", encodable)

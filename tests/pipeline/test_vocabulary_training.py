@@ -99,6 +99,19 @@ def test_the_alphabet_keeps_the_most_frequent_characters(write_file):
     assert tokenizer.tokenize("yz xz zz") == ["y", "##z", "[UNK]", "zz"]
 
 
+@pytest.mark.parametrize(
+    ("num_long", "outcome"), [(0, "nothing"), (1, "nothing"), (20, "warning"), (300, "error")]
+)
+def test_words_that_are_too_long_are_named(num_long, outcome, caplog):
+    texts = ["a short text of words " * 10] * 200 + ["ACGT" * 75] * num_long
+    if outcome == "error":
+        with pytest.raises(UserError, match=r"% of the text is in words of over 200 characters"):
+            train(texts, vocab_size=100)
+        return
+    train(texts, vocab_size=100)
+    assert ("in words of over 200 characters" in caplog.text) == (outcome == "warning")
+
+
 def test_a_small_alphabet_causes_a_warning(caplog):
     text = "aaaa bbbb cccc d"
     with caplog.at_level("INFO", logger="absl"):
