@@ -271,7 +271,7 @@ def _train(
 
 
 def _readable(text: str) -> str:
-    """Drops from a text what the library cannot read and words that the tokenizer would not keep."""
+    """Drops what the library cannot read, and words that the tokenizer would not keep."""
     # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
     encodable = text.encode("utf-8", "ignore").decode("utf-8")
     return _OVERLONG_WORD.sub(" ", encodable)
