@@ -31,7 +31,11 @@ _LOGGERS_OF_EXCEPTIONS = (
 )
 
 _VOCAB_FILE = flags.DEFINE_string(
-    "vocab_file", None, "The WordPiece vocabulary, one token per line.", required=True
+    "vocab_file",
+    None,
+    "The WordPiece vocabulary: a file with one token per line, Hugging Face's tokenizer.json, or a "
+    "directory that holds one of them.",
+    required=True,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
@@ -72,9 +76,10 @@ _DROP_DUPLICATES = flags.DEFINE_boolean(
 _WORD_SEGMENTER = flags.DEFINE_string(
     "word_segmenter",
     None,
-    "The segmenter that finds the words of Chinese text, so that their characters are masked "
-    "together: jieba, or module:function, a function from text to words that all workers can "
-    "import. Without it, each character is a word, as in the original BERT.",
+    "The segmenter that finds the words of Chinese, Thai and other text without spaces, so that "
+    "each is masked as a whole: jieba, or module:name, any function from text to words that all "
+    "workers can import. Its words replace those that spaces and punctuation separate. Without it, "
+    "each ideograph is a word, as in the original BERT, and so is a clause of Thai.",
 )
 _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction",

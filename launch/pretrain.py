@@ -201,6 +201,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
 def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
     """The model's config, and the pretrained weights that a new run starts from."""
     from modeling.checkpoints.pretrained import (  # noqa: PLC0415
+        check_normalization,
         check_vocabulary,
         lacks_config,
         read_pretrained,
@@ -223,6 +224,7 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
         config_file = config_flags.config_file() if lacks_config(path) else None
         pretrained = read_pretrained(path, config_file, config_flags.gelu_form())
         check_vocabulary(pretrained, data_set.vocabulary)
+        check_normalization(pretrained, data_set.manifest)
         default = pretrained.config
     return config_flags.bert_config(data_set.manifest.vocab_size, default), pretrained
 

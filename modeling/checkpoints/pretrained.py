@@ -261,6 +261,37 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
             )
 
 
+def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
+    """Checks that the text of a data set was normalized as that which a BERT was trained on.
+
+    Logs a warning if the BERT does not say how, so that it is only guessed from its vocabulary.
+
+    Raises:
+      UserError: it was normalized in another way.
+    """
+    trained = pretrained.tokenizer
+    if trained is None:
+        return
+    lower = manifest.do_lower_case
+    strips_accents = lower if manifest.strip_accents is None else manifest.strip_accents
+    for what, flag, in_data, in_bert in (
+        ("lower-cased", "do_lower_case", lower, trained.do_lower_case),
+        ("stripped of accents", "strip_accents", strips_accents, trained.strips_accents),
+        ("split at ideographs", None, True, trained.tokenize_chinese_chars),
+    ):
+        if in_data == in_bert:
+            continue
+        advice = f"generate the data with --{'' if in_bert else 'no'}{flag}"
+        problem = (
+            f"the text of the data is {'' if in_data else 'not '}{what}, but that of "
+            f"{pretrained.source} {'is' if in_bert else 'is not'}"
+        )
+        if not trained.are_guessed:
+            raise UserError(f"{problem}: {advice}" if flag else problem)
+        logging.warning("%s, to judge by its vocabulary; %s if so", problem, advice)
+        return
+
+
 def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
     """One checkpoint of a run, or the mean of several."""
     config, manifest = read_run(run_dir)

@@ -48,6 +48,7 @@ class TokenizerSettings:
       tokenize_chinese_chars: whether each ideograph is a word, as in the original.
       added_tokens: the tokens that were added to a Hugging Face vocabulary, by id.
       num_word_pieces: the number of the first tokens that WordPiece finds; None: all.
+      are_guessed: whether `do_lower_case` is only guessed from the tokens.
     """
 
     vocabulary: Path
@@ -57,6 +58,12 @@ class TokenizerSettings:
     tokenize_chinese_chars: bool = True
     added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
     num_word_pieces: int | None = None
+    are_guessed: bool = False
+
+    @property
+    def strips_accents(self) -> bool:
+        """Whether accents are stripped."""
+        return self.do_lower_case if self.strip_accents is None else self.strip_accents
 
 
 class _Config(TypedDict, total=False):
@@ -109,6 +116,7 @@ def read_tokenizer_settings(
     num_word_pieces = _num_word_pieces(path, len(tokens))
     settings = vars(manifest) if manifest else _huggingface_settings(directory)
     do_lower_case = settings.get("do_lower_case")
+    are_guessed = do_lower_case is None
     if do_lower_case is None:
         do_lower_case = not any(
             token.lower() != token for token in tokens[:num_word_pieces] if not _is_special(token)
@@ -126,6 +134,7 @@ def read_tokenizer_settings(
             if token.content == tokens[i] and token.content not in SPECIAL_TOKENS
         },
         num_word_pieces=num_word_pieces,
+        are_guessed=are_guessed,
     )
 
 

@@ -44,9 +44,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         has_masked_lm_head=not any(name.startswith("cls/predictions/") for name in missing),
         has_next_sentence_head=not any(name.startswith("cls/seq_") for name in missing),
         tokenizer=tokenizer,
-        strips_accents=(
-            tokenizer.do_lower_case if tokenizer.strip_accents is None else tokenizer.strip_accents
-        ),
+        strips_accents=tokenizer.strips_accents,
         run=run,
         data=data,
         training=training,

@@ -11,7 +11,12 @@ from absl import logging
 
 from modeling.batches import evaluation_batches, readable
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.checkpoints.pretrained import Pretrained, check_vocabulary, initialize
+from modeling.checkpoints.pretrained import (
+    Pretrained,
+    check_normalization,
+    check_vocabulary,
+    initialize,
+)
 from modeling.checkpoints.run_checkpoints import TrainingState
 from modeling.losses import losses_and_accuracies
 from modeling.step.backend import eval_step
@@ -85,6 +90,7 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
         check_same_vocabulary(run_dir, run.manifest, data_set)
     else:
         check_vocabulary(pretrained, data_set.vocabulary)
+    check_normalization(pretrained, data_set.manifest)
     check_tables(config, data_set)
     earlier = _read_evaluations(run_dir) if run else []
     verifier = ShardVerifier(data_set)

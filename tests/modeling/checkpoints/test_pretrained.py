@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.pretrained import (
     check_config,
+    check_normalization,
     check_vocabulary,
     initialize,
     lacks_config,
@@ -26,6 +27,7 @@ from modeling.export.export import export
 from modeling.export.formats import Format
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
+from pipeline.manifest import Manifest
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
 POSITION_EMBEDDINGS = "bert/embeddings/position_embeddings"
@@ -709,6 +711,46 @@ def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrain
     vocabulary.write_text("b\na\n")
     with pytest.raises(UserError, match=r"id 0 is 'b' in .*, but 'a' in .*tokenizer\.json"):
         check_vocabulary(pretrained, vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("of_bert", "of_data", "problem"),
+    [
+        ({}, {}, None),
+        ({"do_lower_case": False}, {}, "is lower-cased, .* is not: .*--nodo_lower_case"),
+        ({}, {"do_lower_case": False}, "is not lower-cased, .* is: .*--do_lower_case"),
+        ({"strip_accents": False}, {}, "is stripped of accents, .* is not: .*--nostrip_accents"),
+        ({"strip_accents": True}, {"strip_accents": None}, None),
+        ({"tokenize_chinese_chars": False}, {}, "is split at ideographs, .* is not$"),
+    ],
+)
+@pytest.mark.parametrize("are_guessed", [False, True])
+def test_another_normalization_is_an_error_if_it_is_stated(
+    of_bert, of_data, problem, are_guessed, pretrained, caplog
+):
+    settings = {"do_lower_case": True, "strip_accents": None, **of_bert, "are_guessed": are_guessed}
+    tokenizer = TokenizerSettings(Path("vocab.txt"), ["[PAD]"], **settings)
+    pretrained = dataclasses.replace(pretrained, tokenizer=tokenizer)
+    manifest = Manifest(
+        **{
+            "max_seq_length": 8,
+            "max_predictions_per_seq": 1,
+            "do_lower_case": True,
+            "vocab_size": 1,
+            "vocab_sha256": "",
+            "options": {},
+            "statistics": {},
+            "shards": [],
+            **of_data,
+        }
+    )
+    if problem and not are_guessed:
+        with pytest.raises(UserError, match=problem) as raised:
+            check_normalization(pretrained, manifest)
+        assert pretrained.source in str(raised.value)
+        return
+    check_normalization(pretrained, manifest)
+    assert ("to judge by its vocabulary" in caplog.text) == bool(problem)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])

@@ -73,7 +73,7 @@ def test_manifest_decides_for_a_run(write, data_set, do_lower_case, strip_accent
 def test_tokens_decide_for_an_original_checkpoint(write, tokens, do_lower_case):
     directory = write(tokens)
     assert read_tokenizer_settings(directory) == TokenizerSettings(
-        directory / "vocab.txt", tokens, do_lower_case, None
+        directory / "vocab.txt", tokens, do_lower_case, None, are_guessed=True
     )
 
 
