@@ -54,7 +54,7 @@ _DO_LOWER_CASE = flags.DEFINE_boolean(
 _STRIP_ACCENTS = flags.DEFINE_boolean(
     "strip_accents",
     None,
-    "Strip accents. By default on if the text is lower-cased, as in the original BERT. It drops vowel "
+    "Strip accents. By default on if text is lower-cased, as in the original BERT. It drops vowel "
     "signs and tones of Hindi, Tamil, Burmese, Khmer, Thai, Arabic and Hebrew, and tones of "
     "Vietnamese; makes other letters of Turkish, German, Polish and Russian ones (ç, ä, ż, й); and "
     "destroys Korean and Japanese characters. Turn it off for these.",
