@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - without it, NumPy does not know bfloat16
 import numpy as np
 
+from modeling.checkpoints.foreign_files import check_regular
 from modeling.config import (
     LAYER_NORM_EPSILON,
     BertConfig,
@@ -158,6 +159,7 @@ def _read_index(directory: Path) -> dict[str, str]:
       UserError: the index cannot be read, or names files of other directories.
     """
     path = directory / INDEX_NAME
+    check_regular(path)
     try:
         shards = read_foreign_json(path, _Index).weight_map
     except OSError as error:

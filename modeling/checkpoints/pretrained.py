@@ -17,7 +17,7 @@ from absl import logging
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints import huggingface, run_checkpoints
 from modeling.checkpoints.foreign_config import read_stated_config
-from modeling.checkpoints.foreign_files import checked_sha256s
+from modeling.checkpoints.foreign_files import check_regular, checked_sha256s
 from modeling.checkpoints.huggingface import (
     HUGGINGFACE_CONFIG_NAME,
     files_of_huggingface,
@@ -159,8 +159,10 @@ def _is_not_pretrained(path: Path) -> UserError:
 
 def _class_of(directory: Path) -> str:
     """The class of `transformers` that loads all weights of a directory and adds none."""
+    path = directory / HUGGINGFACE_CONFIG_NAME
     try:
-        content = read_foreign_json(directory / HUGGINGFACE_CONFIG_NAME, dict[str, Any])
+        check_regular(path)
+        content = read_foreign_json(path, dict[str, Any])
     except (OSError, UserError):
         content = {}
     names = re.findall(r"'(Bert\w+)'", str(content.get("architectures")))

@@ -92,7 +92,8 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
         check_vocabulary(pretrained, data_set.vocabulary)
     check_normalization(pretrained, data_set.manifest)
     check_tables(config, data_set)
-    earlier = _read_evaluations(run_dir) if run else []
+    if run:
+        _read_evaluations(run_dir)  # so that damage to them is found before the work is done
     verifier = ShardVerifier(data_set)
     batches = evaluation_batches(data_set, batch_size, verifier.open)
     model = BertForPreTraining(config)
@@ -110,6 +111,7 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
         return {**figures, "data_dir": data_dir, "manifest_sha256": sha256}
     step = run.state.step
     evaluation = Evaluation(step, **figures, data_dir=data_dir, manifest_sha256=sha256)
+    earlier = _read_evaluations(run_dir)  # again, because others may have been written meanwhile
     kept = [each for each in earlier if (each.step, each.manifest_sha256) != (step, sha256)]
     remove_leftovers(run_dir, RESULTS_NAME)
     write_json(run_dir / RESULTS_NAME, {"evaluations": [*kept, evaluation]})

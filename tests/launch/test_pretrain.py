@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling.config import BertConfig
+from modeling.checkpoints.huggingface import write_huggingface
+from modeling.config import BertConfig, weight_shapes
 from modeling.training_options import TrainingOptions
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,24 @@ def test_a_flag_of_the_config_changes_nothing_else(pretrain, places, name):
     result = pretrain(*places, "--model=tiny", f"--{name}={value}", is_captured=True)
     expected = dataclasses.asdict(BertConfig.preset("tiny", 40)) | {name: value}
     assert captured(result)[0] == expected
+
+
+def test_weights_without_a_config_take_it_and_the_form_of_gelu_from_the_flags(
+    pretrain, places, tmp_path
+):
+    config = dataclasses.replace(BertConfig.preset("tiny", 40), num_hidden_layers=1)
+    weights = {name: np.ones(shape, np.float32) for name, shape in weight_shapes(config).items()}
+    (tmp_path / "weights").mkdir()
+    write_huggingface(tmp_path / "weights", config, weights)
+    (tmp_path / "weights" / "config.json").unlink()
+    flags = [*places, f"--init_checkpoint={tmp_path / 'weights'}"]
+    assert_fails(pretrain(*flags, is_captured=True), "weights/config.json", "--bert_config_file")
+    content = dataclasses.asdict(config)
+    del content["gelu_form"]  # as in an original config
+    (tmp_path / "elsewhere.json").write_text(json.dumps(content))
+    flags += [f"--bert_config_file={tmp_path / 'elsewhere.json'}", "--gelu_form=gelu_erf"]
+    used, _ = captured(pretrain(*flags, is_captured=True))
+    assert used == dataclasses.asdict(config) | {"gelu_form": "gelu_erf"}
 
 
 @pytest.mark.parametrize(

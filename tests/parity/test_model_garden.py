@@ -15,7 +15,7 @@ from modeling.checkpoints.pretrained import initialize, read_pretrained
 pytestmark = pytest.mark.slow
 
 # Where `make bench` and `make test-slow` install it.
-PEERS = Path(os.environ.get("CLOZEMILL_PEERS", Path(sys.prefix) / "peers"))
+PEERS = Path(sys.prefix) / "peers"
 
 
 @pytest.fixture(scope="module")
