@@ -24,10 +24,15 @@ _MOST_TRUNCATED = 0.2
 _FEWEST_CAPITALS = 0.001
 # Below this, the share of random next sentences may be out of bounds by chance alone.
 _FEWEST_INSTANCES = 10
+# As many of the sample's words are tokenized, the most frequent ones.
 _MOST_WORDS = 5000
 
 _UNKNOWN = "{} of the tokens are [UNK]; usual is below 5%: {}"
 _WITHOUT_MASK = "{} of the instances have no mask; usual is none: {}"
+_LONG_WORDS = (
+    f"words of more than {MAX_CHARACTERS_PER_WORD} characters become [UNK], so separate their "
+    "parts by spaces"
+)
 _RANDOM_NEXT = "{:.1%} of the instances have a random B; usual is about 50%: {}"
 
 
@@ -83,7 +88,11 @@ def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
     The text's own words with capitals decide it: whether the vocabulary has them with their
     capitals, or without. So a script without case never gets a line.
     """
-    words = [(word, n) for word, n in sample.words.most_common() if word != word.lower()]
+    words = [
+        (word, n)
+        for word, n in sample.words.most_common()
+        if word != word.lower() and len(word) <= MAX_CHARACTERS_PER_WORD
+    ]
     capitals = sum(n * sum(each != each.lower() for each in word) for word, n in words)
     characters = sum(n * len(word) for word, n in sample.words.items())
     if capitals <= characters * _FEWEST_CAPITALS:
@@ -119,6 +128,8 @@ def _of_text(
 ) -> Iterator[str]:
     if unknown := _share(corpus["unknown_tokens"], corpus["tokens"], above=_MOST_UNKNOWN):
         yield _UNKNOWN.format(unknown, _what_helps_unknown(sample, options))
+    elif line := _long_words_line(sample, options):
+        yield line
     if line := case_line(sample, options):
         yield line
     # A corpus that an earlier build has tokenized does not count its lines.
@@ -195,13 +206,26 @@ def _what_helps_unknown(sample: "Sample", options: "GenerateOptions") -> str:
             flags.append("--strip_accents" if other_strip else "--nostrip_accents")
         return f"the vocabulary was made with {' '.join(flags)}, so give that"
     if 2 * by_long_words > now:
-        return (
-            f"words of more than {MAX_CHARACTERS_PER_WORD} characters become [UNK], so separate "
-            "their parts by spaces"
-        )
+        return _LONG_WORDS
     return (
         "the vocabulary is of other text, so give another --vocab_file; `clozemill vocab` makes "
         "one of this text"
+    )
+
+
+def _long_words_line(sample: "Sample", options: "GenerateOptions") -> str | None:
+    """A line if much of the text becomes `[UNK]` with few words, each too long for any token."""
+    if not (words := [word for word in sample.words if len(word) > MAX_CHARACTERS_PER_WORD]):
+        return None
+    tokenizer = FullTokenizer(options.vocab_file, options.do_lower_case, options.strip_accents)
+    unknown = tokenizer.vocabulary.ids["[UNK]"]
+    lost = sum(
+        len(word) * sample.words[word] for word in words if unknown in tokenizer.encode(word)
+    )
+    characters = sum(n * len(word) for word, n in sample.words.items())
+    share = _share(lost, characters, above=_MOST_UNKNOWN)
+    return (
+        f"{share} of the characters are [UNK]; usual is below 5%: {_LONG_WORDS}" if share else None
     )
 
 

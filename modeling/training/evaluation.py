@@ -38,7 +38,7 @@ from pipeline.manifest import DataSet, Manifest
 RESULTS_NAME = "eval_results.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a run's checkpoint achieves on a data set.
 
@@ -52,10 +52,10 @@ class Evaluation:
     """
 
     step: int
-    next_sentence_loss: float
-    next_sentence_accuracy: float
     masked_lm_loss: float | None = None
+    next_sentence_loss: float
     masked_lm_accuracy: float | None = None
+    next_sentence_accuracy: float
     data_dir: str | None = None
     manifest_sha256: str | None = None
 
@@ -110,7 +110,7 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
     if not run:
         return {**figures, "data_dir": data_dir, "manifest_sha256": sha256}
     step = run.state.step
-    evaluation = Evaluation(step, **figures, data_dir=data_dir, manifest_sha256=sha256)
+    evaluation = Evaluation(step=step, **figures, data_dir=data_dir, manifest_sha256=sha256)
     earlier = _read_evaluations(run_dir)  # again, because others may have been written meanwhile
     kept = [each for each in earlier if (each.step, each.manifest_sha256) != (step, sha256)]
     remove_leftovers(run_dir, RESULTS_NAME)

@@ -103,6 +103,13 @@ def test_the_advice_on_unknown_tokens_fits_the_text(lines_of, tokens, sentence, 
     assert advice in lines[0]
 
 
+def test_a_few_words_that_are_too_long_can_be_much_of_the_text(lines_of):
+    (line,) = lines_of("a " * 100 + "a" * 201 + " ", tokens=("a", "##a"))
+    assert line.startswith("66.8% of the characters are [UNK]; usual is below 5%: ")
+    # Its parts are short enough.
+    assert lines_of("a " * 100 + "a," * 101, tokens=("a", "##a", ",")) == []
+
+
 CASED = ("The", "the", "Rain", "rain", "##s", "N", "##B", "##A")
 UNCASED = ("the", "rain", "##s", "n", "##b", "##a")
 
