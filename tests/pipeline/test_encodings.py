@@ -1,5 +1,4 @@
 import codecs
-import importlib.util
 
 import pytest
 from hypothesis import given, settings
@@ -8,9 +7,6 @@ from hypothesis import strategies as st
 from pipeline.encodings import canonical_encoding, likely_encoding, problem_of_text, to_utf8
 from pipeline.errors import UserError
 
-NEEDS_CHARDET = pytest.mark.skipif(
-    importlib.util.find_spec("chardet") is None, reason="chardet is not installed"
-)
 GERMAN = "Der Bäcker heißt Müller.\nEr öffnet früh.\n\nDie Straße führt über die Brücke.\n"
 FRENCH = "Le garçon a mangé une crème brûlée à l'hôtel près de la forêt.\n"
 POLISH = "Zażółć gęślą jaźń. Książka leży na półce obok łóżka, a święty Mikołaj jeździ saniami.\n"
@@ -21,7 +17,6 @@ TAIWANESE = "麵包師一大早就賣麵包和蛋糕。街道是濕的，但是�
 KOREAN = "빵집 주인은 아침 일찍 빵과 케이크를 팝니다. 거리는 젖었지만 집 위는 아름다워집니다.\n"
 
 
-@NEEDS_CHARDET
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
@@ -53,7 +48,6 @@ def test_the_likely_encoding_reads_the_text(text, encoding):
     assert head.decode(likely) == text
 
 
-@NEEDS_CHARDET
 def test_windows_1252_stands_for_the_encodings_that_give_the_same_text():
     assert likely_encoding(GERMAN.encode("latin-1")) == "cp1252"
 
@@ -72,7 +66,6 @@ def test_utf8_has_no_problem():
     assert "--encoding=utf-8 drops" in problem_of_text(cut, False, None)
 
 
-@NEEDS_CHARDET
 def test_a_given_encoding_may_have_invalid_lines_but_not_many_nuls():
     assert problem_of_text(b"B\xe4r.\n", False, "utf-8") is None
     assert problem_of_text(b"\x81\n" + JAPANESE.encode("shift_jis"), False, "shift_jis") is None
