@@ -70,8 +70,10 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     directories = Directories(options.output_dir, options.tokenized_dir)
     patterns = options.input_patterns
     check_not_input(patterns, "vocab_file", [options.vocab_file])
-    check_not_input(patterns, "output_dir", directories.examples_of_output())
-    check_not_input(patterns, "tokenized_dir", directories.examples_of_tokenized())
+    check_not_input(patterns, "output_dir", directories.examples_of_output(), directories.output)
+    check_not_input(
+        patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
+    )
     files = match_files(patterns, options.input_format, options.reading.encoding)
     lines_are_documents = options.reading.documents == Documents.LINES
     portions = plan_portions(files, lines_are_documents=lines_are_documents)

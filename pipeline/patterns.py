@@ -48,26 +48,30 @@ def find_files(pattern: str) -> list[str]:
     return sorted(files)
 
 
-def check_not_input(patterns: list[str], flag: str, paths: Iterable[Path]) -> None:
-    """Checks that no pattern matches a file or folder that this run writes.
+def check_not_input(
+    patterns: list[str], flag: str, files: Iterable[Path], folder: Path | None = None
+) -> None:
+    """Checks that no pattern matches a file that this run writes.
 
     Args:
       patterns: the paths and globs of the input.
       flag: the flag that names what is written.
-      paths: what is written, whether it exists already or not.
+      files: files that are written, whether they exist already or not.
+      folder: the folder that they are written to, if it is written as a whole.
 
     Raises:
       UserError: a pattern matches one.
     """
     local = {pattern: _alternatives(pattern) for pattern in patterns if "://" not in pattern}
-    for path in paths:
-        names = os.path.abspath(path).split("/")[1:]  # noqa: PTH100 - keeps symbolic links
-        for pattern, alternatives in local.items():
-            if any(_fits_path(parts, names) for parts in alternatives):
-                raise UserError(
-                    f"--input_file={pattern} also matches {path}, of --{flag}: keep that outside "
-                    "of the corpus"
-                )
+    for pattern, alternatives in local.items():
+        read = [file for file in files if _fits_any(alternatives, file)]
+        if folder and _fits_any(alternatives, folder) and _means_folders(alternatives):
+            read.append(folder)
+        if read:
+            raise UserError(
+                f"--input_file={pattern} also matches {read[0]}, of --{flag}: keep that outside of "
+                "the corpus"
+            )
 
 
 def check_not_made_here(paths: Iterable[str]) -> None:
@@ -102,6 +106,17 @@ def _is_record(path: Path) -> bool:
         return bool(_IN_RECORDS.search(path.read_bytes().decode("utf-8", "ignore")))
     except OSError:
         return False
+
+
+def _fits_any(alternatives: list[list[str]], path: Path) -> bool:
+    names = os.path.abspath(path).split("/")[1:]  # noqa: PTH100 - keeps symbolic links
+    return any(_fits_path(parts, names) for parts in alternatives)
+
+
+def _means_folders(alternatives: list[list[str]]) -> bool:
+    """Whether a glob matches folders and no file, so that it means the files below them."""
+    found = [path for parts in alternatives for path in _walk("/", parts)]
+    return bool(found) and all(map(os.path.isdir, found))
 
 
 def _alternatives(pattern: str) -> list[list[str]]:

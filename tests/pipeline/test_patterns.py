@@ -126,7 +126,9 @@ def test_a_folder_without_permission_is_an_error_that_names_it(monkeypatch):
         (".", "out", True),
         ("../tree/", "sub/new/out", True),
         ("**", "out", True),
-        ("*", "out", True),
+        ("*", "out", False),
+        ("wiki/*", "wiki/out", True),
+        ("wiki/*/", "wiki/out", True),
         ("*/*.txt", "out", True),
         ("**/*.txt", "sub/out", True),
         ("*.txt", "out", False),
@@ -139,9 +141,9 @@ def test_a_folder_without_permission_is_an_error_that_names_it(monkeypatch):
 )
 @pytest.mark.usefixtures("tree")
 def test_an_output_among_the_input_is_an_error_before_it_exists(pattern, output, is_error):
-    paths = [Path(output), Path(output, "vocab.txt")]
+    files, folder = [Path(output, "vocab.txt")], Path(output)
     if is_error:
         with pytest.raises(UserError, match=f"--input_file=.* also matches {output}.*--output_dir"):
-            check_not_input([pattern], "output_dir", paths)
+            check_not_input([pattern], "output_dir", files, folder)
     else:
-        check_not_input([pattern], "output_dir", paths)
+        check_not_input([pattern], "output_dir", files, folder)
