@@ -104,9 +104,7 @@ def main() -> None:
     )
     with at_once():
         tokens = train_vocabulary(
-            lambda: read_sample(
-                files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
-            ),
+            lambda: read_sample(files, reading, _MAX_BYTES.value, _RANDOM_SEED.value),
             **options,
         )
     text = "".join(f"{token}\n" for token in tokens)

@@ -27,6 +27,8 @@ from pipeline.signatures import foreign_content, markup
 
 _BLOCK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 20
+# One block of bzip2 suffices; it takes as long to decompress as to tokenize.
+_DECOMPRESSED_HEAD_BYTES = 1 << 19
 _FIRST_BYTES = 1 << 10
 # Compressed text, and text in Parquet files, takes about a third of its original size.
 _TEXT_BYTES_PER_COMPRESSED_BYTE = 3
@@ -119,7 +121,7 @@ def match_files(
 ) -> list[InputFile]:
     """Finds the files that match `patterns` (paths or globs); lists each once, in order of names.
 
-    Reads the first megabyte of each.
+    Reads the first megabyte of each, or half of it if it is compressed.
 
     Args:
       patterns: paths and globs, as in `patterns`; of URLs, those that Beam knows.
@@ -261,7 +263,9 @@ def _look_into(
         with open_stored(path) as handle:
             first = handle.read(_FIRST_BYTES)
             compression = compression_of(first)
-            head = _first_bytes(decompress(chain([first], read_blocks(handle)), compression))
+            num_bytes = _DECOMPRESSED_HEAD_BYTES if compression else _HEAD_BYTES
+            blocks = decompress(chain([first], read_blocks(handle)), compression)
+            head = _first_bytes(blocks, num_bytes)
     except DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}") from error
@@ -274,19 +278,19 @@ def _look_into(
     else:
         problem = foreign_content(head) or (markup(head) if wanted == InputFormat.AUTO else None)
         if problem is None and file_format != InputFormat.PARQUET:
-            problem = problem_of_text(head, len(head) >= _HEAD_BYTES, encoding)
+            problem = problem_of_text(head, len(head) >= num_bytes, encoding)
     if problem:
         raise UserError(f"{path} {problem}")
     return file_format, compression
 
 
-def _first_bytes(blocks: Iterator[bytes]) -> bytes:
+def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
     head = bytearray()
     for block in blocks:
         head += block
-        if len(head) >= _HEAD_BYTES:
+        if len(head) >= num_bytes:
             break
-    return bytes(head[:_HEAD_BYTES])
+    return bytes(head[:num_bytes])
 
 
 def _format_of(name: str, head: bytes, wanted: InputFormat) -> InputFormat:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from absl import logging
@@ -17,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.json_files import DIGEST_KEY
 
 _ANY_DEPTH = "**"
+_MOST_PARTIAL_STARS = 4  # because each doubles the alternatives
 _RECORDS = ("manifest.json", "plan.json", "export.json")
 _IN_RECORDS = re.compile(rf'"(?:{DIGEST_KEY}|input_stamps_sha256|max_predictions_per_seq)"')
 
@@ -49,7 +51,7 @@ def find_files(pattern: str) -> list[str]:
 
 
 def check_not_input(
-    patterns: list[str], flag: str, files: Iterable[Path], folder: Path | None = None
+    patterns: list[str], flag: str, files: list[Path], folder: Path | None = None
 ) -> None:
     """Checks that no pattern matches a file that this run writes.
 
@@ -126,17 +128,24 @@ def _alternatives(pattern: str) -> list[list[str]]:
     text, slashes included.
     """
     means_folder = pattern.endswith("/") or os.path.isdir(pattern)  # noqa: PTH112 - of any text
-    names = [name for name in os.path.abspath(pattern).split("/") if name]  # noqa: PTH100
+    path = re.sub(r"\*{3,}", _ANY_DEPTH, os.path.abspath(pattern))  # noqa: PTH100
+    names = [name for name in path.split("/") if name]
     if means_folder and names[-1:] != [_ANY_DEPTH]:
         names.append(_ANY_DEPTH)
+    if sum(name.count(_ANY_DEPTH) for name in names if name != _ANY_DEPTH) > _MOST_PARTIAL_STARS:
+        raise UserError(f"{pattern} has too many ** beside other characters: put them between /")
     alternatives: list[list[str]] = [[]]
     for name in names:
         alternatives = [parts + each for parts in alternatives for each in _split_stars(name)]
-    return alternatives
+    return [_without_repeated_stars(parts) for parts in alternatives]
+
+
+def _without_repeated_stars(parts: list[str]) -> list[str]:
+    """The parts, with one `**` in place of several in a row, which mean the same."""
+    return [part for before, part in pairwise(["", *parts]) if not before == part == _ANY_DEPTH]
 
 
 def _split_stars(name: str) -> list[list[str]]:
-    name = re.sub(r"\*{3,}", _ANY_DEPTH, name)
     before, stars, after = name.partition(_ANY_DEPTH)
     if not stars or name == _ANY_DEPTH:
         return [[name]]

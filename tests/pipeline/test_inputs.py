@@ -280,7 +280,7 @@ def dense_text():
 def test_the_first_bytes_decide_the_format_of_a_large_compressed_file(
     suffix, end, dense_text, format_of, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.inputs._HEAD_BYTES", 1 << 12)
+    monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1 << 12)
     content = b'{"text": "%b"}\n' % dense_text
     compressed = COMPRESS[suffix](content * 2 if suffix == ".bz2" else content)
     assert format_of(f"wiki_00{suffix}", compressed[:end]) == InputFormat.JSONL

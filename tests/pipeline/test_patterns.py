@@ -78,6 +78,14 @@ def test_two_stars_in_a_name_stand_for_any_folders():
     assert found("s**.txt") == ["sub/c.txt", "sub/deep/d.txt"]
 
 
+@pytest.mark.usefixtures("tree")
+def test_any_number_of_stars_is_answered_at_once():
+    assert found("**/" * 50 + "c.txt") == ["sub/c.txt"]
+    assert found("*" * 50) == ALL
+    with pytest.raises(UserError, match="too many"):
+        find_files("a**" * 50)
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

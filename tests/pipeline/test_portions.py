@@ -219,7 +219,7 @@ def test_the_error_names_a_damaged_compressed_file(damage, suffix, tmp_path, dat
 def test_the_error_names_a_file_that_is_damaged_further_on(
     suffix, tmp_path, data_samples, documents_of, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.inputs._HEAD_BYTES", 1)
+    monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1)
     content = COMPRESS[suffix]((data_samples / "english.txt").read_bytes() * 8)
     portions = plan_portions(write(tmp_path / f"corpus{suffix}", content[:-9]))
     with pytest.raises(UserError, match=rf"cannot read .*corpus{suffix}: "):
