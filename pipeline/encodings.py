@@ -47,9 +47,9 @@ def to_utf8(blocks: Iterable[bytes], encoding: str | None) -> Iterator[bytes]:
 
     Args:
       blocks: the text in its encoding; the blocks may end anywhere.
-      encoding: its name; None: the blocks are UTF-8 already, and pass through unchanged.
+      encoding: its name; None: UTF-8, and the blocks pass through unchanged.
     """
-    if encoding is None:
+    if encoding in (None, "utf-8"):
         yield from blocks
         return
     decoder = codecs.getincrementaldecoder(encoding)(_MARK_INVALID)
@@ -79,13 +79,13 @@ def problem_of_text(head: bytes, is_cut: bool, encoding: str | None) -> str | No
         be invalid. In an encoding that the user gave, any number of lines may be invalid.
     """
     advice = "--encoding=utf-8 drops what is invalid"
-    if encoding is None:
+    if encoding in (None, "utf-8"):
         for mark, name in _BYTE_ORDER_MARKS.items():
             if head.startswith(mark):
                 return f"is {name.upper()}: give --encoding={name}"
-        if _ISO_2022.search(head):
+        if encoding is None and _ISO_2022.search(head):
             return f"is not UTF-8 but {_likely(head)}; {advice}"
-    elif encoding != "utf-8":
+    else:
         if _is_utf8_beyond_doubt(head, is_cut):
             return f"is UTF-8, not {encoding}: convert one of the two, so that all files are alike"
         head = b"".join(to_utf8([head], encoding))

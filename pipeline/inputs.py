@@ -19,7 +19,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from pipeline.compression import DAMAGED, compression_of, compression_of_suffix, decompress
-from pipeline.encodings import problem_of_text
+from pipeline.encodings import problem_of_text, to_utf8
 from pipeline.errors import UserError
 from pipeline.paths import kind_of_special_file
 from pipeline.patterns import check_not_made_here, find_files
@@ -269,14 +269,15 @@ def _look_into(
     except DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}") from error
-    file_format = _format_of(PurePath(path).name, head, wanted)
+    text = b"".join(to_utf8([head], encoding))
+    file_format = _format_of(PurePath(path).name, text, wanted)
     problem: str | None
     if inner := compression and compression_of(head):
         problem = f"is compressed twice ({inner} inside {compression}): decompress it once"
     elif file_format == InputFormat.PARQUET and head.startswith(b"PAR1"):
         problem = f"is a Parquet file inside {compression}: decompress it" if compression else None
     else:
-        problem = foreign_content(head) or (markup(head) if wanted == InputFormat.AUTO else None)
+        problem = foreign_content(head) or (markup(text) if wanted == InputFormat.AUTO else None)
         if problem is None and file_format != InputFormat.PARQUET:
             problem = problem_of_text(head, len(head) >= num_bytes, encoding)
     if problem:

@@ -482,6 +482,17 @@ def test_a_character_across_the_end_of_the_first_megabyte_is_not_invalid(tmp_pat
     assert len(match_files([f"{tmp_path}/a.txt"])) == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "cp500"])
+def test_the_format_is_found_in_the_decoded_text(encoding, tmp_path):
+    for name, text in (("a", '{"text": "Über."}\n'), ("b", '<doc id="1">\n'), ("c", "Über.\n")):
+        (tmp_path / name).write_text(text * 20, encoding)
+    assert [file.format for file in match_files([f"{tmp_path}/*"], encoding=encoding)] == [
+        InputFormat.JSONL,
+        InputFormat.WIKIEXTRACTOR,
+        InputFormat.TEXT,
+    ]
+
+
 def test_parquet_is_always_utf8(tmp_path):
     (tmp_path / "a.parquet").write_bytes(parquet_bytes())
     (file,) = match_files([f"{tmp_path}/a.parquet"], encoding="cp1252")
