@@ -68,13 +68,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     directories = Directories(options.output_dir, options.tokenized_dir)
-    patterns = options.input_patterns
-    check_not_input(patterns, "vocab_file", [options.vocab_file])
-    check_not_input(patterns, "output_dir", directories.examples_of_output(), directories.output)
-    check_not_input(
-        patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
-    )
-    files = match_files(patterns, options.input_format, options.reading.encoding)
+    files = _input_files(options, directories)
     lines_are_documents = options.reading.documents == Documents.LINES
     portions = plan_portions(files, lines_are_documents=lines_are_documents)
     buckets = BucketPlan.for_corpus(
@@ -148,6 +142,17 @@ def _warn_of_few_predictions(options: InstanceOptions) -> None:
             options.max_seq_length,
             options.default_predictions,
         )
+
+
+def _input_files(options: GenerateOptions, directories: Directories) -> list[InputFile]:
+    """The files of the corpus, none of which this run writes."""
+    patterns = options.input_patterns
+    check_not_input(patterns, "vocab_file", [options.vocab_file])
+    check_not_input(patterns, "output_dir", directories.examples_of_output(), directories.output)
+    check_not_input(
+        patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
+    )
+    return match_files(patterns, options.input_format, options.reading.encoding)
 
 
 def _verify_finished(data_set: DataSet) -> None:
