@@ -1,14 +1,22 @@
 """The flags of all verbs that read text: the input files, their format, and normalization."""
 
+from pathlib import Path
+
 from absl import flags
 
 from pipeline.documents import BadRecord, Documents, ReadOptions, Sentences
+from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
+from pipeline.paths import kind_of_special_file
 
 _DEFAULTS = ReadOptions()
 
 _INPUT_FILE = flags.DEFINE_list(
-    "input_file", None, "The corpus: comma-separated paths or globs.", required=True
+    "input_file",
+    None,
+    "The corpus: comma-separated paths or globs. A folder means all files below it, and ** any "
+    "folders, as in bash. @FILE reads paths and globs from a file, one a line.",
+    required=True,
 )
 _INPUT_FORMAT = flags.DEFINE_enum_class(
     "input_format",
@@ -18,7 +26,14 @@ _INPUT_FORMAT = flags.DEFINE_enum_class(
     "wikiextractor: the output of WikiExtractor, with <doc …> and </doc> around each document or "
     "from --json. jsonl: one JSON object per line, each a document. parquet, csv, tsv: each row is "
     "a document; csv and tsv have a header. auto: detect the format from the files' names and "
-    "first bytes. All formats except parquet may be compressed: .gz, .bz2, .xz, .zst.",
+    "first bytes. All formats except parquet may be compressed with gzip, bzip2, xz, zstd or lz4.",
+)
+_ENCODING = flags.DEFINE_string(
+    "encoding",
+    _DEFAULTS.encoding,
+    "The encoding of all files except parquet, by its name in Python, such as cp1252. Without it, "
+    "the files are UTF-8, and a file is an error if more than 1 % of its first lines are invalid. "
+    "--encoding=utf-8 drops what is invalid.",
 )
 _DOCUMENTS = flags.DEFINE_enum_class(
     "documents",
@@ -62,8 +77,38 @@ _STRIP_ACCENTS = flags.DEFINE_boolean(
 
 
 def input_patterns() -> list[str]:
-    """Returns the paths and globs of the corpus."""
-    return _INPUT_FILE.value
+    """Returns the paths and globs of the corpus; those of an @FILE are read from it.
+
+    Raises:
+      UserError: such a file cannot be read, or names nothing.
+    """
+    patterns = []
+    for value in _INPUT_FILE.value:
+        patterns += _patterns_of(value[1:]) if value.startswith("@") else [value]
+    return patterns
+
+
+def _patterns_of(path: str) -> list[str]:
+    if kind := kind_of_special_file(path):
+        raise UserError(f"--input_file=@{path} is {kind}: give a file")
+    try:
+        # File names may hold bytes that are not UTF-8.
+        text = Path(path).read_text("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read --input_file=@{path}: {error.strerror}") from error
+    patterns = [line for line in text.split("\n") if line.strip()]
+    patterns = [line.removesuffix("\r") for line in patterns]
+    if not patterns:
+        raise UserError(f"--input_file=@{path} is empty: write a path or glob on each line")
+    for pattern in patterns:
+        if pattern.startswith("@"):
+            raise UserError(
+                f"--input_file=@{path} has the line {pattern}, but cannot name another list: write "
+                f"./{pattern} for a file of that name"
+            )
+        if "\0" in pattern:
+            raise UserError(f"--input_file=@{path} is no list of paths: it has a NUL byte")
+    return patterns
 
 
 def input_format() -> InputFormat:
@@ -79,6 +124,7 @@ def read_options(sentences: Sentences | None = None) -> ReadOptions:
         sentences=sentences,
         on_bad_record=_ON_BAD_RECORD.value,
         min_document_characters=_MIN_DOCUMENT_CHARACTERS.value,
+        encoding=_ENCODING.value,
     )
 
 

@@ -18,6 +18,7 @@ from launch.stopping import at_once
 from pipeline.errors import UserError
 from pipeline.files import has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
+from pipeline.patterns import check_not_input
 from pipeline.receipts import (
     Plan,
     VocabularyReceipt,
@@ -72,7 +73,9 @@ def main() -> None:
         raise UserError(f"--output_file={output_file} is a folder: give the name of a file")
     if not output_file.absolute().parent.is_dir():
         raise UserError(f"the folder of --output_file={output_file} does not exist")
-    files = match_files(input_flags.input_patterns(), input_flags.input_format())
+    patterns, reading = input_flags.input_patterns(), input_flags.read_options()
+    check_not_input(patterns, "output_file", [output_file, path_of_receipt(output_file)])
+    files = match_files(patterns, input_flags.input_format(), reading.encoding)
     options: dict[str, Any] = {
         "do_lower_case": input_flags.do_lower_case(),
         "strip_accents": input_flags.strip_accents(),
@@ -83,7 +86,7 @@ def main() -> None:
     plan = {
         "input_stamps_sha256": stamps_sha256(files),
         "unicode_version": unicodedata.unidata_version,
-        **dataclasses.asdict(input_flags.read_options()),
+        **dataclasses.asdict(reading),
         **options,
         "max_bytes": _MAX_BYTES.value,
         "random_seed": _RANDOM_SEED.value,
@@ -101,9 +104,7 @@ def main() -> None:
     )
     with at_once():
         tokens = train_vocabulary(
-            lambda: read_sample(
-                files, input_flags.read_options(), _MAX_BYTES.value, _RANDOM_SEED.value
-            ),
+            lambda: read_sample(files, reading, _MAX_BYTES.value, _RANDOM_SEED.value),
             **options,
         )
     text = "".join(f"{token}\n" for token in tokens)

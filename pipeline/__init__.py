@@ -3,8 +3,11 @@
 The files that text goes through, in the order of the flow::
 
     options            what to read, where to write, how instances are made
-    inputs             the files that match the patterns, and the format of each
+    patterns           paths and globs -> the files that they name
+    inputs             these files, and what the first bytes of each say that it is
+    signatures         the first bytes of files that are no text
     compression        compressed files as streams
+    encodings          text of any encoding as UTF-8, and the check that it is text
     portions           the corpus cut into portions at document boundaries
     formats            lines or records of a file -> the lines of each document
     documents          lines of a document -> Document(file, offset, sentences)

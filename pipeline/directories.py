@@ -53,6 +53,16 @@ class Directories:
         """The file for the ids of the duplicates in a partition of the tokenized documents."""
         return self.tokenized / f"duplicates-{partition:05d}.parquet"
 
+    def examples_of_output(self) -> list[Path]:
+        """Paths as of every kind of file in the output directory."""
+        names = (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, PLAN_NAME, REPORT_NAME)
+        shards = [f"{split}-00000-of-00001.tfrecord" for split in ("train", "eval")]
+        return [self.output / name for name in (*names, *shards)]
+
+    def examples_of_tokenized(self) -> list[Path]:
+        """Paths as of every kind of file of the tokenized corpus."""
+        return [self.tokenized_file(0), self.tokenized / PLAN_NAME]
+
     def find_finished(self, shard_plan: Plan) -> Manifest | None:
         """The manifest of the data set, if it is finished and was made by the same plan.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pipeline.encodings import canonical_encoding
 from pipeline.errors import UserError
 from pipeline.formats.raw_document import RawDocument
 from pipeline.inputs import InputFormat
@@ -48,6 +49,8 @@ class ReadOptions:
         blank lines, `SPLIT` for all others.
       on_bad_record: how a record is treated that cannot be read or has no text field.
       min_document_characters: shorter documents are dropped; line ends do not count.
+      encoding: the encoding of all files but Parquet, by Python's name for it; None: UTF-8, and the
+        files are checked.
 
     Raises:
       UserError: an option is out of range.
@@ -58,12 +61,16 @@ class ReadOptions:
     sentences: Sentences | None = None
     on_bad_record: BadRecord = BadRecord.FAIL
     min_document_characters: int = 0
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         if self.min_document_characters < 0:
             raise UserError(
                 f"--min_document_characters={self.min_document_characters} must not be negative"
             )
+        if self.encoding is not None:
+            # The one spelling of its name, so that plans with other spellings do not differ.
+            object.__setattr__(self, "encoding", canonical_encoding(self.encoding))
 
     def splits_sentences(self, input_format: InputFormat) -> bool:
         """Whether the lines of files of this format are split into sentences."""

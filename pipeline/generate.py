@@ -18,6 +18,7 @@ from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
+from pipeline.patterns import check_not_input
 from pipeline.portions import Portion, plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
@@ -66,7 +67,8 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
-    files = match_files(options.input_patterns, options.input_format)
+    directories = Directories(options.output_dir, options.tokenized_dir)
+    files = _input_files(options, directories)
     lines_are_documents = options.reading.documents == Documents.LINES
     portions = plan_portions(files, lines_are_documents=lines_are_documents)
     buckets = BucketPlan.for_corpus(
@@ -80,7 +82,6 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         len(portions),
         len(shard_plans),
     )
-    directories = Directories(options.output_dir, options.tokenized_dir)
     tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
     shard_plan = {
         **tokenization_plan,
@@ -141,6 +142,17 @@ def _warn_of_few_predictions(options: InstanceOptions) -> None:
             options.max_seq_length,
             options.default_predictions,
         )
+
+
+def _input_files(options: GenerateOptions, directories: Directories) -> list[InputFile]:
+    """The files of the corpus, none of which this run writes."""
+    patterns = options.input_patterns
+    check_not_input(patterns, "vocab_file", [options.vocab_file])
+    check_not_input(patterns, "output_dir", directories.examples_of_output(), directories.output)
+    check_not_input(
+        patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
+    )
+    return match_files(patterns, options.input_format, options.reading.encoding)
 
 
 def _verify_finished(data_set: DataSet) -> None:

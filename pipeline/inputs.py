@@ -6,20 +6,30 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path, PurePath
+from functools import partial
+from itertools import chain
+from pathlib import PurePath
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, MatchResult
+from absl import logging
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from pipeline.compression import DAMAGED, decompress, is_compressed
+from pipeline.compression import DAMAGED, compression_of, compression_of_suffix, decompress
+from pipeline.encodings import problem_of_text, to_utf8
 from pipeline.errors import UserError
 from pipeline.paths import kind_of_special_file
+from pipeline.patterns import check_not_made_here, find_files
+from pipeline.signatures import foreign_content, markup
 
 _BLOCK_BYTES = 1 << 18
-_HEAD_BYTES = 1 << 12
+_HEAD_BYTES = 1 << 20
+# One block of bzip2 suffices; it takes as long to decompress as to tokenize.
+_DECOMPRESSED_HEAD_BYTES = 1 << 19
+_FIRST_BYTES = 1 << 10
 # Compressed text, and text in Parquet files, takes about a third of its original size.
 _TEXT_BYTES_PER_COMPRESSED_BYTE = 3
 
@@ -70,6 +80,8 @@ class InputFile:
       modified: time of the last change, in seconds since 1970; 0 if unknown.
       format: layout of the documents in the file; never AUTO.
       corpus_offset: sum of `text_bytes` over all files before this one, in the order of names.
+      compression: how the file is compressed (see `compression.compression_of`); None if it is not.
+      encoding: the encoding of its text, if it must become UTF-8; None: UTF-8, or Parquet.
     """
 
     path: str
@@ -78,16 +90,18 @@ class InputFile:
     modified: float
     format: InputFormat
     corpus_offset: int
+    compression: str | None = None
+    encoding: str | None = None
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether it must be decompressed from its beginning; never true of Parquet files."""
-        return self.format != InputFormat.PARQUET and is_compressed(self.name)
+    def is_stream(self) -> bool:
+        """Whether it can only be read from its beginning, because what is stored is no UTF-8."""
+        return bool(self.compression or self.encoding)
 
     @property
     def text_bytes_per_byte(self) -> int:
         """The number of bytes of text per byte on disk: 1, or an estimate if it is not known."""
-        is_smaller_than_text = self.is_compressed or self.format == InputFormat.PARQUET
+        is_smaller_than_text = self.compression or self.format == InputFormat.PARQUET
         return _TEXT_BYTES_PER_COMPRESSED_BYTE if is_smaller_than_text else 1
 
     @property
@@ -101,40 +115,61 @@ class InputFile:
 
 
 def match_files(
-    patterns: list[str], input_format: InputFormat = InputFormat.AUTO
+    patterns: list[str],
+    input_format: InputFormat = InputFormat.AUTO,
+    encoding: str | None = None,
 ) -> list[InputFile]:
     """Finds the files that match `patterns` (paths or globs); lists each once, in order of names.
 
+    Reads the first megabyte of each, or half of it if it is compressed.
+
+    Args:
+      patterns: paths and globs, as in `patterns`; of URLs, those that Beam knows.
+      input_format: the format of the files.
+      encoding: the encoding of their text; None: UTF-8, which is checked.
+
     Raises:
-      UserError: a pattern matches nothing or a folder, all files are empty, or a file whose format
-        must be detected cannot be read.
+      UserError: a pattern matches nothing, all files are empty, or a file cannot be read, is no
+        text of this encoding, or was made by Clozemill.
     """
-    matched: dict[str, FileMetadata] = {}
-    for pattern, result in zip(patterns, _match(patterns), strict=True):
-        if not result.metadata_list:
+    if not patterns:
+        raise UserError("no input file: set --input_file")
+    matched: dict[str, tuple[int, float]] = {}
+    for pattern in patterns:
+        stamps = _match_url(pattern) if "://" in pattern else _match_local(pattern)
+        if not stamps:
             raise UserError(
                 f"no input file matches {pattern}: check --input_file "
                 "(a glob in quotes, or several names separated by commas)"
             )
-        matched.update((_absolute(file.path), file) for file in result.metadata_list)
+        matched.update(stamps)
     paths = sorted(matched)
-    for path in paths:
-        if Path(path).is_dir():
-            raise UserError(f"the input {path} is a folder: name its files, as in '{path}/*'")
-        if kind := kind_of_special_file(path):
-            raise UserError(f"the input {path} is {kind}: give a file")
-    if not any(file.size_in_bytes for file in matched.values()):
+    check_not_made_here(path for path in paths if "://" not in path)
+    if not any(size for size, _ in matched.values()):
         raise UserError(f"nothing to read: there is no text in {describe_paths(paths)}")
     parts = {path: path.replace("\\", "/").split("/") for path in paths}
     folder = os.path.commonprefix([parts[path][:-1] for path in paths])  # noqa: RUF071 - of lists
+    names = [_as_text("/".join(parts[path][len(folder) :])) for path in paths]
     files: list[InputFile] = []
     corpus_offset = 0
-    for path in paths:
-        name = _as_text("/".join(parts[path][len(folder) :]))
-        size, modified = matched[path].size_in_bytes, matched[path].last_updated_in_seconds
-        file_format = _format_of(path, name, input_format)
-        files.append(InputFile(path, name, size, modified, file_format, corpus_offset))
-        corpus_offset += files[-1].text_bytes
+    with ThreadPoolExecutor() as threads:
+        openings = threads.map(partial(_look_into, input_format, encoding), paths)
+        for path, name, (file_format, compression) in zip(paths, names, openings, strict=True):
+            is_utf8 = encoding in (None, "utf-8") or file_format == InputFormat.PARQUET
+            files.append(
+                InputFile(
+                    path=path,
+                    name=name,
+                    size=matched[path][0],
+                    modified=matched[path][1],
+                    format=file_format,
+                    corpus_offset=corpus_offset,
+                    compression=compression,
+                    encoding=None if is_utf8 else encoding,
+                )
+            )
+            corpus_offset += files[-1].text_bytes
+    _warn_of_names(files)
     return files
 
 
@@ -173,18 +208,37 @@ def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[byte
         yield block
 
 
-def _match(patterns: list[str]) -> list[MatchResult]:
-    if not patterns:
-        raise UserError("no input file: set --input_file")
+def _match_local(pattern: str) -> dict[str, tuple[int, float]]:
+    """The files that a pattern matches: their size and the time of their last change.
+
+    Raises:
+      UserError: a file cannot be read, or is none.
+    """
+    stamps = {}
+    for found in find_files(pattern):
+        path = os.path.abspath(found)  # noqa: PTH100 - keeps symbolic links
+        if kind := kind_of_special_file(path):
+            raise UserError(f"the input {path} is {kind}: give a file")
+        try:
+            status = os.stat(path)  # noqa: PTH116 - of any text
+        except OSError as error:
+            link = ", a link" if os.path.islink(path) else ""  # noqa: PTH114 - of any text
+            raise UserError(f"cannot read {path}{link}: {error.strerror}") from error
+        stamps[path] = status.st_size, status.st_mtime
+    return stamps
+
+
+def _match_url(pattern: str) -> dict[str, tuple[int, float]]:
+    """As `_match_local`, on a file system that Beam knows."""
     try:
-        return FileSystems.match(patterns)
+        (result,) = FileSystems.match([pattern])
     except (BeamIOError, ValueError) as error:
-        raise UserError(f"cannot search for {', '.join(patterns)}: {error}") from error
-
-
-def _absolute(path: str) -> str:
-    """The one spelling of a path, so that no file is read twice."""
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - keeps symbolic links
+        raise UserError(f"cannot search for {pattern}: {error}") from error
+    return {
+        file.path: (file.size_in_bytes, file.last_updated_in_seconds)
+        for file in result.metadata_list
+        if "/." in pattern or "/." not in file.path
+    }
 
 
 def _as_text(name: str) -> str:
@@ -192,30 +246,76 @@ def _as_text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _format_of(path: str, name: str, wanted: InputFormat) -> InputFormat:
-    """The format of a file if the user asked for the format `wanted`."""
+def _look_into(
+    wanted: InputFormat, encoding: str | None, path: str
+) -> tuple[InputFormat, str | None]:
+    """The format of a file's documents and its compression.
+
+    Args:
+      wanted: the format that the user asked for.
+      encoding: the encoding that the user asked for.
+      path: the file.
+
+    Raises:
+      UserError: the file cannot be read, or is no text.
+    """
+    try:
+        with open_stored(path) as handle:
+            first = handle.read(_FIRST_BYTES)
+            compression = compression_of(first)
+            num_bytes = _DECOMPRESSED_HEAD_BYTES if compression else _HEAD_BYTES
+            blocks = decompress(chain([first], read_blocks(handle)), compression)
+            head = _first_bytes(blocks, num_bytes)
+    except DAMAGED as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path}: {reason}") from error
+    text = b"".join(to_utf8([head], encoding))
+    file_format = _format_of(PurePath(path).name, text, wanted)
+    problem: str | None
+    if inner := compression and compression_of(head):
+        problem = f"is compressed twice ({inner} inside {compression}): decompress it once"
+    elif file_format == InputFormat.PARQUET and head.startswith(b"PAR1"):
+        problem = f"is a Parquet file inside {compression}: decompress it" if compression else None
+    else:
+        problem = foreign_content(head) or (markup(text) if wanted == InputFormat.AUTO else None)
+        if problem is None and file_format != InputFormat.PARQUET:
+            problem = problem_of_text(head, len(head) >= num_bytes, encoding)
+    if problem:
+        raise UserError(f"{path} {problem}")
+    return file_format, compression
+
+
+def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
+    head = bytearray()
+    for block in blocks:
+        head += block
+        if len(head) >= num_bytes:
+            break
+    return bytes(head[:num_bytes])
+
+
+def _format_of(name: str, head: bytes, wanted: InputFormat) -> InputFormat:
+    """The format of a file with this name and these first bytes, decompressed."""
     if wanted not in (InputFormat.AUTO, InputFormat.WIKIEXTRACTOR):
         return wanted
-    plain_name = PurePath(name).stem if is_compressed(name) else name
-    suffix = PurePath(plain_name).suffix.lower()
-    if wanted == InputFormat.AUTO and suffix in _FORMAT_OF_SUFFIX:
-        return _FORMAT_OF_SUFFIX[suffix]
-    head = _read_head(path, name)
     found = next((known for start, known in _FORMAT_OF_HEAD.items() if start.match(head)), None)
+    suffix = PurePath(PurePath(name).stem if compression_of_suffix(name) else name).suffix.lower()
+    if wanted == InputFormat.AUTO and found != InputFormat.PARQUET and suffix in _FORMAT_OF_SUFFIX:
+        return _FORMAT_OF_SUFFIX[suffix]
     if wanted == InputFormat.WIKIEXTRACTOR:
         return InputFormat.JSONL if found == InputFormat.JSONL else wanted
     return found or InputFormat.TEXT
 
 
-def _read_head(path: str, name: str) -> bytes:
-    """The first bytes of a file's content."""
-    head = b""
-    try:
-        with open_stored(path) as handle:
-            for block in decompress(name, read_blocks(handle)):
-                head += block
-                if len(head) >= _HEAD_BYTES:
-                    break
-    except DAMAGED as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return head
+def _warn_of_names(files: list[InputFile]) -> None:
+    promised = [compression_of_suffix(file.name) for file in files]
+    others = [
+        file.path
+        for file, suffix in zip(files, promised, strict=True)
+        if suffix and file.size and suffix != file.compression
+    ]
+    if others:
+        logging.warning(
+            "not compressed as its name says, and read as what its first bytes are: %s",
+            describe_paths(others),
+        )

@@ -4,18 +4,18 @@ A plan holds only file names and byte offsets, never text. The positions of the 
 the documents nor their ids nor the shards.
 """
 
-import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.compression import DAMAGED, decompress
+from pipeline.encodings import to_utf8
 from pipeline.errors import UserError
 from pipeline.inputs import InputFile, InputFormat, read_blocks
 
@@ -26,7 +26,6 @@ _PORTIONS_AT_LEAST = 16
 
 # The line that begins a document in WikiExtractor's output.
 DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,16 @@ class FileRange:
         return (end - self.start) * self.file.text_bytes_per_byte
 
     def blocks(self) -> Iterator[bytes]:
-        """Yields the decompressed content of the range in blocks.
+        """Yields the content of the range, decompressed and as UTF-8, in blocks.
 
         Raises:
-          UserError: the file cannot be read, is UTF-16, or has damaged or cut-off compressed data.
+          UserError: the file cannot be read, or has damaged or cut-off compressed data.
         """
         try:
             with self.file.open() as handle:
                 handle.seek(self.start)
                 stored = read_blocks(handle, None if self.end is None else self.end - self.start)
-                blocks = decompress(self.file.name, stored)
-                first = next(blocks, b"")
-                if self.start == 0 and first[:2] in _UTF16_MARKS:
-                    raise UserError(f"{self.file.path} is UTF-16: convert it to UTF-8")
-                yield from chain([first], blocks)
+                yield from to_utf8(decompress(stored, self.file.compression), self.file.encoding)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
 
@@ -119,8 +114,8 @@ def plan_portions(
     """Cuts the files into portions with about `portion_bytes` of text each.
 
     Small files share a portion. Large text files are cut at document boundaries, Parquet files
-    between row groups; a compressed, CSV or TSV file cannot be cut. By default a portion holds 4 to
-    64 MiB, and there are enough portions to keep several workers busy.
+    between row groups; a file that is compressed, CSV, TSV or not UTF-8 cannot be cut. By default a
+    portion holds 4 to 64 MiB, and there are enough portions to keep several workers busy.
 
     Args:
       files: the files of the corpus.
@@ -178,7 +173,7 @@ def _cut_file(
 ) -> Iterator[FileRange]:
     # A row of CSV may have several lines, so no line is surely the first of a row.
     is_csv = file.format in (InputFormat.CSV, InputFormat.TSV)
-    if file.text_bytes <= portion_bytes or file.is_compressed or is_csv:
+    if file.text_bytes <= portion_bytes or file.is_stream or is_csv:
         yield FileRange(file)
         return
     start = 0

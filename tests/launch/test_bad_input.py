@@ -108,20 +108,23 @@ def parquet_bytes(**columns):
 # Input that looks wrong but is not.
 
 
-def test_invalid_utf8_and_nul_bytes_are_dropped(tmp_path, assert_works):
+def test_invalid_utf8_and_nul_bytes_are_dropped_if_the_user_wants_it(
+    tmp_path, assert_works, assert_fails
+):
     plain = ENGLISH.read_bytes()
-    dirty = plain.replace(b"e", b"\xff\0e\xc3\0").replace(b".\n", b"\xf0\x9f.\n\xed\xa0\x80")
+    dirty = plain.replace(b"e", b"\xffe\xc3").replace(b".\n", b"\xf0\x9f\0.\n\xed\xa0\x80")
     (tmp_path / "dirty.txt").write_bytes(dirty)
-    statistics = assert_works(tmp_path / "dirty.txt")
+    assert_fails(tmp_path / "dirty.txt", says=["is not UTF-8", "--encoding=utf-8 drops"])
+    statistics = assert_works(tmp_path / "dirty.txt", "--encoding=utf-8")
     assert statistics["corpus"]["documents_tokenized"] == 60
     assert statistics["corpus"]["share_unknown"] == 0
 
 
-def test_a_file_of_random_bytes_is_read_as_text(tmp_path, assert_works):
+def test_a_file_of_random_bytes_is_no_text(tmp_path, assert_fails):
     rng = random.Random(1)
     lines = (rng.randbytes(50) + b"\n\n"[: 1 + number % 2] for number in range(400))
     (tmp_path / "random.txt").write_bytes(b"".join(lines))
-    assert assert_works(tmp_path / "random.txt")["corpus"]["tokens"] > 0
+    assert_fails(tmp_path / "random.txt", says=["random.txt is not text"])
 
 
 def test_an_empty_file_beside_others_is_harmless(tmp_path, assert_works):
@@ -214,7 +217,7 @@ BAD_CORPORA = [
     ),
     pytest.param("one.txt", b"The mill turns.\n", (), ["no training instance"], id="one sentence"),
     pytest.param("a.txt.gz", truncated_gzip(), (), ["its end is missing"], id="truncated gzip"),
-    pytest.param("b.txt.gz", b"The mill turns.\n", (), ["cannot read"], id="no gzip"),
+    pytest.param("b.txt.gz", b"\x1f\x8bThe mill\xff", (), ["is not"], id="no gzip"),
     pytest.param("c.txt.zst", b"(\xb5/\xfd\0", (), ["its end is missing"], id="truncated zst"),
     pytest.param(
         "d.jsonl", b'{"text": "A."}\n{"text": \n', (), ["line 2: Expecting"], id="no JSON"
@@ -410,3 +413,57 @@ def test_the_command_line_prints_nothing_but_its_line(tmp_path):
     assert process.returncode == 1
     assert len(lines) == 1, stderr
     assert "corpus.jsonl, line 2: Expecting ',' delimiter" in lines[0]
+
+
+# Lists of files, encodings, and what is written among the input.
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot read --input_file=@"),
+        (b"", "is empty"),
+        (b"\n \n", "is empty"),
+        (b"@other\n", "./@other"),
+        (b"nothing_here\n", "no input file matches nothing_here"),
+        (b"a\0b\n", "NUL"),
+    ],
+)
+def test_a_list_of_files_that_names_none_is_an_error(content, says, assert_fails, tmp_path):
+    if content is not None:
+        (tmp_path / "list").write_bytes(content)
+    assert_fails(f"@{tmp_path / 'list'}", says=[says])
+
+
+def test_a_list_names_files_one_a_line(assert_works, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.txt", "c 1.txt", "c 2.txt", "\udcff.txt"):
+        Path(name).write_text(f"{ENGLISH.read_text('utf-8')}", "utf-8")
+    lines = b"\xef\xbb\xbfa,b.txt\r\n\n" + f"{tmp_path}/c *.txt\n".encode() + b"\xff.txt"
+    (tmp_path / "list").write_bytes(lines)
+    assert assert_works("@list")["corpus"]["input_files"] == 4
+
+
+def test_text_of_another_encoding_is_read_as_told(assert_works, assert_fails, tmp_path):
+    text = "Der Bäcker öffnet früh. Über die Straße.\n" * 20
+    (tmp_path / "corpus.txt").write_text(text, "utf-16-le")
+    assert_fails(
+        tmp_path / "corpus.txt", "--encoding=nonsense", says=["--encoding=nonsense is unknown"]
+    )
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": text}), "utf-16-le")
+    corpus = assert_works(f"{tmp_path}/*.*", "--encoding=UTF-16LE")["corpus"]
+    assert corpus["lines_with_invalid_utf8"] == 0
+    assert corpus["documents_tokenized"] == 2
+    options = Manifest.read(tmp_path / "data").options
+    assert options["encoding"] == "utf-16-le"
+
+
+def test_the_output_must_not_lie_below_the_input(assert_fails, tmp_path):
+    (tmp_path / "a.txt").write_bytes(ENGLISH.read_bytes())
+    assert_fails(tmp_path, says=["--output_dir", tmp_path / "data"])
+    assert_fails(
+        f"{tmp_path}/*/*.parquet",
+        f"--tokenized_dir={tmp_path}/tokens",
+        says=["--tokenized_dir", "/tokens/split-"],
+    )
+    assert_fails(f"{ENGLISH_VOCAB},{ENGLISH}", says=["--vocab_file"])

@@ -75,6 +75,7 @@ def test_a_file_with_the_name_of_the_receipt_is_not_replaced(tmp_path):
         ("--max_bytes=0", "--max_bytes=0"),
         ("--output_file=nowhere/vocab.txt", "nowhere/vocab.txt"),
         ("--input_file=nowhere/*.txt", "nowhere/*.txt"),
+        ("--encoding=nonsense", "--encoding=nonsense is unknown"),
     ],
 )
 def test_an_invalid_flag_is_reported_in_one_line_and_nothing_is_left(tmp_path, flag, message):

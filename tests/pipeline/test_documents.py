@@ -27,7 +27,7 @@ def read(tmp_path_factory, documents_of):
 
     def read_bytes(content, input_format, statistics=None, **reading):
         path.write_bytes(content)
-        portions = plan_portions(match_files([str(path)], input_format))
+        portions = plan_portions(match_files([str(path)], input_format, "utf-8"))
         documents = documents_of(portions, statistics, **reading)
         assert {document.file for document in documents} <= {"corpus.txt"}
         assert all(0 <= document.text_before <= len(content) for document in documents)
@@ -837,9 +837,11 @@ def test_text_outside_of_documents_is_counted(tmp_path):
 def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_path):
     mark = "" if encoding == "utf-16" else "\ufeff"
     (tmp_path / "a.txt").write_bytes((mark + "One.\n\nTwo.\n").encode(encoding))
-    ((file_range,),) = plan_portions(match_files([f"{tmp_path}/a.txt"]))
-    with pytest.raises(UserError, match=r"a\.txt is UTF-16"):
-        list(read_raw_documents(file_range, ReadOptions(), Counter()))
+    with pytest.raises(UserError, match=r"a\.txt is UTF-16: give --encoding=utf-16"):
+        match_files([f"{tmp_path}/a.txt"])
+    ((file_range,),) = plan_portions(match_files([f"{tmp_path}/a.txt"], encoding="utf-16"))
+    raw_documents = list(read_raw_documents(file_range, ReadOptions(), Counter()))
+    assert [raw.lines for raw in raw_documents] == [["One."], ["Two."]]
 
 
 @pytest.mark.parametrize(
@@ -853,7 +855,7 @@ def test_utf16_with_its_mark_is_an_error_and_not_one_odd_document(encoding, tmp_
 def test_lines_with_invalid_utf8_are_counted(name, content, num_lines, tmp_path):
     (tmp_path / name).write_bytes(content)
     statistics = Counter()
-    ((file_range,),) = plan_portions(match_files([str(tmp_path / name)]))
+    ((file_range,),) = plan_portions(match_files([str(tmp_path / name)], encoding="utf-8"))
     (document,) = read_raw_documents(file_range, ReadOptions(), statistics)
     assert document.lines == ["Br.", "One."]
     assert statistics["lines_with_invalid_utf8"] == 1

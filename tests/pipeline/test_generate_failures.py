@@ -73,7 +73,10 @@ def test_a_user_error_in_a_worker_is_raised_unchanged(options, fail_at_call, mon
         pytest.param(TWO_PROCESSES, id="two processes", marks=pytest.mark.slow),
     ],
 )
-def test_the_error_names_a_damaged_input_file_and_no_data_set_is_left(flags, options, tmp_path):
+def test_the_error_names_a_damaged_input_file_and_no_data_set_is_left(
+    flags, options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1)  # the damage is further on
     damaged = tmp_path / "damaged.txt.gz"
     damaged.write_bytes(gzip.compress(Path(options.input_patterns[0]).read_bytes())[:-20])
     with pytest.raises(UserError, match=r"damaged\.txt\.gz") as raised:

@@ -3,7 +3,12 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import random
+import re
+import sqlite3
+import tarfile
+import zipfile
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -22,6 +27,8 @@ from pipeline.inputs import (
     open_stored,
     read_blocks,
 )
+from pipeline.json_files import write_json
+from pipeline.records import frame_record
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -89,9 +96,14 @@ def test_a_single_file_keeps_its_own_name(corpus):
 def test_names_of_remote_files_are_relative_to_their_common_folder(monkeypatch):
     metadata = [
         FileMetadata(path, 1, 1.0)
-        for path in ("gs://bucket/corpus/a.txt", "gs://bucket/corpus/b/c.txt")
+        for path in (
+            "gs://bucket/corpus/a.txt",
+            "gs://bucket/corpus/b/c.txt",
+            "gs://bucket/corpus/.a.txt.crc",
+        )
     ]
     monkeypatch.setattr(FileSystems, "match", lambda _: [SimpleNamespace(metadata_list=metadata)])
+    monkeypatch.setattr("pipeline.inputs.open_stored", lambda path: io.BytesIO(path.encode()))
     files = match_files(["gs://bucket/corpus/*"], InputFormat.TEXT)
     assert [file.name for file in files] == ["a.txt", "b/c.txt"]
 
@@ -105,11 +117,6 @@ def test_a_file_given_with_two_spellings_of_its_path_is_read_once(corpus, monkey
 def test_every_pattern_must_match(corpus):
     with pytest.raises(UserError, match=r"nothing_here\*"):
         match_files([f"{corpus}/a/1.txt", f"{corpus}/nothing_here*"])
-
-
-def test_a_folder_is_refused_as_input(corpus):
-    with pytest.raises(UserError, match=str(corpus)):
-        match_files([str(corpus)])
 
 
 def test_a_corpus_of_empty_files_is_refused(tmp_path):
@@ -173,7 +180,6 @@ HEADS = pytest.mark.parametrize(
         pytest.param(b'["One."]\n', InputFormat.TEXT, id="a JSON list"),
         pytest.param(b"{One: two}\n", InputFormat.TEXT, id="braces"),
         pytest.param(b" PAR1\n", InputFormat.TEXT, id="PAR1 further on"),
-        pytest.param(b"\xff\xfe\0\1", InputFormat.TEXT, id="invalid UTF-8"),
     ],
 )
 
@@ -194,7 +200,12 @@ def test_without_a_known_suffix_the_first_bytes_decide_the_format(
 def test_the_decompressed_first_bytes_decide_the_format_of_a_compressed_file(
     content, expected, suffix, format_of
 ):
-    assert format_of(f"wiki_00{suffix}", COMPRESS[suffix](content)) == expected
+    name, compressed = f"wiki_00{suffix}", COMPRESS[suffix](content)
+    if expected == InputFormat.PARQUET:
+        with pytest.raises(UserError, match=r"wiki_00.* is a Parquet file inside"):
+            format_of(name, compressed)
+    else:
+        assert format_of(name, compressed) == expected
 
 
 def test_the_first_bytes_may_arrive_in_many_small_blocks(format_of, monkeypatch):
@@ -248,10 +259,14 @@ def test_wikiextractor_may_have_written_json(name, content, expected, format_of)
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-@pytest.mark.parametrize("wanted", [InputFormat.AUTO, InputFormat.WIKIEXTRACTOR])
-def test_the_error_names_a_file_whose_content_does_not_match_its_suffix(wanted, suffix, format_of):
-    with pytest.raises(UserError, match=rf"cannot read .*corpus{suffix}: "):
-        format_of(f"corpus{suffix}", b"One.\n", wanted)
+def test_first_bytes_and_not_the_name_tell_the_compression(suffix, tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes(COMPRESS[suffix](b"One.\n"))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(b'{"text": "One."}\n')
+    files = match_files([f"{tmp_path}/*"])
+    assert [file.compression is None for file in files] == [False, True]
+    assert [file.format for file in files] == [InputFormat.TEXT, InputFormat.JSONL]
+    assert f"/b.jsonl{suffix}" in caplog.text
+    assert "/a.txt" not in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -263,15 +278,18 @@ def dense_text():
 @pytest.mark.parametrize("end", [None, -3], ids=["whole", "cut off"])
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_the_first_bytes_decide_the_format_of_a_large_compressed_file(
-    suffix, end, dense_text, format_of
+    suffix, end, dense_text, format_of, monkeypatch
 ):
+    monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1 << 12)
     content = b'{"text": "%b"}\n' % dense_text
     compressed = COMPRESS[suffix](content * 2 if suffix == ".bz2" else content)
     assert format_of(f"wiki_00{suffix}", compressed[:end]) == InputFormat.JSONL
 
 
-def test_finding_the_format_reads_at_most_one_block_of_a_file(tmp_path, monkeypatch):
-    (tmp_path / "corpus.txt").write_bytes(b"One.\n" * 400_000)
+def test_no_more_than_the_first_megabyte_of_a_file_is_read_to_find_what_it_is(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "corpus.txt").write_bytes(b"One.\n" * 800_000)
     num_read = []
 
     class Watched(io.FileIO):
@@ -281,7 +299,7 @@ def test_finding_the_format_reads_at_most_one_block_of_a_file(tmp_path, monkeypa
 
     monkeypatch.setattr("pipeline.inputs.open_stored", Watched)
     match_files([f"{tmp_path}/corpus.txt"])
-    assert 0 < sum(num_read) <= 1 << 18
+    assert 1 << 20 <= sum(num_read) <= (1 << 20) + (1 << 18)
     assert min(num_read) > 0
 
 
@@ -308,13 +326,13 @@ def test_compressed_text_is_estimated_at_three_times_its_size(tmp_path):
     assert [file.corpus_offset for file in files] == [
         sum(before.text_bytes for before in files[:number]) for number in range(5)
     ]
-    assert [file.is_compressed for file in files] == [False, True, False, True, False]
+    assert [file.is_stream for file in files] == [False, True, False, True, False]
 
 
 def test_a_parquet_file_is_never_decompressed_from_its_beginning(tmp_path):
     (tmp_path / "corpus.gz").write_bytes(parquet_bytes())
     (file,) = match_files([f"{tmp_path}/corpus.gz"], InputFormat.PARQUET)
-    assert not file.is_compressed
+    assert not file.is_stream
     with file.open() as handle:
         assert handle.read() == parquet_bytes()
 
@@ -342,3 +360,179 @@ def test_blocks_stop_at_the_requested_number_of_bytes(num_bytes, blocks, monkeyp
     handle = io.BytesIO(b"..abcdefghij")
     handle.seek(2)
     assert list(read_blocks(handle, num_bytes)) == blocks
+
+
+# What is not text.
+
+
+def archive(kind):
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as zipped:
+            zipped.writestr("a.txt", "One.\n")
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.add(__file__, "a.txt")
+    return buffer.getvalue()
+
+
+def arrow(new):
+    buffer = io.BytesIO()
+    table = pa.table({"text": ["One."]})
+    with new(buffer, table.schema) as writer:
+        writer.write_table(table)
+    return buffer.getvalue()
+
+
+def sqlite(folder):
+    with sqlite3.connect(folder / "database") as connection:
+        connection.execute("create table a (b)")
+    return (folder / "database").read_bytes()
+
+
+FOREIGN = {
+    "a zip archive: unpack it": archive("zip"),
+    "a tar archive: unpack it": archive("tar"),
+    "an Arrow (Feather) file: convert it": arrow(pa.ipc.new_file),
+    "an Arrow stream: convert it": arrow(pa.ipc.new_stream),
+    "a NumPy array": b"\x93NUMPY\1\0v\0{}\n" + b"\0" * 64,
+    "a Python pickle": pickle.dumps(["One."]),
+    "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n",
+    "a TFRecord file": frame_record(b"\n\x10abc\0\xff"),
+    "not text: it has many NUL bytes": b"a\0b\0\0c\n" * 50,
+    "not text: it has many control characters": bytes(range(1, 256)),
+    "compressed twice": gzip.compress(bz2.compress(b"One.\n")),
+}
+
+
+@pytest.mark.parametrize("wanted", [InputFormat.AUTO, InputFormat.TEXT, InputFormat.JSONL])
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("what", FOREIGN)
+def test_the_error_says_what_a_file_is_that_is_no_text(what, is_compressed, wanted, format_of):
+    content = gzip.compress(FOREIGN[what]) if is_compressed else FOREIGN[what]
+    with pytest.raises(UserError, match=re.escape("/corpus.txt is ")) as raised:
+        format_of("corpus.txt", content, wanted)
+    assert what in str(raised.value)
+
+
+def test_a_database_is_no_text(tmp_path, format_of):
+    with pytest.raises(UserError, match="is an SQLite database"):
+        format_of("corpus.csv", sqlite(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'<mediawiki xmlns="x">\n', "a dump of MediaWiki: .*WikiExtractor"),
+        (b'<?xml version="1.0"?>\n<mediawiki>', "a dump of MediaWiki"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<a>', "XML"),
+        (b"\n<!DOCTYPE html>\n", "HTML"),
+        (b"{\\rtf1\\ansi One.}", "RTF"),
+        (b"%!PS-Adobe-3.0\n", "PostScript"),
+        (b"%PDF-1.4\nplain", "a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "the pointer to a file of Git LFS"),
+    ],
+)
+def test_markup_is_text_only_if_the_user_says_so(content, what, format_of):
+    with pytest.raises(UserError, match=f"/corpus.txt is .*{what}"):
+        format_of("corpus.txt", content)
+    assert format_of("corpus.txt", content, InputFormat.TEXT) == InputFormat.TEXT
+
+
+def test_a_parquet_file_is_not_read_as_text(format_of):
+    with pytest.raises(UserError, match="a Parquet file: give --input_format=parquet"):
+        format_of("corpus.txt", parquet_bytes(), InputFormat.TEXT)
+    assert format_of("corpus.json", parquet_bytes()) == InputFormat.PARQUET
+
+
+def test_a_single_nul_is_still_text(format_of):
+    assert format_of("corpus.txt", b"One.\n" * 100 + b"\0\n") == InputFormat.TEXT
+
+
+# Encodings.
+
+
+def test_a_file_of_another_encoding_is_an_error_that_names_it(tmp_path):
+    text = "Der Bäcker heißt Müller.\nDie Straße führt über die Brücke.\n" * 5
+    (tmp_path / "b.txt").write_text(text, "latin-1")
+    (tmp_path / "c.txt").write_text(text, "latin-1")
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    with pytest.raises(UserError, match=r"/b\.txt is not UTF-8 .*--encoding=cp1252"):
+        match_files([f"{tmp_path}/*"])
+    (file,) = match_files([f"{tmp_path}/b.txt"], encoding="cp1252")
+    assert (file.encoding, file.is_stream) == ("cp1252", True)
+    (file,) = match_files([f"{tmp_path}/b.txt"], encoding="utf-8")
+    assert (file.encoding, file.is_stream) == (None, False)
+    with pytest.raises(UserError, match=r"/a\.txt is UTF-8, not cp1252"):
+        match_files([f"{tmp_path}/*"], encoding="cp1252")
+
+
+@pytest.mark.parametrize(("num_lines", "is_error"), [(99, True), (101, False)])
+def test_one_percent_of_the_lines_may_be_invalid(num_lines, is_error, format_of):
+    content = b"One.\n" * (num_lines - 1) + b"B\xe4r.\n"
+    if is_error:
+        with pytest.raises(UserError, match="--encoding=utf-8"):
+            format_of("corpus.txt", content)
+    else:
+        assert format_of("corpus.txt", content) == InputFormat.TEXT
+
+
+def test_a_character_across_the_end_of_the_first_megabyte_is_not_invalid(tmp_path):
+    (tmp_path / "a.txt").write_bytes(("a" + "ä" * (1 << 19)).encode())
+    assert len(match_files([f"{tmp_path}/a.txt"])) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "cp500"])
+def test_the_format_is_found_in_the_decoded_text(encoding, tmp_path):
+    for name, text in (("a", '{"text": "Über."}\n'), ("b", '<doc id="1">\n'), ("c", "Über.\n")):
+        (tmp_path / name).write_text(text * 20, encoding)
+    assert [file.format for file in match_files([f"{tmp_path}/*"], encoding=encoding)] == [
+        InputFormat.JSONL,
+        InputFormat.WIKIEXTRACTOR,
+        InputFormat.TEXT,
+    ]
+
+
+def test_parquet_is_always_utf8(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes())
+    (file,) = match_files([f"{tmp_path}/a.parquet"], encoding="cp1252")
+    assert file.encoding is None
+
+
+# What cannot be opened, and what is ours.
+
+
+def test_a_link_to_nothing_is_an_error_that_names_it(corpus):
+    (corpus / "a" / "3.txt").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"cannot read .*/a/3\.txt, a link: No such file"):
+        match_files([f"{corpus}/a/*"])
+    (corpus / "a" / "3.txt").unlink()
+    (corpus / "a" / "3.txt").symlink_to("3.txt")
+    with pytest.raises(UserError, match=r"cannot read .*/a/3\.txt, a link: Too many levels"):
+        match_files([str(corpus)])
+
+
+def test_a_file_without_permission_is_an_error_that_names_it(corpus, monkeypatch):
+    def open_stored(path):
+        if path.endswith("b/1.txt"):
+            raise PermissionError(13, "Permission denied", path)
+        return io.BytesIO(b"One.\n")
+
+    monkeypatch.setattr("pipeline.inputs.open_stored", open_stored)
+    with pytest.raises(UserError, match=r"cannot read .*/b/1\.txt: Permission denied$"):
+        match_files([str(corpus)])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json", "export.json"])
+def test_a_data_set_a_run_or_an_export_of_ours_is_no_input(name, corpus):
+    (corpus / "a" / name).write_text('{"other": 1}')
+    assert len(match_files([f"{corpus}/*/1.txt"])) == 2
+    write_json(corpus / "b" / name, {"x": 1})
+    with pytest.raises(UserError, match=r"/b/1\.txt lies in .*/b, which Clozemill has made"):
+        match_files([f"{corpus}/*/1.txt"])
+
+
+def test_a_vocabulary_of_ours_is_no_input(corpus):
+    write_json(corpus / "a" / "2.txt.json", {"x": 1})
+    with pytest.raises(UserError, match=r"/a/2\.txt is a vocabulary"):
+        match_files([f"{corpus}/a/*.txt"])

@@ -88,7 +88,7 @@ def corpus_folder(tmp_path_factory):
 
 def write(path, content, input_format=InputFormat.TEXT):
     path.write_bytes(content)
-    return match_files([str(path)], input_format)
+    return match_files([str(path)], input_format, "utf-8")
 
 
 def write_parquet(path, texts, rows_per_group, **kwargs):
@@ -208,11 +208,20 @@ def test_a_line_that_exceeds_the_maximum_is_an_error_that_names_the_file(
     [lambda content: content[: len(content) // 2], lambda content: b"something else" + content],
     ids=["cut off", "not compressed"],
 )
-def test_the_error_names_a_damaged_compressed_file(
-    damage, suffix, tmp_path, data_samples, documents_of
+def test_the_error_names_a_damaged_compressed_file(damage, suffix, tmp_path, data_samples):
+    path = tmp_path / f"corpus{suffix}"
+    path.write_bytes(damage(COMPRESS[suffix]((data_samples / "english.txt").read_bytes())))
+    with pytest.raises(UserError, match=rf"(cannot read |).*corpus{suffix}(:| is not text:) "):
+        match_files([str(path)])
+
+
+@SUFFIXES
+def test_the_error_names_a_file_that_is_damaged_further_on(
+    suffix, tmp_path, data_samples, documents_of, monkeypatch
 ):
-    content = damage(COMPRESS[suffix]((data_samples / "english.txt").read_bytes()))
-    portions = plan_portions(write(tmp_path / f"corpus{suffix}", content))
+    monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1)
+    content = COMPRESS[suffix]((data_samples / "english.txt").read_bytes() * 8)
+    portions = plan_portions(write(tmp_path / f"corpus{suffix}", content[:-9]))
     with pytest.raises(UserError, match=rf"cannot read .*corpus{suffix}: "):
         documents_of(portions)
 
