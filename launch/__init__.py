@@ -21,6 +21,7 @@ Modules that verbs share::
     stopping      ends a verb on Ctrl-C and SIGTERM
     messages      errors as lines on stderr
     flag_files    flags as help text and as a flag file
+    file_lists    flags that name files, and files with lists of them
     input_flags   flags of the verbs that read text
     config_flags  flags of the model's config
     checkpoint_flags  flags that name a trained BERT

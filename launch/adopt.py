@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.file_lists import patterns_of
 from launch.flag_files import flags_as_text
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.manifest import Manifest
@@ -18,13 +19,14 @@ from pipeline.manifest import Manifest
 _INPUT_FILE = flags.DEFINE_list(
     "input_file",
     None,
-    "The TFRecord files to train on: comma-separated paths or globs.",
+    "The TFRecord files to train on: comma-separated paths or globs. A folder means all files in "
+    "and below it. @FILE reads paths and globs from a file, one a line.",
     required=True,
 )
 _EVAL_FILE = flags.DEFINE_list(
     "eval_file",
     None,
-    "The TFRecord files to evaluate on, for `clozemill evaluate`: comma-separated paths or globs.",
+    "The TFRecord files to evaluate on, for `clozemill evaluate`, named as those of --input_file.",
 )
 _VOCAB_FILE = flags.DEFINE_string(
     "vocab_file",
@@ -58,8 +60,8 @@ _STRIP_ACCENTS = flags.DEFINE_boolean(
 def main() -> None:
     """Adopts the records and prints what they are."""
     options = AdoptOptions(
-        train_patterns=_INPUT_FILE.value,
-        eval_patterns=_EVAL_FILE.value or [],
+        train_patterns=patterns_of(_INPUT_FILE),
+        eval_patterns=patterns_of(_EVAL_FILE),
         vocab_file=Path(_VOCAB_FILE.value),
         output_dir=Path(_OUTPUT_DIR.value),
         do_lower_case=_DO_LOWER_CASE.value,

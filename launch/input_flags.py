@@ -1,13 +1,10 @@
 """The flags of all verbs that read text: the input files, their format, and normalization."""
 
-from pathlib import Path
-
 from absl import flags
 
+from launch.file_lists import patterns_of
 from pipeline.documents import BadRecord, Documents, ReadOptions, Sentences
-from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
-from pipeline.paths import kind_of_special_file
 
 _DEFAULTS = ReadOptions()
 
@@ -77,38 +74,8 @@ _STRIP_ACCENTS = flags.DEFINE_boolean(
 
 
 def input_patterns() -> list[str]:
-    """Returns the paths and globs of the corpus; those of an @FILE are read from it.
-
-    Raises:
-      UserError: such a file cannot be read, or names nothing.
-    """
-    patterns = []
-    for value in _INPUT_FILE.value:
-        patterns += _patterns_of(value[1:]) if value.startswith("@") else [value]
-    return patterns
-
-
-def _patterns_of(path: str) -> list[str]:
-    if kind := kind_of_special_file(path):
-        raise UserError(f"--input_file=@{path} is {kind}: give a file")
-    try:
-        # File names may hold bytes that are not UTF-8.
-        text = Path(path).read_text("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read --input_file=@{path}: {error.strerror}") from error
-    patterns = [line for line in text.split("\n") if line.strip()]
-    patterns = [line.removesuffix("\r") for line in patterns]
-    if not patterns:
-        raise UserError(f"--input_file=@{path} is empty: write a path or glob on each line")
-    for pattern in patterns:
-        if pattern.startswith("@"):
-            raise UserError(
-                f"--input_file=@{path} has the line {pattern}, but cannot name another list: write "
-                f"./{pattern} for a file of that name"
-            )
-        if "\0" in pattern:
-            raise UserError(f"--input_file=@{path} is no list of paths: it has a NUL byte")
-    return patterns
+    """Returns the paths and globs of the corpus."""
+    return patterns_of(_INPUT_FILE)
 
 
 def input_format() -> InputFormat:

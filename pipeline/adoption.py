@@ -4,7 +4,6 @@ The program is the original's `create_pretraining_data.py`, or the Model Garden'
 where they are, as they are; the data set's directory names them.
 """
 
-import glob
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from pipeline.manifest import (
     Manifest,
 )
 from pipeline.paths import kind_of_special_file
+from pipeline.patterns import find_files
 from pipeline.progress import report_reading
 from pipeline.receipts import Plan, differences
 from pipeline.report import write_report
@@ -137,17 +137,14 @@ def _files_of(options: AdoptOptions, output: Path) -> list[tuple[str, Path]]:
 
 
 def _matches(pattern: str, output: Path) -> list[Path]:
-    """The files that match a path or a glob, as absolute paths, without our own beside them.
+    """The files that match a path or a glob, without our own beside them.
 
     Raises:
       UserError: there is none, or one that cannot be adopted.
     """
-    names = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
-    paths = [Path(os.path.abspath(name)) for name in names]  # noqa: PTH100 - keeps symbolic links
-    paths = [path for path in paths if path.parent != output or path.name not in _OWN_NAMES]
+    found = map(Path, find_files(pattern))
+    paths = [path for path in found if path.parent != output or path.name not in _OWN_NAMES]
     for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: name its files, as in '{path}/*'")
         if kind := kind_of_special_file(path):
             raise UserError(f"{path} is {kind}: give a file")
         try:

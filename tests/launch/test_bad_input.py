@@ -223,7 +223,9 @@ BAD_CORPORA = [
         "d.jsonl", b'{"text": "A."}\n{"text": \n', (), ["line 2: Expecting"], id="no JSON"
     ),
     pytest.param("e.jsonl", b'{"body": "A."}\n', (), ["line 1: ", "body"], id="no such field"),
-    pytest.param("f.json", b'[\n  {"text": "A."}\n]\n', (), ["line 1: "], id="a JSON document"),
+    pytest.param(
+        "f.json", b'[\n  {"text": "A."}\n]\n', (), ["is a JSON array"], id="a JSON document"
+    ),
     pytest.param(
         "g.parquet",
         parquet_bytes(id=[1], body=["A."]),

@@ -209,7 +209,6 @@ def test_nothing_is_left_of_a_failure(options, records):
     [
         (["records/no*"], [], r"no record file matches .*no\*"),
         ([], ["records/test*"], "set --input_file"),
-        (["records"], [], "is a folder: name its files, as in "),
         (
             ["records/t*"],
             ["records/test.tfrecord"],
@@ -224,6 +223,17 @@ def test_wrong_files_are_refused(train, evaluation, says, options, records):
     with pytest.raises(UserError, match=says):
         adopt(replace(options, train_patterns=train, eval_patterns=evaluation))
     assert not options.output_dir.exists()
+
+
+def test_a_folder_means_the_files_below_it(options, records):
+    test = (records / "test.tfrecord").rename(records.parent / "test.tfrecord")
+    whole = replace(options, train_patterns=[str(records)], eval_patterns=[str(test)])
+    manifest = adopt(whole)
+    assert [(shard.split, Path(shard.name).name) for shard in manifest.shards] == [
+        ("train", "train-00003-of-00009.tfrecord"),
+        ("train", "train.gz"),
+        ("eval", "test.tfrecord"),
+    ]
 
 
 def test_files_that_cannot_be_named_or_opened_are_refused(options, records):
