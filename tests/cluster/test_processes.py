@@ -154,6 +154,7 @@ def straight(data_dir, tmp_path_factory):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_processes_train_as_one_does(backend, data_dir, straight, tmp_path):
     stderr = run(tmp_path, *two(*command(backend, data_dir, "run")))

@@ -37,7 +37,7 @@ def clozemill(*arguments):
     return result
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=["english", pytest.param("chinese", marks=pytest.mark.slow)])
 def outputs(request, tmp_path_factory):
     backend = BACKENDS[request.param]
     if importlib.util.find_spec(backend) is None:

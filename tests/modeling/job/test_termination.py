@@ -69,12 +69,13 @@ def test_a_process_that_ignores_sighup_goes_on(group):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_signals_that_a_backend_has_taken_are_taken_back(group, number):
+def test_signals_that_a_backend_has_taken_are_taken_back(received, group, number):
     with noticing_termination() as termination:
         signal.signal(number, lambda _number, _frame: pytest.fail("not our handler"))
         termination.ask(group)
         send(number)
         assert not group.may_begin(1)
+    assert received == []
 
 
 def test_sigterm_may_come_again(group):
