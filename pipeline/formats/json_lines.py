@@ -13,7 +13,7 @@ from pipeline.formats.raw_document import RawDocument, Unreadable, lines_of_reco
 from pipeline.formats.wikiextractor import unescape, without_title
 from pipeline.portions import FileRange
 
-_LINES_OF_AN_OBJECT = 1000
+_FIRST_LINES = 1000
 _WIKIEXTRACTOR_FIELDS = {"id", "url", "title", "text"}
 _WIKIEXTRACTOR_FIELDS_SINCE_3 = {*_WIKIEXTRACTOR_FIELDS, "revid"}
 
@@ -80,18 +80,15 @@ def _check_is_not_one_value(file_range: FileRange, first_line: str) -> None:
 
     Such a file would otherwise be as many bad records as it has lines.
     """
+    is_whole = _begins_with_json(first_line)
+    if not first_line.startswith(("[", "{")) or (is_whole and first_line.startswith("{")):
+        return
+    lines = [line.decode("utf-8", "ignore") for line in islice(file_range.lines(), _FIRST_LINES)]
     if first_line.startswith("["):
-        others = (line for line in file_range.lines() if line.strip())
-        if _begins_with_json(first_line) and len(list(islice(others, 2))) == 2:
+        if is_whole and sum(map(bool, map(str.strip, lines))) > 1:
             return  # one bad record
         problem, advice = "is a JSON array", "jq -c '.[]'"
-    elif first_line == "{" or (
-        first_line.startswith("{")
-        and not _begins_with_json(first_line)
-        and _begins_with_json(
-            b"".join(islice(file_range.lines(), _LINES_OF_AN_OBJECT)).decode("utf-8", "ignore")
-        )
-    ):
+    elif _is_one_object(lines):
         problem, advice = "has JSON objects over several lines", "jq -c ."
     else:
         return
@@ -99,6 +96,12 @@ def _check_is_not_one_value(file_range: FileRange, first_line: str) -> None:
         f"{file_range.file.path} {problem} and is not JSON Lines: write one object a line, for "
         f"example with {advice}"
     )
+
+
+def _is_one_object(lines: list[str]) -> bool:
+    """Whether the first lines of a file are an object together, or no object on their own."""
+    are_objects = (line.lstrip().startswith("{") and _begins_with_json(line) for line in lines)
+    return _begins_with_json("".join(lines)) or (len(lines) > 1 and not any(are_objects))
 
 
 def _begins_with_json(text: str) -> bool:

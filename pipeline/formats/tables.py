@@ -1,6 +1,7 @@
 """Parquet, CSV and TSV to the lines of their documents, by pyarrow."""
 
 import io
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +18,11 @@ from pipeline.inputs import InputFile, InputFormat
 from pipeline.portions import FileRange, check_length_of_document, open_parquet, row_group_ends
 
 _ROWS_PER_BATCH = 64
-LARGEST_CSV_ROW_BYTES = 16 << 20
+_LONGEST_ROW_BYTES = 16 << 20
 _HEAD_BYTES = 1 << 16
+_QUOTED = re.compile(rb'"[^"]*"')
 # One thread, because only then pyarrow numbers the rows.
-_READING = pyarrow.csv.ReadOptions(use_threads=False, block_size=LARGEST_CSV_ROW_BYTES)
+_READING = pyarrow.csv.ReadOptions(use_threads=False, block_size=_LONGEST_ROW_BYTES)
 _TEXT_TYPES = (
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
     *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
@@ -64,8 +66,8 @@ def read_csv(
     It adds to `statistics`: lines_read, lines_with_invalid_utf8, which here are rows.
 
     Raises:
-      UserError: there is no such column.
-      pa.ArrowException: the file is not CSV, or has a row longer than 16 MiB.
+      UserError: there is no such column, or a row is longer than 16 MiB.
+      pa.ArrowException: the file is not CSV.
     """
     file = file_range.file
     bad_rows: list[Unreadable] = []
@@ -76,9 +78,11 @@ def read_csv(
         return "skip"
 
     blocks = file_range.blocks()
-    head = _head(blocks)
+    if not (head := _head(blocks)).strip():
+        return  # an empty file has no header
     is_tsv = file.format == InputFormat.TSV
-    has_semicolons = b"," not in (header := head.split(b"\n")[0]) and b";" in header
+    header = _QUOTED.sub(b"", head).lstrip().split(b"\n")[0]
+    has_semicolons = b"," not in header and b";" in header
     parsing = pyarrow.csv.ParseOptions(
         delimiter="\t" if is_tsv else ";" if has_semicolons else ",",
         newlines_in_values=True,
@@ -91,7 +95,7 @@ def read_csv(
     )
     content = pa.PythonFile(_Stream(chain([head], blocks)), "r")
     row = text_before = 0
-    for batch in pyarrow.csv.open_csv(content, _READING, parsing, as_bytes):
+    for batch in _batches(pyarrow.csv.open_csv(content, _READING, parsing, as_bytes), file):
         yield from bad_rows
         bad_rows.clear()
         for encoded in batch.column(0).to_pylist():
@@ -99,6 +103,18 @@ def read_csv(
             yield RawDocument(file, row, text_before, lines)
             row, text_before = row + 1, text_before + len(encoded)
     yield from bad_rows
+
+
+def _batches(reader: pa.csv.CSVStreamingReader, file: InputFile) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from reader
+    except pa.ArrowInvalid as error:
+        if "straddl" not in str(error):
+            raise
+        raise UserError(
+            f"{file.path} has a row longer than {_LONGEST_ROW_BYTES >> 20} MiB: is a quote missing "
+            f"(or is --input_format={file.format} wrong)?"
+        ) from error
 
 
 class _Stream(io.RawIOBase):

@@ -332,6 +332,7 @@ def test_a_field_of_no_object_is_a_bad_record(record, read):
         ([{"text": "A."}, {"text": "B."}], "is a JSON array"),
         (["A.", "B."], "is a JSON array"),
         ({"text": "A.", "x": {"y": [1, 2]}}, "has JSON objects over several lines"),
+        ({"text": "A.", "x": [0] * 1500}, "has JSON objects over several lines"),
     ],
 )
 def test_json_that_is_not_json_lines_is_named_as_what_it_is(
@@ -622,6 +623,7 @@ def test_rows_of_csv_are_documents_of_paragraphs(read):
         (b"id\ttext\n1\tA, b.\n", InputFormat.TSV),
         (b'id\ttext\n1\t"A, b."', InputFormat.TSV),
         (b'"text"\n"A, b."\n', InputFormat.CSV),
+        (b'\nid;"a, b";text\n1;2;A, b.\n', InputFormat.CSV),
     ],
 )
 def test_columns_are_separated_by_commas_semicolons_or_tabs(content, input_format, read):
@@ -659,8 +661,13 @@ def test_a_table_of_many_blocks_is_read_whole(read, monkeypatch):
     assert documents == [(number, ["Row", str(number)]) for number in range(100)]
     with pytest.raises(UserError, match="row 92: 1 columns"):
         read(content, InputFormat.CSV)
-    with pytest.raises(UserError, match=r"cannot read .*corpus\.txt"):
-        read(b"text\n" + b"x" * 300, InputFormat.CSV)
+    with pytest.raises(UserError, match=r"corpus\.txt has a row longer than 16 MiB"):
+        read(b"text\n" + b"x\n" * 99 + b"x" * 300, InputFormat.CSV)
+
+
+@pytest.mark.parametrize("content", [b"\n \n", b"text\n", b"\xef\xbb\xbftext,id\r\n"])
+def test_a_table_without_rows_has_no_documents(content, read):
+    assert read(content, InputFormat.CSV) == []
 
 
 @pytest.mark.parametrize(
@@ -668,7 +675,6 @@ def test_a_table_of_many_blocks_is_read_whole(read, monkeypatch):
     [
         (b"id,body\n", r"no column 'text': give --text_field, one of \['id', 'body'\]"),
         (b"text,text\n", "two columns 'text'"),
-        (b"\n\n", "cannot read"),
     ],
 )
 def test_a_header_without_the_column_is_an_error(header, problem, read):

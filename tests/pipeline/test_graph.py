@@ -44,7 +44,7 @@ def options(tmp_path, write_vocabulary):
 @pytest.fixture
 def directories(options):
     directories = Directories(options.output_dir)
-    directories.prepare(options.vocab_file, {}, {}, overwrite=False)
+    directories.prepare(options.vocab_file.read_bytes(), {}, {}, overwrite=False)
     return directories
 
 
