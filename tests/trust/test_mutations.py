@@ -6,6 +6,7 @@ another content.
 """
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -48,6 +49,7 @@ class Kind:
 
 CHECKPOINT = "run/checkpoints/step-00000004"
 IN_PROGRESS = "unfinished/clozemill_in_progress"
+CORPORA = ("text", "jsonl", "parquet", "csv", "wiki", "gz", "bz2", "xz", "zst", "lz4")
 LIGHT_KINDS = [
     Kind("data/manifest.json", "verify inspect"),
     Kind("data/vocab.txt", "verify inspect"),
@@ -90,10 +92,9 @@ KINDS = [
     Kind("original/bert_model.ckpt.data-00000-of-00001", "huggingface", is_ours=False),
     Kind("original/checkpoint", "huggingface", is_ours=False),
     Kind("original/bert_config.json", "huggingface", is_ours=False),
-    *(
-        Kind(f"corpus.{suffix}", suffix, is_ours=False)
-        for suffix in ("text", "jsonl", "parquet", "wiki", "gz", "bz2", "xz", "zst")
-    ),
+    *(Kind(f"corpus.{suffix}", suffix, is_ours=False) for suffix in CORPORA),
+    Kind("records.tfrecord", "adopt", is_ours=False),
+    Kind("tokenizer.json", "tokenizer", is_ours=False),
 ]
 
 
@@ -228,13 +229,25 @@ class Files:
                 *["export", f"--checkpoint={work / 'huggingface'}", new, "--format=original"],
             ],
             "huggingface": ["export", f"--checkpoint={work / 'original'}", new],
+            "adopt": [
+                *["adopt", f"--input_file={work / 'records.tfrecord'}", new],
+                f"--vocab_file={work / 'vocab.txt'}",
+            ],
+            "tokenizer": [
+                *["generate", *words, f"--vocab_file={work / 'tokenizer.json'}", new],
+                f"--input_file={text / 'corpus.txt'}",
+            ],
             "flagfile": ["generate", f"--flagfile={work / 'data/flags.txt'}", new],
         } | {
             suffix: [*generate, f"--input_file={work / f'corpus.{suffix}'}", new]
-            for suffix in ("text", "jsonl", "parquet", "wiki", "gz", "bz2", "xz", "zst")
+            for suffix in CORPORA
         }
         zygote.succeed(*self.commands["vocab"])
         zygote.succeed(*read_text, f"--output_dir={data}", "--eval_fraction=0.3")
+        shutil.copy(work / "data/train-00000-of-00002.tfrecord", work / "records.tfrecord")
+        tokens = (work / "vocab.txt").read_text("utf-8").split("\n")[:-1]
+        model = {"type": "WordPiece", "vocab": {token: i for i, token in enumerate(tokens)}}
+        (work / "tokenizer.json").write_text(json.dumps({"model": model}), "utf-8")
         zygote.succeed(
             *[*read_text, f"--output_dir={work / 'kept'}"],
             f"--tokenized_dir={work / 'tokenized'}",
@@ -322,10 +335,13 @@ def _write_corpora(folder: Path, text: str) -> None:
         "bz2": bz2.compress(text.encode()),
         "xz": lzma.compress(text.encode()),
         "zst": zstandard.ZstdCompressor().compress(text.encode()),
+        "lz4": pa.Codec("lz4").compress(text.encode(), asbytes=True),
     }
     for suffix, content in contents.items():
         (folder / f"corpus.{suffix}").write_bytes(content)
     pq.write_table(pa.table({"text": documents}), folder / "corpus.parquet", row_group_size=4)
+    with (folder / "corpus.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *enumerate(documents)])
 
 
 def assert_damage_is_named(files: Files, kind: Kind, number: int, report) -> None:
