@@ -26,6 +26,7 @@ Segmenter = Callable[[str], Iterable[str]]
 """Returns the words of a text, in order; it may omit the white space between words."""
 
 _SHOWN_CHARACTERS = 20
+_distributions_of_packages = functools.cache(importlib.metadata.packages_distributions)
 
 
 def load_segmenter(name: str) -> Segmenter:
@@ -64,9 +65,8 @@ def load_segmenter(name: str) -> Segmenter:
 def describe_segmenter(name: str | None) -> str | None:
     """The segmenter's name and version, because different versions find different words.
 
-    The version is that of the distributions that hold its module and, if that is another, the
-    module that defines the function. For a module of no distribution, the SHA-256 of its file
-    stands for the version.
+    The version is that of the distribution that holds its module. For a module of no distribution,
+    it is the SHA-256 of its file, with the distributions that it imports and uses.
     """
     if name is None:
         return None
@@ -75,26 +75,21 @@ def describe_segmenter(name: str | None) -> str | None:
     segment: Any = load_segmenter(name)
     while isinstance(segment, functools.partial):
         segment = segment.func
-    segment = inspect.unwrap(segment)
-    named = name.partition(":")[0]
-    modules = [named, getattr(segment, "__module__", None) or type(segment).__module__]
-    versions = [_version_of(sys.modules[module]) for module in modules if module in sys.modules]
-    return f"{name} of {', '.join(dict.fromkeys(versions))}"
-
-
-def _version_of(module: ModuleType) -> str:
-    """Names the distribution of a module and its version, or the content of its file."""
-    package = module.__name__.partition(".")[0]
-    distributions = importlib.metadata.packages_distributions().get(package)
-    if distributions:
-        return ", ".join(
-            f"{distribution} {importlib.metadata.version(distribution)}"
-            for distribution in sorted(set(distributions))
-        )
+    module = sys.modules[name.partition(":")[0]]
+    if distributions := _distributions_of(module.__name__):
+        return f"{name} of {', '.join(distributions)}"
     path = getattr(module, "__file__", None)
-    if path is None:
-        return f"the module {module.__name__} without a file"
-    return f"a module with the SHA-256 {sha256_of(Path(path))}"
+    digest = sha256_of(Path(path)) if path else "unknown"
+    used = {each.__name__ for each in vars(module).values() if isinstance(each, ModuleType)}
+    used.add(getattr(inspect.unwrap(segment), "__module__", None) or type(segment).__module__)
+    versions = sorted({each for used_module in used for each in _distributions_of(used_module)})
+    return ", ".join([f"{name} of a module with the SHA-256 {digest}", *versions])
+
+
+def _distributions_of(module: str) -> list[str]:
+    """The distributions that hold a module, with their versions."""
+    names = _distributions_of_packages().get(module.partition(".")[0], [])
+    return [f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names))]
 
 
 def word_starts(sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter) -> np.ndarray:
