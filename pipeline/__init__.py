@@ -33,6 +33,7 @@ The files that text goes through, in the order of the flow::
 
 Files beside the flow::
 
+    foreign_vocabularies  vocabularies of other software -> a vocab.txt
     errors               UserError, the error that a user can fix
     failures             exceptions of Beam and its workers -> errors that a user can fix
     paths                pipes, sockets and devices, which are no files

@@ -18,6 +18,7 @@ from pipeline.directories import IN_PROGRESS_NAME
 from pipeline.errors import UserError, listed
 from pipeline.files import has_sha256, locked_directory, whole_file, write_whole
 from pipeline.foreign_records import RecordReader
+from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import health_of_records
 from pipeline.json_files import DamagedFileError, read_json, write_json
 from pipeline.manifest import (
@@ -78,7 +79,7 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     Raises:
       UserError: a file, a record, the vocabulary or the directory is unusable.
     """
-    vocabulary = Vocabulary(options.vocab_file)
+    vocabulary = vocabulary_of(options.vocab_file)
     output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
     files = _files_of(options, output)
     plan = {

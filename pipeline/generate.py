@@ -13,6 +13,7 @@ from pipeline.disk_space import check_disk_space, expected_size
 from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
+from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.graph import run_pipeline
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
@@ -53,7 +54,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         is too small, the data set is finished and damaged, or it fails a `strict` health check.
     """
     choose_runner(beam_options)
-    vocabulary = Vocabulary(options.vocab_file)
+    vocabulary = vocabulary_of(options.vocab_file)
     if repeated := vocabulary.repeated_tokens():
         logging.warning(
             "the vocabulary %s has %d repeated lines (first: %r); the id of a repeated token is "

@@ -9,9 +9,12 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import re
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
+from importlib.metadata import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +23,18 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
-from pipeline.tokenization import FullTokenizer, drop_control_whitespace
+from pipeline.tokenization import (
+    FullTokenizer,
+    clean_text,
+    drop_control_whitespace,
+    has_ideograph,
+)
 
 Segmenter = Callable[[str], Iterable[str]]
 """Returns the words of a text, in order; it may omit the white space between words."""
 
 _SHOWN_CHARACTERS = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _distributions_of_packages = functools.cache(importlib.metadata.packages_distributions)
 
 
@@ -43,7 +52,7 @@ def load_segmenter(name: str) -> Segmenter:
                 "--word_segmenter=jieba needs the package jieba: pip install 'clozemill[chinese]'"
             ) from error
         jieba.setLogLevel("WARNING")
-        return jieba.cut
+        return lambda text: _joined(jieba.cut(text))
     module_name, separator, function_name = name.partition(":")
     if not separator:
         raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
@@ -60,6 +69,25 @@ def load_segmenter(name: str) -> Segmenter:
     if not callable(segment):
         raise UserError(f"--word_segmenter={name} is not a function")
     return segment
+
+
+def _joined(words: Iterable[str]) -> list[str]:
+    """The words of jieba, which cuts words with letters beyond ASCII, such as "Müller".
+
+    Neighbouring letters, digits and marks are joined again, except for ideographs.
+    """
+    joined: list[str] = []
+    for word in words:
+        if joined and _is_of_word(joined[-1][-1]) and _is_of_word(word[0]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
+
+
+def _is_of_word(character: str) -> bool:
+    is_mark = unicodedata.category(character).startswith("M")
+    return (character.isalnum() or is_mark) and not has_ideograph(character)
 
 
 def describe_segmenter(name: str | None) -> str | None:
@@ -87,9 +115,14 @@ def describe_segmenter(name: str | None) -> str | None:
 
 
 def _distributions_of(module: str) -> list[str]:
-    """The distributions that hold a module, with their versions."""
+    """The distributions that hold a module, with their versions; none for a file of the user's."""
     names = _distributions_of_packages().get(module.partition(".")[0], [])
-    return [f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names))]
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in sorted(set(names))
+        if path and any(Path(each.locate()) == Path(path) for each in files(name) or [])
+    ]
 
 
 def word_starts(sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter) -> np.ndarray:
@@ -114,25 +147,23 @@ def _offsets_of_words(text: str, segment: Segmenter) -> list[int]:
     """Returns the offsets in `text` at which its words begin."""
     starts = []
     end = 0
+    text = _SURROGATE.sub("\ufffd", text)  # UTF-8, which compiled segmenters need, lacks them
     try:
-        words = segment(text)
-        words = [words] if isinstance(words, str) else list(words)
+        found = segment(text)
+        words = [found] if isinstance(found, str) else list(found)
     except Exception as error:
         raise UserError(
             f"--word_segmenter fails on {text[:_SHOWN_CHARACTERS]!r}: {error!r}"
         ) from error
+    if isinstance(found, str) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"--word_segmenter gives {reprlib.repr(found)}, not a list of words")
     for word in words:
-        if not isinstance(word, str):
-            raise UserError(
-                f"--word_segmenter gives {reprlib.repr(word)} for a word of "
-                f"{text[:_SHOWN_CHARACTERS]!r}, not a text"
-            )
         start = text.find(word, end)
-        if start < 0 or text[end:start].strip():
+        if start < 0 or clean_text(text[end:start]).strip():
             raise _wrong_words(text, end)
         starts.append(start)
         end = start + len(word)
-    if text[end:].strip():
+    if clean_text(text[end:]).strip():
         raise _wrong_words(text, end)
     return starts
 

@@ -12,7 +12,16 @@ ROOT = Path(__file__).parents[1]
 # The contract of a data set (records, manifest, vocabulary), and what all packages share.
 CONTRACT = {
     f"pipeline.{name}"
-    for name in ("records", "manifest", "vocabulary", "files", "json_files", "errors", "templates")
+    for name in (
+        "records",
+        "manifest",
+        "vocabulary",
+        "foreign_vocabularies",
+        "files",
+        "json_files",
+        "errors",
+        "templates",
+    )
 }
 
 

@@ -259,8 +259,14 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
             raise UserError(
                 f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained)} in "
                 f"{pretrained.tokenizer.vocabulary}: the ids stand for different tokens; generate "
-                f"the data with {pretrained.tokenizer.vocabulary}"
+                f"the data with --vocab_file={_vocabulary_with_added_tokens(pretrained.tokenizer)}"
             )
+
+
+def _vocabulary_with_added_tokens(tokenizer: TokenizerSettings) -> Path:
+    """The vocabulary or, if tokens were added beside it, the directory of both."""
+    has_added = tokenizer.num_word_pieces is not None
+    return tokenizer.vocabulary.parent if has_added else tokenizer.vocabulary
 
 
 def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
@@ -283,13 +289,16 @@ def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
     ):
         if in_data == in_bert:
             continue
-        advice = f"generate the data with --{'' if in_bert else 'no'}{flag}"
         problem = (
             f"the text of the data is {'' if in_data else 'not '}{what}, but that of "
             f"{pretrained.source} {'is' if in_bert else 'is not'}"
         )
+        if flag is None:
+            logging.warning("%s: where the words are Chinese, it has learnt other tokens", problem)
+            continue
+        advice = f"generate the data with --{'' if in_bert else 'no'}{flag}"
         if not trained.are_guessed:
-            raise UserError(f"{problem}: {advice}" if flag else problem)
+            raise UserError(f"{problem}: {advice}")
         logging.warning("%s, to judge by its vocabulary; %s if so", problem, advice)
         return
 

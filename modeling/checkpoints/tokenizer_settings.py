@@ -11,17 +11,15 @@ from absl import logging
 from typing_extensions import TypedDict  # typing's own is not enough for pydantic before 3.12
 
 from pipeline.errors import UserError
-from pipeline.json_files import read_foreign_json
-from pipeline.manifest import VOCABULARY_NAME, Manifest
-from pipeline.vocabulary import (
-    MAX_CHARACTERS_PER_WORD,
-    SPECIAL_TOKENS,
+from pipeline.foreign_vocabularies import (
     TOKENIZER_NAME,
     AddedToken,
     in_order,
     read_tokenizer_json,
-    tokens_of,
 )
+from pipeline.json_files import read_foreign_json
+from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

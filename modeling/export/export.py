@@ -143,7 +143,7 @@ def _write_format(
     heads: bool,
 ) -> None:
     config, weights = pretrained.config, pretrained.weights
-    pad_id = tokenizer.tokens.index("[PAD]") if "[PAD]" in tokenizer.tokens else 0
+    pad_id = {token: i for i, token in enumerate(tokenizer.tokens)}.get("[PAD]", 0)
     if export_format in (Format.HUGGINGFACE, Format.ONNX):
         write_tokenizer(directory, tokenizer, config.max_position_embeddings)
     else:

@@ -231,7 +231,7 @@ def test_the_id_dtype_fits_the_largest_vocabularies(write_vocabulary, size, dtyp
 
 
 def test_a_folder_is_refused_as_vocabulary(tmp_path):
-    with pytest.raises(UserError, match="is a directory without"):
+    with pytest.raises(UserError, match="cannot read"):
         FullTokenizer(tmp_path)
 
 

@@ -282,6 +282,18 @@ def test_words_must_be_a_list_of_texts(words, tokenizer):
         word_starts(["我用 卡拉"], tokenizer, lambda _: words)
 
 
+def test_words_may_omit_what_the_tokenizer_drops(tokenizer):
+    assert words_of_pieces(tokenizer, "我\u200b用\u200b", cutting_at("我", "用")) == ["我", "用"]
+
+
+def test_halves_of_surrogate_pairs_do_not_reach_the_segmenter(tokenizer):
+    def segment(text):
+        text.encode()
+        return list(text)
+
+    assert len(word_starts(["我\ud800用"], tokenizer, segment)) == 3
+
+
 def test_the_error_shows_only_the_beginning_of_the_text(tokenizer):
     with pytest.raises(UserError) as raised:
         word_starts(["我" * 9999], tokenizer, cutting_at("用"))
@@ -350,6 +362,15 @@ def test_a_segmenter_can_be_any_callable(name, tmp_path, monkeypatch):
     )
 
 
+def test_a_module_with_the_name_of_a_distribution_is_described_by_its_content(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "jieba.py").write_text("def words(text): return [text]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "jieba")
+    assert "of a module with the SHA-256" in describe_segmenter("jieba:words")
+
+
 def test_a_segmenter_of_a_distribution_is_described_by_its_version():
     assert describe_segmenter("jieba:lcut") == f"jieba:lcut of jieba {version('jieba')}"
     # A compiled function has no source.
@@ -367,6 +388,18 @@ def test_the_segmenter_jieba_uses_the_package_and_logs_nothing():
     )
     assert result.stdout == "我 来到 北京\n"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("привет мир", ["привет", " ", "мир"]),
+        ("Müller用E\u0301a", ["Müller", "用", "E\u0301a"]),
+        ("naïve-café。한국어 カナ", ["naïve", "-", "café", "。", "한국어", " ", "カナ"]),
+    ],
+)
+def test_words_of_letters_beyond_ascii_stay_whole_with_jieba(text, words):
+    assert list(load_segmenter("jieba")(text)) == words
 
 
 def test_the_error_without_jieba_says_how_to_install_it(monkeypatch):

@@ -21,7 +21,11 @@ from modeling.checkpoints.pretrained import (
     read_average,
     read_pretrained,
 )
-from modeling.checkpoints.tokenizer_settings import TokenizerSettings, read_tokens
+from modeling.checkpoints.tokenizer_settings import (
+    TokenizerSettings,
+    read_tokenizer_settings,
+    read_tokens,
+)
 from modeling.config import GeluForm
 from modeling.export.export import export
 from modeling.export.formats import Format
@@ -721,7 +725,6 @@ def test_tokens_of_a_tokenizer_json_are_compared_by_their_ids(tmp_path, pretrain
         ({}, {"do_lower_case": False}, "is not lower-cased, .* is: .*--do_lower_case"),
         ({"strip_accents": False}, {}, "is stripped of accents, .* is not: .*--nostrip_accents"),
         ({"strip_accents": True}, {"strip_accents": None}, None),
-        ({"tokenize_chinese_chars": False}, {}, "is split at ideographs, .* is not$"),
     ],
 )
 @pytest.mark.parametrize("are_guessed", [False, True])
@@ -751,6 +754,26 @@ def test_another_normalization_is_an_error_if_it_is_stated(
         return
     check_normalization(pretrained, manifest)
     assert ("to judge by its vocabulary" in caplog.text) == bool(problem)
+
+
+def test_ideographs_that_are_not_split_give_a_warning(pretrained, caplog):
+    settings = dataclasses.replace(pretrained.tokenizer, tokenize_chinese_chars=False)
+    check_normalization(
+        dataclasses.replace(pretrained, tokenizer=settings),
+        Manifest(8, 1, settings.do_lower_case, 1, "", {}, {}, []),
+    )
+    assert "is split at ideographs, but" in caplog.text
+
+
+def test_added_tokens_make_their_directory_the_vocabulary(tmp_path, pretrained):
+    (ours := tmp_path / "ours").mkdir()
+    for folder in (ours, tmp_path):
+        (folder / "vocab.txt").write_text("[PAD]\n")
+    tokenizer = {"model": {"vocab": {"[PAD]": 0}}, "added_tokens": [{"id": 1, "content": "new"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    pretrained = dataclasses.replace(pretrained, tokenizer=read_tokenizer_settings(tmp_path))
+    with pytest.raises(UserError, match=rf"with --vocab_file={tmp_path}$"):
+        check_vocabulary(pretrained, ours / "vocab.txt")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
