@@ -53,11 +53,13 @@ def stopping(arguments: Sequence[str]) -> Iterator[None]:
     process = _Process(in_one_line(" ".join(["clozemill", *arguments[:1]])))
     try:
         process.is_at_work = True
+        process.keep_temporary_files_together()
         yield
     finally:
         process.is_at_work = False
         if process.received:
             process.end(process.received)
+        process.remove_temporary_files()
 
 
 class _Process:
@@ -73,6 +75,7 @@ class _Process:
         self.received: signal.Signals | None = None
         self.is_at_work = False
         self._raises_again = False
+        self._temporary = ""
         self._stderr = os.dup(2)  # because stderr is hidden while libraries start
         self._is_ending = threading.RLock()
         # Python writes a signal's number here at once, even while the main thread is held up.
@@ -84,6 +87,24 @@ class _Process:
             if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):
                 signal.signal(number, self._handle)
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def keep_temporary_files_together(self) -> None:
+        """Gives the process a directory for temporary files, which is removed when it ends.
+
+        Libraries remove theirs when Python exits, but a signal ends the process before that.
+        """
+        import tempfile  # noqa: PLC0415 - after the handlers, because it takes time
+
+        with suppress(OSError):  # none can be made: so may it be for whoever needs one
+            self._temporary = tempfile.mkdtemp(prefix="clozemill-")
+            tempfile.tempdir = self._temporary
+
+    def remove_temporary_files(self) -> None:
+        """Removes that directory, if there is one."""
+        if self._temporary:
+            import shutil  # noqa: PLC0415 - `tempfile` has imported it
+
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """Raises an exception in the main thread, which calls this between two of its steps."""
@@ -132,6 +153,7 @@ class _Process:
         if "subprocess" in sys.modules:  # no other thread may start a child any more
             vars(sys.modules["subprocess"])["Popen"] = None
         kill_children()
+        self.remove_temporary_files()
         cursor = _SHOW_CURSOR if os.isatty(self._stderr) else b""
         with suppress(OSError):
             os.write(self._stderr, cursor + self._line(number).encode() + b"\n")

@@ -172,6 +172,21 @@ finally:
     assert command.end() == expected(number)
 
 
+@pytest.mark.parametrize("ends_by", [signal.SIGTERM, None], ids=["a signal", "itself"])
+def test_temporary_files_are_removed_though_libraries_leave_them(ends_by, tmp_path):
+    body = """
+import tempfile
+tempfile.mkdtemp()
+tempfile.NamedTemporaryFile(delete=False)
+assert tempfile.gettempdir().startswith(os.environ["TMPDIR"] + "/clozemill-")
+ready()
+"""
+    command = program(body + ("compute()" if ends_by else ""), tmp_path)
+    if ends_by:
+        command.send(ends_by)
+    assert command.end() == (expected(ends_by) if ends_by else (0, []))
+
+
 def test_further_signals_do_not_disturb_the_cleaning_up(tmp_path):
     body = """
 path = Path(os.environ["TMPDIR"], "file")

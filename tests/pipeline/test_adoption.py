@@ -115,7 +115,7 @@ def test_shards_of_generate_give_what_generate_has_counted(data_set, tmp_path):
 
 
 def test_the_same_command_again_verifies(options, records, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     manifest = adopt(options)
     stamp = (options.output_dir / "manifest.json").stat().st_mtime_ns
     assert adopt(options) == manifest
