@@ -34,6 +34,8 @@ try:
 except EOFError:
     error = "EOFError"
 print(f"Python's gzip: {error}")
-sys.exit("the behaviour has changed" if (counts, error) != ([3, 3], "EOFError") else 0)
+if (counts, error) != ([3, 3], "EOFError"):
+    print("the behaviour has changed")
+    sys.exit(1)
 PYTHON
 "$folder/venv/bin/python" "$folder/main.py" "$folder" 2>/dev/null
