@@ -12,6 +12,8 @@ import pytest
 
 from pipeline.files import sha256_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BACKENDS = {"english": "tensorflow", "chinese": "jax"}
 CONFIG = {

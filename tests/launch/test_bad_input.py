@@ -331,7 +331,10 @@ def assert_succeeds(process):
     assert process.returncode == 0, stderr
 
 
-@pytest.mark.parametrize("limit", [3_000, 50_000, 100_000])
+@pytest.mark.parametrize(
+    "limit",
+    [3_000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (50_000, 100_000))],
+)
 def test_a_full_disk_is_reported_in_one_line_and_loses_nothing(limit, undisturbed, tmp_path):
     """A limit on file sizes raises the same error as a full disk, except for its number."""
 

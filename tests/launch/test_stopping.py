@@ -181,6 +181,7 @@ tempfile.NamedTemporaryFile(delete=False)
 assert tempfile.gettempdir().startswith(os.environ["TMPDIR"] + "/clozemill-")
 ready()
 """
+    body = f"launch.stopping._SECONDS_TO_CLEAN_UP = 0.3\n{body}"
     command = program(body + ("compute()" if ends_by else ""), tmp_path)
     if ends_by:
         command.send(ends_by)

@@ -348,7 +348,8 @@ def test_jax_trains_like_tensorflow(steps, shallow_config, batch, tmp_path):
     assert_trains_alike(steps, shallow_config, batch, tmp_path, "jax")
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
 def test_two_devices_train_like_one(steps, shallow_config, batch, tmp_path, parts):
     """They use the same dropout, and means over the whole batch."""
     backend = keras.config.backend()
