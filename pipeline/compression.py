@@ -109,13 +109,13 @@ def decompress(blocks: Iterable[bytes], compression: str | None) -> Iterator[byt
 
 
 def _decompress_lz4(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    stored = pa.PythonFile(_BlocksAsFile(blocks), mode="r")
+    stored = pa.PythonFile(BlocksAsFile(blocks), mode="r")
     with pa.CompressedInputStream(stored, "lz4") as content:
         while block := content.read(_FED_BYTES):
             yield block
 
 
-class _BlocksAsFile(io.RawIOBase):
+class BlocksAsFile(io.RawIOBase):
     """Blocks of bytes as a file that can only be read on."""
 
     def __init__(self, blocks: Iterable[bytes]):
@@ -123,9 +123,11 @@ class _BlocksAsFile(io.RawIOBase):
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, or a part of it, and returns how much; 0 at the end."""
         while not self._rest and (block := next(self._blocks, None)) is not None:
             self._rest = memoryview(block)
         taken = self._rest[: len(memoryview(buffer))]

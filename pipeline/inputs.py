@@ -208,6 +208,16 @@ def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[byte
         yield block
 
 
+def read_at_least(blocks: Iterator[bytes], num_bytes: int) -> bytes:
+    """The next blocks together, until they are `num_bytes` bytes or there are no more."""
+    head = bytearray()
+    for block in blocks:  # some may be empty, when a decompressor has not read enough
+        head += block
+        if len(head) >= num_bytes:
+            break
+    return bytes(head)
+
+
 def _match_local(pattern: str) -> dict[str, tuple[int, float]]:
     """The files that a pattern matches: their size and the time of their last change.
 
@@ -265,7 +275,7 @@ def _look_into(
             compression = compression_of(first)
             num_bytes = _DECOMPRESSED_HEAD_BYTES if compression else _HEAD_BYTES
             blocks = decompress(chain([first], read_blocks(handle)), compression)
-            head = _first_bytes(blocks, num_bytes)
+            head = read_at_least(blocks, num_bytes)[:num_bytes]
     except DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path}: {reason}") from error
@@ -283,15 +293,6 @@ def _look_into(
     if problem:
         raise UserError(f"{path} {problem}")
     return file_format, compression
-
-
-def _first_bytes(blocks: Iterator[bytes], num_bytes: int) -> bytes:
-    head = bytearray()
-    for block in blocks:
-        head += block
-        if len(head) >= num_bytes:
-            break
-    return bytes(head[:num_bytes])
 
 
 def _format_of(name: str, head: bytes, wanted: InputFormat) -> InputFormat:

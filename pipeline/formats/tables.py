@@ -4,7 +4,7 @@ import io
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 import pyarrow as pa
@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipeline.compression import BlocksAsFile
 from pipeline.errors import UserError
 from pipeline.formats.raw_document import RawDocument, Unreadable, lines_of_record, text_and_count
-from pipeline.inputs import InputFile, InputFormat
+from pipeline.inputs import InputFile, InputFormat, read_at_least
 from pipeline.portions import FileRange, check_length_of_document, open_parquet, row_group_ends
 
 _ROWS_PER_BATCH = 64
@@ -78,7 +79,7 @@ def read_csv(
         return "skip"
 
     blocks = file_range.blocks()
-    if not (head := _head(blocks)).strip():
+    if not (head := read_at_least(blocks, _HEAD_BYTES)).strip():
         return  # an empty file has no header
     is_tsv = file.format == InputFormat.TSV
     header = _QUOTED.sub(b"", head).lstrip().split(b"\n")[0]
@@ -93,7 +94,8 @@ def read_csv(
     as_bytes = pyarrow.csv.ConvertOptions(  # since invalid UTF-8 is to be dropped
         include_columns=[text_field], column_types={text_field: pa.binary()}
     )
-    content = pa.PythonFile(_Stream(chain([head], blocks)), "r")
+    # Buffered, because pyarrow takes a short read for the end of a block.
+    content = pa.PythonFile(io.BufferedReader(BlocksAsFile(chain([head], blocks))), "r")
     row = text_before = 0
     for batch in _batches(pyarrow.csv.open_csv(content, _READING, parsing, as_bytes), file):
         yield from bad_rows
@@ -115,34 +117,6 @@ def _batches(reader: pa.csv.CSVStreamingReader, file: InputFile) -> Iterator[pa.
             f"{file.path} has a row longer than {_LONGEST_ROW_BYTES >> 20} MiB: is a quote missing "
             f"(or is --input_format={file.format} wrong)?"
         ) from error
-
-
-class _Stream(io.RawIOBase):
-    """Blocks of bytes as a file that is read forwards."""
-
-    def __init__(self, blocks: Iterable[bytes]):
-        self._blocks = iter(blocks)
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads at most `size` bytes; all if it is negative."""
-        parts, missing = [], size
-        while missing and (block := self._rest or next(self._blocks, b"")):
-            taken = block if size < 0 else block[:missing]
-            parts.append(taken)
-            self._rest = block[len(taken) :]
-            missing -= len(taken)
-        return b"".join(parts)
-
-
-def _head(blocks: Iterator[bytes]) -> bytes:
-    head = b""
-    while len(head) < _HEAD_BYTES and (block := next(blocks, b"")):
-        head += block
-    return head
 
 
 def _check_name(file: InputFile, schema: pa.Schema, name: str) -> None:

@@ -1,7 +1,10 @@
+import bz2
 import gzip
 import json
+import lzma
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -638,6 +641,19 @@ def test_tables_are_recognized_by_their_names(suffix, tmp_path, documents_of):
     (tmp_path / f"corpus{suffix}").write_bytes(compress(content))
     (document,) = documents_of(plan_portions(match_files([f"{tmp_path}/*"])))
     assert document.sentences == ["A."]
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, gzip.compress])
+def test_compressed_tables_are_read_whole(compress, tmp_path, documents_of):
+    """Decompressors give nothing for the first bytes, and between two blocks of bzip2."""
+    words = np.random.default_rng(1).integers(0, 10**9, (60_000, 3)).tolist()
+    texts = [f"w{a} w{b} w{c}" for a, b, c in words]
+    rows = "".join(f"{number},{text}\n" for number, text in enumerate(texts))
+    (tmp_path / "corpus.csv.packed").write_bytes(compress(b"id,text\n" + rows.encode()))
+    files = match_files([f"{tmp_path}/*"], InputFormat.CSV)
+    assert [document.sentences for document in documents_of(plan_portions(files))] == [
+        [text] for text in texts
+    ]
 
 
 def test_rows_with_other_numbers_of_columns_are_bad_records(read):
