@@ -48,7 +48,7 @@ _TOKENIZED_DIR = flags.DEFINE_string(
     None,
     "A directory in which to keep the tokenized corpus. Further data sets from the same text, "
     "vocabulary and tokenizer, with other lengths, masks or seeds, then reuse it instead of "
-    "reading the text.",
+    "tokenizing the text again.",
 )
 _OVERWRITE = flags.DEFINE_boolean(
     "overwrite",

@@ -40,11 +40,11 @@ from pipeline.manifest import DataSet, Manifest, Shard
 from pipeline.records import (
     Feature,
     check_values,
-    compression_of,
     decode_instance,
     open_records,
     read_frames,
     record_of,
+    tfrecord_compression,
 )
 
 OnOpen = Callable[[list[Shard]], object]
@@ -146,7 +146,7 @@ def training_batches(
     def lanes_of_groups() -> Iterator[tuple[list[tuple[str, str]], np.ndarray, int]]:
         for group in shard_groups(manifest, seed, first_instance):
             paths = map(data_set.path_of, group.shards)
-            files = [(str(path), compression_of(path)) for path in paths]
+            files = [(str(path), tfrecord_compression(path)) for path in paths]
             first_place = (remainder - group.first_instance) % num_processes
             seen = len(range(first_place, first_instance - group.first_instance, num_processes))
             lanes = list(_lanes_of_process(group, first_place, num_processes))
@@ -186,7 +186,7 @@ def batches_in_order(
         for shard in shards:
             on_open([shard])
             path = data_set.path_of(shard)
-            yield str(path), compression_of(path)
+            yield str(path), tfrecord_compression(path)
 
     files = tf.data.Dataset.from_generator(opened_files, output_signature=_FILE)
     records = files.flat_map(_records_of_file)

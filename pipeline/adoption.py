@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from pipeline.directories import IN_PROGRESS_NAME
 from pipeline.errors import UserError, listed
 from pipeline.files import has_sha256, locked_directory, whole_file, write_whole
@@ -37,7 +35,7 @@ from pipeline.progress import report_reading
 from pipeline.receipts import Plan, differences
 from pipeline.report import write_report
 from pipeline.statistics import BuildResults, summarize
-from pipeline.verification import verify
+from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 
 _OWN_NAMES = {MANIFEST_NAME, PLAN_NAME, VOCABULARY_NAME, FLAGS_NAME, REPORT_NAME}
@@ -90,7 +88,11 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     }
     with locked_directory(output):
         if finished := _find_finished(output, plan, options.overwrite):
-            _verify_finished(DataSet(output, finished))
+            verify_finished(
+                DataSet(output, finished),
+                "adopted with the same options",
+                "damaged: pass --overwrite to adopt the records again",
+            )
             return finished
         _check_room(output, vocabulary)
         reader = RecordReader([path for _, path in files], vocabulary)
@@ -200,20 +202,6 @@ def _find_finished(output: Path, plan: Plan, overwrite: bool) -> Manifest | None
             f"{output} already holds a data set, adopted with {'; '.join(others)}: {_OVERWRITE}"
         )
     return None if overwrite else manifest
-
-
-def _verify_finished(data_set: DataSet) -> None:
-    logging.info(
-        "%s was adopted with the same options before: verifying its files", data_set.directory
-    )
-    faults = list(verify(data_set))
-    for fault in faults:
-        logging.error("%s", fault)
-    if faults:
-        raise UserError(
-            f"{len(faults)} files of {data_set.directory} are damaged: pass --overwrite to adopt "
-            "the records again"
-        )
 
 
 def _check_room(output: Path, vocabulary: Vocabulary) -> None:

@@ -131,9 +131,14 @@ def vocabulary_of(path: Path) -> Vocabulary:
         raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from error
     vocabulary = Vocabulary(path, needed=(), content=content)
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary.ids]
-    if missing and (what := _what_else_it_is(content, vocabulary.tokens)):
-        raise UserError(f"the vocabulary {path} has no {', '.join(missing)}: {what}, not WordPiece")
-    return Vocabulary(path, content=content)
+    if missing:
+        what = _what_else_it_is(content, vocabulary.tokens)
+        needs = f"BERT needs {' '.join(SPECIAL_TOKENS)}, each on its own line"
+        raise UserError(
+            f"the vocabulary {path} has no {', '.join(missing)}: "
+            f"{f'{what}, not WordPiece' if what else needs}"
+        )
+    return vocabulary
 
 
 def _content_of(path: Path) -> bytes:

@@ -25,10 +25,10 @@ from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
 from pipeline.runner import choose_runner
-from pipeline.sample import read_sample
+from pipeline.sample import take_sample
 from pipeline.shards import plan_shards
 from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
-from pipeline.verification import verify
+from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
 
@@ -92,18 +92,23 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
     }
     with locked_directory(directories.output):
         if not options.overwrite and (finished := directories.find_finished(shard_plan)):
-            _verify_finished(DataSet(directories.output, finished))
+            verify_finished(
+                DataSet(directories.output, finished),
+                "made with the same input and options",
+                "damaged or do not belong there: remove the latter, or pass --overwrite to make "
+                "the data set again",
+            )
             _check_health(finished.health, options)
             return finished
         directories.prepare(vocabulary.content, tokenization_plan, shard_plan, options.overwrite)
         # A copy, because the given file may have been in the directory that was discarded.
         options = replace(options, vocab_file=directories.vocabulary)
-        sample = read_sample(portions, options.reading)
+        sample = take_sample(portions, options.reading)
         expected = expected_size(sample, options, buckets)
         logging.info("expected size: %s", expected)
         check_disk_space(expected, directories)
-        if line := case_line(sample, options):
-            logging.warning("%s", line)
+        if case := case_line(sample, options):
+            logging.warning("%s", case)
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
             results = run_pipeline(
                 options, portions, buckets, shard_plans, directories, beam_options
@@ -121,7 +126,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
         _warn_without_eval_instances(results, options)
         _warn_without_blank_lines(results)
         statistics = summarize(results, options.instances.max_seq_length)
-        health = health_lines(statistics, options, sample)
+        health = health_lines(statistics, options, sample, case)
         _check_health(health, options)
         manifest = _make_manifest(results.shards, statistics, health, options, vocabulary, buckets)
         write_report(directories.output, manifest, vocabulary)
@@ -154,21 +159,6 @@ def _input_files(options: GenerateOptions, directories: Directories) -> list[Inp
         patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
     )
     return match_files(patterns, options.input_format, options.reading.encoding)
-
-
-def _verify_finished(data_set: DataSet) -> None:
-    logging.info(
-        "%s was made with the same input and options before: verifying its files",
-        data_set.directory,
-    )
-    differences = list(verify(data_set))
-    for difference in differences:
-        logging.error("%s", difference)
-    if differences:
-        raise UserError(
-            f"{len(differences)} files of {data_set.directory} are damaged or do not belong there: "
-            "remove the latter, or pass --overwrite to make the data set again"
-        )
 
 
 def _plan_of_tokenization(

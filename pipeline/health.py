@@ -37,7 +37,10 @@ _RANDOM_NEXT = "{:.1%} of the instances have a random B; usual is about 50%: {}"
 
 
 def health_lines(
-    statistics: Mapping[str, Any], options: "GenerateOptions", sample: "Sample"
+    statistics: Mapping[str, Any],
+    options: "GenerateOptions",
+    sample: "Sample",
+    case: str | None,
 ) -> list[str]:
     """A line for each share of the training instances, or of the text, that is out of bounds.
 
@@ -45,10 +48,11 @@ def health_lines(
       statistics: those of the manifest.
       options: how the data set was made.
       sample: a part of the text, which tells what helps.
+      case: the result of `case_line`.
     """
     corpus, train = statistics["corpus"], statistics["train"]
     lines = [
-        *_of_text(corpus, sample, options),
+        *_of_text(corpus, sample, options, case),
         *_of_masks(train, options.instances),
         *_of_next_sentences(corpus, train, sample, options),
     ]
@@ -124,14 +128,14 @@ def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
 
 
 def _of_text(
-    corpus: Mapping[str, Any], sample: "Sample", options: "GenerateOptions"
+    corpus: Mapping[str, Any], sample: "Sample", options: "GenerateOptions", case: str | None
 ) -> Iterator[str]:
     if unknown := _share(corpus["unknown_tokens"], corpus["tokens"], above=_MOST_UNKNOWN):
         yield _UNKNOWN.format(unknown, _what_helps_unknown(sample, options))
     elif line := _long_words_line(sample, options):
         yield line
-    if line := case_line(sample, options):
-        yield line
+    if case:
+        yield case
     # A corpus that an earlier build has tokenized does not count its lines.
     if invalid := _share(
         corpus["lines_with_invalid_utf8"], corpus.get("lines_read", 0), above=_MOST_INVALID_LINES

@@ -82,7 +82,7 @@ def instance_features(
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
 
 
-def compression_of(path: Path) -> str:
+def tfrecord_compression(path: Path) -> str:
     """The compression of a TFRecord file, "GZIP" or ""; its first bytes tell."""
     with path.open("rb") as file:
         return "GZIP" if file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else ""
@@ -90,7 +90,7 @@ def compression_of(path: Path) -> str:
 
 def open_records(path: Path) -> BinaryIO:
     """Opens a TFRecord file for `read_frames`; if it is compressed, gives what it holds."""
-    return cast(BinaryIO, gzip.open(path)) if compression_of(path) else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if tfrecord_compression(path) else path.open("rb")
 
 
 def frame_record(record: bytes) -> bytes:

@@ -9,12 +9,13 @@ import numpy as np
 
 from pipeline.documents import Document, ReadOptions, read_documents
 from pipeline.formats.reading import read_raw_documents
-from pipeline.inputs import InputFormat
+from pipeline.inputs import InputFormat, read_at_least
 from pipeline.portions import FileRange, Portion
 from pipeline.tokenization import split_at_ideographs
 
 _MOST_CHARACTERS = 1 << 20
 _MOST_PORTIONS = 16
+_BYTES_OF_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Sample:
         )
 
 
-def read_sample(portions: Sequence[Portion], options: ReadOptions) -> Sample:
+def take_sample(portions: Sequence[Portion], options: ReadOptions) -> Sample:
     """Reads about a million characters, from up to 16 portions. The same text gives the same ones.
 
     Raises:
@@ -85,7 +86,7 @@ def _text_bytes_up_to(document: Document, file_range: FileRange) -> int:
 
 def _bytes_per_row(file_range: FileRange) -> float:
     """The mean length of the first rows of CSV, whose line ends are those outside of quotes."""
-    head = np.frombuffer(next(file_range.blocks()), np.uint8)
+    head = np.frombuffer(read_at_least(file_range.blocks(), _BYTES_OF_ROWS), np.uint8)
     is_quoted = np.cumsum(head == ord('"')) % 2 == 1
     num_rows = np.count_nonzero((head == ord("\n")) & ~is_quoted)
     return len(head) / max(1, int(num_rows))

@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
+
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import read_json
@@ -39,6 +41,25 @@ def verify(data_set: DataSet) -> Iterator[str]:
     for path in sorted(data_set.directory.glob("*.tfrecord")):
         if path.name not in known:
             yield f"{path} is not in the manifest"
+
+
+def verify_finished(data_set: DataSet, how: str, problem: str) -> None:
+    """Verifies a data set that the same command has made before.
+
+    Args:
+      data_set: the data set.
+      how: how it was made, for the log.
+      problem: what is wrong with files that differ and what to do, for the error.
+
+    Raises:
+      UserError: a file differs; each is logged.
+    """
+    logging.info("%s was %s before: verifying its files", data_set.directory, how)
+    differences = list(verify(data_set))
+    for difference in differences:
+        logging.error("%s", difference)
+    if differences:
+        raise UserError(f"{len(differences)} files of {data_set.directory} are {problem}")
 
 
 def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:

@@ -110,8 +110,7 @@ def read_tokenizer_settings(
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         return None
-    tokens = read_tokens(path)
-    num_word_pieces = _num_word_pieces(path, len(tokens))
+    tokens, added_tokens, num_word_pieces = _read_vocabulary(path)
     settings = vars(manifest) if manifest else _huggingface_settings(directory)
     do_lower_case = settings.get("do_lower_case")
     are_guessed = do_lower_case is None
@@ -128,7 +127,7 @@ def read_tokenizer_settings(
         # The special tokens are added by whoever writes a tokenizer.
         added_tokens={
             i: token
-            for i, token in _added_tokens(directory).items()
+            for i, token in added_tokens.items()
             if token.content == tokens[i] and token.content not in SPECIAL_TOKENS
         },
         num_word_pieces=num_word_pieces,
@@ -144,43 +143,37 @@ def read_tokens(path: Path) -> list[str]:
     Raises:
       UserError: a file cannot be read, or is not a WordPiece vocabulary.
     """
-    pieces = _word_pieces(path)
-    added = {i: token.content for i, token in _added_tokens(path.parent).items()}
-    return in_order(added | pieces, path)
+    return _read_vocabulary(path)[0]
 
 
-def _word_pieces(path: Path) -> dict[int, str]:
-    """The tokens, by id, of a vocab.txt or tokenizer.json itself."""
-    if path.name == TOKENIZER_NAME:
-        return _read_tokenizer_json(path)[0]
-    beside = path.with_name(TOKENIZER_NAME)
-    pieces = _word_pieces(beside) if beside.exists() else {}
-    try:
-        return pieces | dict(enumerate(tokens_of(path.read_bytes())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the vocabulary {path}: {error}") from error
+def _read_vocabulary(path: Path) -> tuple[list[str], dict[int, AddedToken], int | None]:
+    """The tokens of a vocab.txt or tokenizer.json, with the files beside it.
 
-
-def _num_word_pieces(path: Path, num_tokens: int) -> int | None:
-    """The number of the tokens that WordPiece finds, if the others come after them.
-
-    A tokenizer.json decides, because an exported vocab.txt holds the added tokens, too.
+    Returns:
+      All tokens; those that were added to a Hugging Face vocabulary, by id; and the number of those
+      that WordPiece finds, if the others come after them.
     """
-    beside = path.with_name(TOKENIZER_NAME)
-    pieces = _word_pieces(beside if beside.exists() else path)
-    return len(pieces) if max(pieces, default=0) < len(pieces) < num_tokens else None
-
-
-def _added_tokens(directory: Path) -> dict[int, AddedToken]:
-    """The tokens that were added to a Hugging Face vocabulary, by id, from all its files."""
     added: dict[int, AddedToken] = {}
-    if (path := directory / ADDED_TOKENS_NAME).exists():
-        added |= {i: AddedToken(token) for token, i in _read_json(path, dict[str, int]).items()}
-    if (path := directory / TOKENIZER_CONFIG_NAME).exists():
-        added |= _read_json(path, _Config).get("added_tokens_decoder", {})
-    if (path := directory / TOKENIZER_NAME).exists():
-        added |= _read_tokenizer_json(path)[1]
-    return added
+    if (beside := path.with_name(ADDED_TOKENS_NAME)).exists():
+        added |= {i: AddedToken(token) for token, i in _read_json(beside, dict[str, int]).items()}
+    if (beside := path.with_name(TOKENIZER_CONFIG_NAME)).exists():
+        added |= _read_json(beside, _Config).get("added_tokens_decoder", {})
+    pieces: dict[int, str] = {}
+    if (beside := path.with_name(TOKENIZER_NAME)).exists():
+        pieces, added_there = _read_tokenizer_json(beside)
+        added |= added_there
+    lines: dict[int, str] = {}
+    if path.name != TOKENIZER_NAME:
+        try:
+            lines = dict(enumerate(tokens_of(path.read_bytes())))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the vocabulary {path}: {error}") from error
+    contents = {i: token.content for i, token in added.items()}
+    tokens = in_order(contents | pieces | lines, path)
+    # A tokenizer.json decides, because an exported vocab.txt holds the added tokens, too.
+    found = pieces or lines
+    comes_first = max(found, default=0) < len(found) < len(tokens)
+    return tokens, added, len(found) if comes_first else None
 
 
 def write_vocabulary(directory: Path, tokenizer: TokenizerSettings) -> None:

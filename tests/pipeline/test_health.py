@@ -53,11 +53,9 @@ def lines_of(options_of):
     """The lines for statistics that differ from sound ones."""
 
     def lines(*sentences, tokens=("a",), corpus=(), train=(), **others):
-        return health_lines(
-            {"corpus": CORPUS | dict(corpus), "train": TRAIN | dict(train)},
-            options_of(*tokens, **others),
-            sample_of(*sentences),
-        )
+        options, sample = options_of(*tokens, **others), sample_of(*sentences)
+        statistics = {"corpus": CORPUS | dict(corpus), "train": TRAIN | dict(train)}
+        return health_lines(statistics, options, sample, case_line(sample, options))
 
     return lines
 

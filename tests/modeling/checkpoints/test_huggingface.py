@@ -68,16 +68,6 @@ def shapes(config):
 
 
 @pytest.fixture(scope="module")
-def weights(config):
-    """Random weights of a whole model, not to be changed."""
-    rng = np.random.default_rng(0)
-    return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in weight_shapes(config).items()
-    }
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory, config, weights):
     """The directory that was written from them."""
     directory = tmp_path_factory.mktemp("written")

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from modeling.checkpoints.pretrained import read_pretrained
-from modeling.config import weight_shapes
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.no_backend
@@ -62,15 +61,6 @@ HEAD_2 = {
     "bert/next_sentence/logits/kernel": "cls/seq_relationship/output_weights",
     "bert/next_sentence/logits/bias": "cls/seq_relationship/output_bias",
 }
-
-
-@pytest.fixture(scope="module")
-def weights(config):
-    rng = np.random.default_rng(0)
-    return {
-        name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in weight_shapes(config).items()
-    }
 
 
 @pytest.fixture
