@@ -95,9 +95,14 @@ class _Process:
         """
         import tempfile  # noqa: PLC0415 - after the handlers, because it takes time
 
-        with suppress(OSError):  # none can be made: so may it be for whoever needs one
-            self._temporary = tempfile.mkdtemp(prefix="clozemill-")
+        # Not by `mkdtemp`, which first writes a file to try the place: a signal could leave that.
+        parent = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")  # noqa: PTH100
+        self._temporary = f"{parent}/clozemill-{os.getpid()}-{os.urandom(8).hex()}"
+        try:
+            os.mkdir(self._temporary, 0o700)  # noqa: PTH102 - `pathlib` sets no mode but by umask
             tempfile.tempdir = self._temporary
+        except OSError:  # none can be made: so may it be for whoever needs one
+            self._temporary = ""
 
     def remove_temporary_files(self) -> None:
         """Removes that directory, if there is one."""
