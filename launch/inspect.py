@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline.errors import UserError
-from pipeline.inspection import describe_instance, read_instances
+from pipeline.inspection import describe_instance, read_instances, sequences_of
 from pipeline.manifest import DataSet
 from pipeline.verification import verify_shard
 from pipeline.vocabulary import Vocabulary
@@ -36,6 +36,11 @@ def main() -> None:
         raise UserError(f"{data_set.directory} has no instance: generate it from more text")
     if difference := next(verify_shard(data_set, shard), None):
         raise UserError(f"{difference}: generate the data set again, with --overwrite")
+    is_packed = data_set.manifest.row_limits.sequences > 1
     instances = islice(read_instances(data_set, shard), _NUM_EXAMPLES.value)
     for number, instance in enumerate(instances):
-        print(f"{shard.name}, instance {number}: {describe_instance(instance, vocabulary)}\n")
+        sequences = sequences_of(instance)
+        for place, sequence in enumerate(sequences, 1):
+            of_row = f", sequence {place} of {len(sequences)}" if is_packed else ""
+            described = describe_instance(sequence, vocabulary)
+            print(f"{shard.name}, instance {number}{of_row}: {described}\n")

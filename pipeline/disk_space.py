@@ -13,11 +13,11 @@ from pipeline.corpus import RowGroup, read_documents_of_bucket, tokenize_documen
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import describe_size
-from pipeline.instances import generate_instances
 from pipeline.options import GenerateOptions
-from pipeline.records import encode_examples, frame_record
+from pipeline.records import encode_examples, frame_record, sequence_lengths
 from pipeline.sample import Sample
 from pipeline.segment_pairs import plan_segment_pairs
+from pipeline.shards import make_instances
 from pipeline.tokenization import FullTokenizer
 
 
@@ -58,13 +58,15 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
     how = options.instances
     rng = np.random.default_rng(how.random_seed)
     # Both ways for all documents, because the few that would be drawn may be far from the mean.
-    num_instances = sum(
+    num_sequences = sum(
         share * len(plan_segment_pairs(batch, how.max_seq_length, short_seq_prob, rng))
         for short_seq_prob, share in ((0.0, 1 - how.short_seq_prob), (1.0, how.short_seq_prob))
     )
-    some = next(generate_instances(batch, tokenizer.vocabulary, how, rng, Counter()), None)
-    records = list(map(frame_record, encode_examples(some))) if some else [b""]
-    shard_bytes = num_instances * len(b"".join(records)) / len(records)
+    some = next(make_instances(batch, tokenizer.vocabulary, how, rng, Counter()), None)
+    shard_bytes = 0.0
+    if some:
+        records = b"".join(map(frame_record, encode_examples(some)))
+        shard_bytes = num_sequences * len(records) / len(sequence_lengths(some["input_mask"]))
     scale = buckets.corpus_bytes / sample.text_bytes
     passes = options.instances.dupe_factor * (1 - options.eval_fraction) + options.eval_fraction
     return ExpectedSize(round(tokenized_bytes * scale), round(shard_bytes * passes * scale))

@@ -17,7 +17,7 @@ from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.graph import run_pipeline
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
-from pipeline.manifest import FLAGS_NAME, DataSet, Manifest
+from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version, row_options
 from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import Portion, plan_portions
@@ -125,7 +125,9 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
             raise
         _warn_without_eval_instances(results, options)
         _warn_without_blank_lines(results)
-        statistics = summarize(results, options.instances.max_seq_length)
+        statistics = summarize(
+            results, options.instances.max_seq_length, options.instances.packed_row_length
+        )
         health = health_lines(statistics, options, sample, case)
         _check_health(health, options)
         manifest = _make_manifest(results.shards, statistics, health, options, vocabulary, buckets)
@@ -251,8 +253,10 @@ def _make_manifest(
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
             **asdict(options.instances),
+            **row_options(options.instances.row_limits),
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
+        format_version=format_version(options.instances.row_limits),
         health=health,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.sentences import split_sentences
+from pipeline.statistics import num_sequences
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD
 
@@ -58,7 +59,7 @@ def health_lines(
     ]
     if truncated := _share(
         train["tokens_truncated"],
-        train["tokens_truncated"] + train["tokens"] - 3 * train["instances"],
+        train["tokens_truncated"] + train["tokens"] - 3 * num_sequences(train),
         above=_MOST_TRUNCATED,
     ):
         advice = "most sentences are too long, so increase --max_seq_length"
@@ -76,12 +77,12 @@ def health_of_records(statistics: Mapping[str, Any]) -> list[str]:
     if unknown := _share(corpus["unknown_tokens"], corpus["tokens"], above=_MOST_UNKNOWN):
         lines.append(_UNKNOWN.format(unknown, advice))
     if unmasked := _share(
-        train["instances_without_mask"], train["instances"], above=_MOST_WITHOUT_MASK
+        train["instances_without_mask"], num_sequences(train), above=_MOST_WITHOUT_MASK
     ):
         lines.append(_WITHOUT_MASK.format(unmasked, advice))
-    share = train["random_next"] / train["instances"]
+    share = train["random_next"] / num_sequences(train)
     is_usual = _LEAST_RANDOM_NEXT <= share <= _MOST_RANDOM_NEXT
-    if train["instances"] >= _FEWEST_INSTANCES and not is_usual:
+    if num_sequences(train) >= _FEWEST_INSTANCES and not is_usual:
         lines.append(_RANDOM_NEXT.format(share, advice))
     return lines
 
@@ -159,7 +160,7 @@ def _of_masks(train: Mapping[str, Any], options: "InstanceOptions") -> Iterator[
             f"{options.masked_lm_prob:.1%}, as --masked_lm_prob says: {advice}"
         )
     if unmasked := _share(
-        train["instances_without_mask"], train["instances"], above=_MOST_WITHOUT_MASK
+        train["instances_without_mask"], num_sequences(train), above=_MOST_WITHOUT_MASK
     ):
         yield _WITHOUT_MASK.format(
             unmasked, "the words have too many pieces, so give --nodo_whole_word_mask"
@@ -174,9 +175,9 @@ def _of_next_sentences(
 ) -> Iterator[str]:
     documents = corpus["documents_tokenized"]
     are_single = corpus["sentences_read"] - corpus["sentences_without_tokens"] == documents
-    if train["instances"] < _FEWEST_INSTANCES and documents > 1 and not are_single:
+    if num_sequences(train) < _FEWEST_INSTANCES and documents > 1 and not are_single:
         return
-    share = train["random_next"] / train["instances"]
+    share = train["random_next"] / num_sequences(train)
     if _LEAST_RANDOM_NEXT <= share <= _MOST_RANDOM_NEXT:
         return
     if share > _MOST_RANDOM_NEXT:

@@ -57,11 +57,33 @@ def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.nda
         raise UserError(f"record {whole_records + 1} of {path} is damaged: {error}") from error
 
 
+def sequences_of(instance: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Returns the sequences of an instance in order, each as an instance without padding."""
+    numbers, is_real = instance["input_mask"], instance["masked_lm_weights"] > 0
+    sequences = []
+    for number in range(1, int(numbers.max()) + 1):
+        first, end = np.searchsorted(numbers[numbers > 0], [number, number + 1])
+        positions = instance["masked_lm_positions"]
+        is_in_it = is_real & (first <= positions) & (positions < end)
+        sequences.append(
+            {
+                "input_ids": instance["input_ids"][first:end],
+                "input_mask": np.ones(end - first, np.int64),
+                "segment_ids": instance["segment_ids"][first:end],
+                "masked_lm_positions": positions[is_in_it] - first,
+                "masked_lm_ids": instance["masked_lm_ids"][is_in_it],
+                "masked_lm_weights": instance["masked_lm_weights"][is_in_it],
+                "next_sentence_labels": instance["next_sentence_labels"][number - 1 : number],
+            }
+        )
+    return sequences
+
+
 def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> list[Piece]:
     """Returns the pieces of an instance, in order and without padding.
 
     Args:
-      instance: arrays [S], [P] and [1], with the names of `records.instance_features`.
+      instance: one of `sequences_of`.
       vocabulary: the data set's vocabulary.
     """
     is_real = instance["masked_lm_weights"] > 0
@@ -98,7 +120,7 @@ def describe_instance(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary
     A masked piece is shown as `{what the model reads → what it must predict}`.
 
     Args:
-      instance: arrays of the instance, as in `pieces_of`.
+      instance: one of `sequences_of`.
       vocabulary: the data set's vocabulary.
     """
     pieces = pieces_of(instance, vocabulary)

@@ -1,8 +1,9 @@
 """Plans of segment pairs to arrays of masked instances, [N, S] and [N, P]."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -14,8 +15,8 @@ from pipeline.records import Instances
 from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
 from pipeline.vocabulary import Vocabulary
 
-# Part of what decides the bytes: the draws for masks are made batch by batch.
-_INSTANCES_PER_BATCH = 1024
+# A part of what decides the bytes, because the draws for masks are made batch by batch.
+INSTANCES_PER_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,37 @@ def generate_instances(
         instances_without_mask.
     """
     pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
+    batches = range(0, len(pairs), INSTANCES_PER_BATCH)
+    return instances_of_pairs(documents, pairs, batches, vocabulary, options, rng, statistics)
+
+
+def instances_of_pairs(
+    documents: DocumentBatch,
+    pairs: SegmentPairs,
+    batches: Sequence[int],
+    vocabulary: Vocabulary,
+    options: InstanceOptions,
+    rng: np.random.Generator,
+    statistics: Counter[str],
+) -> Iterator[Instances]:
+    """The masked instances of planned pairs.
+
+    Args:
+      documents: the documents of the pairs.
+      pairs: the pairs, in the order of the instances.
+      batches: the number of the first pair of each batch.
+      vocabulary: as for `generate_instances`.
+      options: as there.
+      rng: as there.
+      statistics: as there.
+    """
     statistics["chunks_without_next"] += pairs.chunks_without_next
     statistics["tokens_truncated"] += pairs.tokens_truncated
     ordinary_only = options.random_token == RandomToken.WORDS
     replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
     windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
-    for first in range(0, len(pairs), _INSTANCES_PER_BATCH):
-        rows = slice(first, first + _INSTANCES_PER_BATCH)
+    for first, end in pairwise([*batches, len(pairs)]):
+        rows = slice(first, end)
         layout = lay_out(windows, pairs, rows, vocabulary)
         masks = mask_instances(layout, vocabulary, replacement_ids, options, rng)
         instances = {

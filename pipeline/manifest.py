@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.records import ALIASES, Feature, instance_features
+from pipeline.records import ALIASES, Feature, RowLimits, instance_features
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -22,14 +22,31 @@ FLAGS_NAME = "flags.txt"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
+# That of packed rows, which older releases cannot read.
+FORMAT_VERSION_OF_ROWS = 2
 
 # Among the options of records that another program wrote: one of `records.ALIASES`.
 FEATURE_NAMES_OPTION = "feature_names"
+
+# Among the options of packed rows: their length, and the most that they hold, as in `RowLimits`.
+_ROW_OPTIONS = ("packed_row_length", "max_predictions_per_row", "max_sequences_per_row")
 
 _AGAIN = "generate or adopt the data set again, with --overwrite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # How `generate` names a shard: its number among all shards of its split, and how many those are.
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
+
+
+def format_version(limits: RowLimits) -> int:
+    """The version of the manifest of records with these limits."""
+    return FORMAT_VERSION if limits.sequences == 1 else FORMAT_VERSION_OF_ROWS
+
+
+def row_options(limits: RowLimits) -> dict[str, int]:
+    """The options of a manifest that tell the limits of packed rows; none for single sequences."""
+    if limits.sequences == 1:
+        return {}
+    return dict(zip(_ROW_OPTIONS, vars(limits).values(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,8 @@ class Shard:
       name: the file's name; its absolute path if it is not beside the manifest.
       split: "train" or "eval".
       pass_index: the number of its pass over the corpus, from 0.
-      documents, instances, tokens: the numbers of these in the file; padding does not count.
+      documents, instances, tokens: the numbers of these in the file. An instance is a record: a
+        sequence, or a row of packed ones. Padding does not count.
       bytes: the file's size.
       sha256: the file's SHA-256, in hexadecimal.
     """
@@ -62,8 +80,8 @@ class Manifest:
     """The description of a data set.
 
     Attributes:
-      max_seq_length: S, the largest number of tokens of an instance.
-      max_predictions_per_seq: P, the largest number of predictions of an instance.
+      max_seq_length: S, the largest number of tokens of a sequence.
+      max_predictions_per_seq: P, the largest number of predictions of a sequence.
       do_lower_case: whether the text was lower-cased.
       vocab_size: the number of lines of the vocabulary.
       vocab_sha256: the vocabulary file's SHA-256, in hexadecimal.
@@ -100,10 +118,10 @@ class Manifest:
         path = data_dir / MANIFEST_NAME
         try:
             version = read_json(path, dict[str, Any]).get("format_version")
-            if version != FORMAT_VERSION:
+            if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_ROWS):
                 raise UserError(
-                    f"{path} is not of format version {FORMAT_VERSION}, the one this release "
-                    f"reads; {_AGAIN}"
+                    f"{path} is not of format version {FORMAT_VERSION} or "
+                    f"{FORMAT_VERSION_OF_ROWS}, which this release reads; {_AGAIN}"
                 )
             manifest = read_json(path, cls)
         except DamagedFileError as error:
@@ -126,8 +144,16 @@ class Manifest:
     @property
     def features(self) -> dict[str, Feature]:
         """The features of its records."""
-        lengths = (self.max_seq_length, self.max_predictions_per_seq, self.vocab_size)
-        return instance_features(*lengths, self.options.get(FEATURE_NAMES_OPTION, "original"))
+        row, names = self.row_limits, self.options.get(FEATURE_NAMES_OPTION, "original")
+        lengths = row.tokens, row.predictions, self.vocab_size
+        return instance_features(*lengths, names, row.sequences)
+
+    @property
+    def row_limits(self) -> RowLimits:
+        """The most that a record holds: a row of packed sequences, or one sequence."""
+        if self.format_version == FORMAT_VERSION:
+            return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)
+        return RowLimits(*(self.options[name] for name in _ROW_OPTIONS))
 
     @property
     def is_adopted(self) -> bool:
@@ -138,6 +164,7 @@ class Manifest:
         """What cannot be true of any data set, each in a few words; nothing if all is well."""
         if min(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size) < 1:
             yield "a length or the size of the vocabulary is below 1"
+        yield from self._contradictions_of_rows()
         for name, count in Counter(shard.name for shard in self.shards).items():
             if count > 1:
                 yield f"it lists {name} {count} times"
@@ -162,6 +189,15 @@ class Manifest:
         # Others may number their files in the same way, and adopt some of them.
         names = {shard.name for shard in self.shards if not self.is_adopted}
         yield from _missing_shards(names)
+
+    def _contradictions_of_rows(self) -> Iterator[str]:
+        if self.format_version == FORMAT_VERSION:
+            return
+        limits: list[Any] = [self.options.get(name) for name in _ROW_OPTIONS]
+        if not all(type(limit) is int and limit > 1 for limit in limits):
+            yield "it does not tell how long its rows are, and what they hold"
+        elif max([self.max_seq_length, *limits]) > limits[0]:
+            yield "its rows are shorter than a sequence, or than what they hold"
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

@@ -8,9 +8,14 @@ from pathlib import Path
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
+from pipeline.records import RowLimits
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
+# A row holds at most one sequence for so many of its positions.
+_POSITIONS_PER_SEQUENCE = 16
+# Each sequence rounds the number of its masks, so a row may have some more than its own share.
+_MORE_PREDICTIONS = 2
 
 
 class RandomToken(StrEnum):
@@ -46,6 +51,8 @@ class InstanceOptions:
       masked_word_action: whether all pieces of a masked word are replaced alike.
       random_token: the tokens that random replacements are drawn from.
       random_seed: seeds every draw, together with the bucket and the pass.
+      packed_row_length: R, the length of the rows into which several sequences are packed; None,
+        or 0, which becomes None: each sequence is a record of its own, padded to S.
 
     Raises:
       UserError: an option is out of range.
@@ -60,6 +67,7 @@ class InstanceOptions:
     masked_word_action: MaskedWordAction = MaskedWordAction.PER_PIECE
     random_token: RandomToken = RandomToken.WORDS
     random_seed: int = 12345
+    packed_row_length: int | None = None
 
     def __post_init__(self) -> None:
         if not SHORTEST_SEQ_LENGTH <= self.max_seq_length <= LONGEST_SEQ_LENGTH:
@@ -84,6 +92,22 @@ class InstanceOptions:
         for name, least in (("dupe_factor", 1), ("random_seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least {least}")
+        if not self.packed_row_length:
+            object.__setattr__(self, "packed_row_length", None)
+        elif not self.max_seq_length <= self.packed_row_length <= LONGEST_SEQ_LENGTH:
+            raise UserError(
+                f"--packed_row_length={self.packed_row_length} must lie between "
+                f"--max_seq_length={self.max_seq_length} and {LONGEST_SEQ_LENGTH}, or be 0"
+            )
+
+    @property
+    def row_limits(self) -> RowLimits:
+        """The most that a record holds."""
+        if not (length := self.packed_row_length):
+            return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)
+        predictions = math.ceil(length * self.masked_lm_prob) + _MORE_PREDICTIONS
+        sequences = max(2, length // _POSITIONS_PER_SEQUENCE)
+        return RowLimits(length, min(predictions, length), sequences)
 
     @property
     def default_predictions(self) -> int:

@@ -60,8 +60,27 @@ class Feature:
     name: str
 
 
+@dataclass(frozen=True)
+class RowLimits:
+    """The most that a record holds, which is a row of one or more sequences.
+
+    Attributes:
+      tokens: R, the row's length.
+      predictions: masked pieces.
+      sequences: K.
+    """
+
+    tokens: int
+    predictions: int
+    sequences: int
+
+
 def instance_features(
-    max_seq_length: int, max_predictions_per_seq: int, vocab_size: int, names: str = "original"
+    num_tokens: int,
+    num_predictions: int,
+    vocab_size: int,
+    names: str = "original",
+    num_sequences: int = 1,
 ) -> dict[str, Feature]:
     """The features of a record with S tokens and P predictions, of a vocabulary of V tokens.
 
@@ -69,17 +88,33 @@ def instance_features(
 
     `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
     ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
+
+    A record with more than one sequence, up to K = `num_sequences`, is a packed row. It has the
+    sequences one after the other, then padding. `input_mask` is the number of the sequence, from 1
+    on, and 0 for padding; so it is 1 for all tokens of a single sequence. `next_sentence_labels`
+    has a label for each sequence.
     """
     shapes = {
-        "input_ids": ("int64", max_seq_length, vocab_size),
-        "input_mask": ("int64", max_seq_length, 2),
-        "segment_ids": ("int64", max_seq_length, 2),
-        "masked_lm_positions": ("int64", max_predictions_per_seq, max_seq_length),
-        "masked_lm_ids": ("int64", max_predictions_per_seq, vocab_size),
-        "masked_lm_weights": ("float32", max_predictions_per_seq, 2),
-        "next_sentence_labels": ("int64", 1, 2),
+        "input_ids": ("int64", num_tokens, vocab_size),
+        "input_mask": ("int64", num_tokens, num_sequences + 1),
+        "segment_ids": ("int64", num_tokens, 2),
+        "masked_lm_positions": ("int64", num_predictions, num_tokens),
+        "masked_lm_ids": ("int64", num_predictions, vocab_size),
+        "masked_lm_weights": ("float32", num_predictions, 2),
+        "next_sentence_labels": ("int64", num_sequences, 2),
     }
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
+
+
+def sequence_lengths(input_mask: np.ndarray) -> np.ndarray:
+    """The lengths of all sequences of rows [M, R], in the order of the rows."""
+    most = int(input_mask.max(initial=1))
+    if most == 1:
+        return input_mask.sum(axis=1, dtype=np.int64)
+    numbers = input_mask + np.arange(len(input_mask))[:, np.newaxis] * (most + 1)
+    lengths = np.bincount(numbers.ravel(), minlength=len(input_mask) * (most + 1))
+    lengths = lengths.reshape(len(input_mask), most + 1)[:, 1:]
+    return lengths[lengths > 0]
 
 
 def tfrecord_compression(path: Path) -> str:

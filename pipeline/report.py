@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment
 
 from pipeline.files import describe_size, write_whole
-from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances
+from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances, sequences_of
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
-from pipeline.statistics import DROP_REASONS
+from pipeline.statistics import DROP_REASONS, num_sequences
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
 
@@ -40,6 +40,10 @@ class _Split:
         return Counter(self.statistics)
 
     @property
+    def num_sequences(self) -> int:
+        return num_sequences(self.counts)
+
+    @property
     def num_passes(self) -> int:
         return len({shard.pass_index for shard in self.shards})
 
@@ -50,10 +54,11 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Example:
-    """An instance to show.
+    """A sequence to show.
 
     Attributes:
       shard, number: name of its shard, and its index within that shard.
+      sequence: the number of its sequence in a packed row, from 1; None if it has no other.
       num_tokens, num_masked: number of tokens, and of those that are masked.
       is_random_next: whether B is random.
       segments: the words of A and of B; each word is a list of one or more pieces.
@@ -61,6 +66,7 @@ class _Example:
 
     shard: str
     number: int
+    sequence: int | None
     num_tokens: int
     num_masked: int
     is_random_next: bool
@@ -116,18 +122,20 @@ def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> I
     """Yields the train instances in the order of the shards, each of which is shuffled."""
     for shard in manifest.shards_of("train"):
         for number, instance in enumerate(read_instances(DataSet(output_dir, manifest), shard)):
-            pieces = pieces_of(instance, vocabulary)
-            yield _Example(
-                shard=shard.name,
-                number=number,
-                num_tokens=len(pieces),
-                num_masked=sum(piece.replacement is not None for piece in pieces),
-                is_random_next=is_random_next(instance),
-                segments={
-                    segment: _words([piece for piece in pieces if piece.segment == segment])
-                    for segment in ("A", "B")
-                },
-            )
+            for place, sequence in enumerate(sequences_of(instance), 1):
+                pieces = pieces_of(sequence, vocabulary)
+                yield _Example(
+                    shard=shard.name,
+                    number=number,
+                    sequence=place if manifest.row_limits.sequences > 1 else None,
+                    num_tokens=len(pieces),
+                    num_masked=sum(piece.replacement is not None for piece in pieces),
+                    is_random_next=is_random_next(sequence),
+                    segments={
+                        segment: _words([piece for piece in pieces if piece.segment == segment])
+                        for segment in ("A", "B")
+                    },
+                )
 
 
 def _words(pieces: list[Piece]) -> list[list[Piece]]:

@@ -13,7 +13,7 @@ For example, a document of sentences s0 to s4 with 4 tokens each, and a target o
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,16 @@ class SegmentPairs:
 
     def __len__(self) -> int:
         return len(self.a_start)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Int64 [N], the tokens of each instance, with `[CLS]` and both `[SEP]`."""
+        return self.a_length + self.b_length + SPECIAL_TOKENS_PER_INSTANCE
+
+    def in_order(self, order: np.ndarray) -> "SegmentPairs":
+        """The same pairs in the order of their numbers, int64 [N]."""
+        spans = ("a_start", "a_length", "b_start", "b_length", "is_random_next")
+        return replace(self, **{name: getattr(self, name)[order] for name in spans})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pipeline.files import whole_file
 from pipeline.instances import generate_instances
 from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions
-from pipeline.records import encode_examples, frame_record
+from pipeline.packing import generate_rows
+from pipeline.records import Instances, encode_examples, frame_record
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 
@@ -61,6 +63,18 @@ def plan_shards(buckets: BucketPlan, dupe_factor: int) -> list[ShardPlan]:
     return plans
 
 
+def make_instances(
+    documents: DocumentBatch,
+    vocabulary: Vocabulary,
+    options: InstanceOptions,
+    rng: np.random.Generator,
+    statistics: Counter[str],
+) -> Iterator[Instances]:
+    """`generate_rows` for packed rows, otherwise `generate_instances`."""
+    make = generate_rows if options.packed_row_length else generate_instances
+    return make(documents, vocabulary, options, rng, statistics)
+
+
 def build_shard(
     plan: ShardPlan,
     documents: DocumentBatch,
@@ -83,7 +97,7 @@ def build_shard(
     digest = hashlib.sha256()
     path = output_dir / plan.name
     with whole_file(path, temporary_dir) as temporary, temporary.open("wb") as file:
-        for instances in generate_instances(documents, vocabulary, options, rng, counts):
+        for instances in make_instances(documents, vocabulary, options, rng, counts):
             histograms.add(instances)
             content = b"".join(map(frame_record, encode_examples(instances)))
             digest.update(content)

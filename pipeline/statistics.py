@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.json_files import NO_OTHER_KEYS
 from pipeline.manifest import Shard
-from pipeline.records import Instances
+from pipeline.records import Instances, sequence_lengths
 from pipeline.vocabulary import Vocabulary
 
 DROP_REASONS = {
@@ -43,7 +43,7 @@ class InstanceHistograms:
 
     def add(self, instances: Instances) -> None:
         """Counts a batch of instances."""
-        lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
+        lengths = sequence_lengths(instances["input_mask"])
         self._lengths += np.bincount(lengths, minlength=len(self._lengths))
         labels = instances["masked_lm_ids"][instances["masked_lm_weights"] > 0]
         self._masked += np.bincount(labels, minlength=len(self._masked))
@@ -131,8 +131,21 @@ def check_documents_agree(results: BuildResults) -> None:
             )
 
 
-def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
-    """Returns the manifest's statistics: counts, and shares that show if a data set is sound."""
+def num_sequences(counts: Mapping[str, int]) -> int:
+    """The sequences of a split; only packed rows count them apart from the instances."""
+    return counts.get("sequences", counts["instances"])
+
+
+def summarize(
+    results: BuildResults, max_seq_length: int, packed_row_length: int | None = None
+) -> dict[str, Any]:
+    """Returns the manifest's statistics: counts, and shares that show if a data set is sound.
+
+    Args:
+      results: the counts from all workers.
+      max_seq_length: S, the largest number of tokens of a sequence.
+      packed_row_length: R, the length of packed rows; None if each sequence is a record.
+    """
     corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
         "corpus": {
@@ -147,11 +160,14 @@ def summarize(results: BuildResults, max_seq_length: int) -> dict[str, Any]:
             result.shard.documents for result in members if not result.shard.pass_index
         )
         if counts["instances"]:
-            positions = counts["instances"] * max_seq_length
+            positions = counts["instances"] * (packed_row_length or max_seq_length)
+            sequences = num_sequences(counts)
+            per_row = {"sequences_per_row": round(sequences / counts["instances"], 3)}
             masked_tokens = sum_counters(result.masked_tokens for result in members)
             summary[split] = {
                 **dict(sorted(counts.items())),
-                "share_random_next": _share(counts["random_next"], counts["instances"]),
+                **(per_row if "sequences" in counts else {}),
+                "share_random_next": _share(counts["random_next"], sequences),
                 "share_padding": _share(positions - counts["tokens"], positions),
                 "share_masked": _share(counts["masked"], counts["tokens"]),
                 "share_masked_by_mask": _share(counts["masked_by_mask"], counts["masked"]),

@@ -152,7 +152,7 @@ def test_instances_of_any_documents_keep_the_rules(batch_of, vocabulary, documen
     batch = batch_of(documents, FIRST_ID, word_seed=seed)
     statistics = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.instances._INSTANCES_PER_BATCH", 3)
+        patch.setattr("pipeline.instances.INSTANCES_PER_BATCH", 3)
         batches = list(
             generate_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
         )

@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.inputs import InputFormat
 from pipeline.json_files import DIGEST_KEY, write_json
-from pipeline.manifest import FORMAT_VERSION, MANIFEST_NAME, DataSet, Manifest, Shard
+from pipeline.manifest import FORMAT_VERSION_OF_ROWS, MANIFEST_NAME, DataSet, Manifest, Shard
 
 SHARD = Shard("train-00000-of-00001.tfrecord", "train", 0, 3, 5, 60, 700, "ab" * 32)
 MANIFEST = Manifest(
@@ -103,7 +103,7 @@ def test_a_manifest_with_other_keys_is_damaged(change, damaged):
         Manifest.read(folder)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, None])
+@pytest.mark.parametrize("version", [0, FORMAT_VERSION_OF_ROWS + 1, None])
 def test_another_format_version_is_refused(version, damaged):
     folder = damaged(lambda content: content.update(format_version=version))
     with pytest.raises(UserError, match="format version"):
