@@ -15,6 +15,7 @@ from launch.file_lists import patterns_of
 from launch.flag_files import flags_as_text
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.manifest import Manifest
+from pipeline.statistics import describe_instances
 
 _INPUT_FILE = flags.DEFINE_list(
     "input_file",
@@ -77,12 +78,12 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
     lines = [
         f"{output_dir}: {len(manifest.shards)} files, {num_bytes / 1e6:,.1f} MB, "
         f"{manifest.max_seq_length} tokens and {manifest.max_predictions_per_seq} predictions "
-        "per instance",
+        "per sequence",
     ]
     for split, name in (("train", "training"), ("eval", "evaluation")):
         if counts := manifest.statistics.get(split):
             lines.append(
-                f"  {name:<10} {counts['instances']:,} instances, "
+                f"  {name:<10} {describe_instances(counts)}, "
                 f"{counts['share_random_next']:.1%} random next, {counts['share_masked']:.1%} "
                 f"masked, {counts['share_padding']:.1%} padding"
             )

@@ -7,7 +7,6 @@ workers. Apache Beam's options (--runner, --direct_num_workers, …) are also ac
 import argparse
 import logging as python_logging
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -20,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.statistics import describe_instances
 
 PASSES_ON_UNKNOWN_FLAGS = True
 SHARED_FLAGS = (input_flags,)
@@ -242,20 +242,14 @@ def _describe(manifest: Manifest, output_dir: Path) -> str:
         f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
         f"  corpus     {corpus['documents_tokenized']:,} documents, {corpus['sentences_read']:,} "
         f"sentences, {corpus['tokens']:,} tokens ({corpus['share_unknown']:.2%} [UNK])",
-        f"  training   {_describe_instances(train)}, {train['share_random_next']:.1%} random "
+        f"  training   {describe_instances(train)}, {train['share_random_next']:.1%} random "
         f"next, {train['share_masked']:.1%} masked, {train['share_padding']:.1%} padding",
     ]
     if "eval" in manifest.statistics:
         evaluation = manifest.statistics["eval"]
         lines.append(
-            f"  evaluation {_describe_instances(evaluation)} from "
+            f"  evaluation {describe_instances(evaluation)} from "
             f"{evaluation['documents']:,} documents"
         )
     lines += [f"  health     {line}" for line in manifest.health]
     return "\n".join(lines)
-
-
-def _describe_instances(counts: Mapping[str, int]) -> str:
-    if "sequences" not in counts:
-        return f"{counts['instances']:,} instances"
-    return f"{counts['sequences']:,} sequences in {counts['instances']:,} rows"

@@ -21,7 +21,8 @@ The files that text goes through, in the order of the flow::
     segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP]
     masking            the choice of masked words and of their replacements
     instances          plans -> arrays [N, S] of masked instances
-    packing            instances -> rows of several sequences, for --packed_row_length
+    packing            which sequences share a row, for --packed_row_length
+    rows               instances -> packed rows, and back
     records            arrays -> tf.train.Example bytes; part of the contract with `modeling`
     shards             one bucket of documents, one pass -> one TFRecord file
     statistics         the workers' counts -> the figures in the manifest

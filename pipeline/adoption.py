@@ -28,6 +28,8 @@ from pipeline.manifest import (
     VOCABULARY_NAME,
     DataSet,
     Manifest,
+    format_version,
+    row_options,
 )
 from pipeline.paths import kind_of_special_file
 from pipeline.patterns import find_files
@@ -101,7 +103,10 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
                 reader.read(path, _name_of(path, output), split, report) for split, path in files
             ]
         reader.check_vocabulary(options.do_lower_case, options.strip_accents)
-        statistics = summarize(BuildResults(reader.corpus(), results), reader.max_seq_length)
+        limits = reader.row_limits
+        statistics = summarize(
+            BuildResults(reader.corpus(), results), reader.max_seq_length, limits.tokens
+        )
         if "train" not in statistics:
             raise UserError(f"there is no record in {listed(options.train_patterns)}")
         manifest = Manifest(
@@ -111,7 +116,8 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
             strip_accents=options.strip_accents,
             vocab_size=len(vocabulary),
             vocab_sha256=vocabulary.sha256,
-            options={FEATURE_NAMES_OPTION: reader.feature_names},
+            options={FEATURE_NAMES_OPTION: reader.feature_names, **row_options(limits)},
+            format_version=format_version(limits),
             statistics=statistics,
             shards=[each.shard for each in results],
             health=health_of_records(statistics),

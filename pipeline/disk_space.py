@@ -14,7 +14,8 @@ from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import describe_size
 from pipeline.options import GenerateOptions
-from pipeline.records import encode_examples, frame_record, sequence_lengths
+from pipeline.records import encode_examples, frame_record
+from pipeline.rows import sequence_lengths
 from pipeline.sample import Sample
 from pipeline.segment_pairs import plan_segment_pairs
 from pipeline.shards import make_instances

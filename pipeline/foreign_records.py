@@ -18,6 +18,7 @@ from pipeline.manifest import Shard
 from pipeline.records import (
     ALIASES,
     Instances,
+    RowLimits,
     decode_example,
     decode_instances,
     instance_features,
@@ -25,6 +26,7 @@ from pipeline.records import (
     read_frames,
     record_of,
 )
+from pipeline.rows import count_rows, unpack
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.tokenization import BasicTokenizer, without_accents
 from pipeline.vocabulary import Vocabulary
@@ -48,7 +50,9 @@ class RecordReader:
 
     Attributes:
       feature_names: which names their features have, one of `records.ALIASES`.
-      max_seq_length, max_predictions_per_seq: S and P.
+      row_limits: the most that a record holds.
+      max_seq_length, max_predictions_per_seq: S and P; of packed rows, the most that a sequence has
+        of those that were read so far.
 
     Raises:
       UserError: there is no record, or the first one is no instance.
@@ -58,10 +62,15 @@ class RecordReader:
         first = next(((path, batch[0]) for path in paths for batch, _ in _batches(path)), None)
         if first is None:
             raise UserError(f"there is no record in {listed([str(path) for path in paths])}")
-        names, seq_length, num_predictions = _kind_of(*first)
-        features = instance_features(seq_length, num_predictions, len(vocabulary), names)
-        self.feature_names = names
-        self.max_seq_length, self.max_predictions_per_seq = seq_length, num_predictions
+        names, limits = _kind_of(*first)
+        features = instance_features(
+            limits.tokens, limits.predictions, len(vocabulary), names, limits.sequences
+        )
+        self.feature_names, self.row_limits = names, limits
+        self._are_packed = limits.sequences > 1
+        self.max_seq_length, self.max_predictions_per_seq = (
+            (0, 0) if self._are_packed else (limits.tokens, limits.predictions)
+        )
         self._vocabulary = vocabulary
         # An id that is too large tells of another vocabulary, so it gets a message of its own.
         unlimited = {
@@ -92,10 +101,12 @@ class RecordReader:
             record and feature.
         """
         counts: Counter[str] = Counter(instances=0)
-        histograms = InstanceHistograms(self.max_seq_length, self._vocabulary)
+        histograms = InstanceHistograms(self.row_limits.tokens, self._vocabulary)
         for records, bytes_read in _batches(path):
             instances = self._decode(records, path, counts["instances"])
             self._count(instances, counts)
+            if self._are_packed:
+                count_rows(len(records), instances, counts)
             histograms.add(instances)
             report(self._bytes_read + bytes_read)
         shard = Shard(
@@ -169,6 +180,9 @@ class RecordReader:
     def _decode(self, records: list[bytes], path: Path, num_before: int) -> Instances:
         try:
             instances = decode_instances(records, self._features)
+            if self._are_packed:
+                self._check_padding(instances)
+                instances = unpack(instances)
             self._check(instances)
         except ValueError as error:
             if len(records) == 1:
@@ -196,9 +210,13 @@ class RecordReader:
                     f"tokens: {_OTHER_VOCABULARY}"
                 )
         lengths = mask.sum(axis=1)
-        is_token = np.arange(self.max_seq_length) < lengths[:, np.newaxis]
+        is_token = np.arange(mask.shape[1]) < lengths[:, np.newaxis]
         if not lengths.all() or (mask != is_token).any():
             raise ValueError(f"{self._its('input_mask')} are not 1 for tokens, then 0 for padding")
+        if self._are_packed:
+            self.max_seq_length = max(self.max_seq_length, *mask.shape[1:])
+            slots = instances["masked_lm_weights"].shape[1]
+            self.max_predictions_per_seq = max(self.max_predictions_per_seq, slots)
         steps = np.diff(segments)
         is_back_in_a = (steps < 0) & is_token[:, 1:]
         if is_back_in_a.any() or (segments > is_token).any() or segments[:, 0].any():
@@ -215,11 +233,18 @@ class RecordReader:
                     f"{self._its('input_ids')} {where} with {others[0]}, not with {token}, which "
                     f"is {vocabulary.ids[token]}: {_OTHER_VOCABULARY}"
                 )
-        if not np.isin(ids[~is_token], (0, vocabulary.ids["[PAD]"])).all():
-            raise ValueError(f"{self._its('input_ids')} are not 0 where there is padding")
+        self._check_padding(instances)
         is_real = instances["masked_lm_weights"] > 0
         if (is_real & (instances["masked_lm_positions"] >= lengths[:, np.newaxis])).any():
             raise ValueError(f"{self._its('masked_lm_positions')} are beyond its tokens")
+
+    def _check_padding(self, instances: Instances) -> None:
+        is_padding = instances["input_mask"] == 0
+        ids = instances["input_ids"][is_padding]
+        if not np.isin(ids, (0, self._vocabulary.ids["[PAD]"])).all():
+            raise ValueError(f"{self._its('input_ids')} are not 0 where there is padding")
+        if instances["segment_ids"][is_padding].any():
+            raise ValueError(f"{self._its('segment_ids')} are not 0 for A, 1 for B, 0 for padding")
 
     def _its(self, name: str) -> str:
         return f"its {self._features[name].name}"
@@ -263,8 +288,8 @@ def _whole_words(vocabulary: Vocabulary) -> np.ndarray:
     )
 
 
-def _kind_of(path: Path, record: bytes) -> tuple[str, int, int]:
-    """The names of a record's features, one of `records.ALIASES`; and S and P.
+def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
+    """The names of a record's features, one of `records.ALIASES`; and their lengths.
 
     Raises:
       UserError: the record is no instance.
@@ -290,10 +315,13 @@ def _kind_of(path: Path, record: bytes) -> tuple[str, int, int]:
         )
     if others := sorted(found.keys() - set(wanted)):
         logging.warning("features that are not read: %s", in_one_line(listed(others)))
-    lengths = [len(found[features[name].name]) for name in ("input_ids", "masked_lm_positions")]
+    lengths = [
+        len(found[features[name].name])
+        for name in ("input_ids", "masked_lm_positions", "next_sentence_labels")
+    ]
     if not all(lengths):
         raise UserError(f"{where} cannot be adopted: it is empty")
-    return names, lengths[0], lengths[1]
+    return names, RowLimits(*lengths)
 
 
 def _batches(path: Path) -> Iterator[tuple[list[bytes], int]]:

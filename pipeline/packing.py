@@ -23,6 +23,7 @@ from pipeline.instances import INSTANCES_PER_BATCH, instances_of_pairs
 from pipeline.masking import num_to_mask
 from pipeline.options import InstanceOptions
 from pipeline.records import Instances, RowLimits
+from pipeline.rows import count_rows, pack
 from pipeline.segment_pairs import plan_segment_pairs
 from pipeline.vocabulary import Vocabulary
 
@@ -68,12 +69,7 @@ def generate_rows(
     firsts = (ends - rows.sizes)[first_rows].tolist()
     batches = instances_of_pairs(documents, pairs, firsts, vocabulary, options, rng, statistics)
     for instances, sizes in zip(batches, np.split(rows.sizes, first_rows)[1:], strict=True):
-        lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
-        statistics.update(
-            instances=len(sizes) - len(lengths),
-            sequences=len(lengths),
-            attended_pairs=int((lengths**2).sum()),
-        )
+        count_rows(len(sizes), instances, statistics)
         yield pack(instances, sizes, limits, vocabulary.ids["[PAD]"])
 
 
@@ -176,68 +172,3 @@ def _best_fit(counts: list[int], predictions: list[int], limits: RowLimits) -> l
                 insort(by_space, (filled.room.tokens, len(patterns)))
             patterns.append(filled)
     return [pattern for pattern in patterns if pattern.rows]
-
-
-def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id: int) -> Instances:
-    """Puts N instances of one sequence each into M rows.
-
-    In the rows, `input_mask` is the number of the sequence from 1 on, and 0 for padding;
-    `masked_lm_positions` are places in the row.
-
-    Args:
-      instances: arrays [N, …] from `generate_instances`, in the order of the rows.
-      sizes: int64 [M], how many of them each row has.
-      limits: the limits of a row.
-      padding_id: the id of `[PAD]`.
-    """
-    number = np.arange(len(instances["input_mask"])) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    row = np.repeat(np.arange(len(sizes)), sizes)
-    is_token = instances["input_mask"] > 0
-    is_masked = instances["masked_lm_weights"] > 0
-    starts, to_tokens = _places(is_token, sizes, limits.tokens)
-    _, to_slots = _places(is_masked, sizes, limits.predictions)
-    labels = np.zeros((len(sizes), limits.sequences), np.uint8)
-    labels[row, number] = instances["next_sentence_labels"][:, 0]
-
-    def rows_of(values: np.ndarray, to: np.ndarray, length: int, unused: int = 0) -> np.ndarray:
-        flat = np.full(len(sizes) * length, unused, values.dtype)
-        flat[to] = values
-        return flat.reshape(len(sizes), length)
-
-    def of_tokens(values: np.ndarray, unused: int = 0) -> np.ndarray:
-        return rows_of(values[is_token], to_tokens, limits.tokens, unused)
-
-    def of_slots(values: np.ndarray) -> np.ndarray:
-        return rows_of(values[is_masked], to_slots, limits.predictions)
-
-    numbers = np.broadcast_to((number + 1).astype(np.int16)[:, np.newaxis], is_token.shape)
-    return {
-        "input_ids": of_tokens(instances["input_ids"], padding_id),
-        "input_mask": of_tokens(numbers),
-        "segment_ids": of_tokens(instances["segment_ids"]),
-        "masked_lm_positions": of_slots(instances["masked_lm_positions"] + starts[:, np.newaxis]),
-        "masked_lm_ids": of_slots(instances["masked_lm_ids"]),
-        "masked_lm_weights": of_slots(instances["masked_lm_weights"]),
-        "next_sentence_labels": labels,
-    }
-
-
-def _places(is_used: np.ndarray, sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the used values of N instances stand in M rows of a length.
-
-    Args:
-      is_used: bool [N, L].
-      sizes: int64 [M], how many instances each row has.
-      length: of a row.
-
-    Returns:
-      int64 [N], where in its row each instance begins; int64 [used values], the place of each value
-      in all rows, one after the other.
-    """
-    counts = is_used.sum(axis=1)
-    before = np.cumsum(counts) - counts
-    first_of_row = np.cumsum(sizes) - sizes
-    starts = before - np.repeat(before[first_of_row], sizes)
-    row = np.repeat(np.arange(len(sizes)), sizes)
-    shift = row * length + starts - before
-    return starts, np.repeat(shift, counts) + np.arange(counts.sum())

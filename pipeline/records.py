@@ -106,17 +106,6 @@ def instance_features(
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
 
 
-def sequence_lengths(input_mask: np.ndarray) -> np.ndarray:
-    """The lengths of all sequences of rows [M, R], in the order of the rows."""
-    most = int(input_mask.max(initial=1))
-    if most == 1:
-        return input_mask.sum(axis=1, dtype=np.int64)
-    numbers = input_mask + np.arange(len(input_mask))[:, np.newaxis] * (most + 1)
-    lengths = np.bincount(numbers.ravel(), minlength=len(input_mask) * (most + 1))
-    lengths = lengths.reshape(len(input_mask), most + 1)[:, 1:]
-    return lengths[lengths > 0]
-
-
 def tfrecord_compression(path: Path) -> str:
     """The compression of a TFRecord file, "GZIP" or ""; its first bytes tell."""
     with path.open("rb") as file:

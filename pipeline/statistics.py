@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.json_files import NO_OTHER_KEYS
 from pipeline.manifest import Shard
-from pipeline.records import Instances, sequence_lengths
+from pipeline.records import Instances
+from pipeline.rows import sequence_lengths
 from pipeline.vocabulary import Vocabulary
 
 DROP_REASONS = {
@@ -134,6 +135,13 @@ def check_documents_agree(results: BuildResults) -> None:
 def num_sequences(counts: Mapping[str, int]) -> int:
     """The sequences of a split; only packed rows count them apart from the instances."""
     return counts.get("sequences", counts["instances"])
+
+
+def describe_instances(counts: Mapping[str, int]) -> str:
+    """How many instances a split has, for people."""
+    if "sequences" not in counts:
+        return f"{counts['instances']:,} instances"
+    return f"{counts['sequences']:,} sequences in {counts['instances']:,} rows"
 
 
 def summarize(

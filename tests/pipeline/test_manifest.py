@@ -7,7 +7,14 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.inputs import InputFormat
 from pipeline.json_files import DIGEST_KEY, write_json
-from pipeline.manifest import FORMAT_VERSION_OF_ROWS, MANIFEST_NAME, DataSet, Manifest, Shard
+from pipeline.manifest import (
+    FORMAT_VERSION,
+    FORMAT_VERSION_OF_ROWS,
+    MANIFEST_NAME,
+    DataSet,
+    Manifest,
+    Shard,
+)
 
 SHARD = Shard("train-00000-of-00001.tfrecord", "train", 0, 3, 5, 60, 700, "ab" * 32)
 MANIFEST = Manifest(
