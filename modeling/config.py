@@ -126,18 +126,31 @@ class BertConfig:
         """The content of a bert_config.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
-    def flops_per_sequence(self, max_seq_length: int, max_predictions_per_seq: int) -> int:
-        """The FLOPs of a sequence's forward and backward pass, including padding.
+    def flops_per_instance(
+        self,
+        num_tokens: int,
+        num_predictions: int,
+        num_sequences: float = 1,
+        attended_pairs: float | None = None,
+    ) -> float:
+        """The FLOPs of the forward and the backward pass of a sequence or a row of sequences.
 
-        Counts only matrix products: the blocks, with attention over `max_seq_length` positions, the
-        masked-LM head on `max_predictions_per_seq` positions, pooler and next-sentence head. The
-        backward pass counts as two forward passes.
+        Counts only matrix products: the blocks, the masked-LM head, pooler and next-sentence head.
+        The backward pass counts as two forward passes.
+
+        Args:
+          num_tokens: S or R, including padding.
+          num_predictions: P, including unused ones.
+          num_sequences: the sequences of a packed row.
+          attended_pairs: the pairs of tokens that attend to each other, which are those of the same
+            sequence. By default all pairs, including padding.
         """
-        h, length = self.hidden_size, max_seq_length
-        dense = 6 * length * (4 * h * h + 2 * h * self.intermediate_size)
-        attention = 12 * h * length * length
-        masked_lm_head = 6 * max_predictions_per_seq * (h * h + h * self.vocab_size)
-        next_sentence_head = 6 * (h * h + 2 * h)
+        h = self.hidden_size
+        pairs = num_tokens**2 if attended_pairs is None else attended_pairs
+        dense = 6 * num_tokens * (4 * h * h + 2 * h * self.intermediate_size)
+        attention = 12 * h * pairs
+        masked_lm_head = 6 * num_predictions * (h * h + h * self.vocab_size)
+        next_sentence_head = 6 * num_sequences * (h * h + 2 * h)
         blocks = self.num_hidden_layers * (dense + attention)
         return blocks + masked_lm_head + next_sentence_head
 

@@ -4,7 +4,8 @@ The sums and totals of two batches (or replicas, or accumulation steps) add up t
 batch, so every mean is a mean over the whole. The losses below take sums and totals in one dict.
 Given a part's sums and the whole's totals, they return the part's share of the whole's loss.
 
-Shape suffixes of tensors: B batch, P predictions, V vocabulary.
+Shape suffixes of tensors: B batch, R positions of a row, K sequences of a row, P predictions,
+V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,10 @@ def batch_totals(batch: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       batch: a batch with labels and with `masked_lm_weights`, which are 0 for padding.
     """
-    ones_B = ops.ones(batch["next_sentence_labels"].shape[:1])
     return {
         "masked_lm_weights": ops.sum(ops.cast(batch["masked_lm_weights"], "float32")),
-        "sequences": ops.sum(ones_B),
-        "tokens": ops.sum(ops.cast(batch["input_mask"], "float32")),
+        "sequences": ops.sum(_sequence_weights(batch)),
+        "tokens": ops.sum(ops.cast(batch["input_mask"] > 0, "float32")),
     }
 
 
@@ -43,14 +43,14 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> di
     masked_lm_nll_BP, masked_lm_hit_BP = _nll_and_hit(
         outputs["masked_lm_logits"], batch["masked_lm_ids"]
     )
-    next_sentence_nll_B, next_sentence_hit_B = _nll_and_hit(
-        outputs["next_sentence_logits"], batch["next_sentence_labels"][:, 0]
-    )
+    labels_BK, weights_BK = batch["next_sentence_labels"], _sequence_weights(batch)
+    logits_BK2 = ops.reshape(outputs["next_sentence_logits"], (*labels_BK.shape, 2))
+    next_sentence_nll_BK, next_sentence_hit_BK = _nll_and_hit(logits_BK2, labels_BK)
     sums = (
         ops.sum(masked_lm_weights_BP * masked_lm_nll_BP),
         ops.sum(masked_lm_weights_BP * masked_lm_hit_BP),
-        ops.sum(next_sentence_nll_B),
-        ops.sum(next_sentence_hit_B),
+        ops.sum(weights_BK * next_sentence_nll_BK),
+        ops.sum(weights_BK * next_sentence_hit_BK),
     )
     return dict(zip(SUMS, sums, strict=True))
 
@@ -82,6 +82,13 @@ def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
         # A loss of 0 would look like perfect training.
         del figures["masked_lm_loss"], figures["masked_lm_accuracy"]
     return figures
+
+
+def _sequence_weights(batch: Mapping[str, Any]) -> Any:
+    """[B, K], 1.0 for the sequences that a row has, and 0.0 for the other labels."""
+    labels_BK, input_mask_BR = batch["next_sentence_labels"], batch["input_mask"]
+    number_K = ops.arange(1, labels_BK.shape[1] + 1, dtype=input_mask_BR.dtype)
+    return ops.cast(number_K <= ops.max(input_mask_BR, axis=1, keepdims=True), "float32")
 
 
 def _nll_and_hit(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -198,6 +198,10 @@ class Manifest:
             yield "it does not tell how long its rows are, and what they hold"
         elif max([self.max_seq_length, *limits]) > limits[0]:
             yield "its rows are shorter than a sequence, or than what they hold"
+        for split in ("train", "eval"):
+            counts = self.statistics.get(split, {})
+            if counts and not {"instances", "sequences", "attended_pairs"} <= counts.keys():
+                yield f"its {split} statistics do not count the sequences of rows"
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

@@ -11,6 +11,7 @@ from modeling.step.backend import Replicas, TrainStep, device_names, peak_memory
 from modeling.step.devices import describe_devices, describe_group
 from modeling.step.learner import new_learner
 from modeling.training.loop import check_can_train
+from modeling.training.workload import describe_update, flops_per_instance
 from modeling.training_options import Precision, TrainingOptions
 from pipeline.manifest import DataSet
 
@@ -42,19 +43,19 @@ def dry_run(
     check_can_train(data_set, run_dir, config, options, replicas)
     learner = new_learner(config, options)
     parameters = learner.model.count_params()
-    lengths = manifest.max_seq_length, manifest.max_predictions_per_seq
-    flops = config.flops_per_sequence(*lengths)
+    row = manifest.row_limits
+    instance = "sequence" if row.sequences == 1 else "row"
     yield f"device               {describe_devices(device_names())}"
     if replicas.count > 1:
         described = describe_group(group, replicas.count, options.train_batch_size)
         yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
     yield (
-        f"work per sequence    {flops / 1e9:,.3g} GFLOP, forward and backward, sequence length "
-        f"{manifest.max_seq_length}"
+        f"{f'work per {instance}':<20} {flops_per_instance(config, manifest) / 1e9:,.3g} GFLOP, "
+        f"forward and backward, {instance} length {row.tokens}"
     )
     part = options.train_batch_size // replicas.count // options.gradient_accumulation_steps
-    memory = memory_estimate(config, options, part, parameters, *lengths)
+    memory = memory_estimate(config, options, part, parameters, row.tokens, row.predictions)
     yield f"memory               about {memory / _GIB:,.1f} GiB per device"
     shards = manifest.shards_of("train")
     passes = 1 + max((shard.pass_index for shard in shards), default=0)
@@ -65,8 +66,9 @@ def dry_run(
         f"{instances / passes / options.train_batch_size:,.3g} steps per pass"
     )
     if instances:
+        yield f"update               {describe_update(manifest, options.train_batch_size)}"
         trained_passes = trained * passes / instances
-        yield f"whole run            {trained:,} sequences, {trained_passes:,.1f} passes"
+        yield f"whole run            {trained:,} {instance}s, {trained_passes:,.1f} passes"
 
     yield (
         f"learning rate        {options.learning_rate:g} after {options.num_warmup_steps:,} steps "
@@ -95,10 +97,10 @@ def dry_run(
 def memory_estimate(
     config: BertConfig,
     options: TrainingOptions,
-    sequences: int,
+    instances: int,
     parameters: int,
-    max_seq_length: int,
-    max_predictions_per_seq: int,
+    num_tokens: int,
+    num_predictions: int,
 ) -> int:
     """Estimates the bytes that a step needs on each device.
 
@@ -108,19 +110,19 @@ def memory_estimate(
     Args:
       config: the model's size.
       options: the training options, of which precision and recomputation matter.
-      sequences: the number of sequences that a device computes at a time.
+      instances: the number of sequences, or packed rows, that a device computes at a time.
       parameters: the number of the model's parameters.
-      max_seq_length: S, the sequence length.
-      max_predictions_per_seq: P, the number of predictions per sequence.
+      num_tokens: S or R, the length of an instance.
+      num_predictions: P, the number of predictions per instance.
     """
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
-    hidden = sequences * max_seq_length * config.hidden_size
-    inner = sequences * max_seq_length * config.intermediate_size
-    probabilities = sequences * config.num_attention_heads * max_seq_length**2
+    hidden = instances * num_tokens * config.hidden_size
+    inner = instances * num_tokens * config.intermediate_size
+    probabilities = instances * config.num_attention_heads * num_tokens**2
     block = number_bytes * (10 * hidden + 3 * inner + 3 * probabilities)
     if options.recompute_activations:
         blocks = config.num_hidden_layers * number_bytes * hidden + block
     else:
         blocks = config.num_hidden_layers * block
-    logits = 2 * 4 * sequences * max_predictions_per_seq * config.vocab_size
+    logits = 2 * 4 * instances * num_predictions * config.vocab_size
     return 16 * parameters + blocks + logits

@@ -48,6 +48,7 @@ from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.shard_verifier import ShardVerifier
+from modeling.training.workload import describe_update, flops_per_instance
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
@@ -114,7 +115,7 @@ def train(
         state,
         options.num_train_steps,
         options.train_batch_size,
-        config.flops_per_sequence(manifest.max_seq_length, manifest.max_predictions_per_seq),
+        flops_per_instance(config, manifest),
         (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
     )
     with metrics:
@@ -199,6 +200,8 @@ class _Loop:
         options, metrics, last = self._options, self._metrics, self._options.num_train_steps
         train_step = TrainStep(self._learner, self._replicas)
         batches = self._batches()
+        manifest = self._data_set.manifest
+        metrics.log(f"an update: {describe_update(manifest, options.train_batch_size)}")
         metrics.log("compiling the first step")
         started = time.perf_counter()
         for step in range(self._start.step + 1, last + 1):

@@ -107,8 +107,8 @@ class MetricsWriter:
       run_dir: the run, which holds `metrics.jsonl`; None to write and show nothing.
       start: the state from which training resumes. Later lines, left by a killed run, are removed.
       num_train_steps: the last step.
-      batch_size: the number of sequences per step.
-      flops_per_sequence: the model's FLOPs per sequence, forward and backward.
+      batch_size: the number of instances per step: sequences, or rows of packed ones.
+      flops_per_instance: the model's FLOPs per instance, forward and backward.
       peak_flops: the peak of all devices together, in FLOP/s; None if unknown.
 
     Attributes:
@@ -122,13 +122,13 @@ class MetricsWriter:
         start: TrainingState,
         num_train_steps: int,
         batch_size: int,
-        flops_per_sequence: int,
+        flops_per_instance: float,
         peak_flops: float | None = None,
     ):
         self._run_dir = run_dir
         self._num_train_steps = num_train_steps
         self._batch_size = batch_size
-        self._flops_per_sequence = flops_per_sequence
+        self._flops_per_instance = flops_per_instance
         self._peak_flops = peak_flops
         self.all_reduce_seconds = 0.0
         self._live: Live | None = None
@@ -199,7 +199,7 @@ class MetricsWriter:
             line["loss_scale"] = loss_scale
             line["updates_left_out"] = sums["updates_left_out"]
         if step > self._timed_from:
-            line |= self._speeds(step, sums["tokens"] / sums["sequences"])
+            line |= self._speeds(step, sums)
         self._append(line)
         if self._run_dir:
             self._show(line)
@@ -234,13 +234,15 @@ class MetricsWriter:
         self._digest.update(written)
         self._summaries.write(line)
 
-    def _speeds(self, step: int, tokens_per_sequence: float) -> dict[str, float]:
+    def _speeds(self, step: int, sums: Mapping[str, float]) -> dict[str, float]:
         seconds = time.perf_counter() - self._started
-        sequences_per_second = (step - self._timed_from) * self._batch_size / seconds
-        flops_per_second = sequences_per_second * self._flops_per_sequence
+        instances_per_second = (step - self._timed_from) * self._batch_size / seconds
+        flops_per_second = instances_per_second * self._flops_per_instance
+        # The sums may be of some steps more, which are not timed.
+        instances = (sums["updates"] + sums.get("updates_left_out", 0)) * self._batch_size
         speeds = {
-            "sequences_per_second": sequences_per_second,
-            "tokens_per_second": sequences_per_second * tokens_per_sequence,
+            "sequences_per_second": instances_per_second * sums["sequences"] / instances,
+            "tokens_per_second": instances_per_second * sums["tokens"] / instances,
             "model_flops_per_second": flops_per_second,
             "input_wait": self._waited / seconds,
         }
@@ -259,7 +261,9 @@ class MetricsWriter:
             f"gradient {line['gradient_norm']:.2f}",
         ]
         if speed := line.get("sequences_per_second"):
-            seconds_left = (self._num_train_steps - line["step"]) * self._batch_size / speed
+            steps_left = self._num_train_steps - line["step"]
+            flops_left = steps_left * self._batch_size * self._flops_per_instance
+            seconds_left = flops_left / line["model_flops_per_second"]
             utilization = line.get("model_flops_utilization")
             parts[0] += f", {timedelta(seconds=round(seconds_left))} left"
             parts.append(

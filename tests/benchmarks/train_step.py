@@ -131,7 +131,7 @@ def main():
         for _ in range(arguments.repeats)
     ]
     speed = statistics.median(speeds)
-    flops = speed * config.flops_per_sequence(seq_length, predictions)
+    flops = speed * config.flops_per_instance(seq_length, predictions)
     print(f"sequences/s {speed:,.1f} ({min(speeds):,.1f} to {max(speeds):,.1f})")
     print(f"TFLOP/s     {flops / 1e12:,.3f}")
     if peak := devices and peak_flops(devices[0]):

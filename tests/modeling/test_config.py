@@ -85,9 +85,9 @@ def test_unknown_preset_is_refused():
         ("large", 512, 76, 1019.8),
     ],
 )
-def test_flops_per_sequence(name, seq_length, num_predictions, gigaflops):
+def test_flops_per_instance(name, seq_length, num_predictions, gigaflops):
     config = BertConfig.preset(name, BERT_VOCAB_SIZE)
-    flops = config.flops_per_sequence(seq_length, num_predictions)
+    flops = config.flops_per_instance(seq_length, num_predictions)
     assert round(flops / 1e9, 1) == gigaflops
 
 

@@ -25,7 +25,7 @@ def lines(data_set, shallow_config, tmp_path_factory):
 
 def test_parameters_and_work_of_the_model_are_reported(lines, shallow_config):
     assert lines["parameters"] == f"{BertForPreTraining(shallow_config).count_params():,}"
-    flops = shallow_config.flops_per_sequence(16, 3)
+    flops = shallow_config.flops_per_instance(16, 3)
     work = f"{flops / 1e9:.3g} GFLOP, forward and backward, sequence length 16"
     assert lines["work per sequence"] == work
 
