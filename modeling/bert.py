@@ -3,11 +3,12 @@
 Layers and variables have the original's names. So a variable's path is its name in an original
 checkpoint: `bert/encoder/layer_0/attention/self/query/kernel`.
 
-Shape suffixes of tensors: B batch, S sequence, H hidden, N heads, D head size (H = N·D),
-F feed-forward, V vocabulary.
+A row of a batch has S positions, with one sequence or, if it is packed, several: see `BertModel`.
+
+Shape suffixes of tensors: B batch, S positions of a row, K sequences of a row, H hidden, N heads,
+D head size (H = N·D), F feed-forward.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,12 +17,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from modeling.attention import Attend, attention
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.dropout import dropout, fold_in
 
 Initializer = Callable[..., np.ndarray]
-# The score of padding; its exponential is 0 in float32.
-_MASKED_SCORE = -1e9
 
 
 def truncated_normal(rng: np.random.Generator, stddev: float) -> Initializer:
@@ -76,13 +76,26 @@ class Embeddings(keras.layers.Layer):
         )
         self.normalize.build((None, None, config.hidden_size))
 
-    def call(self, input_ids_BS: Any, segment_ids_BS: Any, keys: Any = None) -> Any:
-        """Embeds [B, S] tokens as [B, S, H]."""
-        seq_length = ops.shape(input_ids_BS)[1]
+    def call(
+        self, input_ids_BS: Any, segment_ids_BS: Any, places_BS: Any = None, keys: Any = None
+    ) -> Any:
+        """Embeds tokens as [B, S, H].
+
+        Args:
+          input_ids_BS: the tokens.
+          segment_ids_BS: their segments.
+          places_BS: their places in their sequences; by default, a row is one sequence.
+          keys: see `BertModel`.
+        """
+        positions = (
+            self.position_embeddings[: ops.shape(input_ids_BS)[1]]
+            if places_BS is None
+            else ops.take(self.position_embeddings, places_BS, axis=0)
+        )
         x_BSH = (
             ops.take(self.word_embeddings, input_ids_BS, axis=0)
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
-            + self.position_embeddings[:seq_length]
+            + positions
         )
         return dropout(self.normalize(x_BSH), self.dropout_rate, keys)
 
@@ -91,17 +104,6 @@ class Embeddings(keras.layers.Layer):
         return self.add_weight(
             (rows, self.config.hidden_size), self.initializer, autocast=False, name=name
         )
-
-
-def attention_with_dropout(
-    q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, keys: Any
-) -> Any:
-    """`keras.ops.dot_product_attention` plus what that lacks: dropout of the probabilities."""
-    scores_BNSS = ops.cast(ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND), "float32")
-    scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
-    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
-    probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, keys), v_BSND.dtype)
-    return ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
 
 
 class SelfAttention(keras.layers.Layer):
@@ -120,17 +122,15 @@ class SelfAttention(keras.layers.Layer):
         for projection in (self.query, self.key, self.value):
             projection.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
-        """Attends from every position to all that `mask_B1SS` lets it see."""
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
+        """Attends from every position to all that it sees."""
         shape_BSND = (*ops.shape(x_BSH)[:2], *self.heads)
         q_BSND = ops.reshape(self.query(x_BSH), shape_BSND)
         k_BSND = ops.reshape(self.key(x_BSH), shape_BSND)
         v_BSND = ops.reshape(self.value(x_BSH), shape_BSND)
-        if keys is not None and self.dropout_rate:
-            attend = partial(attention_with_dropout, rate=self.dropout_rate, keys=keys)
-        else:
-            attend = ops.dot_product_attention
-        return ops.reshape(attend(q_BSND, k_BSND, v_BSND, mask=mask_B1SS), ops.shape(x_BSH))
+        return ops.reshape(
+            attend(q_BSND, k_BSND, v_BSND, self.dropout_rate, keys), ops.shape(x_BSH)
+        )
 
 
 class Output(keras.layers.Layer):
@@ -166,9 +166,9 @@ class Attention(keras.layers.Layer):
         self.self_attention.build(input_shape)
         self.output_layer.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
         """Attends and adds the result to `x_BSH`."""
-        context_BSH = self.self_attention(x_BSH, mask_B1SS, fold_in(keys, 0))
+        context_BSH = self.self_attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
         return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1))
 
 
@@ -204,9 +204,9 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate.build(input_shape)
         self.output_layer.build((None, None, self.intermediate_size))
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        x_BSH = self.attention(x_BSH, mask_B1SS, fold_in(keys, 0))
+        x_BSH = self.attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
         return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1))
 
 
@@ -233,16 +233,16 @@ class Encoder(keras.layers.Layer):
         for block in self.blocks:
             block.build(input_shape)
 
-    def call(self, x_BSH: Any, mask_B1SS: Any, keys: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
         for i, block in enumerate(self.blocks):
-            run: Any = partial(block, mask_B1SS=mask_B1SS, keys=fold_in(keys, i))
+            run: Any = partial(block, attend=attend, keys=fold_in(keys, i))
             x_BSH = keras.remat(run)(x_BSH) if self.recompute_activations else run(x_BSH)
         return x_BSH
 
 
 class Pooler(keras.layers.Layer):
-    """The first token's output through a dense layer with tanh."""
+    """The output of a sequence's first token through a dense layer with tanh."""
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="pooler")
@@ -252,9 +252,11 @@ class Pooler(keras.layers.Layer):
         """Creates the projection."""
         self.dense.build(input_shape)
 
-    def call(self, x_BSH: Any) -> Any:
-        """[B, S, H] to [B, H]."""
-        return self.dense(x_BSH[:, 0])
+    def call(self, x_BSH: Any, starts_BK: Any = None) -> Any:
+        """[B, S, H] to [B, K, H], or to [B, H] where a row is one sequence."""
+        if starts_BK is None:
+            return self.dense(x_BSH[:, 0])
+        return self.dense(ops.take_along_axis(x_BSH, starts_BK[:, :, None], axis=1))
 
 
 class BertModel(keras.layers.Layer):
@@ -282,24 +284,49 @@ class BertModel(keras.layers.Layer):
         self.pooler.build((None, self.config.hidden_size))
 
     def call(
-        self, input_ids: Any, input_mask: Any, segment_ids: Any, keys: Any = None
+        self,
+        input_ids: Any,
+        input_mask: Any,
+        segment_ids: Any,
+        keys: Any = None,
+        max_sequences: int = 1,
     ) -> tuple[Any, Any]:
-        """Encodes a batch.
+        """Encodes a batch of rows.
+
+        A row's sequences stand one after the other, and padding follows. They do not see each
+        other, and the position embeddings of each begin at 0: each is encoded as if it were alone.
 
         Args:
-          input_ids: [B, S], S at most `max_position_embeddings`.
-          input_mask: [B, S], 1 for tokens and 0 for padding, to which nothing attends.
+          input_ids: [B, S]; no sequence is longer than `max_position_embeddings`.
+          input_mask: [B, S], the number of each token's sequence in its row, from 1; 0 for padding.
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
-          keys: the dropout key of each example, from `modeling.dropout`; None for no dropout.
+          keys: the dropout key of each row, from `modeling.dropout`; None for no dropout.
+          max_sequences: K, the most sequences that a row can have.
 
         Returns:
-          The sequence output [B, S, H] and the pooled output [B, H].
+          The sequence output [B, S, H], and the pooled outputs: [B, H] with one sequence a row,
+          else [B, K, H], of which those of sequences that a row does not have mean nothing.
         """
-        x_BSH = self.embeddings(input_ids, segment_ids, fold_in(keys, 0))
-        batch, seq_length = ops.shape(input_mask)
-        # Repeated for all queries, because fused kernels do not broadcast.
-        mask_B1SS = ops.broadcast_to(
-            ops.cast(input_mask, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
-        )
-        sequence_output_BSH = self.encoder(x_BSH, mask_B1SS, fold_in(keys, 1))
-        return sequence_output_BSH, self.pooler(sequence_output_BSH)
+        starts_BK, places_BS = None, None
+        if max_sequences > 1:
+            starts_BK = sequence_starts(input_mask, max_sequences)
+            places_BS = places_in_sequences(input_mask, starts_BK)
+        x_BSH = self.embeddings(input_ids, segment_ids, places_BS, fold_in(keys, 0))
+        attend = attention(input_mask, max_sequences)
+        sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1))
+        return sequence_output_BSH, self.pooler(sequence_output_BSH, starts_BK)
+
+
+def sequence_starts(input_mask_BS: Any, max_sequences: int) -> Any:
+    """Where the sequences of each row begin, int32 [B, K]; anywhere, for those it does not have."""
+    numbers_K = ops.arange(1, max_sequences + 1, dtype="int32")
+    is_before_BSK = (input_mask_BS[:, :, None] > 0) & (input_mask_BS[:, :, None] < numbers_K)
+    starts_BK = ops.sum(ops.cast(is_before_BSK, "int32"), axis=1)
+    return ops.minimum(starts_BK, input_mask_BS.shape[1] - 1)
+
+
+def places_in_sequences(input_mask_BS: Any, starts_BK: Any) -> Any:
+    """Each token's place in its sequence, from 0, int32 [B, S]; 0 for padding."""
+    starts_BS = ops.take_along_axis(starts_BK, ops.maximum(input_mask_BS - 1, 0), axis=1)
+    places_BS = ops.arange(input_mask_BS.shape[1], dtype="int32") - starts_BS
+    return ops.where(input_mask_BS > 0, places_BS, 0)

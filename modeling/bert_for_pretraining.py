@@ -1,6 +1,7 @@
 """BertForPreTraining: BertModel with the masked-LM and the next-sentence head.
 
-Shape suffixes of tensors: B batch, S sequence, P predictions, H hidden, V vocabulary.
+Shape suffixes of tensors: B batch, S positions of a row, K sequences of a row, P predictions,
+H hidden, V vocabulary.
 """
 
 import dataclasses
@@ -73,9 +74,9 @@ class NextSentenceHead(keras.layers.Layer):
         )
         self.output_bias = self.add_weight((2,), "zeros", name="output_bias")
 
-    def call(self, pooled_output_BH: Any) -> Any:
-        """[B, H] to [B, 2]."""
-        return ops.matmul(pooled_output_BH, ops.transpose(self.output_weights)) + self.output_bias
+    def call(self, pooled_output: Any) -> Any:
+        """[…, H] to […, 2]."""
+        return ops.matmul(pooled_output, ops.transpose(self.output_weights)) + self.output_bias
 
 
 class PretrainingHeads(keras.layers.Layer):
@@ -132,14 +133,22 @@ class BertForPreTraining(keras.Model):
 
         Args:
           batch: `input_ids`, `input_mask`, `segment_ids` [B, S] and `masked_lm_positions` [B, P].
-          keys: the dropout key of each example, from `modeling.dropout`; None for no dropout.
+            The shape of `next_sentence_labels` [B, K] tells how many sequences a row can have;
+            without labels, it is one.
+          keys: the dropout key of each row, from `modeling.dropout`; None for no dropout.
 
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
-          `next_sentence_logits` [B, 2].
+          `next_sentence_logits` [B, 2]. If K is more than 1, `pooled_output` is [B, K, H] and
+          `next_sentence_logits` is [B, K, 2].
         """
+        labels = batch.get("next_sentence_labels")
         sequence_output, pooled_output = self.bert(
-            batch["input_ids"], batch["input_mask"], batch["segment_ids"], keys
+            batch["input_ids"],
+            batch["input_mask"],
+            batch["segment_ids"],
+            keys,
+            max_sequences=1 if labels is None else labels.shape[-1],
         )
         word_embeddings = self.bert.embeddings.word_embeddings
         return {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modeling import bert
-from modeling.bert import BertModel, activation, attention_with_dropout, truncated_normal
+from modeling import attention, bert
+from modeling.bert import BertModel, activation, truncated_normal
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import GeluForm
 from modeling.dropout import dropout, dropout_key, example_keys, fold_in
@@ -211,71 +211,13 @@ def test_each_dropout_has_its_own_key(config, batch, monkeypatch):
         first_keys.append(int(keys[0]))
         return dropout(x, rate, keys)
 
-    monkeypatch.setattr(bert, "dropout", spy)
+    for module in (attention, bert):
+        monkeypatch.setattr(module, "dropout", spy)
     model, num_steps = built(config), 10
     for step in range(num_steps):
         encode(model, batch, fold_in(KEY, step))
     num_places = 1 + 3 * config.num_hidden_layers
     assert len(first_keys) == len(set(first_keys)) == num_steps * num_places
-
-
-def queries_keys_values_and_mask(seq_length=24):
-    """Inputs for 3 examples and 2 heads. The second half of the last example is padding."""
-    rng = np.random.default_rng(4)
-    q, k, v = rng.standard_normal((3, 3, seq_length, 2, 8)).astype(np.float32)
-    mask = np.ones((3, 1, seq_length, seq_length), bool)
-    mask[2, ..., seq_length // 2 :] = False
-    return q, k, v, mask
-
-
-def attention_by_hand(q, k, v, mask, kept_and_scaled):
-    q, k, v = (np.moveaxis(np.float64(x), 2, 1) for x in (q, k, v))
-    weights = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])) * mask
-    weights /= weights.sum(-1, keepdims=True)
-    return np.moveaxis(weights * kept_and_scaled @ v, 1, 2)
-
-
-@pytest.mark.parametrize("keys", [None, example_keys(KEY, np.arange(3))], ids=["no keys", "keys"])
-def test_both_forms_of_attention_follow_the_formula(keys):
-    inputs = queries_keys_values_and_mask()
-    expected = attention_by_hand(*inputs, 1.0)
-    *q_k_v, mask = (ops.convert_to_tensor(x) for x in inputs)
-    np.testing.assert_allclose(ops.dot_product_attention(*q_k_v, mask=mask), expected, atol=1e-6)
-    with_rate_0 = attention_with_dropout(*q_k_v, mask, 0.0, keys)
-    np.testing.assert_allclose(with_rate_0, expected, atol=1e-6)
-
-
-def test_attention_dropout_applies_to_the_probabilities():
-    inputs = queries_keys_values_and_mask()
-    kept_and_scaled = np.asarray(
-        dropout(ops.ones((3, 2, 24, 24)), 0.25, example_keys(KEY, np.arange(3)))
-    )
-    expected = attention_by_hand(*inputs, kept_and_scaled)
-    actual = attention_with_dropout(
-        *map(ops.convert_to_tensor, inputs), 0.25, example_keys(KEY, np.arange(3))
-    )
-    np.testing.assert_allclose(actual, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("rate", "key", "is_fused"), [(0.1, None, True), (0.0, KEY, True), (0.1, KEY, False)]
-)
-def test_attention_without_dropout_uses_the_kernel_of_keras(
-    config, batch, monkeypatch, rate, key, is_fused
-):
-    masks, attend = [], ops.dot_product_attention
-
-    def spy(*q_k_v, mask):
-        masks.append(np.asarray(mask))
-        return attend(*q_k_v, mask=mask)
-
-    monkeypatch.setattr(ops, "dot_product_attention", spy)
-    encode(built(dataclasses.replace(config, attention_probs_dropout_prob=rate)), batch, key)
-    assert len(masks) == is_fused * config.num_hidden_layers
-    for mask in masks:
-        # The mask has a row for each query, as fused kernels require.
-        expected = np.repeat(batch["input_mask"][:, None, None, :] == 1, 16, axis=2)
-        np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -311,3 +253,24 @@ def test_activation_follows_its_formula(config, hidden_act, gelu_form, expected)
     x = np.linspace(-4, 4, 81, dtype=np.float32)
     values = np.asarray(activation(config)(ops.convert_to_tensor(x)))
     np.testing.assert_allclose(values, [expected(float(v)) for v in x], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("rate", "key", "is_fused"), [(0.1, None, True), (0.0, KEY, True), (0.1, KEY, False)]
+)
+def test_attention_without_dropout_uses_the_kernel_of_keras(
+    config, batch, monkeypatch, rate, key, is_fused
+):
+    masks, attend = [], ops.dot_product_attention
+
+    def spy(*q_k_v, mask):
+        masks.append(np.asarray(mask))
+        return attend(*q_k_v, mask=mask)
+
+    monkeypatch.setattr(ops, "dot_product_attention", spy)
+    encode(built(dataclasses.replace(config, attention_probs_dropout_prob=rate)), batch, key)
+    assert len(masks) == is_fused * config.num_hidden_layers
+    for mask in masks:
+        # The mask has a row for each query, as fused kernels require.
+        expected = np.repeat(batch["input_mask"][:, None, None, :] == 1, 16, axis=2)
+        np.testing.assert_array_equal(mask, expected)

@@ -1,8 +1,10 @@
 import dataclasses
+from functools import cache
 
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import GeluForm
@@ -184,3 +186,173 @@ def test_a_keras_file_holds_config_and_weights(tmp_path, config, randomize):
     assert loaded.compute_dtype == "float32"
     for name, expected in values(saved).items():
         np.testing.assert_array_equal(values(loaded)[name], expected, name)
+
+
+ROW_LENGTH, MOST = 48, 3
+PACKINGS = [[[0, 1, 2], [3], [5, 4]], [[5], [2, 4], [3, 0, 1]], [[4, 0], [1, 5], [2, 3]]]
+
+
+def packed(instances, rows):
+    """The instances in rows, each a list of their numbers, and where each of them is."""
+    token_names = "input_ids", "input_mask", "segment_ids"
+    batch = {name: np.zeros((len(rows), ROW_LENGTH), np.int32) for name in token_names}
+    batch["masked_lm_positions"] = np.zeros((len(rows), 3 * MOST), np.int32)
+    batch["next_sentence_labels"] = np.zeros((len(rows), MOST), np.int32)
+    places = {}
+    for row, numbers in enumerate(rows):
+        start = 0
+        for sequence, number in enumerate(numbers):
+            size = int(instances["input_mask"][number].sum())
+            tokens, predictions = slice(start, start + size), slice(3 * sequence, 3 * sequence + 3)
+            for name in token_names:
+                batch[name][row, tokens] = instances[name][number, :size]
+            batch["input_mask"][row, tokens] = sequence + 1
+            batch["masked_lm_positions"][row, predictions] = (
+                start + instances["masked_lm_positions"][number]
+            )
+            places[number] = {
+                "sequence_output": (row, tokens),
+                "pooled_output": (row, sequence),
+                "masked_lm_logits": (row, predictions),
+                "next_sentence_logits": (row, sequence),
+            }
+            start += size
+    return batch, places
+
+
+def places_alone(instances):
+    """Where each instance is in a batch that is not packed."""
+    sizes = instances["input_mask"].sum(axis=1)
+    return {
+        number: {
+            "sequence_output": (number, slice(size)),
+            "pooled_output": (number,),
+            "masked_lm_logits": (number,),
+            "next_sentence_logits": (number,),
+        }
+        for number, size in enumerate(sizes)
+    }
+
+
+def with_gradients(model):
+    """A compiled function of a batch, factors of outputs, and keys: outputs, and gradients.
+
+    The gradients are those of the sum of the outputs times their factors.
+    """
+
+    def loss(batch, factors, keys):
+        results = model(batch, keys)
+        return sum(ops.sum(results[name] * factors[name]) for name in factors), results
+
+    variables = model.trainable_variables
+    if keras.config.backend() == "jax":
+        import jax
+
+        @jax.jit
+        def run(values, *inputs):
+            def stateless(values):
+                with keras.StatelessScope(zip(variables, values, strict=True)):
+                    return loss(*inputs)
+
+            return jax.value_and_grad(stateless, has_aux=True)(values)
+
+        def step(*inputs):
+            (_, results), gradients = run([variable.value for variable in variables], *inputs)
+            return results, gradients
+    else:
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True, autograph=False)
+        def step(*inputs):
+            with tf.GradientTape() as tape:
+                value, results = loss(*inputs)
+            gradients = tape.gradient(value, [variable.value for variable in variables])
+            return results, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def to_numpy(*inputs):
+        results, gradients = step(*keras.tree.map_structure(ops.convert_to_tensor, inputs))
+        gradients = dict(zip(model.named_weights(), map(np.asarray, gradients), strict=True))
+        return {name: np.asarray(value) for name, value in results.items()}, gradients
+
+    return to_numpy
+
+
+@pytest.fixture(scope="module")
+def make_step(config, randomize):
+    """A function that makes `with_gradients` of a model with random weights, once for each kind."""
+
+    @cache
+    def make(dropout_rate=0.0, recomputes=False):
+        rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout_rate)
+        shallow = dataclasses.replace(config, **rates, num_hidden_layers=1 + recomputes)
+        return with_gradients(
+            randomize(BertForPreTraining(shallow, recompute_activations=recomputes))
+        )
+
+    return make
+
+
+def factors_at(places, outputs_shapes, numbers):
+    """Factors for the heads' outputs of some instances: random ones, the same wherever they are."""
+    factors = {name: np.zeros(shape, np.float32) for name, shape in outputs_shapes.items()}
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        for name, values in factors.items():
+            where = places[number][name]
+            values[where] = rng.standard_normal(values[where].shape)
+    return factors
+
+
+def shapes_of_heads(config, batch):
+    most = batch["next_sentence_labels"].shape[-1]
+    return {
+        "masked_lm_logits": (*batch["masked_lm_positions"].shape, config.vocab_size),
+        "next_sentence_logits": (len(batch["input_ids"]), *([most] if most > 1 else []), 2),
+    }
+
+
+def test_sequences_of_a_row_compute_what_they_do_alone(config, make_batch, make_step):
+    step, instances = make_step(), make_batch(6)
+    alone, keys = places_alone(instances), ops.zeros(6, "uint32")
+    factors = factors_at(alone, shapes_of_heads(config, instances), alone)
+    expected, expected_gradients = step(instances, factors, keys)
+    for rows in PACKINGS:
+        batch, places = packed(instances, rows)
+        factors = factors_at(places, shapes_of_heads(config, batch), places)
+        results, gradients = step(batch, factors, keys[: len(rows)])
+        for number, where in places.items():
+            for name, place in where.items():
+                np.testing.assert_allclose(
+                    results[name][place], expected[name][alone[number][name]], atol=1e-5
+                )
+        for name, values in gradients.items():
+            scale = np.abs(expected_gradients[name]).max() + 1
+            np.testing.assert_allclose(
+                values, expected_gradients[name], rtol=0, atol=1e-5 * scale, err_msg=name
+            )
+        assert all(np.isfinite(values).all() for values in results.values())
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"dropout_rate": 0.3}, {"recomputes": True}], ids=["plain", "dropout", "recompute"]
+)
+def test_a_changed_sequence_changes_no_bit_of_the_others(config, make_batch, make_step, kind):
+    step, rng = make_step(**kind), np.random.default_rng(3)
+    instances, keys = make_batch(6), ops.convert_to_tensor(np.arange(3, dtype=np.uint32))
+    for rows in PACKINGS:
+        batch, places = packed(instances, rows)
+        changed = int(rng.choice([number for row in rows if len(row) > 1 for number in row]))
+        others = [number for number in places if number != changed]
+        factors = factors_at(places, shapes_of_heads(config, batch), others)
+        expected, expected_gradients = step(batch, factors, keys)
+        row, tokens = places[changed]["sequence_output"]
+        batch["input_ids"][row, tokens] = 1 + batch["input_ids"][row, tokens] % 7
+        batch["segment_ids"][row, tokens] = 1 - batch["segment_ids"][row, tokens]
+        results, gradients = step(batch, factors, keys)
+        for number, where in places.items():
+            for name, place in where.items():
+                is_same = np.array_equal(results[name][place], expected[name][place])
+                assert is_same == (number != changed), (number, name)
+        for name, values in gradients.items():
+            np.testing.assert_array_equal(values, expected_gradients[name], name)
+            assert np.abs(values).max() > 0 or name.endswith("key/bias")
