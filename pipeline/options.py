@@ -14,8 +14,6 @@ SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
 # A row holds at most one sequence for so many of its positions.
 _POSITIONS_PER_SEQUENCE = 16
-# Each sequence rounds the number of its masks, so a row may have some more than its own share.
-_MORE_PREDICTIONS = 2
 
 
 class RandomToken(StrEnum):
@@ -105,9 +103,10 @@ class InstanceOptions:
         """The most that a record holds."""
         if not (length := self.packed_row_length):
             return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)
-        predictions = math.ceil(length * self.masked_lm_prob) + _MORE_PREDICTIONS
-        sequences = max(2, length // _POSITIONS_PER_SEQUENCE)
-        return RowLimits(length, min(predictions, length), sequences)
+        # Its masks are the same share of its tokens, so those of one long sequence are enough.
+        like_one = replace(self, max_seq_length=length, max_predictions_per_seq=None)  # type: ignore[arg-type]
+        predictions = max(like_one.max_predictions_per_seq, self.max_predictions_per_seq)
+        return RowLimits(length, predictions, max(2, length // _POSITIONS_PER_SEQUENCE))
 
     @property
     def default_predictions(self) -> int:

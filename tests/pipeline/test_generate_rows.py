@@ -42,7 +42,7 @@ def test_manifest_and_records_agree(packed):
     manifest = DataSet.read(packed.directory).manifest
     assert manifest == packed.manifest
     assert json.loads((packed.directory / MANIFEST_NAME).read_text())["format_version"] == 2
-    assert manifest.row_limits == RowLimits(tokens=48, predictions=10, sequences=3)
+    assert manifest.row_limits == RowLimits(tokens=48, predictions=8, sequences=3)
     assert (manifest.max_seq_length, manifest.max_predictions_per_seq) == (32, 5)
     for split in ("train", "eval"):
         rows, statistics = rows_of(packed, split), manifest.statistics[split]
