@@ -65,12 +65,18 @@ def _code(value: str) -> str:
 
 def _data(manifest: Manifest) -> dict[str, str]:
     """The manifest's facts about the text and the instances made from it."""
-    corpus, options = manifest.statistics["corpus"], manifest.options
+    corpus, options, row = manifest.statistics["corpus"], manifest.options, manifest.row_limits
     instances = sum(shard.instances for shard in manifest.shards_of("train"))
+    tokens = {"tokens per instance": f"at most {manifest.max_seq_length}"}
+    if row.sequences > 1:
+        tokens = {
+            "tokens per sequence": f"at most {manifest.max_seq_length}",
+            "instances": f"rows of {row.tokens} tokens, into which sequences are packed",
+        }
     if manifest.is_adopted:
         return {
             "training instances": f"{instances:,}, made by other software",
-            "tokens per instance": f"at most {manifest.max_seq_length}",
+            **tokens,
             "masked": f"{manifest.statistics['train']['share_masked']:.1%} of the tokens",
             "unknown": f"{corpus['share_unknown']:.3%} of the tokens are [UNK]",
             "SHA-256 of vocab.txt": manifest.vocab_sha256,
@@ -81,7 +87,7 @@ def _data(manifest: Manifest) -> dict[str, str]:
         "tokens": f"{corpus['tokens']:,}, {corpus['share_unknown']:.3%} of them [UNK]",
         "text": f"{corpus['input_bytes'] / 1e6:,.1f} MB",
         "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
-        "tokens per instance": f"at most {manifest.max_seq_length}",
+        **tokens,
         "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
         "word segmenter": str(options["word_segmenter"] or "none"),

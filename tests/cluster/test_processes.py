@@ -93,19 +93,25 @@ def run(directory, *arguments):
     return stderr
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """A data set of one pass in four shards, with enough instances for a whole training."""
-    directory = tmp_path_factory.mktemp("data")
+def generate(data_dir, *flags):
+    """Makes a data set of one pass in four shards, with enough instances for a whole training."""
     run(
-        directory,
+        data_dir.parent,
         "generate",
         f"--input_file={SAMPLES / 'english.txt'}",
         f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
-        *("--output_dir=data", "--max_seq_length=16", "--max_predictions_per_seq=2"),
+        f"--output_dir={data_dir}",
+        *("--max_seq_length=16", "--max_predictions_per_seq=2"),
         *("--dupe_factor=1", "--num_shards=4", "--eval_fraction=0.1"),
+        *flags,
     )
-    return directory / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data") / "data"
+    generate(directory)
+    return directory
 
 
 def command(backend, data_dir, run_dir, *flags):
@@ -182,6 +188,21 @@ def test_a_run_resumed_by_two_and_then_by_one_is_that_of_one(backend, data_dir, 
     stderr = run(tmp_path, *changing)
     assert f"resuming from changing/checkpoints/step-{stops[1]:08d}" in stderr
     assert_same_run(tmp_path / "changing", straight(backend))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
+def test_a_run_on_packed_rows_that_two_processes_resume_is_that_of_one(backend, tmp_path):
+    generate(tmp_path / "rows", "--packed_row_length=40")
+    run(tmp_path, *command(backend, "rows", "straight"))
+    changing = command(backend, "rows", "changing")
+    process = start(tmp_path, *changing, "--save_checkpoints_steps=1")
+    wait_for_step(tmp_path / "changing", 3, process)
+    process.send_signal(signal.SIGTERM)
+    (code,), (stderr,) = end_of(process)
+    assert code == 143, stderr
+    assert "resuming from changing/checkpoints/" in run(tmp_path, *two(*changing))
+    assert_same_run(tmp_path / "changing", tmp_path / "straight")
 
 
 def assert_same_run(run_dir, expected_dir):

@@ -189,6 +189,19 @@ def test_facts_of_adopted_records_are_those_that_they_show(own_run, data_set):
     }
 
 
+def test_packed_rows_are_no_longer_sequences(own_run, data_set):
+    rows = {"packed_row_length": 64, "max_predictions_per_row": 10, "max_sequences_per_row": 4}
+    manifest = data_set.manifest
+    dataclasses.replace(manifest, options={**manifest.options, **rows}, format_version=2).write(
+        own_run
+    )
+    change_state(latest_checkpoint(own_run), sha256={})
+    facts = tables(card_of(read_pretrained(own_run)))[0]
+    assert facts["tokens per sequence"] == "at most 16"
+    assert facts["instances"] == "rows of 64 tokens, into which sequences are packed"
+    assert "tokens per instance" not in facts
+
+
 def test_training_is_reported(pretrained):
     assert tables(card_of(pretrained))[1] == {
         "steps": "3 of 100,000 planned",
