@@ -35,7 +35,7 @@ def parse_arguments():
 
 
 def serve(data_dir, model, positions):
-    """Makes a step for each line on stdin; prints its real tokens, its seconds and the memory."""
+    """Makes a step for each line on stdin; prints real tokens a second, and the memory so far."""
     from modeling.batches import readable, training_batches
     from modeling.config import BertConfig
     from modeling.step.backend import TrainStep
@@ -49,13 +49,17 @@ def serve(data_dir, model, positions):
     config = BertConfig.preset(model, manifest.vocab_size)
     step = TrainStep(new_learner(config, TrainingOptions(train_batch_size=batch_size)))
     batches = readable(training_batches(data_set, batch_size, seed=0), data_set)
+    # The mean of all, because a few batches may have more tokens or fewer.
+    shards = manifest.shards_of("train")
+    tokens = sum(each.tokens for each in shards) / sum(each.instances for each in shards)
     float(step(next(batches))["tokens"])
     print("ready", flush=True)
     for _ in sys.stdin:
         batch = next(batches)
         started = time.perf_counter()
-        tokens = float(step(batch)["tokens"])
-        print(tokens, time.perf_counter() - started, peak_of_this_process(), flush=True)
+        float(step(batch)["tokens"])
+        speed = batch_size * tokens / (time.perf_counter() - started)
+        print(speed, peak_of_this_process(), flush=True)
     os._exit(0)  # TensorFlow's reader may delay the end
 
 
@@ -96,14 +100,10 @@ def compare(data_dirs, backend, model, arguments):
             steps[name].append(step_of(process))
     for process in processes.values():
         process.communicate()
-    speeds = {
-        name: sum(tokens for tokens, _, _ in each)
-        / (len(each) * statistics.median(seconds for _, seconds, _ in each))
-        for name, each in steps.items()
-    }
+    speeds = {name: statistics.median(speed for speed, _ in each) for name, each in steps.items()}
     print(f"{model}, {backend}, S {arguments.max_seq_length}")
     for name, speed in speeds.items():
-        memory = max(peak for _, _, peak in steps[name])
+        memory = max(peak for _, peak in steps[name])
         print(f"  {name}  {speed:10,.0f} real tokens/s  {memory:8,.0f} MB at most")
     print(f"  packed rows: {speeds[PACKED] / speeds[PADDED]:.2f} times as many", flush=True)
 
