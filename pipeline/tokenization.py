@@ -7,6 +7,7 @@ sentences at once, so that Python code looks at each distinct word only once. It
 The names that other code takes from the original's module are here, too, with the same meaning.
 """
 
+import functools
 import re
 import string
 import unicodedata
@@ -113,8 +114,8 @@ class _Pieces(Generic[Meaning]):
 def _longest_by_head(pieces: Iterable[str]) -> dict[str, int]:
     """The length of the longest piece that begins with the same two characters."""
     longest: dict[str, int] = {}
-    for piece in pieces:
-        longest[piece[:_HEAD]] = max(len(piece), longest.get(piece[:_HEAD], 1))
+    for piece in sorted(pieces, key=len):
+        longest[piece[:_HEAD]] = len(piece)
     return longest
 
 
@@ -136,7 +137,10 @@ class WordpieceTokenizer:
         self.vocab = vocab
         self.unk_token = unk_token
         self.max_input_chars_per_word = max_input_chars_per_word
-        self._pieces = _Pieces({piece: piece for piece in vocab})
+
+    @functools.cached_property
+    def _pieces(self) -> _Pieces[str]:
+        return _Pieces({piece: piece for piece in self.vocab})
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the pieces of all words in `text`: basic tokens with white space between them."""
@@ -169,10 +173,11 @@ class FullTokenizer:
         self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
         ids = np.arange(len(self.vocabulary), dtype=self.vocabulary.id_dtype)
-        self._ids_of_pieces = _Pieces(
-            {piece: ids[number].tobytes() for piece, number in self.vocabulary.ids.items()}
-        )
-        self._unknown = ids[self.vocabulary.ids["[UNK]"]].tobytes()
+        as_bytes = ids.view(f"V{ids.itemsize}").tolist()
+        # A token that is listed twice gets its last id, as in the original.
+        id_of_piece = dict(zip(self.vocabulary.tokens, as_bytes, strict=True))
+        self._ids_of_pieces = _Pieces(id_of_piece)
+        self._unknown = id_of_piece["[UNK]"]
         self._ids_of_word = _Memo(self._encode_word)
         self._offsets_of_word = _Memo(self._find_pieces)
 
