@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.worker_processes import worker_processes
 
 PASSES_ON_UNKNOWN_FLAGS = True
 SHARED_FLAGS = (input_flags,)
@@ -160,7 +161,8 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
     )
-    manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]))
+    with worker_processes(beam_options) as processes:
+        manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]), processes)
     print(describe(manifest, options.output_dir))
 
 

@@ -60,6 +60,7 @@ from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import load_segmenter
+from pipeline.worker_processes import WorkerProcess
 
 _BucketKey = tuple[str, int]
 
@@ -76,6 +77,7 @@ def run_pipeline(
     shard_plans: list[ShardPlan],
     directories: Directories,
     beam_options: PipelineOptions,
+    processes: list[WorkerProcess],
 ) -> BuildResults:
     """Makes all shards and returns the workers' counts.
 
@@ -92,7 +94,7 @@ def run_pipeline(
             dead_worker_ends_process(),
             environment_of_workers(beam_options),
             beam.Pipeline(
-                EmbeddedRunner() if runner == EMBEDDED_RUNNER else None, beam_options
+                EmbeddedRunner(processes) if runner == EMBEDDED_RUNNER else None, beam_options
             ) as root,
         ):
             row_groups = (
