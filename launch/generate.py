@@ -20,6 +20,7 @@ from pipeline.generate import generate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.statistics import describe_instances
+from pipeline.worker_processes import worker_processes
 
 PASSES_ON_UNKNOWN_FLAGS = True
 SHARED_FLAGS = (input_flags,)
@@ -168,7 +169,8 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
     )
-    manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]))
+    with worker_processes(beam_options) as processes:
+        manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]), processes)
     print(describe(manifest, options.output_dir))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.buckets import Bucket, BucketPlan
-from pipeline.corpus import RowGroup, read_documents_of_bucket, tokenize_document, write_documents
+from pipeline.corpus import RowGroup, read_documents_of_bucket, tokenize_documents, write_documents
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import describe_size
@@ -47,7 +47,7 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
     and the error of that is added: 11 % above for English under gzip, 15 % below under bzip2.
     """
     tokenizer = FullTokenizer(options.vocab_file, options.do_lower_case, options.strip_accents)
-    tokenized = [tokenize_document(each, tokenizer, Counter()) for each in sample.documents]
+    tokenized = tokenize_documents(sample.documents, tokenizer, Counter())
     documents = [document for document in tokenized if document]
     if not documents:
         return ExpectedSize(0, 0)

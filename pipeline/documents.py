@@ -97,6 +97,11 @@ class Document:
     text_before: int
     sentences: list[str]
 
+    @property
+    def characters(self) -> int:
+        """The length of the sentences, in characters."""
+        return sum(map(len, self.sentences))
+
 
 def read_documents(
     raw_documents: Iterable[RawDocument], options: ReadOptions, statistics: Counter[str]

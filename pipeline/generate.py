@@ -31,6 +31,7 @@ from pipeline.statistics import BuildResults, ShardResults, check_documents_agre
 from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
+from pipeline.worker_processes import WorkerProcess
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
 TOKENIZED_FORMAT_VERSION = 3
@@ -38,7 +39,12 @@ TOKENIZED_FORMAT_VERSION = 3
 INSTANCE_FORMAT_VERSION = 2
 
 
-def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str = "") -> Manifest:
+def generate(
+    options: GenerateOptions,
+    beam_options: PipelineOptions,
+    flags: str = "",
+    processes: list[WorkerProcess] | None = None,
+) -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
 
     After a run was killed, a call with the same options resumes it and keeps its finished files. If
@@ -48,6 +54,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
       options: what to make, of what.
       beam_options: how Beam runs it.
       flags: the content of the data set's flags.txt.
+      processes: what `worker_processes` has forked for it; without any, Beam starts its own.
 
     Raises:
       UserError: the input, the vocabulary, the output directory or an option is unusable, a disk
@@ -111,7 +118,7 @@ def generate(options: GenerateOptions, beam_options: PipelineOptions, flags: str
             logging.warning("%s", case)
         with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
             results = run_pipeline(
-                options, portions, buckets, shard_plans, directories, beam_options
+                options, portions, buckets, shard_plans, directories, beam_options, processes or []
             )
         results.corpus.update(
             input_files=len(files),

@@ -24,11 +24,11 @@ from pipeline.corpus import (
     RowGroup,
     TokenizedDocument,
     read_documents_of_bucket,
-    tokenize_document,
+    tokenize_documents,
     write_documents,
 )
 from pipeline.directories import Directories
-from pipeline.documents import read_documents
+from pipeline.documents import Document, read_documents
 from pipeline.duplicates import (
     count_partitions,
     find_duplicates,
@@ -39,6 +39,7 @@ from pipeline.embedded_runner import EmbeddedRunner
 from pipeline.failures import as_user_error, step_errors_marked
 from pipeline.files import remove_leftovers, sha256_of
 from pipeline.formats.reading import read_raw_documents
+from pipeline.inputs import InputFile
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion
 from pipeline.receipts import (
@@ -59,11 +60,14 @@ from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import load_segmenter
+from pipeline.worker_processes import WorkerProcess
 
 _BucketKey = tuple[str, int]
 
 # The text that a worker tokenizes before it writes the tokens to disk.
 _BATCH_CHARACTERS = 32 << 20
+# The parts of that which it tokenizes at once.
+_PARTS_OF_BATCH = 64
 
 
 def run_pipeline(
@@ -73,6 +77,7 @@ def run_pipeline(
     shard_plans: list[ShardPlan],
     directories: Directories,
     beam_options: PipelineOptions,
+    processes: list[WorkerProcess],
 ) -> BuildResults:
     """Makes all shards and returns the workers' counts.
 
@@ -89,7 +94,7 @@ def run_pipeline(
             dead_worker_ends_process(),
             environment_of_workers(beam_options),
             beam.Pipeline(
-                EmbeddedRunner() if runner == EMBEDDED_RUNNER else None, beam_options
+                EmbeddedRunner(processes) if runner == EMBEDDED_RUNNER else None, beam_options
             ) as root,
         ):
             row_groups = (
@@ -196,18 +201,32 @@ class TokenizePortion(beam.DoFn):
         """The portion's documents by bucket, in batches that fit in memory."""
         documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
         characters = 0
+        for files, batch in self._read(portion, statistics):
+            tokenized = tokenize_documents(batch, self._tokenizer, statistics, self._segment)
+            for file, document, tokens in zip(files, batch, tokenized, strict=True):
+                if tokens:
+                    documents[self._buckets.bucket_of(file, document)].append(tokens)
+                    characters += document.characters
+            if characters > _BATCH_CHARACTERS:
+                yield documents
+                documents, characters = defaultdict(list), 0
+        yield documents
+
+    def _read(
+        self, portion: Portion, statistics: Counter[str]
+    ) -> Iterator[tuple[list[InputFile], list[Document]]]:
+        """The portion's documents, each with its file, as many at once as are tokenized fast."""
+        files, batch, characters = [], [], 0
         for file_range in portion:
             raw_documents = read_raw_documents(file_range, self._options.reading, statistics)
             for document in read_documents(raw_documents, self._options.reading, statistics):
-                tokenized = tokenize_document(document, self._tokenizer, statistics, self._segment)
-                if tokenized:
-                    bucket = self._buckets.bucket_of(file_range.file, document)
-                    documents[bucket].append(tokenized)
-                    characters += sum(map(len, document.sentences))
-                if characters > _BATCH_CHARACTERS:
-                    yield documents
-                    documents, characters = defaultdict(list), 0
-        yield documents
+                files.append(file_range.file)
+                batch.append(document)
+                characters += document.characters
+                if characters > _BATCH_CHARACTERS // _PARTS_OF_BATCH:
+                    yield files, batch
+                    files, batch, characters = [], [], 0
+        yield files, batch
 
 
 class FindDuplicates(beam.DoFn):

@@ -6,6 +6,8 @@ Each line gives the share, what is usual, and the flag that helps in this very c
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.sentences import split_sentences
 from pipeline.statistics import num_sequences
 from pipeline.tokenization import FullTokenizer
@@ -105,14 +107,17 @@ def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
     kept, lowered = (
         FullTokenizer(options.vocab_file, lower, options.strip_accents) for lower in (False, True)
     )
-    unknown = kept.vocabulary.ids["[UNK]"]
+    some = words[:_MOST_WORDS]
     total = wrong = 0
-    for word, count in words[:_MOST_WORDS]:
-        as_it_is, lower = kept.encode(word), lowered.encode(word)
+    for (_, count), as_it_is, lower in zip(
+        some, _encoded(kept, some), _encoded(lowered, some), strict=True
+    ):
+        num_kept, unknown_kept = as_it_is
+        num_lowered, unknown_lowered = lower
         if options.do_lower_case:
-            is_wrong = unknown not in as_it_is and (unknown in lower or len(as_it_is) <= len(lower))
+            is_wrong = not unknown_kept and (unknown_lowered or num_kept <= num_lowered)
         else:
-            is_wrong = unknown in as_it_is and unknown not in lower
+            is_wrong = unknown_kept and not unknown_lowered
         total += count
         wrong += count * is_wrong
     if 2 * wrong <= total:
@@ -126,6 +131,16 @@ def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
         f"{wrong / total:.1%} of the words with capitals are [UNK], but would not be without them; "
         "usual is none: the vocabulary is uncased, so give --do_lower_case"
     )
+
+
+def _encoded(tokenizer: FullTokenizer, words: list[tuple[str, int]]) -> list[tuple[int, bool]]:
+    """For each word: how many pieces it has, and whether one of them is `[UNK]`."""
+    ids, lengths = tokenizer.encode_sentences([word for word, _ in words])
+    unknown = np.zeros(len(ids) + 1, np.int64)
+    np.cumsum(ids == tokenizer.vocabulary.ids["[UNK]"], out=unknown[1:])
+    ends = np.cumsum(lengths)
+    has_unknown = unknown[ends] > unknown[ends - lengths]
+    return list(zip(lengths.tolist(), has_unknown.tolist(), strict=True))
 
 
 def _of_text(

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 # The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
-_BEAMS_MESSAGE = "Worker subprocess exited"
+BEAMS_MESSAGE = "Worker subprocess exited"
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
@@ -39,11 +39,10 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         an option says not to wait for the job.
     """
     standard = beam_options.view_as(StandardOptions)
-    name = (standard.runner or "FnApiRunner").rpartition(".")[2].lower()
     # `DirectRunner` would first try to download another runner.
-    if name in ("directrunner", "fnapirunner"):
+    if is_embedded(beam_options):
         standard.runner = EMBEDDED_RUNNER
-    if name == "daskrunner":
+    if _name(standard.runner) == "daskrunner":
         raise UserError("--runner=DaskRunner silently drops outputs; use another runner")
     multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
     timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
@@ -66,6 +65,16 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         )
     if portable.job_endpoint:
         _check_answers(portable.job_endpoint)
+
+
+def is_embedded(beam_options: PipelineOptions) -> bool:
+    """Whether Beam's embedded runner is to run the job."""
+    runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER
+    return _name(runner) in ("directrunner", "fnapirunner")
+
+
+def _name(runner: str) -> str:
+    return runner.rpartition(".")[2].lower()
 
 
 def _check_answers(job_endpoint: str) -> None:
@@ -117,7 +126,7 @@ def dead_worker_ends_process() -> Iterator[None]:
         error = arguments.exc_value
         if isinstance(error, grpc.RpcError) or _CLOSED_CHANNEL in str(error):
             return  # a broken connection; a later error says more
-        if _BEAMS_MESSAGE not in str(error):
+        if BEAMS_MESSAGE not in str(error):
             previous_hook(arguments)
             return
         logging.error(

@@ -1,23 +1,29 @@
 """BERT's tokenizer: clean, split, lower-case, strip accents, then greedy WordPiece.
 
 It gives the same tokens as the original release (google-research/bert, tokenization.py).
-`FullTokenizer.encode` gives the same ids as `tokenize`, but faster. It uses two bounded memos: one
-maps whitespace-separated words to ids, the other maps basic tokens to ids.
+`FullTokenizer.encode_sentences` gives the same ids as `tokenize`, but faster. It splits many
+sentences at once, so that Python code looks at each distinct word only once. It remembers these.
 
 The names that other code takes from the original's module are here, too, with the same meaning.
 """
 
+import functools
 import re
+import string
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, Vocabulary
 
-MAX_MEMO_ENTRIES = 1 << 17
+MAX_MEMO_ENTRIES = 1 << 18
 _LONGEST_MEMO_KEY = 64
+_HEAD = 2
 _LONGEST_PART = 1 << 20
 
 # The eight ranges of CJK ideographs; they exclude kana and Hangul.
@@ -29,10 +35,18 @@ _IDEOGRAPHS = (
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
 _IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _WORD_BOUNDARY = re.compile(rf"[\s{_IDEOGRAPHS}]")
-_ASCII_BASIC_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
+# Punctuation that is split off before words are looked up, because fewer words then differ.
+_ASCII_PUNCTUATION = [character.encode() for character in string.punctuation]
+_OTHER_PUNCTUATION = "–—‘’“”…"
+# The only letter whose lower case depends on its neighbours.
+_SIGMA = "\u03a3"
 # `str.split` treats these control characters as white space; the original deletes them.
 _CONTROL_WHITESPACE = "\v\f\x1c\x1d\x1e\x1f\x85"
 _DROP_CONTROL_WHITESPACE = dict.fromkeys(map(ord, _CONTROL_WHITESPACE))
+
+
+Word = TypeVar("Word", str, bytes)
+Meaning = TypeVar("Meaning")
 
 
 class BasicTokenizer:
@@ -70,6 +84,41 @@ class BasicTokenizer:
         return [i for i, each in enumerate(text) for _ in range(self._num_characters[each])]
 
 
+class _Pieces(Generic[Meaning]):
+    """Finds the pieces of a word, greedily, and gives what each of them means.
+
+    Args:
+      meanings: what each token of a vocabulary means.
+    """
+
+    def __init__(self, meanings: Mapping[str, Meaning]):
+        inside = {piece[2:]: each for piece, each in meanings.items() if piece.startswith("##")}
+        self._begin = meanings, _longest_by_head(meanings)
+        self._inside = inside, _longest_by_head(inside)
+
+    def of_word(self, word: str) -> list[Meaning] | None:
+        """The meanings of the word's pieces; None if no pieces can form it."""
+        found: list[Meaning] = []
+        start, (meanings, longest) = 0, self._begin
+        while start < len(word):
+            end = min(len(word), start + longest.get(word[start : start + _HEAD], 1))
+            while (meaning := meanings.get(word[start:end])) is None:
+                end -= 1
+                if end <= start:
+                    return None
+            found.append(meaning)
+            start, (meanings, longest) = end, self._inside
+        return found
+
+
+def _longest_by_head(pieces: Iterable[str]) -> dict[str, int]:
+    """The length of the longest piece that begins with the same two characters."""
+    longest: dict[str, int] = {}
+    for piece in sorted(pieces, key=len):
+        longest[piece[:_HEAD]] = len(piece)
+    return longest
+
+
 class WordpieceTokenizer:
     """Greedy longest-match-first WordPiece.
 
@@ -88,8 +137,10 @@ class WordpieceTokenizer:
         self.vocab = vocab
         self.unk_token = unk_token
         self.max_input_chars_per_word = max_input_chars_per_word
-        self._inside_words = {piece[2:] for piece in vocab if piece.startswith("##")}
-        self._longest_piece = max(map(len, vocab), default=0)
+
+    @functools.cached_property
+    def _pieces(self) -> _Pieces[str]:
+        return _Pieces({piece: piece for piece in self.vocab})
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the pieces of all words in `text`: basic tokens with white space between them."""
@@ -99,18 +150,8 @@ class WordpieceTokenizer:
         """Returns the pieces of one word."""
         if len(word) > self.max_input_chars_per_word:
             return [self.unk_token]
-        pieces: list[str] = []
-        start, prefix = 0, ""
-        known: Container[str] = self.vocab
-        while start < len(word):
-            end = min(len(word), start + self._longest_piece)
-            while word[start:end] not in known:
-                end -= 1
-                if end <= start:
-                    return [self.unk_token]
-            pieces.append(prefix + word[start:end])
-            start, prefix, known = end, "##", self._inside_words
-        return pieces
+        pieces = self._pieces.of_word(word)
+        return [self.unk_token] if pieces is None else pieces
 
 
 class FullTokenizer:
@@ -132,10 +173,11 @@ class FullTokenizer:
         self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents)
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocabulary.ids)
         ids = np.arange(len(self.vocabulary), dtype=self.vocabulary.id_dtype)
-        self._id_of_piece = {
-            piece: ids[number].tobytes() for piece, number in self.vocabulary.ids.items()
-        }
-        self._ids_of_basic_token = _Memo(self._encode_basic_token)
+        as_bytes = ids.view(f"V{ids.itemsize}").tolist()
+        # A token that is listed twice gets its last id, as in the original.
+        id_of_piece = dict(zip(self.vocabulary.tokens, as_bytes, strict=True))
+        self._ids_of_pieces = _Pieces(id_of_piece)
+        self._unknown = id_of_piece["[UNK]"]
         self._ids_of_word = _Memo(self._encode_word)
         self._offsets_of_word = _Memo(self._find_pieces)
 
@@ -157,21 +199,71 @@ class FullTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns `convert_tokens_to_ids(tokenize(text))` as an array, but faster."""
-        return np.frombuffer(self.encode_to_bytes([text])[0], self.vocabulary.id_dtype)
+        return self.encode_sentences([text])[0]
 
-    def encode_to_bytes(self, sentences: list[str]) -> list[bytes]:
-        """Returns the ids of each sentence, as the bytes of a `vocabulary.id_dtype` array."""
+    def encode_sentences(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes sentences, faster than one by one.
+
+        Returns:
+          `Vocabulary.id_dtype` [T], the ids of all sentences; int64 [M], how many each has.
+        """
+        if sum(map(len, sentences)) <= _LONGEST_PART:
+            return self._encode_sentences(sentences)
+        middle = len(sentences) // 2
+        halves = [sentences[:middle], sentences[middle:]]
+        encoded = (
+            map(self.encode_sentences, halves)
+            if middle
+            else (self._encode_sentences([part]) for part in _parts(sentences[0]))
+        )
+        ids, lengths = map(np.concatenate, zip(*encoded, strict=True))
+        return ids, lengths if middle else lengths.sum(keepdims=True)
+
+    def _encode_sentences(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        words = self._words_of(sentences)
+        all_words = words.flatten().cast(pa.binary()).dictionary_encode()
+        distinct = map(self._ids_of_word.__getitem__, all_words.dictionary.to_pylist())
+        encoded = pa.array(list(distinct), pa.binary()).take(all_words.indices)
+        _, ends, content = encoded.buffers()
+        id_dtype = self.vocabulary.id_dtype
+        ends_of_words = np.frombuffer(ends, np.int32)[: len(encoded) + 1] // id_dtype.itemsize
+        ids = np.frombuffer(content or b"", id_dtype, ends_of_words[-1])
+        return ids, np.diff(ends_of_words[words.offsets]).astype(np.int64)
+
+    def _words_of(self, sentences: list[str]) -> pa.ListArray:
+        """The words of each sentence, M lists of strings: lower-cased in ASCII, if that is asked.
+
+        Ideographs and most punctuation are words, too.
+        """
         text = "\n".join(sentences)
+        if text.count("\n") >= len(sentences):
+            text = "\n".join(sentence.replace("\n", " ") for sentence in sentences)
         if any(character in text for character in _CONTROL_WHITESPACE):
-            sentences = list(map(drop_control_whitespace, sentences))
-        split = str.split if text.isascii() else split_at_ideographs
-        ids_of_word = self._ids_of_word.__getitem__
-        if len(text) <= _LONGEST_PART:
-            return [b"".join(map(ids_of_word, split(sentence))) for sentence in sentences]
-        return [
-            b"".join([b"".join(map(ids_of_word, split(part))) for part in _parts(sentence)])
-            for sentence in sentences
-        ]
+            text = drop_control_whitespace(text)
+        if not text.isascii():
+            text = "\n".join(
+                [each if each.isascii() else self._spaced(each) for each in text.split("\n")]
+            )
+        # JSON can hold half of a surrogate pair, which has no UTF-8 encoding.
+        content = text.encode("utf-8", "surrogatepass")
+        if self.basic_tokenizer.do_lower_case:
+            content = content.lower()  # only ASCII
+        for character in _ASCII_PUNCTUATION:
+            content = content.replace(character, b" " + character + b" ")
+        line_ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+        starts = np.concatenate([[0], line_ends, [len(content)]]).astype(np.int32)
+        lines = pa.Array.from_buffers(
+            pa.string(), len(sentences), [None, pa.py_buffer(starts), pa.py_buffer(content)]
+        )
+        return pc.ascii_split_whitespace(lines)
+
+    def _spaced(self, sentence: str) -> str:
+        """The sentence with spaces around ideographs and frequent punctuation."""
+        if _SIGMA in sentence and self.basic_tokenizer.do_lower_case:
+            sentence = clean_text(sentence).lower()  # before it has other neighbours
+        for character in _OTHER_PUNCTUATION:
+            sentence = sentence.replace(character, f" {character} ")
+        return " ".join(split_at_ideographs(sentence)) if has_ideograph(sentence) else sentence
 
     def piece_offsets(self, text: str) -> np.ndarray:
         """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
@@ -186,21 +278,17 @@ class FullTokenizer:
         num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
         return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
 
-    def _encode_word(self, word: str) -> bytes:
-        if not (word.isascii() and word.isprintable()):
-            tokens = self.basic_tokenizer.tokenize(word)
-        else:
-            if self.basic_tokenizer.do_lower_case:
-                word = word.lower()
-            if word.isalnum():
-                return self._ids_of_basic_token[word]
-            tokens = _ASCII_BASIC_TOKEN.findall(word)
-        return b"".join(map(self._ids_of_basic_token.__getitem__, tokens))
+    def _encode_word(self, word: bytes) -> bytes:
+        text = word.decode("utf-8", "surrogatepass")
+        if word.isalnum():  # in ASCII
+            return self._encode_basic_token(text)
+        return b"".join(map(self._encode_basic_token, self.basic_tokenizer.tokenize(text)))
 
     def _encode_basic_token(self, token: str) -> bytes:
-        return b"".join(
-            map(self._id_of_piece.__getitem__, self.wordpiece_tokenizer.tokenize(token))
-        )
+        if len(token) > MAX_CHARACTERS_PER_WORD:
+            return self._unknown
+        ids = self._ids_of_pieces.of_word(token)
+        return self._unknown if ids is None else b"".join(ids)
 
     def _find_pieces(self, word: str) -> bytes:
         """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
@@ -214,25 +302,20 @@ class FullTokenizer:
         return np.array(offsets, np.int64).tobytes()
 
 
-class _Memo(dict[str, bytes]):
+class _Memo(dict[Word, bytes], Generic[Word]):
     """Caches the results of `encode` in bounded memory.
 
-    A full memo keeps its entries as the old generation and starts a new one. Words still in use
-    move from the old generation to the new one; the others are forgotten.
+    A full memo forgets all, because words that are frequent soon come again.
     """
 
-    def __init__(self, encode: Callable[[str], bytes]):
+    def __init__(self, encode: Callable[[Word], bytes]):
         super().__init__()
-        self._encode = encode
-        self._old: dict[str, bytes] = {}
+        self._encode: Callable[[Word], bytes] = encode
 
-    def __missing__(self, key: str) -> bytes:
+    def __missing__(self, key: Word) -> bytes:
         if len(self) >= MAX_MEMO_ENTRIES:
-            self._old = dict(self)
             self.clear()
-        value = self._old.get(key)
-        if value is None:
-            value = self._encode(key)
+        value = self._encode(key)
         # Longer keys rarely recur and would take much memory.
         if len(key) <= _LONGEST_MEMO_KEY:
             self[key] = value
@@ -296,6 +379,8 @@ def has_ideograph(text: str) -> bool:
 
 def clean_text(text: str) -> str:
     """Drops NUL, U+FFFD and control characters, and turns all white space into spaces."""
+    if text.isprintable() and "\ufffd" not in text:
+        return text
     return "".join(
         " " if _is_whitespace(character) else character
         for character in text
@@ -306,6 +391,8 @@ def clean_text(text: str) -> str:
 def without_accents(text: str) -> str:
     """Decomposes text (NFD) and drops nonspacing marks (Mn), without composing it again."""
     decomposed = unicodedata.normalize("NFD", text)
+    if decomposed.isalnum():
+        return decomposed
     return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
 
 

@@ -42,16 +42,16 @@ def test_missing_files_are_reported_before_anything_is_written(wrong, name, opti
     assert not options.output_dir.exists()
 
 
-@pytest.mark.parametrize("step", ["tokenize_document", "build_shard"])
+@pytest.mark.parametrize(("step", "call"), [("tokenize_documents", 1), ("build_shard", 4)])
 def test_a_failure_in_a_worker_leaves_no_data_set_and_can_be_repeated(
-    step, data_set, options, fail_at_call, monkeypatch
+    step, call, data_set, options, fail_at_call, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        calls = fail_at_call(4, ValueError("the disk is on fire"), patch, step)
+        calls = fail_at_call(call, ValueError("the disk is on fire"), patch, step)
         with pytest.raises(Exception, match="the disk is on fire") as raised:
             generate(options, PipelineOptions([]))
     assert not isinstance(raised.value, UserError)
-    assert len(calls) == 4
+    assert len(calls) == call
     assert "manifest.json" not in names_in(options.output_dir)
     assert generate(options, PipelineOptions([])) == data_set[1]
     assert names_in(options.output_dir) == names_in(data_set[0])
@@ -59,7 +59,7 @@ def test_a_failure_in_a_worker_leaves_no_data_set_and_can_be_repeated(
 
 def test_a_user_error_in_a_worker_is_raised_unchanged(options, fail_at_call, monkeypatch):
     message = "the file /x/a.txt (of 3) is [unusable]: do something"
-    fail_at_call(1, UserError(message), monkeypatch, "tokenize_document")
+    fail_at_call(1, UserError(message), monkeypatch, "tokenize_documents")
     with pytest.raises(UserError) as raised:
         generate(options, PipelineOptions([]))
     assert str(raised.value) == message
