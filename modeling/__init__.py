@@ -1,12 +1,13 @@
 """Shards to batches to logits to losses to trained weights: BERT in Keras 3.
 
-Nine files are the spine, in reading order::
+Ten files are the spine, in reading order::
 
     config                the size and shape of a BERT
     training_options      how to train: batch size, learning rate, steps, precision
     batches               shards -> batches, dicts with the feature names of `pipeline.records`
     dropout               dropout whose masks follow from a seed, a step and a position alone
-    attention             attention, and which tokens see each other
+    attention             which kernel computes attention, and which tokens see each other
+    jax_gpu               what JAX computes in its own way on NVIDIA GPUs: fused attention
     bert                  BertModel: token ids -> sequence output and pooled output
     bert_for_pretraining  BertForPreTraining: BertModel with the two pretraining heads -> logits
     losses                logits and labels -> sums -> losses and accuracies

@@ -1,4 +1,4 @@
-"""Attention, and which tokens see each other.
+"""Attention: which kernel computes it, and what tells that kernel who sees whom.
 
 A token sees the tokens of its own sequence. A batch's `input_mask` [B, S] has the number of each
 token's sequence in its row, from 1, and 0 for padding.
@@ -8,11 +8,13 @@ Shape suffixes of tensors: B batch, S positions of a row, N heads, D head size.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 from keras import ops
 
+from modeling.config import BertConfig
 from modeling.dropout import dropout
 
 Attend = Callable[[Any, Any, Any, float, Any], Any]
@@ -21,14 +23,63 @@ Attend = Callable[[Any, Any, Any, float, Any], Any]
 _MASKED_SCORE = -1e9
 
 
-def attention(input_mask_BS: Any, max_sequences: int) -> Attend:
-    """Attention among the tokens of a batch.
+@dataclass(frozen=True)
+class Kernel:
+    """What computes attention.
+
+    Attributes:
+      name: for people.
+      attention: makes attention from a batch's `input_mask` and K, the most sequences of a row.
+      library: what it is from, as errors name it; "" for XLA itself.
+      symbol: what compiled code contains that uses it.
+    """
+
+    name: str
+    attention: Callable[[Any, int], Attend]
+    library: str = ""
+    symbol: str = ""
+
+
+def choose_kernel(config: BertConfig, dtype: str, max_sequences: int, training: bool) -> Kernel:
+    """The kernel that computes attention on this machine; if it fails, none takes its place.
 
     Args:
-      input_mask_BS: the number of each token's sequence in its row.
+      config: the model's size.
+      dtype: what the model computes in.
       max_sequences: the most sequences that a row can have.
+      training: whether there is dropout, if the config has a rate for it.
     """
-    return partial(_attend_by_xla, mask_B1SS=_visible(input_mask_BS, max_sequences))
+    if training and config.attention_probs_dropout_prob:
+        return not_fused("its probabilities have dropout")
+    if gpu := jax_gpu():
+        return gpu.choose_kernel(config, dtype, max_sequences)
+    return not_fused("this backend has no kernel for this device")
+
+
+def jax_gpu() -> Any:
+    """`modeling.jax_gpu`, where JAX computes on an NVIDIA GPU; None elsewhere."""
+    if keras.config.backend() != "jax":
+        return None
+    from modeling import jax_gpu  # noqa: PLC0415 - an extra
+
+    return jax_gpu if jax_gpu.compute_capability() else None
+
+
+def not_fused(reason: str) -> Kernel:
+    """Attention with a mask, compiled by XLA, and why it is not another kernel."""
+    return Kernel(f"not fused, because {reason}; compiled by XLA", masked_attention)
+
+
+def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
+    """Attention with a boolean mask, on every backend and device."""
+    mask_B1SS = _visible(input_mask_BS, max_sequences)
+
+    def attend(q_BSND: Any, k_BSND: Any, v_BSND: Any, rate: float, keys: Any) -> Any:
+        if keys is None or not rate:
+            return ops.dot_product_attention(q_BSND, k_BSND, v_BSND, mask=mask_B1SS)
+        return attention_with_dropout(q_BSND, k_BSND, v_BSND, mask_B1SS, rate, keys)
+
+    return attend
 
 
 def _visible(input_mask_BS: Any, max_sequences: int) -> Any:
@@ -40,14 +91,6 @@ def _visible(input_mask_BS: Any, max_sequences: int) -> Any:
             ops.cast(input_mask_BS, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
         )
     return ops.equal(input_mask_BS[:, None, :, None], input_mask_BS[:, None, None, :])
-
-
-def _attend_by_xla(
-    q_BSND: Any, k_BSND: Any, v_BSND: Any, rate: float, keys: Any, mask_B1SS: Any
-) -> Any:
-    if keys is None or not rate:
-        return ops.dot_product_attention(q_BSND, k_BSND, v_BSND, mask=mask_B1SS)
-    return attention_with_dropout(q_BSND, k_BSND, v_BSND, mask_B1SS, rate, keys)
 
 
 def attention_with_dropout(

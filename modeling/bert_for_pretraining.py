@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from modeling.attention import jax_gpu
 from modeling.bert import BertModel, Initializer, activation, dense, layer_norm
 from modeling.config import BertConfig
 from modeling.training_options import Precision
@@ -56,7 +57,8 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
         x_BPH = self.transform(x_BPH)
         word_embeddings_VH = ops.cast(word_embeddings_VH, x_BPH.dtype)
-        return ops.matmul(x_BPH, ops.transpose(word_embeddings_VH)) + self.output_bias
+        matmul = gpu.padded_matmul if (gpu := jax_gpu()) else ops.matmul
+        return matmul(x_BPH, ops.transpose(word_embeddings_VH)) + self.output_bias
 
 
 class NextSentenceHead(keras.layers.Layer):

@@ -58,7 +58,7 @@ class TrainStep(Protocol):
     @property
     @abstractmethod
     def attention_kernel(self) -> str:
-        """What computes attention without dropout, once the step is compiled; for people."""
+        """What computes attention, once the step is compiled; for people."""
 
     @abstractmethod
     def __call__(self, batch: Batch) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """One weight update and one evaluation of a batch, compiled by JAX."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,11 +12,13 @@ import keras
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from modeling.attention import Kernel
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.job.group import ProcessGroup
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
+from pipeline.errors import UserError
 
 _REPLICA = "replica"
 _REPEATS = 3
@@ -136,7 +140,9 @@ class TrainStep(interface.TrainStep):
         values = [variable.value for variable in self._variables]
         batch = self._replicas.divide(batch)
         if self._compiled is None:
-            self._compiled = self._replicas.compiled(self._step, values, batch)
+            self._kernel = self._learner.attention_kernel(batch)
+            with _kernel_errors_explained(self._kernel):
+                self._compiled = self._replicas.compiled(self._step, values, batch)
         values, self._results = self._compiled(values, batch)
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
@@ -147,8 +153,8 @@ class TrainStep(interface.TrainStep):
 
     @property
     def attention_kernel(self) -> str:
-        is_fused = "fmha" in self._compiled.as_text()
-        return "cuDNN's fused kernel" if is_fused else "compiled by XLA"
+        assert self._kernel.symbol in self._compiled.as_text()
+        return self._kernel.name
 
     def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
         """The update, as each device computes it from its part of the batch."""
@@ -186,6 +192,23 @@ class TrainStep(interface.TrainStep):
         zeros = [jax.numpy.zeros_like(value) for value in values[: len(self._learner.weights)]]
         gradients, sums = jax.lax.scan(add_part, zeros, parts)
         return jax.tree.map(jax.numpy.sum, sums), gradients
+
+
+@contextmanager
+def _kernel_errors_explained(kernel: Kernel) -> Iterator[None]:
+    """Around a compilation: says which of the kernel's libraries cannot do its part."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        # Keras puts more lines around the library's, and makes that one bold.
+        lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+        says = [line.strip() for line in lines if kernel.library.lower() in line.lower()]
+        if not kernel.library or not says:
+            raise
+        raise UserError(
+            f"{kernel.library} cannot compute attention on this machine: {says[0]} "
+            "(--precision=float32 does without it)"
+        ) from error
 
 
 def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:

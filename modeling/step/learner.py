@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from modeling.attention import Kernel, choose_kernel
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig
 from modeling.dropout import dropout_key, example_keys, fold_in
@@ -80,6 +81,11 @@ class Learner:
         for variable, value in zip(other.variables, self.variables, strict=True):
             variable.assign(value)
         return other
+
+    def attention_kernel(self, batch: Batch) -> Kernel:
+        """What computes attention when a batch is trained on."""
+        max_sequences = batch["next_sentence_labels"].shape[-1]
+        return choose_kernel(self.model.config, self.model.compute_dtype, max_sequences, True)
 
     def parts(self, batch: Batch) -> dict[str, Any]:
         """The batch in parts: arrays [accumulation steps, sequences of a part, …]."""

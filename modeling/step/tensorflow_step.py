@@ -116,9 +116,8 @@ class TrainStep(interface.TrainStep):
     updated alike.
     """
 
-    attention_kernel = "compiled by XLA"
-
     def __init__(self, learner: Learner, replicas: Replicas | None = None):
+        self._learner = learner
         self._replicas = replicas = replicas or Replicas()
         if replicas.count == 1:
             self._run = _compiled(_Replica(learner).step)
@@ -132,7 +131,12 @@ class TrainStep(interface.TrainStep):
         self._run = tf.function(self._run_on_all, autograph=False)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
+        self._kernel = self._learner.attention_kernel(batch)
         return self._run(self._replicas.divide(batch))
+
+    @property
+    def attention_kernel(self) -> str:
+        return self._kernel.name
 
     def is_idle(self) -> bool:
         return True  # TensorFlow does not say

@@ -218,7 +218,7 @@ class _Loop:
                 self._results.add(step, train_step(batch))
             if step == self._start.step + 1:
                 self._read_results()
-                seconds, attention = time.perf_counter() - started, self._attention(train_step)
+                seconds, attention = time.perf_counter() - started, train_step.attention_kernel
                 metrics.log(f"first step done after {seconds:.1f} s; attention: {attention}")
                 metrics.all_reduce_seconds = self._all_reduce_seconds()
                 metrics.start_timing(step)
@@ -325,11 +325,6 @@ class _Loop:
         gradients = self._learner.model.count_params()
         measured = min(gradients, _MEASURED_NUMBERS)
         return self._replicas.seconds_to_add(measured) * gradients / measured
-
-    def _attention(self, train_step: TrainStep) -> str:
-        if self._learner.model.config.attention_probs_dropout_prob:
-            return "not fused, because its probabilities have dropout; compiled by XLA"
-        return train_step.attention_kernel
 
 
 class _NotFiniteError(Exception):
