@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from pipeline.buckets import Bucket
 from pipeline.documents import Document
 from pipeline.files import whole_file
 from pipeline.tokenization import FullTokenizer
-from pipeline.word_segmentation import Segmenter, word_starts
 
 DOCUMENT_ID = ["file", "offset"]
 _DIGEST_BYTES = 16
@@ -77,21 +76,11 @@ class RowGroup:
     index: int
 
 
-def tokenize_document(
-    document: Document,
-    tokenizer: FullTokenizer,
-    statistics: Counter[str],
-    segment: Segmenter | None = None,
-) -> TokenizedDocument | None:
-    """Tokenizes a single document; None if no token is left."""
-    return tokenize_documents([document], tokenizer, statistics, segment)[0]
-
-
 def tokenize_documents(
     documents: Sequence[Document],
     tokenizer: FullTokenizer,
     statistics: Counter[str],
-    segment: Segmenter | None = None,
+    find_words: Callable[[list[str]], np.ndarray] | None = None,
 ) -> list[TokenizedDocument | None]:
     """Tokenizes documents and drops sentences without tokens.
 
@@ -102,7 +91,8 @@ def tokenize_documents(
       documents: the documents to tokenize. Many at once are faster than one by one.
       tokenizer: turns sentences into token ids.
       statistics: counter that this function adds to.
-      segment: finds the words; if None, spaces, punctuation and `##` tell them.
+      find_words: tells which pieces of sentences begin a word, bool [pieces]; if None, spaces,
+        punctuation and `##` tell it.
 
     Returns:
       For each document the tokenized one, or None if no token is left.
@@ -110,9 +100,7 @@ def tokenize_documents(
     vocabulary = tokenizer.vocabulary
     sentences = [sentence for document in documents for sentence in document.sentences]
     ids, lengths = tokenizer.encode_sentences(sentences)
-    begins_word = (
-        word_starts(sentences, tokenizer, segment) if segment else vocabulary.begins_word[ids]
-    )
+    begins_word = find_words(sentences) if find_words else vocabulary.begins_word[ids]
     tokenized: list[TokenizedDocument | None] = []
     sentence = token = 0
     for document in documents:

@@ -260,10 +260,10 @@ def _make_manifest(
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
             **asdict(options.instances),
-            **row_options(options.instances.row_limits),
+            **row_options(options.instances.limits_of_rows),
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version(options.instances.row_limits),
+        format_version=format_version(options.instances.limits_of_rows),
         health=health,
     )

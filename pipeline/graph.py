@@ -59,7 +59,7 @@ from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
-from pipeline.word_segmentation import load_segmenter
+from pipeline.word_segmentation import WordFinder, load_segmenter
 from pipeline.worker_processes import WorkerProcess
 
 _BucketKey = tuple[str, int]
@@ -169,7 +169,8 @@ class TokenizePortion(beam.DoFn):
                 self._directories.vocabulary, options.do_lower_case, options.strip_accents
             )
             name = options.word_segmenter
-            self._segment = load_segmenter(name) if name else None
+            segment = load_segmenter(name) if name else None
+            self._find_words = WordFinder(self._tokenizer, segment) if segment else None
 
     def process(
         self, numbered_portion: tuple[int, Portion]
@@ -202,7 +203,7 @@ class TokenizePortion(beam.DoFn):
         documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
         characters = 0
         for files, batch in self._read(portion, statistics):
-            tokenized = tokenize_documents(batch, self._tokenizer, statistics, self._segment)
+            tokenized = tokenize_documents(batch, self._tokenizer, statistics, self._find_words)
             for file, document, tokens in zip(files, batch, tokenized, strict=True):
                 if tokens:
                     documents[self._buckets.bucket_of(file, document)].append(tokens)

@@ -59,6 +59,7 @@ def generate_instances(
     options: InstanceOptions,
     rng: np.random.Generator,
     statistics: Counter[str],
+    plan: tuple[SegmentPairs, Sequence[int]] | None = None,
 ) -> Iterator[Instances]:
     """One pass over a bucket's documents: shuffled, masked instances in batches.
 
@@ -70,32 +71,12 @@ def generate_instances(
       statistics: counts are added to it: instances, tokens, random_next, chunks_without_next,
         tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random,
         instances_without_mask.
+      plan: the pairs, and the number of the first pair of each batch; None to plan them here.
     """
-    pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
-    batches = range(0, len(pairs), INSTANCES_PER_BATCH)
-    return instances_of_pairs(documents, pairs, batches, vocabulary, options, rng, statistics)
-
-
-def instances_of_pairs(
-    documents: DocumentBatch,
-    pairs: SegmentPairs,
-    batches: Sequence[int],
-    vocabulary: Vocabulary,
-    options: InstanceOptions,
-    rng: np.random.Generator,
-    statistics: Counter[str],
-) -> Iterator[Instances]:
-    """The masked instances of planned pairs.
-
-    Args:
-      documents: the documents of the pairs.
-      pairs: the pairs, in the order of the instances.
-      batches: the number of the first pair of each batch.
-      vocabulary: as for `generate_instances`.
-      options: as there.
-      rng: as there.
-      statistics: as there.
-    """
+    if plan is None:
+        pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
+        plan = pairs, range(0, len(pairs), INSTANCES_PER_BATCH)
+    pairs, batches = plan
     statistics["chunks_without_next"] += pairs.chunks_without_next
     statistics["tokens_truncated"] += pairs.tokens_truncated
     ordinary_only = options.random_token == RandomToken.WORDS

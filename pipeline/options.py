@@ -99,7 +99,7 @@ class InstanceOptions:
             )
 
     @property
-    def row_limits(self) -> RowLimits:
+    def limits_of_rows(self) -> RowLimits:
         """The most that a record holds."""
         if not (length := self.packed_row_length):
             return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)

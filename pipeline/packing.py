@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.corpus import DocumentBatch
-from pipeline.instances import INSTANCES_PER_BATCH, instances_of_pairs
+from pipeline.instances import INSTANCES_PER_BATCH, generate_instances
 from pipeline.masking import num_to_mask
 from pipeline.options import InstanceOptions
 from pipeline.records import Instances, RowLimits
@@ -59,7 +59,7 @@ def generate_rows(
         `attended_pairs` the pairs of tokens of the same sequence.
     """
     pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
-    limits, lengths = options.row_limits, pairs.lengths
+    limits, lengths = options.limits_of_rows, pairs.lengths
     predictions = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
     rows = plan_rows(lengths, predictions, limits, rng)
     pairs = pairs.in_order(rows.order)
@@ -67,7 +67,7 @@ def generate_rows(
     ends = np.cumsum(rows.sizes)
     first_rows = np.flatnonzero(np.diff((ends - 1) // INSTANCES_PER_BATCH, prepend=-1))
     firsts = (ends - rows.sizes)[first_rows].tolist()
-    batches = instances_of_pairs(documents, pairs, firsts, vocabulary, options, rng, statistics)
+    batches = generate_instances(documents, vocabulary, options, rng, statistics, (pairs, firsts))
     for instances, sizes in zip(batches, np.split(rows.sizes, first_rows)[1:], strict=True):
         count_rows(len(sizes), instances, statistics)
         yield pack(instances, sizes, limits, vocabulary.ids["[PAD]"])

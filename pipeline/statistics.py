@@ -91,7 +91,7 @@ class BuildResults:
 
     Attributes:
       corpus: documents_duplicate, and the counts from `documents.read_documents` and
-        `corpus.tokenize_document`, summed over all portions.
+        `corpus.tokenize_documents`, summed over all portions.
       shards: the results of every shard.
     """
 

@@ -33,7 +33,7 @@ _IDEOGRAPHS = (
     "\U0002f800-\U0002fa1f"
 )
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
-_IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
+IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _WORD_BOUNDARY = re.compile(rf"[\s{_IDEOGRAPHS}]")
 # Punctuation that is split off before words are looked up, because fewer words then differ.
 _ASCII_PUNCTUATION = [character.encode() for character in string.punctuation]
@@ -178,8 +178,7 @@ class FullTokenizer:
         id_of_piece = dict(zip(self.vocabulary.tokens, as_bytes, strict=True))
         self._ids_of_pieces = _Pieces(id_of_piece)
         self._unknown = id_of_piece["[UNK]"]
-        self._ids_of_word = _Memo(self._encode_word)
-        self._offsets_of_word = _Memo(self._find_pieces)
+        self._ids_of_word = Memo(self._encode_word)
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the WordPiece tokens of `text`, the simple way; `encode` must agree with it."""
@@ -265,19 +264,6 @@ class FullTokenizer:
             sentence = sentence.replace(character, f" {character} ")
         return " ".join(split_at_ideographs(sentence)) if has_ideograph(sentence) else sentence
 
-    def piece_offsets(self, text: str) -> np.ndarray:
-        """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
-
-        Args:
-          text: text that `drop_control_whitespace` returned.
-        """
-        starts, offsets = [], []
-        for word in _IDEOGRAPH_OR_WORD.finditer(text):
-            starts.append(word.start())
-            offsets.append(self._offsets_of_word[word[0]])
-        num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
-        return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
-
     def _encode_word(self, word: bytes) -> bytes:
         text = word.decode("utf-8", "surrogatepass")
         if word.isalnum():  # in ASCII
@@ -290,19 +276,8 @@ class FullTokenizer:
         ids = self._ids_of_pieces.of_word(token)
         return self._unknown if ids is None else b"".join(ids)
 
-    def _find_pieces(self, word: str) -> bytes:
-        """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
-        origins = self.basic_tokenizer.origins(word)
-        offsets, end = [], 0
-        for token in self.basic_tokenizer.tokenize(word):
-            start, end = end, end + len(token)
-            for piece in self.wordpiece_tokenizer.tokenize(token):
-                offsets.append(origins[start])
-                start += len(piece.removeprefix("##"))
-        return np.array(offsets, np.int64).tobytes()
 
-
-class _Memo(dict[Word, bytes], Generic[Word]):
+class Memo(dict[Word, bytes], Generic[Word]):
     """Caches the results of `encode` in bounded memory.
 
     A full memo forgets all, because words that are frequent soon come again.
@@ -369,7 +344,7 @@ def _parts(text: str) -> Iterator[str]:
 
 def split_at_ideographs(text: str) -> list[str]:
     """Splits at white space, and makes each ideograph a word, because clauses hardly recur."""
-    return _IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
+    return IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
 
 
 def has_ideograph(text: str) -> bool:

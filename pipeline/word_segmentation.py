@@ -24,7 +24,9 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.tokenization import (
+    IDEOGRAPH_OR_WORD,
     FullTokenizer,
+    Memo,
     clean_text,
     drop_control_whitespace,
     has_ideograph,
@@ -125,22 +127,60 @@ def _distributions_of(module: str) -> list[str]:
     ]
 
 
-def word_starts(sentences: list[str], tokenizer: FullTokenizer, segment: Segmenter) -> np.ndarray:
-    """Finds the pieces with which the segmenter's words begin: bool [pieces of all sentences].
+class WordFinder:
+    """Finds the pieces with which a segmenter's words begin.
 
     A piece belongs to the word in which it begins. For example, if the words of "abcd" are "ab" and
     "cd", and its pieces "abc" and "##d", "##d" begins a word, which is "cd" without its "c".
 
-    Raises:
-      UserError: the segmenter fails, or its words do not match a sentence.
+    Args:
+      tokenizer: cuts the sentences into pieces.
+      segment: cuts them into words.
     """
-    begins = [np.zeros(0, bool)]
-    for sentence in map(drop_control_whitespace, sentences):
-        offsets = tokenizer.piece_offsets(sentence)
-        if len(offsets):
-            word = np.searchsorted(_offsets_of_words(sentence, segment), offsets, side="right")
-            begins.append(np.diff(word, prepend=-1) != 0)
-    return np.concatenate(begins)
+
+    def __init__(self, tokenizer: FullTokenizer, segment: Segmenter):
+        self._tokenizer = tokenizer
+        self._segment = segment
+        self._offsets_in_word = Memo(self._find_pieces)
+
+    def __call__(self, sentences: list[str]) -> np.ndarray:
+        """Returns which pieces of all sentences begin a word: bool [pieces].
+
+        Raises:
+          UserError: the segmenter fails, or its words do not match a sentence.
+        """
+        begins = [np.zeros(0, bool)]
+        for sentence in map(drop_control_whitespace, sentences):
+            offsets = self.piece_offsets(sentence)
+            if len(offsets):
+                words = _offsets_of_words(sentence, self._segment)
+                word = np.searchsorted(words, offsets, side="right")
+                begins.append(np.diff(word, prepend=-1) != 0)
+        return np.concatenate(begins)
+
+    def piece_offsets(self, text: str) -> np.ndarray:
+        """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
+
+        Args:
+          text: text that `drop_control_whitespace` returned.
+        """
+        starts, offsets = [], []
+        for word in IDEOGRAPH_OR_WORD.finditer(text):
+            starts.append(word.start())
+            offsets.append(self._offsets_in_word[word[0]])
+        num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
+        return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
+
+    def _find_pieces(self, word: str) -> bytes:
+        """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
+        origins = self._tokenizer.basic_tokenizer.origins(word)
+        offsets, end = [], 0
+        for token in self._tokenizer.basic_tokenizer.tokenize(word):
+            start, end = end, end + len(token)
+            for piece in self._tokenizer.wordpiece_tokenizer.tokenize(token):
+                offsets.append(origins[start])
+                start += len(piece.removeprefix("##"))
+        return np.array(offsets, np.int64).tobytes()
 
 
 def _offsets_of_words(text: str, segment: Segmenter) -> list[int]:

@@ -20,7 +20,7 @@ PACKAGES = ("pipeline", "modeling")
 HOPS = (
     ("pipeline.formats.text", "read_text"),
     ("pipeline.documents", "read_documents"),
-    ("pipeline.corpus", "tokenize_document"),
+    ("pipeline.corpus", "tokenize_documents"),
     ("pipeline.corpus", "write_documents"),
     ("pipeline.corpus", "read_documents_of_bucket"),
     ("pipeline.segment_pairs", "plan_segment_pairs"),

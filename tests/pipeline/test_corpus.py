@@ -13,11 +13,12 @@ from pipeline.buckets import Bucket
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    tokenize_document,
+    tokenize_documents,
     write_documents,
 )
 from pipeline.documents import Document
 from pipeline.tokenization import FullTokenizer
+from pipeline.word_segmentation import WordFinder
 
 TRAIN, EVAL = Bucket("train", 0), Bucket("eval", 0)
 UINT16 = np.dtype(np.uint16)
@@ -33,13 +34,13 @@ def document_of(*sentences, file="a.txt", offset=0):
 
 
 def digest_of(tokenizer, *sentences, **where):
-    return tokenize_document(document_of(*sentences, **where), tokenizer, Counter()).digest
+    return tokenize_documents([document_of(*sentences, **where)], tokenizer, Counter())[0].digest
 
 
 def test_a_document_becomes_ids_word_starts_and_sentence_lengths(tokenizer):
     statistics = Counter()
     document = document_of("Playing a.", "xyz played", "\u200b", "[MASK]", "\ufeff", offset=7)
-    result = tokenize_document(document, tokenizer, statistics)
+    (result,) = tokenize_documents([document], tokenizer, statistics)
     assert (result.file, result.offset) == ("a.txt", 7)
     ids = np.frombuffer(result.ids, tokenizer.vocabulary.id_dtype)
     assert [tokenizer.vocabulary.tokens[number] for number in ids] == (
@@ -62,7 +63,7 @@ def test_a_document_becomes_ids_word_starts_and_sentence_lengths(tokenizer):
 @pytest.mark.parametrize("sentences", [[], ["\u200b", "\ufeff\u200b"]])
 def test_a_document_without_tokens_is_dropped_and_counted(sentences, tokenizer):
     statistics = Counter()
-    assert tokenize_document(document_of(*sentences), tokenizer, statistics) is None
+    assert tokenize_documents([document_of(*sentences)], tokenizer, statistics) == [None]
     assert statistics["documents_without_tokens"] == 1
     assert statistics["sentences_read"] == statistics["sentences_without_tokens"] == len(sentences)
     assert statistics["documents_tokenized"] == statistics["tokens"] == 0
@@ -86,18 +87,19 @@ def test_the_digest_depends_only_on_the_text(tokenizer):
 @pytest.mark.parametrize("text", ["\ud800", "a\udfff play", "\udc00\ud800", "我\ud83d"])
 def test_halves_of_surrogate_pairs_are_unknown_tokens_with_a_digest(text, tokenizer):
     statistics = Counter()
-    result = tokenize_document(document_of(text), tokenizer, statistics)
+    (result,) = tokenize_documents([document_of(text)], tokenizer, statistics)
     assert statistics["unknown_tokens"] >= 1
     assert result.digest == digest_of(tokenizer, text)
     assert result.digest != digest_of(tokenizer, "a" + text)
 
 
 def test_a_segmenter_decides_where_words_begin(tokenizer):
-    plain = tokenize_document(document_of("a我a.", "a"), tokenizer, Counter())
+    (plain,) = tokenize_documents([document_of("a我a.", "a")], tokenizer, Counter())
     assert np.frombuffer(plain.word_starts, bool).tolist() == [True] * 5
     statistics = Counter()
-    segmented = tokenize_document(
-        document_of("a我a.", "a"), tokenizer, statistics, lambda text: [text[:2], text[2:]]
+    find_words = WordFinder(tokenizer, lambda text: [text[:2], text[2:]])
+    (segmented,) = tokenize_documents(
+        [document_of("a我a.", "a")], tokenizer, statistics, find_words
     )
     assert np.frombuffer(segmented.word_starts, bool).tolist() == [True, False, True, False, True]
     assert segmented.ids == plain.ids

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.buckets import Bucket
-from pipeline.corpus import tokenize_document, write_documents
+from pipeline.corpus import tokenize_documents, write_documents
 from pipeline.documents import Document
 from pipeline.duplicates import count_partitions, find_duplicates
 from pipeline.tokenization import FullTokenizer
@@ -106,10 +106,8 @@ def test_several_partitions_find_the_same_duplicates_as_one(
 
 def test_partitions_have_about_the_same_size(tmp_path, write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("a"))
-    documents = [
-        tokenize_document(Document("a", number, 0, [f"{number % 1500}"]), tokenizer, Counter())
-        for number in range(3000)
-    ]
+    texts = [Document("a", number, 0, [f"{number % 1500}"]) for number in range(3000)]
+    documents = tokenize_documents(texts, tokenizer, Counter())
     random.Random(1).shuffle(documents)
     write_documents(tmp_path / "split.parquet", [{TRAIN: documents}])
     sizes = [len(find_duplicates([tmp_path / "split.parquet"], n, 5)) for n in range(5)]
@@ -129,7 +127,7 @@ def test_digests_are_compared_to_their_last_byte(write_corpus):
 def test_documents_with_the_same_text_are_duplicates(sentences, tmp_path, write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("one"))
     documents = [
-        tokenize_document(Document(file, 0, 0, text), tokenizer, Counter())
+        tokenize_documents([Document(file, 0, 0, text)], tokenizer, Counter())[0]
         for file, text in (("a", sentences), ("b", [*sentences, "!"]), ("c", sentences))
     ]
     write_documents(tmp_path / "split.parquet", [{TRAIN: documents}])

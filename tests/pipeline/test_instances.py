@@ -10,7 +10,7 @@ from pipeline.buckets import Bucket
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    tokenize_document,
+    tokenize_documents,
     write_documents,
 )
 from pipeline.documents import Document
@@ -20,6 +20,7 @@ from pipeline.records import decode_example, encode_examples
 from pipeline.segment_pairs import plan_segment_pairs
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
+from pipeline.word_segmentation import WordFinder
 
 NUM_UNUSED = 15
 FIRST_ID = 5 + NUM_UNUSED
@@ -409,10 +410,12 @@ def in_pairs(text):
 
 def batch_of_texts(texts, tokenizer, split_file, segment=None):
     """The documents, each a list of sentences, as they come out of the tokenized corpus."""
-    documents = [
-        tokenize_document(Document("a", number, 0, sentences), tokenizer, Counter(), segment)
-        for number, sentences in enumerate(texts)
-    ]
+    documents = tokenize_documents(
+        [Document("a", number, 0, sentences) for number, sentences in enumerate(texts)],
+        tokenizer,
+        Counter(),
+        segment and WordFinder(tokenizer, segment),
+    )
     members = [document for document in documents if document]
     buckets = write_documents(split_file, [{Bucket("train", 0): members}] if members else [])
     row_groups = [RowGroup(split_file, number) for number in range(len(buckets))]

@@ -137,7 +137,7 @@ def test_rows_hold_the_sequences_that_there_are_without_packing(
         patch.setattr("pipeline.packing.INSTANCES_PER_BATCH", 3)
         rng = np.random.default_rng(seed)
         for instances in generate_rows(batch, vocabulary, packed, rng, counts):
-            limits = packed.row_limits
+            limits = packed.limits_of_rows
             assert instances["input_mask"].shape[1] == limits.tokens
             assert instances["masked_lm_ids"].shape[1] == limits.predictions
             assert instances["next_sentence_labels"].shape[1] == limits.sequences

@@ -9,7 +9,7 @@ from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    tokenize_document,
+    tokenize_documents,
     write_documents,
 )
 from pipeline.inputs import match_files
@@ -29,9 +29,7 @@ def sample(data_samples, tmp_path_factory, documents_of):
     def tokenize(name):
         tokenizer = FullTokenizer(data_samples / f"{name}_vocab.txt")
         portions = plan_portions(match_files([f"{data_samples}/{name}.txt"]))
-        documents = [
-            tokenize_document(document, tokenizer, Counter()) for document in documents_of(portions)
-        ]
+        documents = tokenize_documents(documents_of(portions), tokenizer, Counter())
         path = tmp_path_factory.mktemp(name) / "split.parquet"
         write_documents(path, [{PLAN.bucket: documents}])
         vocabulary = tokenizer.vocabulary

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus import tokenize_document
+from pipeline.corpus import tokenize_documents
 from pipeline.documents import Document
 from pipeline.errors import UserError
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace
-from pipeline.word_segmentation import describe_segmenter, load_segmenter, word_starts
+from pipeline.word_segmentation import WordFinder, describe_segmenter, load_segmenter
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRICKY_CHARACTERS = (
@@ -35,7 +35,12 @@ def tokenizer(request, write_vocabulary):
 
 def words_of_pieces(tokenizer, text, segment=None):
     """The words whose pieces are masked together, each with its pieces joined without `##`."""
-    document = tokenize_document(Document("a", 0, 0, [text]), tokenizer, Counter(), segment)
+    (document,) = tokenize_documents(
+        [Document("a", 0, 0, [text])],
+        tokenizer,
+        Counter(),
+        segment and WordFinder(tokenizer, segment),
+    )
     vocabulary = tokenizer.vocabulary
     ids = np.frombuffer(document.ids, vocabulary.id_dtype)
     words = []
@@ -139,19 +144,19 @@ def test_every_sentence_with_pieces_reaches_the_segmenter(tokenizer):
         seen.append(text)
         return [text]
 
-    word_starts(["Plain text.", "カナ", "我 mixed", "", " \u200b "], tokenizer, segment)
+    WordFinder(tokenizer, segment)(["Plain text.", "カナ", "我 mixed", "", " \u200b "])
     assert seen == ["Plain text.", "カナ", "我 mixed"]
 
 
 def test_pieces_are_numbered_across_all_sentences(tokenizer):
     sentences = ["abc", "我用", "\u200b", "de", "很快"]
     # a ##b ##c | 我 用 | | d ##e | 很 快
-    starts = word_starts(sentences, tokenizer, lambda text: [text])
+    starts = WordFinder(tokenizer, lambda text: [text])(sentences)
     assert np.flatnonzero(starts).tolist() == [0, 3, 5, 7]
 
 
 def test_a_word_never_extends_into_the_next_sentence(tokenizer):
-    assert word_starts(["我", "用", "很"], tokenizer, lambda text: [text]).all()
+    assert WordFinder(tokenizer, lambda text: [text])(["我", "用", "很"]).all()
 
 
 def test_words_without_pieces_are_skipped(tokenizer):
@@ -162,7 +167,7 @@ def test_words_without_pieces_are_skipped(tokenizer):
         (["我 \u200b", "用"], [True, True]),
         (["我", "\u200b", "用"], [True, True]),
     ):
-        assert word_starts(["我 \u200b 用"], tokenizer, cutting_at(*words)).tolist() == starts
+        assert WordFinder(tokenizer, cutting_at(*words))(["我 \u200b 用"]).tolist() == starts
 
 
 # The places of pieces, the basis of word segmentation.
@@ -172,7 +177,7 @@ def test_words_without_pieces_are_skipped(tokenizer):
 @given(TEXTS)
 def test_pieces_begin_where_their_characters_are(tokenizer, text):
     text = drop_control_whitespace(text)
-    offsets = tokenizer.piece_offsets(text)
+    offsets = WordFinder(tokenizer, None).piece_offsets(text)
     assert len(offsets) == len(tokenizer.encode(text))
     assert (np.diff(offsets) >= 0).all()
     assert all(0 <= offset < len(text) and not text[offset].isspace() for offset in offsets)
@@ -185,7 +190,7 @@ def test_offsets_count_characters_of_the_text_as_it_was(write_vocabulary):
     tokenizer = FullTokenizer(write_vocabulary("uber", "##all", "i", "##st", "!", "漢"))
     text = "  U\u0308ber\u200ball  \u0130st!漢 x"
     assert tokenizer.tokenize(text) == ["uber", "##all", "i", "##st", "!", "漢", "[UNK]"]
-    assert tokenizer.piece_offsets(text).tolist() == [2, 8, 13, 14, 16, 17, 19]
+    assert WordFinder(tokenizer, None).piece_offsets(text).tolist() == [2, 8, 13, 14, 16, 17, 19]
 
 
 # Properties that hold for all words.
@@ -210,8 +215,10 @@ def test_a_segmenter_changes_only_word_starts(tokenizer, sentences, ends, are_st
 
     document = Document("a", 0, 0, sentences)
     plain_counts, counts = Counter(), Counter()
-    plain = tokenize_document(document, tokenizer, plain_counts)
-    segmented = tokenize_document(document, tokenizer, counts, segment)
+    (plain,) = tokenize_documents([document], tokenizer, plain_counts)
+    (segmented,) = tokenize_documents(
+        [document], tokenizer, counts, segment and WordFinder(tokenizer, segment)
+    )
     assert counts == plain_counts
     if plain is None:
         assert segmented is None
@@ -239,7 +246,7 @@ def test_a_piece_begins_a_word_if_the_piece_before_it_began_in_another(tokenizer
         index == 0 or word != words_of_characters[index - 1]
         for index, word in enumerate(words_of_characters)
     ]
-    assert word_starts([text], tokenizer, cutting_at(*words)).tolist() == expected
+    assert WordFinder(tokenizer, cutting_at(*words))([text]).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -252,7 +259,7 @@ def test_the_words_of_jieba_match_the_text(text, tokenizer):
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_jieba_never_fails(tokenizer, text):
-    word_starts([text + "我"], tokenizer, load_segmenter("jieba"))
+    WordFinder(tokenizer, load_segmenter("jieba"))([text + "我"])
 
 
 # Unusable segmenters.
@@ -272,14 +279,14 @@ def test_words_that_do_not_match_the_text_are_an_error(words, rest, tokenizer):
     with pytest.raises(
         UserError, match="words from --word_segmenter do not match the text"
     ) as raised:
-        word_starts(["我用 卡拉"], tokenizer, cutting_at(*words))
+        WordFinder(tokenizer, cutting_at(*words))(["我用 卡拉"])
     assert f"starting at {rest!r}" in str(raised.value)
 
 
 @pytest.mark.parametrize("words", ["我用", [b"\xe6"], [None], [("我用", "v")]])
 def test_words_must_be_a_list_of_texts(words, tokenizer):
     with pytest.raises(UserError, match="--word_segmenter"):
-        word_starts(["我用 卡拉"], tokenizer, lambda _: words)
+        WordFinder(tokenizer, lambda _: words)(["我用 卡拉"])
 
 
 def test_words_may_omit_what_the_tokenizer_drops(tokenizer):
@@ -291,12 +298,12 @@ def test_halves_of_surrogate_pairs_do_not_reach_the_segmenter(tokenizer):
         text.encode()
         return list(text)
 
-    assert len(word_starts(["我\ud800用"], tokenizer, segment)) == 3
+    assert len(WordFinder(tokenizer, segment)(["我\ud800用"])) == 3
 
 
 def test_the_error_shows_only_the_beginning_of_the_text(tokenizer):
     with pytest.raises(UserError) as raised:
-        word_starts(["我" * 9999], tokenizer, cutting_at("用"))
+        WordFinder(tokenizer, cutting_at("用"))(["我" * 9999])
     assert len(str(raised.value)) < 200
 
 
