@@ -145,13 +145,9 @@ class BertForPreTraining(keras.Model):
           `next_sentence_logits` is [B, K, 2].
         """
         labels = batch.get("next_sentence_labels")
-        sequence_output, pooled_output = self.bert(
-            batch["input_ids"],
-            batch["input_mask"],
-            batch["segment_ids"],
-            keys,
-            max_sequences=1 if labels is None else labels.shape[-1],
-        )
+        most = 1 if labels is None else labels.shape[-1]
+        tokens = (batch[name] for name in ("input_ids", "input_mask", "segment_ids"))
+        sequence_output, pooled_output = self.bert(*tokens, keys, max_sequences=most)
         word_embeddings = self.bert.embeddings.word_embeddings
         return {
             "sequence_output": sequence_output,

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src.cudnn import fused_attention_stablehlo as cudnn  # JAX has no public name for it
 from jax.experimental.pallas.ops.gpu import attention as pallas
 from keras import ops
@@ -41,7 +42,7 @@ def choose_kernel(config: BertConfig, dtype: str, max_sequences: int) -> Kernel:
 
 def compute_capability() -> tuple[int, ...] | None:
     """The compute capability of this process's NVIDIA GPUs; None without one."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if "cuda" not in device.client.platform_version:
         return None
     return tuple(int(number) for number in device.compute_capability.split("."))
@@ -96,6 +97,11 @@ def _cudnn_packed_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     lengths_BM, starts_BM = segments(input_mask_BS, max_sequences)
 
     def attend(q_BSND: Any, k_BSND: Any, v_BSND: Any, _rate: float, _keys: Any) -> Any:
+        if q_BSND.size > np.iinfo(np.int32).max:  # else JAX's offsets would overflow in silence
+            raise ValueError(
+                "cuDNN's offsets have 32 bits, too few for so many rows: raise "
+                "--gradient_accumulation_steps"
+            )
         return cudnn.dot_product_attention(
             *(q_BSND, k_BSND, v_BSND),
             q_seqlen=lengths_BM,

@@ -293,3 +293,22 @@ def test_a_kernel_that_cannot_run_is_an_error_of_one_line(gpu, make_step, make_b
     gpu((9, 0), cudnn_version=None)
     with pytest.raises(UserError, match=r"^cuDNN cannot .*: cuDNN is not detected\. .*float32"):
         make_step()(make_batch(2))
+
+
+@needs_jax
+def test_rows_for_which_offsets_have_too_few_bits_are_an_error(gpu):
+    import jax
+
+    attention = gpu((9, 0)).CUDNN_PACKED.attention
+
+    def run(q, numbers):
+        return attention(numbers, 4)(q, q, q, 0.0, None)
+
+    for rows, fits in ((4095, True), (4096, False)):
+        q = jax.ShapeDtypeStruct((rows, 512, 16, 64), "bfloat16")
+        numbers = jax.ShapeDtypeStruct((rows, 512), "int32")
+        if fits:
+            assert jax.eval_shape(run, q, numbers).shape == q.shape
+        else:
+            with pytest.raises(ValueError, match="cuDNN's offsets have 32 bits"):
+                jax.eval_shape(run, q, numbers)
