@@ -97,8 +97,9 @@ def attention_with_dropout(
     q_BSND: Any, k_BSND: Any, v_BSND: Any, mask: Any, rate: float, keys: Any
 ) -> Any:
     """`keras.ops.dot_product_attention` plus what that lacks: dropout of the probabilities."""
-    scores_BNSS = ops.cast(ops.einsum("bqnd,bknd->bnqk", q_BSND, k_BSND), "float32")
+    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q_BSND, k_BSND, v_BSND))
+    scores_BNSS = ops.cast(ops.einsum("bnqd,bnkd->bnqk", q, k), "float32")
     scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
     probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
     probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, keys), v_BSND.dtype)
-    return ops.einsum("bnqk,bknd->bqnd", probabilities_BNSS, v_BSND)
+    return ops.transpose(ops.einsum("bnqk,bnkd->bnqd", probabilities_BNSS, v), (0, 2, 1, 3))

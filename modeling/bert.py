@@ -46,14 +46,35 @@ def activation(config: BertConfig) -> Callable[[Any], Any]:
     return partial(ops.gelu, approximate=config.gelu_form == GeluForm.TANH)
 
 
+class _OnMatrix(keras.layers.Layer):
+    """Computes a layer on [B·S, …] in place of [B, S, …].
+
+    On a processor, XLA transposes whole tensors for the gradients of kernels over two dimensions.
+    """
+
+    def call(self, x: Any) -> Any:
+        """[…, H] to […, units]."""
+        *shape, size = ops.shape(x)
+        y = super().call(ops.reshape(x, (-1, size)))
+        return ops.reshape(y, (*shape, y.shape[-1]))
+
+
+class _Dense(_OnMatrix, keras.layers.Dense):
+    pass
+
+
+class _LayerNormalization(_OnMatrix, keras.layers.LayerNormalization):
+    pass
+
+
 def dense(units: int, initializer: Initializer, activation: Any = None, name: str = "dense") -> Any:
     """A dense layer whose kernel comes from an initializer and whose bias starts at 0."""
-    return keras.layers.Dense(units, activation, kernel_initializer=initializer, name=name)
+    return _Dense(units, activation, kernel_initializer=initializer, name=name)
 
 
 def layer_norm() -> keras.layers.LayerNormalization:
     """A layer normalization with the original's name and epsilon."""
-    return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="LayerNorm")
+    return _LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="LayerNorm")
 
 
 class Embeddings(keras.layers.Layer):

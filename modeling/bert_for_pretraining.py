@@ -57,8 +57,10 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
         x_BPH = self.transform(x_BPH)
         word_embeddings_VH = ops.cast(word_embeddings_VH, x_BPH.dtype)
+        x_TH = ops.reshape(x_BPH, (-1, self.config.hidden_size))
         matmul = gpu.padded_matmul if (gpu := jax_gpu()) else ops.matmul
-        return matmul(x_BPH, ops.transpose(word_embeddings_VH)) + self.output_bias
+        logits_TV = matmul(x_TH, ops.transpose(word_embeddings_VH)) + self.output_bias
+        return ops.reshape(logits_TV, (*ops.shape(positions_BP), self.config.vocab_size))
 
 
 class NextSentenceHead(keras.layers.Layer):

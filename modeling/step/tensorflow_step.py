@@ -1,5 +1,6 @@
 """One weight update and one evaluation of a batch, compiled by TensorFlow with XLA."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,9 +13,14 @@ from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS, batch_totals, pretraining_sums
 from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
+from modeling.training_options import Precision
 
-_compiled = partial(tf.function, jit_compile=True, autograph=False)
+_by_xla = partial(tf.function, jit_compile=True, autograph=False)
 _REPEATS = 3
+# For `_around_products`; they change nothing else.
+os.environ["TF_XLA_FLAGS"] = " ".join(
+    ["--tf_xla_cpu_global_jit", "--tf_xla_ops_to_cluster=FUSIBLE", os.getenv("TF_XLA_FLAGS", "")]
+)
 
 
 def device_names() -> list[str]:
@@ -29,6 +35,21 @@ def peak_memory() -> int | None:
     if not device_names():
         return None
     return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def _around_products(function: Callable[..., Any]) -> Any:
+    """Compiles a function by XLA, except for its products, which oneDNN computes.
+
+    In bfloat16, oneDNN's products are twice as fast as XLA's, where the processor has instructions
+    for them.
+    """
+    tf.config.optimizer.set_jit("autoclustering")
+    return tf.function(function, autograph=False)
+
+
+def _compiler_for(learner: Learner) -> Callable[..., Any]:
+    is_bfloat16 = learner.model.precision == Precision.BFLOAT16
+    return _around_products if is_bfloat16 and not device_names() else _by_xla
 
 
 class Replicas(interface.Replicas):
@@ -120,7 +141,7 @@ class TrainStep(interface.TrainStep):
         self._learner = learner
         self._replicas = replicas = replicas or Replicas()
         if replicas.count == 1:
-            self._run = _compiled(_Replica(learner).step)
+            self._run = _compiler_for(learner)(_Replica(learner).step)
             return
         self._copies = [_Replica(learner)]
         for device in replicas.strategy.extended.worker_devices[1:]:
@@ -165,12 +186,13 @@ class _Replica:
 
     def compile_parts(self) -> None:
         """Compiles the parts between the exchanges with other devices."""
-        self._totals = _compiled(self._totals)
-        self._sums_and_gradients = _compiled(self._sums_and_gradients)
+        compiled = _compiler_for(self._learner)
+        self._totals = compiled(self._totals)
+        self._sums_and_gradients = compiled(self._sums_and_gradients)
         gradients = [tf.TensorSpec(weight.shape, weight.dtype) for weight in self._weights]
         # Traced here, because Keras's optimizer would add the gradients up once more inside the
         # strategy.
-        self._apply = _compiled(self._apply).get_concrete_function(gradients)
+        self._apply = compiled(self._apply).get_concrete_function(gradients)
 
     def step(self, batch: Batch) -> dict[str, Any]:
         """One update; all devices call it at once."""
@@ -204,7 +226,7 @@ class _Replica:
 def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
     """A function that returns a batch's totals and sums without dropout, on one device."""
 
-    @_compiled
+    @_by_xla
     def step(batch: Batch) -> dict[str, Any]:
         return {**batch_totals(batch), **pretraining_sums(model(batch), batch)}
 

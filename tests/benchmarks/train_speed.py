@@ -3,6 +3,9 @@
 Each trains on the same random batches in a separate process, and they take turns. A step includes
 dropout, clipping and AdamW, in float32. Hugging Face's model computes logits for every position;
 keras_hub has no next-sentence loss. Compilation and the first steps are not timed.
+
+The bound is what a step would reach if it were made of products alone, each as fast as XLA's of the
+feed-forward layer. Nothing but another precision can be faster.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 from train_step import BERT_VOCABULARY, synthetic_batch
 
@@ -18,16 +22,17 @@ BATCH_SIZE, SEQ_LENGTH, NUM_PREDICTIONS = 32, 128, 20
 LEARNING_RATE, CLIP_NORM = 1e-4, 1.0
 LAYERS, HEADS, HIDDEN, INNER = 4, 4, 256, 1024
 STEPS_OF_A_ROUND = 4
+SEQUENCES_OF_A_ROUND = STEPS_OF_A_ROUND * BATCH_SIZE
 
 
-def clozemill():
+def clozemill(precision="float32"):
     """Returns a round of `clozemill pretrain`'s steps, on the backend in KERAS_BACKEND."""
-    from modeling.config import BertConfig
     from modeling.step.backend import TrainStep
     from modeling.step.learner import new_learner
-    from modeling.training_options import TrainingOptions
+    from modeling.training_options import Precision, TrainingOptions
 
-    step = TrainStep(new_learner(BertConfig.preset("mini", BERT_VOCABULARY), TrainingOptions()))
+    options = TrainingOptions(precision=Precision(precision))
+    step = TrainStep(new_learner(bert_mini(), options))
     batches = make_batches()
 
     def train():
@@ -106,11 +111,39 @@ def keras_hub():
     return lambda: model.fit(data, verbose=0)
 
 
+def products():
+    """Returns a round of XLA's products [4096, 256]·[256, 1024], with the FLOPs of the steps."""
+    import tensorflow as tf
+
+    tokens = BATCH_SIZE * SEQ_LENGTH
+    inputs, kernel = tf.random.normal((tokens, HIDDEN)), tf.random.normal((HIDDEN, INNER))
+    multiply = tf.function(tf.matmul, jit_compile=True)
+    flops = bert_mini().flops_per_instance(SEQ_LENGTH, NUM_PREDICTIONS) * SEQUENCES_OF_A_ROUND
+    count = round(flops / (2 * tokens * HIDDEN * INNER))
+
+    def multiply_all():
+        for _ in range(count):
+            product = multiply(inputs, kernel)
+        product.numpy()
+
+    return multiply_all
+
+
+def bert_mini():
+    from modeling.config import BertConfig
+
+    return BertConfig.preset("mini", BERT_VOCABULARY)
+
+
+BOUND = "bound"
 PEER_FUNCTIONS = {
+    BOUND: (products, {}),
     "huggingface": (huggingface, {}),
     "keras_hub": (keras_hub, {"KERAS_BACKEND": "tensorflow"}),
     "clozemill": (clozemill, {"KERAS_BACKEND": "tensorflow"}),
     "clozemill on jax": (clozemill, {"KERAS_BACKEND": "jax"}),
+    "clozemill, bfloat16": (partial(clozemill, "bfloat16"), {"KERAS_BACKEND": "tensorflow"}),
+    "on jax, bfloat16": (partial(clozemill, "bfloat16"), {"KERAS_BACKEND": "jax"}),
 }
 
 
@@ -169,15 +202,15 @@ def main():
     for process in processes.values():
         process.communicate()
 
-    sequences = STEPS_OF_A_ROUND * BATCH_SIZE
+    sequences = SEQUENCES_OF_A_ROUND
     medians = {name: sequences / statistics.median(values) for name, values in seconds.items()}
     print(f"BERT-mini, S {SEQ_LENGTH}, batch {BATCH_SIZE}, V {BERT_VOCABULARY:,}, float32")
     for name, speed in medians.items():
         low, high = sequences / max(seconds[name]), sequences / min(seconds[name])
         ratio = speed / medians["huggingface"]
         print(
-            f"  {name:<17} {speed:6.1f} sequences/s ({low:.1f} to {high:.1f})"
-            f"  {ratio:4.1f}x huggingface"
+            f"  {name:<19} {speed:6.1f} sequences/s ({low:.1f} to {high:.1f})"
+            f"  {ratio:4.1f}x huggingface, {speed / medians[BOUND]:4.0%} of the bound"
         )
 
 

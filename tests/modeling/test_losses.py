@@ -138,6 +138,21 @@ def test_large_logits_give_finite_losses(batch):
     assert np.isfinite(list(sums.values())).all()
 
 
+def test_of_equal_logits_the_first_counts_as_the_largest(batch):
+    size, predictions = batch["masked_lm_ids"].shape
+    few_values = np.random.default_rng(0).integers(0, 4, (size, predictions, 50)).astype("f4")
+    outputs = {**random_outputs(batch), "masked_lm_logits": few_values}
+    for labels in (few_values.argmax(-1), np.full((size, predictions), 49)):
+        labeled = {**batch, "masked_lm_ids": labels.astype(np.int32)}
+        assert totals_and_sums(outputs, labeled) == pytest.approx(by_hand(outputs, labeled), 1e-6)
+
+
+def test_logits_that_are_no_numbers_are_no_correct_predictions(batch):
+    outputs = random_outputs(batch)
+    outputs["masked_lm_logits"][:] = np.nan
+    assert float(pretraining_sums(outputs, batch)["masked_lm_correct"]) == 0
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_logits_are_summed_in_float32(outputs, batch, dtype):
     narrowed = {name: values.astype(dtype) for name, values in outputs.items()}

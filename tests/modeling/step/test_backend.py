@@ -203,7 +203,9 @@ def test_each_train_step_draws_its_own_dropout(steps, batch):
     assert steps.train(batch)["masked_lm_nll"] == losses[1]
 
 
-def test_train_steps_are_repeatable(steps, batch):
+@pytest.mark.parametrize("fixture", ["steps", "bfloat16_steps"])
+def test_train_steps_are_repeatable(fixture, batch, request):
+    steps = request.getfixturevalue(fixture)
     first = [steps.train(batch) for _ in range(3)], steps.state()
     steps.started()
     second = [steps.train(batch) for _ in range(3)], steps.state()
