@@ -28,7 +28,7 @@ from pipeline.manifest import (
     VOCABULARY_NAME,
     DataSet,
     Manifest,
-    format_version,
+    format_version_of,
     row_options,
 )
 from pipeline.paths import kind_of_special_file
@@ -117,7 +117,7 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
             vocab_size=len(vocabulary),
             vocab_sha256=vocabulary.sha256,
             options={FEATURE_NAMES_OPTION: reader.feature_names, **row_options(limits)},
-            format_version=format_version(limits),
+            format_version=format_version_of(limits),
             statistics=statistics,
             shards=[each.shard for each in results],
             health=health_of_records(statistics),

@@ -63,9 +63,7 @@ class RecordReader:
         if first is None:
             raise UserError(f"there is no record in {listed([str(path) for path in paths])}")
         names, limits = _kind_of(*first)
-        features = instance_features(
-            limits.tokens, limits.predictions, len(vocabulary), names, limits.sequences
-        )
+        features = instance_features(limits, len(vocabulary), names)
         self.feature_names, self.row_limits = names, limits
         self._are_packed = limits.sequences > 1
         self.max_seq_length, self.max_predictions_per_seq = (
@@ -300,7 +298,7 @@ def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
     except ValueError as error:
         raise UserError(f"{where} cannot be adopted: {error}") from error
     names = max(ALIASES, key=lambda names: len(found.keys() & ALIASES[names].values()))
-    features = instance_features(1, 1, 1, names)
+    features = instance_features(RowLimits(1, 1), 1, names)
     wanted = [feature.name for feature in features.values()]
     missing = [name for name in wanted if name not in found]
     if missing == ["next_sentence_labels"]:

@@ -17,7 +17,7 @@ from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.graph import run_pipeline
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
-from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version, row_options
+from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
 from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import Portion, plan_portions
@@ -264,6 +264,6 @@ def _make_manifest(
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version(options.instances.limits_of_rows),
+        format_version=format_version_of(options.instances.limits_of_rows),
         health=health,
     )

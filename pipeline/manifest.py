@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
 
 
-def format_version(limits: RowLimits) -> int:
+def format_version_of(limits: RowLimits) -> int:
     """The version of the manifest of records with these limits."""
     return FORMAT_VERSION if limits.sequences == 1 else FORMAT_VERSION_OF_ROWS
 
@@ -144,15 +144,14 @@ class Manifest:
     @property
     def features(self) -> dict[str, Feature]:
         """The features of its records."""
-        row, names = self.row_limits, self.options.get(FEATURE_NAMES_OPTION, "original")
-        lengths = row.tokens, row.predictions, self.vocab_size
-        return instance_features(*lengths, names, row.sequences)
+        names = self.options.get(FEATURE_NAMES_OPTION, "original")
+        return instance_features(self.row_limits, self.vocab_size, names)
 
     @property
     def row_limits(self) -> RowLimits:
         """The most that a record holds: a row of packed sequences, or one sequence."""
         if self.format_version == FORMAT_VERSION:
-            return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)
+            return RowLimits(self.max_seq_length, self.max_predictions_per_seq)
         return RowLimits(*(self.options[name] for name in _ROW_OPTIONS))
 
     @property

@@ -102,7 +102,7 @@ class InstanceOptions:
     def limits_of_rows(self) -> RowLimits:
         """The most that a record holds."""
         if not (length := self.packed_row_length):
-            return RowLimits(self.max_seq_length, self.max_predictions_per_seq, 1)
+            return RowLimits(self.max_seq_length, self.max_predictions_per_seq)
         # Its masks are the same share of its tokens, so those of one long sequence are enough.
         like_one = replace(self, max_seq_length=length, max_predictions_per_seq=None)  # type: ignore[arg-type]
         predictions = max(like_one.max_predictions_per_seq, self.max_predictions_per_seq)

@@ -72,36 +72,31 @@ class RowLimits:
 
     tokens: int
     predictions: int
-    sequences: int
+    sequences: int = 1
 
 
 def instance_features(
-    num_tokens: int,
-    num_predictions: int,
-    vocab_size: int,
-    names: str = "original",
-    num_sequences: int = 1,
+    limits: RowLimits, vocab_size: int, names: str = "original"
 ) -> dict[str, Feature]:
-    """The features of a record with S tokens and P predictions, of a vocabulary of V tokens.
+    """The features of a record of S tokens, P predictions and K sequences; of V tokens in all.
 
     They have the names of the original. `names`, one of `ALIASES`, are those in the record.
 
     `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
     ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
 
-    A record with more than one sequence, up to K = `num_sequences`, is a packed row. It has the
-    sequences one after the other, then padding. `input_mask` is the number of the sequence, from 1
-    on, and 0 for padding; so it is 1 for all tokens of a single sequence. `next_sentence_labels`
-    has a label for each sequence.
+    A record with K > 1 is a packed row. It has one sequence after the other, then padding.
+    `input_mask` is the number of the sequence, from 1 on, and 0 for padding; so it is 1 for all
+    tokens of a single sequence. `next_sentence_labels` has a label for each sequence.
     """
     shapes = {
-        "input_ids": ("int64", num_tokens, vocab_size),
-        "input_mask": ("int64", num_tokens, num_sequences + 1),
-        "segment_ids": ("int64", num_tokens, 2),
-        "masked_lm_positions": ("int64", num_predictions, num_tokens),
-        "masked_lm_ids": ("int64", num_predictions, vocab_size),
-        "masked_lm_weights": ("float32", num_predictions, 2),
-        "next_sentence_labels": ("int64", num_sequences, 2),
+        "input_ids": ("int64", limits.tokens, vocab_size),
+        "input_mask": ("int64", limits.tokens, limits.sequences + 1),
+        "segment_ids": ("int64", limits.tokens, 2),
+        "masked_lm_positions": ("int64", limits.predictions, limits.tokens),
+        "masked_lm_ids": ("int64", limits.predictions, vocab_size),
+        "masked_lm_weights": ("float32", limits.predictions, 2),
+        "next_sentence_labels": ("int64", limits.sequences, 2),
     }
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
 

@@ -158,8 +158,8 @@ class TrainStep(interface.TrainStep):
         self._results: dict[str, Any] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
-        # A step that runs ahead takes as much memory again.
-        jax.block_until_ready(self._results)
+        if not device_names():  # on a processor, a step that runs ahead takes as much memory again
+            jax.block_until_ready(self._results)
         values = [variable.value for variable in self._variables]
         batch = self._replicas.divide(batch)
         if self._compiled is None:

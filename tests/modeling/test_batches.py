@@ -28,6 +28,7 @@ from modeling.batches import (
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Manifest, Shard
 from pipeline.records import (
+    RowLimits,
     decode_example,
     encode_examples,
     frame_record,
@@ -51,7 +52,7 @@ SHARDS = [
     ("train", 1, 5),
     ("train", 1, 2),
 ]
-ADOPTED_FEATURES = instance_features(16, 3, 50, "model_garden_v2")
+ADOPTED_FEATURES = instance_features(RowLimits(16, 3), 50, "model_garden_v2")
 PASSES = [set(range(17)), set(range(17, 32))]
 
 
@@ -497,7 +498,7 @@ class GivenBatches:
 
 @pytest.mark.filterwarnings("error")
 @given(
-    name=st.sampled_from(sorted(instance_features(16, 3, 50))),
+    name=st.sampled_from(sorted(instance_features(RowLimits(16, 3), 50))),
     values=st.lists(st.integers(-2, 60) | st.integers(-(2**63), 2**63 - 1) | st.floats(width=32)),
 )
 @example(name="masked_lm_weights", values=[0, math.nan])
@@ -519,7 +520,7 @@ def test_values_are_read_if_all_are_in_their_range(data_set, name, values):
             next(batches)
 
 
-@pytest.mark.parametrize("name", instance_features(16, 3, 50))
+@pytest.mark.parametrize("name", instance_features(RowLimits(16, 3), 50))
 @pytest.mark.parametrize("is_largest", [False, True])
 def test_the_smallest_and_the_largest_value_are_read(with_value, name, is_largest):
     value = LIMITS.get(name, 2) - 1 if is_largest else 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.records import (
     Feature,
+    RowLimits,
     _frame_head,
     decode_example,
     decode_instances,
@@ -68,7 +69,7 @@ def test_records_parse_to_the_same_values(largest):
     instances = instances_with_ids_up_to(largest)
     features = {
         name: tf.io.FixedLenFeature([feature.length], feature.dtype)
-        for name, feature in instance_features(20, 4, 100).items()
+        for name, feature in instance_features(RowLimits(20, 4), 100).items()
     }
     parsed = tf.io.parse_example(encode_examples(instances), features)
     assert parsed.keys() == instances.keys()
@@ -93,7 +94,7 @@ def test_floats_keep_every_bit():
 
 
 def test_features_are_the_seven_of_the_original():
-    features = instance_features(128, 20, 30_522)
+    features = instance_features(RowLimits(128, 20), 30_522)
     assert {name: dataclasses.astuple(feature) for name, feature in features.items()} == {
         "input_ids": ("int64", 128, 30_522, "input_ids"),
         "input_mask": ("int64", 128, 2, "input_mask"),
