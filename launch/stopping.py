@@ -7,6 +7,7 @@ main thread, and may also swallow the exception.
 This module is imported first of all, so it imports only what takes no time: not even `logging`.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ _EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143, sign
 # After this time the exception is raised once more, and after as much again the process ends.
 _SECONDS_TO_CLEAN_UP = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.1
+_PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl.h
 _SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar may have hidden
 
 _blocks_at_once = 0
@@ -171,6 +173,9 @@ class _Process:
 
 def kill_children() -> None:
     """Kills all processes that this one has started, and theirs. Linux only."""
+    # From now on, the child of a process that dies becomes ours. So none is lost that was started
+    # between the look at the processes and the death of its parent.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while children := _descendants(os.getpid()):
         for child in children:
             with suppress(OSError):
