@@ -94,7 +94,7 @@ def generate(
     shard_plan = {
         **tokenization_plan,
         "instance_format_version": INSTANCE_FORMAT_VERSION,
-        **asdict(options.instances),
+        **_instance_options(options.instances),
         "drop_duplicates": options.drop_duplicates,
     }
     with locked_directory(directories.output):
@@ -195,6 +195,14 @@ def _plan_of_tokenization(
     }
 
 
+def _instance_options(options: InstanceOptions) -> dict[str, Any]:
+    """The options by name. Without rows, they are the same as in builds that knew no rows."""
+    given = asdict(options)
+    if not options.packed_row_length:
+        del given["packed_row_length"]
+    return given
+
+
 def _check_any_instance(
     results: BuildResults, files: list[InputFile], options: GenerateOptions
 ) -> None:
@@ -259,7 +267,7 @@ def _make_manifest(
             "drop_duplicates": options.drop_duplicates,
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
-            **asdict(options.instances),
+            **_instance_options(options.instances),
             **row_options(options.instances.limits_of_rows),
         },
         statistics=statistics,

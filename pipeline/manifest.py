@@ -193,14 +193,16 @@ class Manifest:
         if self.format_version == FORMAT_VERSION:
             return
         limits: list[Any] = [self.options.get(name) for name in _ROW_OPTIONS]
-        if not all(type(limit) is int and limit > 1 for limit in limits):
+        if not all(type(limit) is int and limit > 0 for limit in limits) or limits[2] == 1:
             yield "it does not tell how long its rows are, and what they hold"
         elif max([self.max_seq_length, *limits]) > limits[0]:
             yield "its rows are shorter than a sequence, or than what they hold"
         for split in ("train", "eval"):
-            counts = self.statistics.get(split, {})
-            if counts and not {"instances", "sequences", "attended_pairs"} <= counts.keys():
-                yield f"its {split} statistics do not count the sequences of rows"
+            if instances := sum(shard.instances for shard in self.shards_of(split)):
+                counts = self.statistics.get(split, {})
+                sequences, pairs = counts.get("sequences"), counts.get("attended_pairs")
+                if not (type(sequences) is type(pairs) is int and instances <= sequences <= pairs):
+                    yield f"its {split} statistics do not count the sequences of rows"
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

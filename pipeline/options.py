@@ -12,7 +12,7 @@ from pipeline.records import RowLimits
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
-# A row holds at most one sequence for so many of its positions.
+# A row of long sequences has room for one for so many of its positions.
 _POSITIONS_PER_SEQUENCE = 16
 
 
@@ -103,10 +103,15 @@ class InstanceOptions:
         """The most that a record holds."""
         if not (length := self.packed_row_length):
             return RowLimits(self.max_seq_length, self.max_predictions_per_seq)
-        # Its masks are the same share of its tokens, so those of one long sequence are enough.
-        like_one = replace(self, max_seq_length=length, max_predictions_per_seq=None)  # type: ignore[arg-type]
-        predictions = max(like_one.max_predictions_per_seq, self.max_predictions_per_seq)
-        return RowLimits(length, predictions, max(2, length // _POSITIONS_PER_SEQUENCE))
+        sequences = max(2, length // min(_POSITIONS_PER_SEQUENCE, self.max_seq_length // 2))
+        # Masks are the same share of a row as of one sequence of its length. But sequences round
+        # their shares, so rows of the longest may have more; and each sequence has at least one.
+        like_one = replace(self, max_seq_length=length).default_predictions
+        of_longest = min(
+            round(self.max_seq_length * self.masked_lm_prob), self.max_predictions_per_seq
+        )
+        predictions = max(like_one, length // self.max_seq_length * of_longest, sequences)
+        return RowLimits(length, predictions, sequences)
 
     @property
     def default_predictions(self) -> int:

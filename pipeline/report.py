@@ -22,7 +22,7 @@ _SPLIT_NAMES = {"train": "Training", "eval": "Evaluation"}
 _REASONS_OF_SPLITS = {
     "chunks_without_next": "chunks with no next sentence and no other document to draw B from",
     "tokens_truncated": "tokens cut from pairs that were too long",
-    "instances_without_mask": "instances without a masked piece (these are kept)",
+    "instances_without_mask": "pairs without a masked piece (these are kept)",
 }
 
 

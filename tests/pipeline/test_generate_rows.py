@@ -114,6 +114,26 @@ def test_rows_can_be_adopted(packed, tmp_path):
     assert list(verify(DataSet(tmp_path / "adopted", adopted))) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "limits"),
+    [
+        ((512, None, 0.15, 512), RowLimits(512, 76, 32)),
+        ((512, 76, 0.15, 1024), RowLimits(1024, 154, 64)),
+        ((128, 20, 0.15, 256), RowLimits(256, 39, 16)),
+        # A few masks a sequence do not keep a row from being filled with short sequences.
+        ((512, 1, 0.15, 512), RowLimits(512, 76, 32)),
+        # Sequences round the number of their masks up.
+        ((10, None, 0.35, 40), RowLimits(40, 16, 8)),
+        # Nor do short sequences: each has at least one mask.
+        ((8, None, 0.15, 64), RowLimits(64, 16, 16)),
+        ((512, None, 0.9, 512), RowLimits(512, 461, 32)),
+    ],
+)
+def test_what_a_row_holds(options, limits):
+    names = ("max_seq_length", "max_predictions_per_seq", "masked_lm_prob", "packed_row_length")
+    assert InstanceOptions(**dict(zip(names, options, strict=True))).limits_of_rows == limits
+
+
 @pytest.mark.parametrize("length", [31, 1 << 20, -1])
 def test_rows_shorter_than_a_sequence_are_refused(length):
     with pytest.raises(UserError, match=f"--packed_row_length={length} must lie between"):
