@@ -22,7 +22,7 @@ _DATA_DIR = flags.DEFINE_string(
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(
     "eval_batch_size",
     TrainingOptions.eval_batch_size,
-    "The number of sequences per batch; it does not change the results.",
+    "The number of sequences, or packed rows, per batch; it does not change the results.",
     lower_bound=1,
     upper_bound=(1 << 31) - 1,
 )

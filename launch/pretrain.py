@@ -56,7 +56,7 @@ _DRY_RUN = flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "train_batch_size",
     _DEFAULTS.train_batch_size,
-    "The number of sequences per update, over all devices of all processes.",
+    "The number of sequences, or packed rows, per update, over all devices of all processes.",
 )
 flags.DEFINE_integer(
     "gradient_accumulation_steps",
@@ -128,7 +128,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "eval_batch_size",
     _DEFAULTS.eval_batch_size,
-    "The number of sequences per evaluation batch.",
+    "The number of sequences, or packed rows, per evaluation batch.",
 )
 flags.DEFINE_integer(
     "max_eval_steps", _DEFAULTS.max_eval_steps, "The maximum number of batches per evaluation."
