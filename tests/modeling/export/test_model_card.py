@@ -192,9 +192,13 @@ def test_facts_of_adopted_records_are_those_that_they_show(own_run, data_set):
 def test_packed_rows_are_no_longer_sequences(own_run, data_set):
     rows = {"packed_row_length": 64, "max_predictions_per_row": 10, "max_sequences_per_row": 4}
     manifest = data_set.manifest
-    dataclasses.replace(manifest, options={**manifest.options, **rows}, format_version=2).write(
-        own_run
-    )
+    counts = {"sequences": 50, "attended_pairs": 5000}
+    dataclasses.replace(
+        manifest,
+        options={**manifest.options, **rows},
+        statistics={**manifest.statistics, "train": counts, "eval": counts},
+        format_version=2,
+    ).write(own_run)
     change_state(latest_checkpoint(own_run), sha256={})
     facts = tables(card_of(read_pretrained(own_run)))[0]
     assert facts["tokens per sequence"] == "at most 16"
