@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from pipeline.errors import UserError
-from pipeline.inspection import describe_instance, read_instances, sequences_of
+from pipeline.inspection import describe_instance, read_sequences
 from pipeline.manifest import DataSet
 from pipeline.verification import verify_shard
 from pipeline.vocabulary import Vocabulary
@@ -37,9 +37,8 @@ def main() -> None:
     if difference := next(verify_shard(data_set, shard), None):
         raise UserError(f"{difference}: generate the data set again, with --overwrite")
     is_packed = data_set.manifest.row_limits.sequences > 1
-    instances = islice(read_instances(data_set, shard), _NUM_EXAMPLES.value)
-    for number, instance in enumerate(instances):
-        sequences = sequences_of(instance)
+    instances = islice(read_sequences(data_set, shard), _NUM_EXAMPLES.value)
+    for number, sequences in enumerate(instances):
         for place, sequence in enumerate(sequences, 1):
             of_row = f", sequence {place} of {len(sequences)}" if is_packed else ""
             described = describe_instance(sequence, vocabulary)

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
-from pipeline.records import decode_instance, open_records, read_frames, record_of
+from pipeline.records import decode_instances, open_records, read_frames, record_of
+from pipeline.rows import unpack
 from pipeline.vocabulary import Vocabulary
 
 
@@ -40,8 +41,8 @@ class Piece:
     segment: str
 
 
-def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the instances of a shard, with the names of `records.instance_features`; slow.
+def read_sequences(data_set: DataSet, shard: Shard) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Yields the sequences of each record of a shard, as instances of one sequence; slow.
 
     Raises:
       UserError: the file cannot be read, or a record is not an instance of this data set.
@@ -51,39 +52,21 @@ def read_instances(data_set: DataSet, shard: Shard) -> Iterator[dict[str, np.nda
     try:
         with open_records(path) as file:
             for frame in read_frames(file):
-                yield decode_instance(record_of(frame), features)
+                sequences = unpack(decode_instances([record_of(frame)], features))
+                yield [
+                    {name: values[i] for name, values in sequences.items()}
+                    for i in range(len(sequences["input_mask"]))
+                ]
                 whole_records += 1
     except (OSError, ValueError) as error:
         raise UserError(f"record {whole_records + 1} of {path} is damaged: {error}") from error
-
-
-def sequences_of(instance: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Returns the sequences of an instance in order, each as an instance without padding."""
-    numbers, is_real = instance["input_mask"], instance["masked_lm_weights"] > 0
-    sequences = []
-    for number in range(1, int(numbers.max()) + 1):
-        first, end = np.searchsorted(numbers[numbers > 0], [number, number + 1])
-        positions = instance["masked_lm_positions"]
-        is_in_it = is_real & (first <= positions) & (positions < end)
-        sequences.append(
-            {
-                "input_ids": instance["input_ids"][first:end],
-                "input_mask": np.ones(end - first, np.int64),
-                "segment_ids": instance["segment_ids"][first:end],
-                "masked_lm_positions": positions[is_in_it] - first,
-                "masked_lm_ids": instance["masked_lm_ids"][is_in_it],
-                "masked_lm_weights": instance["masked_lm_weights"][is_in_it],
-                "next_sentence_labels": instance["next_sentence_labels"][number - 1 : number],
-            }
-        )
-    return sequences
 
 
 def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> list[Piece]:
     """Returns the pieces of an instance, in order and without padding.
 
     Args:
-      instance: one of `sequences_of`.
+      instance: one of `read_sequences`.
       vocabulary: the data set's vocabulary.
     """
     is_real = instance["masked_lm_weights"] > 0
@@ -120,7 +103,7 @@ def describe_instance(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary
     A masked piece is shown as `{what the model reads → what it must predict}`.
 
     Args:
-      instance: one of `sequences_of`.
+      instance: one of `read_sequences`.
       vocabulary: the data set's vocabulary.
     """
     pieces = pieces_of(instance, vocabulary)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment
 
 from pipeline.files import describe_size, write_whole
-from pipeline.inspection import Piece, is_random_next, pieces_of, read_instances, sequences_of
+from pipeline.inspection import Piece, is_random_next, pieces_of, read_sequences
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.statistics import DROP_REASONS, num_sequences
 from pipeline.templates import template_environment
@@ -121,8 +121,8 @@ def _all_options(manifest: Manifest) -> dict[str, Any]:
 def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
     """Yields the train instances in the order of the shards, each of which is shuffled."""
     for shard in manifest.shards_of("train"):
-        for number, instance in enumerate(read_instances(DataSet(output_dir, manifest), shard)):
-            for place, sequence in enumerate(sequences_of(instance), 1):
+        for number, sequences in enumerate(read_sequences(DataSet(output_dir, manifest), shard)):
+            for place, sequence in enumerate(sequences, 1):
                 pieces = pieces_of(sequence, vocabulary)
                 yield _Example(
                     shard=shard.name,

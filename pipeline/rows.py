@@ -47,14 +47,13 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
       limits: the limits of a row.
       padding_id: the id of `[PAD]`.
     """
-    number = np.arange(len(instances["input_mask"])) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    row = np.repeat(np.arange(len(sizes)), sizes)
+    row, number = _rows_and_numbers(sizes)
     is_token = instances["input_mask"] > 0
     is_masked = instances["masked_lm_weights"] > 0
     starts, to_tokens = _places(is_token, sizes, limits.tokens)
     _, to_slots = _places(is_masked, sizes, limits.predictions)
     labels = np.zeros((len(sizes), limits.sequences), np.uint8)
-    labels[row, number] = instances["next_sentence_labels"][:, 0]
+    labels[row, number - 1] = instances["next_sentence_labels"][:, 0]
 
     def rows_of(values: np.ndarray, to: np.ndarray, length: int, unused: int = 0) -> np.ndarray:
         flat = np.full(len(sizes) * length, unused, values.dtype)
@@ -67,7 +66,7 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
     def of_slots(values: np.ndarray) -> np.ndarray:
         return rows_of(values[is_masked], to_slots, limits.predictions)
 
-    numbers = np.broadcast_to((number + 1).astype(np.int16)[:, np.newaxis], is_token.shape)
+    numbers = np.broadcast_to(number.astype(np.int16)[:, np.newaxis], is_token.shape)
     return {
         "input_ids": of_tokens(instances["input_ids"], padding_id),
         "input_mask": of_tokens(numbers),
@@ -87,15 +86,16 @@ def unpack(rows: Instances) -> Instances:
     """
     numbers = rows["input_mask"]
     sizes = numbers.max(axis=1)
+    wrong = ValueError("its input_mask are not 1, 2, … for its sequences, then 0 for padding")
     lengths = sequence_lengths(numbers)
-    row = np.repeat(np.arange(len(sizes)), sizes)
+    if not sizes.all() or len(lengths) != sizes.sum():
+        raise wrong
+    row, number = _rows_and_numbers(sizes)
     is_token = np.arange(numbers.shape[1]) < (numbers > 0).sum(axis=1)[:, np.newaxis]
     as_it_should_be = np.zeros_like(numbers)
-    if len(lengths) == len(row):
-        number = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
-        as_it_should_be[is_token] = np.repeat(number, lengths)
-    if not sizes.all() or (numbers != as_it_should_be).any():
-        raise ValueError("its input_mask are not 1, 2, … for its sequences, then 0 for padding")
+    as_it_should_be[is_token] = np.repeat(number, lengths)
+    if (numbers != as_it_should_be).any():
+        raise wrong
 
     is_real = rows["masked_lm_weights"] > 0
     row_of_mask, slot = np.nonzero(is_real)
@@ -106,8 +106,7 @@ def unpack(rows: Instances) -> Instances:
     sequence = first_of_row[row_of_mask] + numbers[row_of_mask, position] - 1
     by_sequence = np.argsort(sequence, kind="stable")
     masks = np.bincount(sequence, minlength=len(row))
-    begins = np.cumsum(lengths) - lengths
-    begins -= begins[first_of_row][row]
+    begins = _starts(lengths, sizes)
 
     def padded(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
         is_used = np.arange(max(counts.max(), 1)) < counts[:, np.newaxis]
@@ -142,9 +141,18 @@ def _places(is_used: np.ndarray, sizes: np.ndarray, length: int) -> tuple[np.nda
       in all rows, one after the other.
     """
     counts = is_used.sum(axis=1)
+    starts, (row, _) = _starts(counts, sizes), _rows_and_numbers(sizes)
     before = np.cumsum(counts) - counts
-    first_of_row = np.cumsum(sizes) - sizes
-    starts = before - np.repeat(before[first_of_row], sizes)
+    return starts, np.repeat(row * length + starts - before, counts) + np.arange(counts.sum())
+
+
+def _starts(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Int64 [N], where in its row each instance begins, if it takes so many places, int64 [N]."""
+    before = np.cumsum(counts) - counts
+    return before - np.repeat(before[np.cumsum(sizes) - sizes], sizes)
+
+
+def _rows_and_numbers(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two int64 [N]: the row of each instance, from 0, and its number in the row, from 1."""
     row = np.repeat(np.arange(len(sizes)), sizes)
-    shift = row * length + starts - before
-    return starts, np.repeat(shift, counts) + np.arange(counts.sum())
+    return row, _starts(np.ones_like(row), sizes) + 1

@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.errors import UserError
 from pipeline.generate import generate
-from pipeline.inspection import describe_instance, read_instances
+from pipeline.inspection import describe_instance, read_sequences
 from pipeline.manifest import DataSet, Manifest
 from pipeline.verification import verify
 from pipeline.vocabulary import Vocabulary
@@ -66,7 +66,7 @@ def test_records_become_a_data_set(is_beside, options, records, tmp_path):
     assert (options.output_dir / "flags.txt").read_text() == "--flag\n"
     vocabulary = Vocabulary(data_set.vocabulary)
     for shard in manifest.shards:
-        (first, *_) = read_instances(data_set, shard)
+        ((first,), *_) = read_sequences(data_set, shard)
         assert " 2 masked; B follows A" in describe_instance(first, vocabulary)
 
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -11,10 +10,9 @@ from launch.generate import describe
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.errors import UserError
 from pipeline.generate import generate
-from pipeline.inspection import read_instances
 from pipeline.manifest import MANIFEST_NAME, DataSet
 from pipeline.options import InstanceOptions
-from pipeline.records import RowLimits
+from pipeline.records import RowLimits, decode_instances, open_records, read_frames, record_of
 from pipeline.rows import sequence_lengths, unpack
 from pipeline.verification import verify
 
@@ -33,9 +31,11 @@ def packed(packed_options):
 
 
 def rows_of(data_set, split):
-    shards = data_set.manifest.shards_of(split)
-    rows = [row for shard in shards for row in read_instances(data_set, shard)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    records = []
+    for shard in data_set.manifest.shards_of(split):
+        with open_records(data_set.path_of(shard)) as file:
+            records += map(record_of, read_frames(file))
+    return decode_instances(records, data_set.manifest.features)
 
 
 def test_manifest_and_records_agree(packed):
