@@ -15,7 +15,13 @@ import sys
 import time
 from pathlib import Path
 
-from train_step import BERT_VOCABULARY, synthetic_batch, synthetic_rows
+from train_step import (
+    BERT_VOCABULARY,
+    PRESETS,
+    huggingface_inputs,
+    synthetic_batch,
+    synthetic_rows,
+)
 
 SECONDS = 8 * 60
 TRAIN_STEP = Path(__file__).with_name("train_step.py")
@@ -99,8 +105,7 @@ def huggingface(model, seq_length, batch_size, steps):
     from transformers import BertConfig, BertForPreTraining
 
     print(f"transformers {transformers.__version__}, PyTorch {torch.__version__}: B {batch_size}")
-    sizes = {"tiny": (2, 128), "base": (12, 768), "large": (24, 1024)}
-    layers, hidden = sizes[model]
+    layers, hidden = PRESETS[model]
     config = BertConfig(
         num_hidden_layers=layers,
         hidden_size=hidden,
@@ -114,17 +119,7 @@ def huggingface(model, seq_length, batch_size, steps):
     bert = BertForPreTraining(config).to(device).train()
     optimizer = torch.optim.AdamW(bert.parameters(), lr=1e-4, fused=device == "cuda")
     batch = synthetic_batch(batch_size, seq_length, round(0.15 * seq_length) + 1, BERT_VOCABULARY)
-    labels = torch.full((batch_size, seq_length), -100)
-    positions = torch.tensor(batch["masked_lm_positions"]).long()
-    labels.scatter_(1, positions, torch.tensor(batch["masked_lm_ids"]).long())
-    inputs = {
-        "input_ids": torch.tensor(batch["input_ids"]).long(),
-        "attention_mask": torch.tensor(batch["input_mask"]).long(),
-        "token_type_ids": torch.tensor(batch["segment_ids"]).long(),
-        "labels": labels,
-        "next_sentence_label": torch.tensor(batch["next_sentence_labels"][:, 0]).long(),
-    }
-    inputs = {name: values.to(device) for name, values in inputs.items()}
+    inputs = {name: values.to(device) for name, values in huggingface_inputs(batch).items()}
     compiled = torch.compile(bert) if device == "cuda" else bert
 
     def train():

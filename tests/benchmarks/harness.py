@@ -107,6 +107,50 @@ def run(command, log, **environment):
     return Run(seconds, [own_peak, *sorted(peaks.values(), reverse=True)], output)
 
 
+class Server:
+    """A script that answers each line on its stdin; several of them can take turns.
+
+    Args:
+      arguments: the script and its arguments.
+      environment: more environment variables.
+    """
+
+    def __init__(self, *arguments, **environment):
+        self._process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
+        )
+        if self._process.stdout.readline() != "ready\n":
+            sys.exit(f"{arguments} failed:\n{self._process.communicate()[1]}")
+
+    def answer(self):
+        """Returns the number that the script answers."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def peak_megabytes(self):
+        """Returns the peak resident memory so far."""
+        return _peaks_of_tree(self._process.pid)[self._process.pid]
+
+    def end(self):
+        self._process.communicate()
+
+
+def serve(work):
+    """Answers each line on stdin by the seconds that the work took, after one time untimed."""
+    work()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        work()
+        print(time.perf_counter() - started, flush=True)
+
+
 def _peaks_of_tree(pid):
     """Returns the peak memory so far of a process and its descendants in megabytes, by process ID.
 

@@ -9,14 +9,11 @@ feed-forward layer. Nothing but another precision can be faster.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import time
 from functools import partial
 
-from train_step import BERT_VOCABULARY, synthetic_batch
+from harness import Server, serve
+from train_step import BERT_VOCABULARY, huggingface_inputs, synthetic_batch
 
 BATCH_SIZE, SEQ_LENGTH, NUM_PREDICTIONS = 32, 128, 20
 LEARNING_RATE, CLIP_NORM = 1e-4, 1.0
@@ -45,7 +42,6 @@ def clozemill(precision="float32"):
 
 def huggingface():
     """Returns a round of `transformers.BertForPreTraining` with PyTorch's AdamW, in eager mode."""
-    import numpy as np
     import torch
     from transformers import BertConfig, BertForPreTraining
 
@@ -59,19 +55,7 @@ def huggingface():
     model = BertForPreTraining(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
 
-    def as_huggingface(batch):
-        labels = np.full_like(batch["input_ids"], -100)
-        np.put_along_axis(labels, batch["masked_lm_positions"], batch["masked_lm_ids"], axis=1)
-        named = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["input_mask"],
-            "token_type_ids": batch["segment_ids"],
-            "labels": labels,
-            "next_sentence_label": batch["next_sentence_labels"][:, 0],
-        }
-        return {name: torch.tensor(values).long() for name, values in named.items()}
-
-    batches = [as_huggingface(batch) for batch in make_batches()]
+    batches = [huggingface_inputs(batch) for batch in make_batches()]
 
     def train():
         for batch in batches:
@@ -154,53 +138,24 @@ def make_batches():
     ]
 
 
-def serve(name):
-    """Trains one round for each line on stdin and prints the seconds that it took."""
-    train = PEER_FUNCTIONS[name][0]()
-    train()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        train()
-        print(time.perf_counter() - started, flush=True)
-
-
-def start(name):
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | PEER_FUNCTIONS[name][1]
-    process = subprocess.Popen(
-        [sys.executable, __file__, f"--peer={name}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    if process.stdout.readline() != "ready\n":
-        sys.exit(f"{name} failed:\n{process.communicate()[1]}")
-    return process
-
-
-def seconds_of_a_round(process):
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return float(process.stdout.readline())
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=8, help="number of rounds of 4 steps")
     parser.add_argument("--peer", choices=PEER_FUNCTIONS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
-        serve(arguments.peer)
+        serve(PEER_FUNCTIONS[arguments.peer][0]())
         return
-    processes = {name: start(name) for name in PEER_FUNCTIONS}
-    seconds = {name: [] for name in processes}
+    servers = {
+        name: Server(__file__, f"--peer={name}", **environment)
+        for name, (_, environment) in PEER_FUNCTIONS.items()
+    }
+    seconds = {name: [] for name in servers}
     for _ in range(arguments.rounds):
-        for name, process in processes.items():
-            seconds[name].append(seconds_of_a_round(process))
-    for process in processes.values():
-        process.communicate()
+        for name, server in servers.items():
+            seconds[name].append(server.answer())
+    for server in servers.values():
+        server.end()
 
     sequences = SEQUENCES_OF_A_ROUND
     medians = {name: sequences / statistics.median(values) for name, values in seconds.items()}

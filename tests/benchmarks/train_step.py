@@ -87,6 +87,23 @@ def synthetic_rows(batch_size, row_length, num_predictions, vocab_size, seed=0):
     return batch
 
 
+def huggingface_inputs(batch):
+    """Returns a batch of sequences as `transformers.BertForPreTraining` takes it."""
+    import numpy as np
+    import torch
+
+    labels = np.full_like(batch["input_ids"], -100)
+    np.put_along_axis(labels, batch["masked_lm_positions"], batch["masked_lm_ids"], axis=1)
+    named = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["input_mask"],
+        "token_type_ids": batch["segment_ids"],
+        "labels": labels,
+        "next_sentence_label": batch["next_sentence_labels"][:, 0],
+    }
+    return {name: torch.tensor(values).long() for name, values in named.items()}
+
+
 def batches_of(arguments):
     """Returns endless batches, their S and P, and the vocabulary's size."""
     if arguments.data_dir:
