@@ -71,7 +71,8 @@ def generate_instances(
       statistics: counts are added to it: instances, tokens, random_next, chunks_without_next,
         tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random,
         instances_without_mask.
-      plan: the pairs, and the number of the first pair of each batch; None to plan them here.
+      plan: the pairs, and the number of the first pair of each batch, for rows that are packed;
+        by default both are planned here.
     """
     if plan is None:
         pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)

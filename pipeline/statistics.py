@@ -152,7 +152,7 @@ def summarize(
     Args:
       results: the counts from all workers.
       max_seq_length: S, the largest number of tokens of a sequence.
-      packed_row_length: R, the length of packed rows; None if each sequence is a record.
+      packed_row_length: R, the length of a record if rows are packed; by default S.
     """
     corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
