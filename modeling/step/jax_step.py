@@ -34,7 +34,7 @@ def _keep_freed_memory() -> None:
     By default, glibc returns hundreds of megabytes to the system after each step. The system fills
     every page of the memory for the next step with zeros, which takes a third of a small model's
     time. Only the first of glibc's heaps keeps large blocks, so threads that have started before
-    may undo this: a run that reads data finds its memory again in about two of three starts.
+    may undo this: a run that reads data finds its memory again in some of its starts only.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
