@@ -28,7 +28,8 @@ The files that text goes through, in the order of the flow::
     statistics         the workers' counts -> the figures in the manifest
     health             the figures out of bounds, and what mends each
     manifest           the description of a finished data set; part of the contract with `modeling`
-    graph              the Beam graph: tokenize, then build
+    stages             the work of the workers: tokenize, find duplicates, build
+    graph              the stages as a Beam graph
     generate           the whole job: raw text -> finished data set
     foreign_records    records of other programs -> checks and counts
     adoption           records of other programs -> finished data set

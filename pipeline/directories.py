@@ -101,8 +101,7 @@ class Directories:
           UserError: a directory is not writable or holds files that must not be replaced.
         """
         try:
-            for directory in (self.receipts, self.unfinished_shards, self.tokenized):
-                remove_leftovers(directory)
+            self.remove_leftovers()
             self._make_room(tokenization_plan, shard_plan, overwrite)
             for directory, plan in (
                 (self.receipts, shard_plan),
@@ -116,6 +115,11 @@ class Directories:
                 temporary.write_bytes(vocabulary)
         except OSError as error:
             raise _cannot_write(error, self.output) from error
+
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files that killed workers have left."""
+        for directory in (self.receipts, self.unfinished_shards, self.tokenized):
+            remove_leftovers(directory)
 
     def _make_room(self, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool) -> None:
         is_ours = self._is_ours()

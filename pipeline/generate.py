@@ -14,19 +14,20 @@ from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
-from pipeline.graph import run_pipeline
+from pipeline.graph import run_on_beam
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
 from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
 from pipeline.patterns import check_not_input
-from pipeline.portions import Portion, plan_portions
+from pipeline.portions import plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.sample import take_sample
 from pipeline.shards import plan_shards
+from pipeline.stages import Work, read_results
 from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
 from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
@@ -77,20 +78,8 @@ def generate(
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     directories = Directories(options.output_dir, options.tokenized_dir)
     files = _input_files(options, directories)
-    lines_are_documents = options.reading.documents == Documents.LINES
-    portions = plan_portions(files, lines_are_documents=lines_are_documents)
-    buckets = BucketPlan.for_corpus(
-        sum(file.text_bytes for file in files), options.eval_fraction, options.num_shards
-    )
-    shard_plans = plan_shards(buckets, options.instances.dupe_factor)
-    logging.info(
-        "input: %s, %.1f MB; portions: %d; shards to build: %d",
-        describe_formats(files),
-        sum(file.size for file in files) / 1e6,
-        len(portions),
-        len(shard_plans),
-    )
-    tokenization_plan = _plan_of_tokenization(options, files, portions, buckets, vocabulary)
+    work = _plan_work(options, files, directories)
+    tokenization_plan = _plan_of_tokenization(work, files, vocabulary)
     shard_plan = {
         **tokenization_plan,
         "instance_format_version": INSTANCE_FORMAT_VERSION,
@@ -110,16 +99,18 @@ def generate(
         directories.prepare(vocabulary.content, tokenization_plan, shard_plan, options.overwrite)
         # A copy, because the given file may have been in the directory that was discarded.
         options = replace(options, vocab_file=directories.vocabulary)
-        sample = take_sample(portions, options.reading)
-        expected = expected_size(sample, options, buckets)
+        sample = take_sample(work.portions, options.reading)
+        expected = expected_size(sample, options, work.buckets)
         logging.info("expected size: %s", expected)
         check_disk_space(expected, directories)
         if case := case_line(sample, options):
             logging.warning("%s", case)
-        with report_progress(directories, buckets.corpus_bytes, len(shard_plans)):
-            results = run_pipeline(
-                options, portions, buckets, shard_plans, directories, beam_options, processes or []
-            )
+        try:
+            with report_progress(directories, work.buckets.corpus_bytes, len(work.shard_plans)):
+                run_on_beam(work, beam_options, processes or [])
+        finally:
+            directories.remove_leftovers()  # of workers that were killed
+        results = read_results(work)
         results.corpus.update(
             input_files=len(files),
             input_bytes=sum(file.size for file in files),
@@ -137,7 +128,9 @@ def generate(
         )
         health = health_lines(statistics, options, sample, case)
         _check_health(health, options)
-        manifest = _make_manifest(results.shards, statistics, health, options, vocabulary, buckets)
+        manifest = _make_manifest(
+            results.shards, statistics, health, options, vocabulary, work.buckets
+        )
         write_report(directories.output, manifest, vocabulary)
         write_whole(directories.output / FLAGS_NAME, flags)
         directories.finish(manifest)
@@ -170,14 +163,26 @@ def _input_files(options: GenerateOptions, directories: Directories) -> list[Inp
     return match_files(patterns, options.input_format, options.reading.encoding)
 
 
-def _plan_of_tokenization(
-    options: GenerateOptions,
-    files: list[InputFile],
-    portions: list[Portion],
-    buckets: BucketPlan,
-    vocabulary: Vocabulary,
-) -> Plan:
+def _plan_work(options: GenerateOptions, files: list[InputFile], directories: Directories) -> Work:
+    lines_are_documents = options.reading.documents == Documents.LINES
+    portions = plan_portions(files, lines_are_documents=lines_are_documents)
+    buckets = BucketPlan.for_corpus(
+        sum(file.text_bytes for file in files), options.eval_fraction, options.num_shards
+    )
+    shard_plans = plan_shards(buckets, options.instances.dupe_factor)
+    logging.info(
+        "input: %s, %.1f MB; portions: %d; shards to build: %d",
+        describe_formats(files),
+        sum(file.size for file in files) / 1e6,
+        len(portions),
+        len(shard_plans),
+    )
+    return Work(options, portions, buckets, shard_plans, directories)
+
+
+def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabulary) -> Plan:
     """Everything that determines the content of the tokenized corpus."""
+    options = work.options
     return {
         "format_version": TOKENIZED_FORMAT_VERSION,
         "unicode_version": unicodedata.unidata_version,
@@ -189,9 +194,9 @@ def _plan_of_tokenization(
         "strip_accents": options.strip_accents,
         "word_segmenter": describe_segmenter(options.word_segmenter),
         "vocab_sha256": vocabulary.sha256,
-        "eval_fraction": buckets.eval_fraction,
-        "num_train_buckets": buckets.num_train_buckets,
-        "num_splits": len(portions),
+        "eval_fraction": work.buckets.eval_fraction,
+        "num_train_buckets": work.buckets.num_train_buckets,
+        "num_splits": len(work.portions),
     }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -15,8 +16,6 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from absl import logging
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from pipeline.compression import DAMAGED, compression_of, compression_of_suffix, decompress
 from pipeline.encodings import problem_of_text, to_utf8
@@ -109,10 +108,6 @@ class InputFile:
         """The (estimated) amount of text in the file, in bytes."""
         return self.size * self.text_bytes_per_byte
 
-    def open(self) -> BinaryIO:
-        """Opens the file; the handle gives the bytes as stored on disk."""
-        return open_stored(self.path)
-
 
 def match_files(
     patterns: list[str],
@@ -197,14 +192,18 @@ def stamps_sha256(files: list[InputFile]) -> str:
 
 def open_stored(path: str) -> BinaryIO:
     """Opens a file on any file system that Beam supports, without decompressing it."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    if "://" not in path:
+        return open(path, "rb")  # noqa: PTH123 - of any text; the caller closes it
+    # Imported late, because it takes as long as all else, and only URLs need it.
+    from apache_beam.io import filesystems as beam  # noqa: PLC0415
+
+    return beam.FileSystems.open(path, compression_type=beam.CompressionTypes.UNCOMPRESSED)
 
 
-def read_blocks(handle: BinaryIO, num_bytes: int | None = None) -> Iterator[bytes]:
+def read_blocks(handle: BinaryIO, num_bytes: float = math.inf) -> Iterator[bytes]:
     """Yields the rest of `handle`, or its next `num_bytes` bytes, in blocks."""
-    left = num_bytes
-    while block := handle.read(_BLOCK_BYTES if left is None else min(left, _BLOCK_BYTES)):
-        left = None if left is None else left - len(block)
+    while block := handle.read(int(min(num_bytes, _BLOCK_BYTES))):
+        num_bytes -= len(block)
         yield block
 
 
@@ -240,6 +239,9 @@ def _match_local(pattern: str) -> dict[str, tuple[int, float]]:
 
 def _match_url(pattern: str) -> dict[str, tuple[int, float]]:
     """As `_match_local`, on a file system that Beam knows."""
+    from apache_beam.io.filesystem import BeamIOError  # noqa: PLC0415 - see `open_stored`
+    from apache_beam.io.filesystems import FileSystems  # noqa: PLC0415
+
     try:
         (result,) = FileSystems.match([pattern])
     except (BeamIOError, ValueError) as error:

@@ -5,6 +5,7 @@ the documents nor their ids nor the shards.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.compression import DAMAGED, decompress
 from pipeline.encodings import to_utf8
 from pipeline.errors import UserError
-from pipeline.inputs import InputFile, InputFormat, read_blocks
+from pipeline.inputs import InputFile, InputFormat, open_stored, read_blocks
 
 SMALLEST_PORTION_BYTES = 4 << 20
 LARGEST_PORTION_BYTES = 64 << 20
@@ -30,17 +31,17 @@ DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
 
 @dataclass(frozen=True)
 class FileRange:
-    """The bytes [start, end) of a file, which are whole documents. `end` None is the file's end."""
+    """The bytes [start, end) of a file, which are whole documents; by default, to its end."""
 
     file: InputFile
     start: int = 0
-    end: int | None = None
+    end: float = math.inf
 
     @property
     def text_bytes(self) -> int:
         """The (estimated) amount of text in the range, in bytes."""
-        end = self.file.size if self.end is None else self.end
-        return (end - self.start) * self.file.text_bytes_per_byte
+        size = int(min(self.end, self.file.size)) - self.start
+        return size * self.file.text_bytes_per_byte
 
     def blocks(self) -> Iterator[bytes]:
         """Yields the content of the range, decompressed and as UTF-8, in blocks.
@@ -49,9 +50,9 @@ class FileRange:
           UserError: the file cannot be read, or has damaged or cut-off compressed data.
         """
         try:
-            with self.file.open() as handle:
+            with open_stored(self.file.path) as handle:
                 handle.seek(self.start)
-                stored = read_blocks(handle, None if self.end is None else self.end - self.start)
+                stored = read_blocks(handle, self.end - self.start)
                 yield from to_utf8(decompress(stored, self.file.compression), self.file.encoding)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
@@ -152,7 +153,7 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
       UserError: the file is damaged or is not a Parquet file.
     """
     try:
-        return pq.ParquetFile(file.open())
+        return pq.ParquetFile(open_stored(file.path))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {error}") from error
 
@@ -200,7 +201,7 @@ def _cuts(file: InputFile, portion_bytes: int, lines_are_documents: bool) -> Ite
         any_line = file.format == InputFormat.JSONL or (
             lines_are_documents and file.format == InputFormat.TEXT
         )
-        with file.open() as handle:
+        with open_stored(file.path) as handle:
             while cut := _next_cut(handle, start + range_bytes, file, any_line):
                 yield cut
                 start = cut

@@ -134,6 +134,12 @@ def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):
     assert not loaded & unwanted
 
 
+def test_the_work_of_the_stages_loads_no_beam():
+    loaded = loaded_by("import pipeline.stages")
+    assert "pyarrow" in loaded
+    assert not loaded & {"apache_beam", "grpc", "pyspark", "tensorflow"}
+
+
 def test_options_and_config_load_neither_keras_nor_a_backend():
     loaded = loaded_by("import modeling.config, modeling.training_options, modeling.step.devices")
     assert "modeling" in loaded

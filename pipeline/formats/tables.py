@@ -44,7 +44,7 @@ def read_parquet(file_range: FileRange, text_field: str) -> Iterator[RawDocument
         first_row = start = 0
         for group, end in enumerate(row_group_ends(parquet)):
             num_rows = parquet.metadata.row_group(group).num_rows
-            if start >= file_range.start and end <= (file_range.end or end):
+            if start >= file_range.start and end <= file_range.end:
                 for number, texts in enumerate(_texts_of_row_group(parquet, group, path)):
                     row = first_row + number
                     if texts is None:

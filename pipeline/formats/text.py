@@ -1,6 +1,7 @@
 """Plain text to the lines of its documents."""
 
 import codecs
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -35,7 +36,7 @@ def read_text(file_range: FileRange, statistics: Counter[str]) -> Iterator[RawDo
             lines = []
         offset += len(encoded)
     # A file without blank lines is never cut, so a range with one document may be such a file.
-    is_whole_file = file_range.start == 0 and file_range.end is None
+    is_whole_file = file_range.start == 0 and file_range.end == math.inf
     if is_whole_file and num_documents == 1 and num_lines >= _MANY_LINES:
         statistics["text_files_without_blank_line"] += 1
 

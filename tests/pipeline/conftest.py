@@ -17,7 +17,7 @@ import pytest
 import zstandard
 from apache_beam.options.pipeline_options import PipelineOptions
 
-import pipeline.graph
+import pipeline.stages
 from pipeline.corpus import DocumentBatch, TokenizedDocument
 from pipeline.documents import Document, ReadOptions, read_documents
 from pipeline.formats.reading import read_raw_documents
@@ -275,7 +275,7 @@ def fail_at_call() -> Callable[..., list[Any]]:
     """Makes a step of the workers fail at its `number`th call; returns the list of its calls."""
 
     def patch(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch, name: str) -> list:
-        step = getattr(pipeline.graph, name)
+        step = getattr(pipeline.stages, name)
         calls = []
 
         def fail(*arguments: Any) -> Any:
@@ -284,7 +284,7 @@ def fail_at_call() -> Callable[..., list[Any]]:
                 raise error
             return step(*arguments)
 
-        monkeypatch.setattr(pipeline.graph, name, fail)
+        monkeypatch.setattr(pipeline.stages, name, fail)
         return calls
 
     return patch

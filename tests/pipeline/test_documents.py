@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import math
 from collections import Counter
 
 import numpy as np
@@ -427,7 +428,7 @@ def test_the_line_of_a_bad_record_is_that_of_the_file_and_not_of_the_range(tmp_p
         json_lines({"text": "A."}) + b"\r\n" + json_lines(*[{"text": "B."}] * 4) + b"?"
     )
     portions = plan_portions(match_files([str(path)]), portion_bytes=1)
-    (last,) = (part for portion in portions for part in portion if part.end is None)
+    (last,) = (part for portion in portions for part in portion if part.end == math.inf)
     assert last.start > 0
     with pytest.raises(UserError, match=r"corpus\.jsonl, line 7: "):
         list(read_raw_documents(last, ReadOptions(), Counter()))

@@ -90,7 +90,7 @@ def test_duplicates_do_not_depend_on_portions_and_partitions(
 ):
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 1)
     monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", 1)
-    monkeypatch.setattr("pipeline.graph.count_partitions", lambda _: partitions)
+    monkeypatch.setattr("pipeline.stages.count_partitions", lambda _: partitions)
     again = replace(doubled, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == without_duplicates
     assert names_in(tmp_path / "data") == names_in(doubled.output_dir)

@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
 
 import pipeline.graph
+import pipeline.stages
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
@@ -109,9 +110,9 @@ def test_a_failed_overwrite_can_be_repeated(data_set, options, fail_at_call, mon
 
 
 def test_documents_lost_by_a_runner_are_detected(options, monkeypatch):
-    step = pipeline.graph.read_documents_of_bucket
+    step = pipeline.stages.read_documents_of_bucket
     monkeypatch.setattr(
-        pipeline.graph,
+        pipeline.stages,
         "read_documents_of_bucket",
         lambda row_groups, *others: step(row_groups[1:], *others),
     )

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-import pipeline.graph
+import pipeline.stages
 from pipeline.documents import BadRecord, ReadOptions, Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -71,6 +71,6 @@ def test_a_tokenized_corpus_can_be_reused_without_its_text(
         raise AssertionError("the text was read")
 
     fresh = generate(replace(options, output_dir=tmp_path / "fresh", **change), PipelineOptions([]))
-    monkeypatch.setattr(pipeline.graph, "read_documents", no_text)
+    monkeypatch.setattr(pipeline.stages, "read_documents", no_text)
     reused = replace(options, tokenized_dir=tokenized_dir, **change)
     assert generate(reused, PipelineOptions([])) == fresh

@@ -6,6 +6,7 @@ import json
 import lzma
 import random
 from collections import Counter
+from math import inf
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,11 +115,11 @@ def test_a_range_has_the_same_lines_for_any_block_size(corpus_folder, text, data
     (file,) = write(corpus_folder / "corpus.txt", text or b" ")
     content = text or b" "
     start = data.draw(st.integers(0, len(content)))
-    end = data.draw(st.none() | st.integers(start, len(content)))
+    end = data.draw(st.just(inf) | st.integers(start, len(content)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.inputs._BLOCK_BYTES", data.draw(st.integers(1, 30)))
         lines = list(FileRange(file, start, end).lines())
-    assert lines == io.BytesIO(content[start:end]).readlines()
+    assert lines == io.BytesIO(content[start : min(end, len(content))]).readlines()
 
 
 @SUFFIXES
@@ -164,12 +165,12 @@ class EndlessFile(io.RawIOBase):
 @pytest.fixture
 def endless(monkeypatch):
     handle = EndlessFile()
-    monkeypatch.setattr("pipeline.inputs.open_stored", lambda _: handle)
+    monkeypatch.setattr("pipeline.portions.open_stored", lambda _: handle)
     file = InputFile("/data/endless.txt", "endless.txt", handle.SIZE, 0, InputFormat.TEXT, 0)
     return file, handle
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, None), (35 << 30, None), (35 << 30, 70 << 30)])
+@pytest.mark.parametrize(("start", "end"), [(0, inf), (35 << 30, inf), (35 << 30, 70 << 30)])
 def test_a_large_file_is_never_read_whole(start, end, endless):
     file, handle = endless
     lines = FileRange(file, start, end).lines()
@@ -257,7 +258,7 @@ def test_tiny_portions_cut_a_large_file_at_every_document_boundary(
     files = write(tmp_path / "corpus.txt", b"One.\nTwo.\n \t\r\n" * 10)
     assert ranges_of(plan_portions(files, portion_bytes=1)) == [
         *((14 * number, 14 * number + 14) for number in range(10)),
-        (140, None),
+        (140, inf),
     ]
 
 
@@ -274,18 +275,21 @@ def test_wikiextractor_files_are_cut_before_documents(block_bytes, tmp_path, mon
 def test_json_lines_are_cut_at_line_ends(block_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", block_bytes)
     files = write(tmp_path / "corpus.jsonl", b'{"text": ""}\r\n' * 4 + b"{}", InputFormat.JSONL)
-    assert ranges_of(plan_portions(files, portion_bytes=20)) == [(0, 28), (28, 56), (56, None)]
+    assert ranges_of(plan_portions(files, portion_bytes=20)) == [(0, 28), (28, 56), (56, inf)]
 
 
 def test_text_is_cut_at_any_line_if_lines_are_documents(tmp_path):
     files = write(tmp_path / "corpus.txt", b"One. Two.\n" * 4)
-    assert ranges_of(plan_portions(files, 15)) == [(0, None)]
-    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [(0, 20), (20, None)]
+    assert ranges_of(plan_portions(files, 15)) == [(0, inf)]
+    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [
+        (0, 20),
+        (20, inf),
+    ]
 
 
 def test_tables_with_quoted_line_ends_are_not_cut(tmp_path):
     files = write(tmp_path / "corpus.csv", b'text\n"One.\nTwo."\n' * 4, InputFormat.CSV)
-    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [(0, None)]
+    assert ranges_of(plan_portions(files, 15, lines_are_documents=True)) == [(0, inf)]
 
 
 def test_small_files_share_a_portion_and_large_ones_are_cut(tmp_path, documents_of):
@@ -326,7 +330,7 @@ def test_compressed_files_are_not_cut_and_count_as_more_text(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.txt.gz").write_bytes(gzip.compress(b"One.\n\n" * 1000))
     files = match_files([f"{tmp_path}/*"])
-    assert ranges_of(plan_portions(files, portion_bytes=1)) == [(0, None)] * 6
+    assert ranges_of(plan_portions(files, portion_bytes=1)) == [(0, inf)] * 6
     text_bytes = files[0].text_bytes
     assert text_bytes == 3 * files[0].size
     assert [len(portion) for portion in plan_portions(files, portion_bytes=2 * text_bytes)] == [
@@ -352,7 +356,7 @@ def test_a_file_without_line_ends_is_one_portion(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.inputs._BLOCK_BYTES", 16)
     files = write(tmp_path / "long.txt", b"word " * 1000)
     portions = plan_portions(files, portion_bytes=100)
-    assert ranges_of(portions) == [(0, None)]
+    assert ranges_of(portions) == [(0, inf)]
     assert lines_of(portions) == [b"word " * 1000]
 
 
@@ -393,7 +397,7 @@ def check_that_cuts_do_not_matter(
         portions = plan_portions(files, portion_bytes)
         documents = documents_of(portions, statistics_of_cut, on_bad_record="skip")
     ranges = ranges_of(portions)
-    assert [0, *(end for _, end in ranges)] == [*(start for start, _ in ranges), None]
+    assert [0, *(end for _, end in ranges)] == [*(start for start, _ in ranges), inf]
     assert documents == expected
     assert statistics_of_cut == statistics
 
@@ -456,14 +460,14 @@ def test_parquet_files_are_cut_between_row_groups(tmp_path):
     assert ranges_of(plan_portions(files, portion_bytes=1)) == [
         (0, first),
         (first, second),
-        (second, None),
+        (second, inf),
     ]
     text_of_first = first * files[0].text_bytes_per_byte
     assert ranges_of(plan_portions(files, portion_bytes=text_of_first + 3)) == [
         (0, second),
-        (second, None),
+        (second, inf),
     ]
-    assert ranges_of(plan_portions(files, portion_bytes=files[0].text_bytes)) == [(0, None)]
+    assert ranges_of(plan_portions(files, portion_bytes=files[0].text_bytes)) == [(0, inf)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -524,7 +528,7 @@ def test_a_parquet_file_without_row_groups_is_one_portion(tmp_path, documents_of
     pq.ParquetWriter(tmp_path / "none.parquet", schema).close()
     files = match_files([f"{tmp_path}/none.parquet"])
     portions = plan_portions(files, 1)
-    assert ranges_of(portions) == [(0, None)]
+    assert ranges_of(portions) == [(0, inf)]
     assert documents_of(portions) == []
 
 

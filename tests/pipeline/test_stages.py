@@ -1,4 +1,4 @@
-"""The steps of the graph one by one, without Beam; `test_generate.py` runs them all."""
+"""The stages one by one, without an engine; `test_generate.py` runs them all."""
 
 import json
 from collections import Counter
@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import pipeline.graph
+import pipeline.stages
 from pipeline.buckets import BucketPlan
 from pipeline.corpus import RowGroup, read_documents_of_bucket
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
-from pipeline.graph import BuildShard, FindDuplicates, TokenizePortion
 from pipeline.inputs import match_files
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import plan_portions
 from pipeline.receipts import DuplicatesReceipt, PortionReceipt, read_receipt
 from pipeline.shards import plan_shards
+from pipeline.stages import BuildShard, FindDuplicates, TokenizePortion, Work
 from pipeline.statistics import ShardResults
 
 NUM_DOCUMENTS = 20
@@ -54,11 +54,11 @@ def tokenize(options, directories):
 
     def run(num_buckets=2, eval_fraction=0.0, portion_bytes=1 << 30, **changes):
         files = match_files(options.input_patterns)
-        plan = BucketPlan.for_corpus(1000, eval_fraction, num_buckets)
-        step = TokenizePortion(replace(options, **changes), plan, directories)
-        step.setup()
         portions = plan_portions(files, portion_bytes)
-        return [found for portion in enumerate(portions) for found in step.process(portion)]
+        plan = BucketPlan.for_corpus(1000, eval_fraction, num_buckets)
+        stage = TokenizePortion(Work(replace(options, **changes), portions, plan, [], directories))
+        stage.load()
+        return [found for portion in enumerate(portions) for found in stage.process(portion)]
 
     return run
 
@@ -109,7 +109,7 @@ def test_batches_of_a_split_do_not_matter(batch_characters, tokenize, directorie
     expected = documents_of_buckets(tokenize())
     statistics = read_receipt(directories.tokenized_file(0), PortionReceipt).statistics
     directories.tokenized_file(0).unlink()
-    monkeypatch.setattr("pipeline.graph._BATCH_CHARACTERS", batch_characters)
+    monkeypatch.setattr("pipeline.stages._BATCH_CHARACTERS", batch_characters)
     found = tokenize()
     assert documents_of_buckets(found) == expected
     assert read_receipt(directories.tokenized_file(0), PortionReceipt).statistics == statistics
@@ -119,7 +119,7 @@ def test_batches_of_a_split_do_not_matter(batch_characters, tokenize, directorie
 
 
 def test_no_batch_is_much_longer_than_it_may_be(tokenize, monkeypatch):
-    monkeypatch.setattr("pipeline.graph._BATCH_CHARACTERS", 30)
+    monkeypatch.setattr("pipeline.stages._BATCH_CHARACTERS", 30)
     tokens = Counter()
     for _, row_group in tokenize(num_buckets=1):
         table = pq.ParquetFile(row_group.path).read_row_group(row_group.index)
@@ -131,7 +131,7 @@ def test_no_batch_is_much_longer_than_it_may_be(tokenize, monkeypatch):
 
 def test_what_is_tokenized_is_not_tokenized_again(tokenize, monkeypatch):
     found = tokenize(portion_bytes=100)
-    monkeypatch.setattr(pipeline.graph, "read_raw_documents", never)
+    monkeypatch.setattr(pipeline.stages, "read_raw_documents", never)
     assert tokenize(portion_bytes=100) == found
 
 
@@ -162,15 +162,18 @@ def test_text_that_cannot_be_read_leaves_no_receipt(tokenize, options, directori
 
 
 @pytest.fixture
-def find(tokenize, directories):
+def find(tokenize, options, directories, monkeypatch):
     """Finds the duplicates of the corpus, in portions of a few documents, and gives their files."""
 
     def run(num_partitions):
+        monkeypatch.setattr(pipeline.stages, "count_partitions", lambda _: num_partitions)
         tokenize(num_buckets=1, portion_bytes=200)
-        num_portions = len(list(directories.tokenized.glob("split-*.parquet")))
-        assert num_portions == 3
-        step = FindDuplicates(num_portions, num_partitions, directories)
-        return [path for n in range(num_partitions) for path in step.process(n, 99)]
+        portions = plan_portions(match_files(options.input_patterns), 200)
+        assert len(portions) == 3
+        wanted = replace(options, drop_duplicates=True)
+        plan = BucketPlan.for_corpus(1000, 0.0, 1)
+        stage = FindDuplicates(Work(wanted, portions, plan, [], directories))
+        return [path for n in range(num_partitions) for path in stage.process(n)]
 
     return run
 
@@ -186,7 +189,7 @@ def test_duplicates_are_found_once_in_all_partitions(num_partitions, find, direc
 
 def test_duplicates_that_are_known_are_not_looked_for_again(find, monkeypatch):
     paths = find(2)
-    monkeypatch.setattr(pipeline.graph, "find_duplicates", never)
+    monkeypatch.setattr(pipeline.stages, "find_duplicates", never)
     assert find(2) == paths
 
 
@@ -194,11 +197,13 @@ def test_duplicates_that_are_known_are_not_looked_for_again(find, monkeypatch):
 def build(options, directories):
     """Builds the only shard of what was tokenized."""
 
-    def run(found, duplicates=()):
-        step = BuildShard(options, directories)
-        step.setup()
-        (plan,) = plan_shards(BucketPlan.for_corpus(1000, 0.0, 1), dupe_factor=1)
-        step.process((plan, [row_group for _, row_group in found]), list(duplicates))
+    def run(found, drop_duplicates=False):
+        wanted = replace(options, drop_duplicates=drop_duplicates)
+        buckets = BucketPlan.for_corpus(1000, 0.0, 1)
+        (plan,) = plan_shards(buckets, dupe_factor=1)
+        stage = BuildShard(Work(wanted, [], buckets, [plan], directories))
+        stage.load()
+        assert list(stage.process((plan, [row_group for _, row_group in found]))) == [plan.name]
         path = directories.output / plan.name
         return read_receipt(directories.receipts / plan.name, ShardResults), path
 
@@ -206,9 +211,9 @@ def build(options, directories):
 
 
 def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(tokenize, find, build):
-    duplicates = find(1)
+    find(1)
     found = tokenize(num_buckets=1, portion_bytes=200)
-    receipt, path = build(found, duplicates)
+    receipt, path = build(found, drop_duplicates=True)
     assert receipt.shard.documents == NUM_DOCUMENTS
     assert receipt.shard.bytes == path.stat().st_size
     path.unlink()
@@ -223,5 +228,5 @@ def test_a_shard_that_is_whole_is_not_built_again(tokenize, build, monkeypatch):
     path.write_bytes(content[:-1] + b"?")
     assert build(found) == (receipt, path)
     assert path.read_bytes() == content
-    monkeypatch.setattr(pipeline.graph, "build_shard", never)
+    monkeypatch.setattr(pipeline.stages, "build_shard", never)
     assert build(found) == (receipt, path)

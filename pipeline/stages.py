@@ -1,0 +1,270 @@
+"""The work in its stages, each a function of one item, whatever engine calls it.
+
+1. *Tokenize*: each portion of the input becomes a Parquet file of tokenized documents.
+2. *Find duplicates*, if they are to be dropped: the digests of all documents are compared.
+3. *Build*: each bucket of documents and each pass becomes a shard.
+
+A stage begins when all items of the one before are done. Only file names and bucket numbers go from
+one to the next, never text or tokens. So one portion and one bucket bound the memory of a worker on
+every engine, however large the corpus is. The workers' counts are in the receipts of the files that
+they finish.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.buckets import Bucket, BucketPlan
+from pipeline.corpus import (
+    RowGroup,
+    TokenizedDocument,
+    read_documents_of_bucket,
+    tokenize_documents,
+    write_documents,
+)
+from pipeline.directories import Directories
+from pipeline.documents import Document, read_documents
+from pipeline.duplicates import (
+    count_partitions,
+    find_duplicates,
+    read_duplicates,
+    write_duplicates,
+)
+from pipeline.files import sha256_of
+from pipeline.formats.reading import read_raw_documents
+from pipeline.inputs import InputFile
+from pipeline.options import GenerateOptions
+from pipeline.portions import Portion
+from pipeline.receipts import (
+    DuplicatesReceipt,
+    PortionReceipt,
+    R,
+    read_receipt,
+    read_receipt_of_whole,
+    write_receipt,
+)
+from pipeline.shards import ShardPlan, build_shard
+from pipeline.statistics import BuildResults, ShardResults, sum_counters
+from pipeline.tokenization import FullTokenizer
+from pipeline.vocabulary import Vocabulary
+from pipeline.word_segmentation import WordFinder, load_segmenter
+
+BucketKey = tuple[str, int]
+"""Split and number of a bucket: what engines group row groups by."""
+
+# The text that a worker tokenizes before it writes the tokens to disk.
+_BATCH_CHARACTERS = 32 << 20
+# The parts of that which it tokenizes at once.
+_PARTS_OF_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that is to be done for a data set.
+
+    Attributes:
+      options: what to make, of what.
+      portions: the portions of the input.
+      buckets: how documents get their buckets.
+      shard_plans: the shards to build.
+      directories: where the files of all stages are.
+    """
+
+    options: GenerateOptions
+    portions: list[Portion]
+    buckets: BucketPlan
+    shard_plans: list[ShardPlan]
+    directories: Directories
+
+    @property
+    def num_partitions(self) -> int:
+        """The number of partitions in which duplicates are looked for; 0 if they are kept."""
+        corpus_bytes = self.buckets.corpus_bytes
+        return count_partitions(corpus_bytes) if self.options.drop_duplicates else 0
+
+
+class Stage:
+    """The work on each item of a stage. Each worker has its own copy."""
+
+    def load(self) -> None:
+        """Loads what all items need, once for each worker."""
+
+    def process(self, item: Any) -> Iterator[Any]:
+        """Does the work on an item, unless it is done already, and yields what comes of it.
+
+        Raises:
+          UserError: the input cannot be read.
+          OSError: a file cannot be written.
+        """
+        raise NotImplementedError
+
+
+class TokenizePortion(Stage):
+    """A numbered portion to a Parquet file, unless it has a receipt: yields (bucket, row group)."""
+
+    def __init__(self, work: Work):
+        self._options = work.options
+        self._buckets = work.buckets
+        self._directories = work.directories
+
+    def load(self) -> None:
+        """Loads the vocabulary and the segmenter."""
+        _give_freed_memory_back()
+        options = self._options
+        self._tokenizer = FullTokenizer(
+            self._directories.vocabulary, options.do_lower_case, options.strip_accents
+        )
+        name = options.word_segmenter
+        segment = load_segmenter(name) if name else None
+        self._find_words = WordFinder(self._tokenizer, segment) if segment else None
+
+    def process(self, item: tuple[int, Portion]) -> Iterator[tuple[BucketKey, RowGroup]]:
+        """Reads, tokenizes and writes the portion's documents."""
+        number, portion = item
+        path = self._directories.tokenized_file(number)
+        receipt = read_receipt_of_whole(path, PortionReceipt) or self._write(path, portion)
+        for row_group, (split, index) in enumerate(receipt.buckets):
+            yield (split, index), RowGroup(path, row_group)
+
+    def _write(self, path: Path, portion: Portion) -> PortionReceipt:
+        """Writes the portion's tokens and returns their receipt."""
+        statistics: Counter[str] = Counter()
+        buckets = write_documents(path, self._tokenize(portion, statistics))
+        receipt = PortionReceipt(
+            buckets=[key_of(bucket) for bucket in buckets],
+            sha256=sha256_of(path),
+            text_bytes=sum(file_range.text_bytes for file_range in portion),
+            statistics=statistics,
+        )
+        write_receipt(path, receipt)
+        return receipt
+
+    def _tokenize(
+        self, portion: Portion, statistics: Counter[str]
+    ) -> Iterator[dict[Bucket, list[TokenizedDocument]]]:
+        """The portion's documents by bucket, in batches that fit in memory."""
+        documents: dict[Bucket, list[TokenizedDocument]] = defaultdict(list)
+        characters = 0
+        for files, batch in self._read(portion, statistics):
+            tokenized = tokenize_documents(batch, self._tokenizer, statistics, self._find_words)
+            for file, document, tokens in zip(files, batch, tokenized, strict=True):
+                if tokens:
+                    documents[self._buckets.bucket_of(file, document)].append(tokens)
+                    characters += document.characters
+            if characters > _BATCH_CHARACTERS:
+                yield documents
+                documents, characters = defaultdict(list), 0
+        yield documents
+
+    def _read(
+        self, portion: Portion, statistics: Counter[str]
+    ) -> Iterator[tuple[list[InputFile], list[Document]]]:
+        """The portion's documents, each with its file, as many at once as are tokenized fast."""
+        files, batch, characters = [], [], 0
+        for file_range in portion:
+            raw_documents = read_raw_documents(file_range, self._options.reading, statistics)
+            for document in read_documents(raw_documents, self._options.reading, statistics):
+                files.append(file_range.file)
+                batch.append(document)
+                characters += document.characters
+                if characters > _BATCH_CHARACTERS // _PARTS_OF_BATCH:
+                    yield files, batch
+                    files, batch, characters = [], [], 0
+        yield files, batch
+
+
+class FindDuplicates(Stage):
+    """A partition of the documents, by digest, to a Parquet file that lists the duplicates' ids."""
+
+    def __init__(self, work: Work):
+        self._num_portions = len(work.portions)
+        self._num_partitions = work.num_partitions
+        self._directories = work.directories
+
+    def process(self, item: int) -> Iterator[Path]:
+        """Compares the digests of all documents, and yields the file."""
+        path = self._directories.duplicates_file(item)
+        if read_receipt_of_whole(path, DuplicatesReceipt) is None:
+            tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
+            duplicates = find_duplicates(list(tokenized_files), item, self._num_partitions)
+            write_duplicates(path, duplicates)
+            write_receipt(path, DuplicatesReceipt(len(duplicates), sha256_of(path)))
+        yield path
+
+
+class BuildShard(Stage):
+    """A shard's plan and the row groups of its bucket to a shard, unless it is finished already."""
+
+    def __init__(self, work: Work):
+        self._options = work.options
+        self._directories = work.directories
+        self._num_partitions = work.num_partitions
+
+    def load(self) -> None:
+        """Loads the vocabulary."""
+        _give_freed_memory_back()
+        self._vocabulary = Vocabulary(self._directories.vocabulary)
+
+    def process(self, item: tuple[ShardPlan, list[RowGroup]]) -> Iterator[str]:
+        """Reads the bucket, without duplicates, writes the shard and yields its name."""
+        plan, row_groups = item
+        path = self._directories.output / plan.name
+        receipt_path = self._directories.receipts / plan.name
+        if not read_receipt_of_whole(receipt_path, ShardResults, path):
+            duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
+            documents = read_documents_of_bucket(
+                row_groups,
+                self._vocabulary.id_dtype,
+                read_duplicates(list(duplicates), plan.bucket),
+            )
+            results = build_shard(
+                plan,
+                documents,
+                self._vocabulary,
+                self._options.instances,
+                self._directories.unfinished_shards,
+                self._directories.output,
+            )
+            write_receipt(receipt_path, results)
+        yield plan.name
+
+
+def key_of(bucket: Bucket) -> BucketKey:
+    """The bucket's key."""
+    return bucket.split, bucket.index
+
+
+def read_results(work: Work) -> BuildResults:
+    """The workers' counts, from the receipts of all files.
+
+    Raises:
+      RuntimeError: a file was never finished, because the engine has lost work.
+    """
+
+    def receipt(path: Path, kind: type[R]) -> R:
+        if found := read_receipt(path, kind):
+            return found
+        raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
+
+    directories = work.directories
+    portions = [
+        receipt(directories.tokenized_file(number), PortionReceipt)
+        for number in range(len(work.portions))
+    ]
+    duplicates = [
+        receipt(directories.duplicates_file(number), DuplicatesReceipt)
+        for number in range(work.num_partitions)
+    ]
+    shards = [receipt(directories.receipts / plan.name, ShardResults) for plan in work.shard_plans]
+    corpus = sum_counters(portion.statistics for portion in portions)
+    corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
+    return BuildResults(corpus, shards)
+
+
+def _give_freed_memory_back() -> None:
+    """Makes Arrow use the C library's allocator; its own keeps the memory of the largest bucket."""
+    pa.set_memory_pool(pa.system_memory_pool())
