@@ -63,7 +63,8 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 		tf-models-official==2.20.0 gin-config==0.5.0 sentencepiece==0.2.3 tf_keras==2.21.0
 	touch $@
 
-# Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2.
+# Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2. And the
+# other version of Spark.
 .venv/.other_environments: .venv/.tested Makefile
 	$(PYTHON) -m venv .venv/optimum
 	.venv/optimum/bin/pip install --quiet transformers==4.57.6 optimum==2.1.0 optimum-onnx==0.1.0 \
@@ -71,6 +72,7 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(PYTHON) -m venv .venv/tensorflow_hub
 	.venv/tensorflow_hub/bin/pip install --quiet tensorflow==2.21.0 tf_keras==2.21.0 \
 		tensorflow_hub==0.16.1 'setuptools<81'
+	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/spark3 pyspark==3.5.9 py4j==0.10.9.9
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

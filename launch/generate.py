@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances
 from pipeline.worker_processes import worker_processes
 
@@ -72,6 +73,13 @@ _SENTENCES = flags.DEFINE_enum_class(
     "default, lines for the input format text (split with --documents=lines) and split for all "
     "others.",
 )
+_SPARK_MASTER = flags.DEFINE_string(
+    "spark_master",
+    None,
+    "The Spark cluster that does the work instead of Beam: spark://HOST:7077, yarn, k8s://…, or "
+    "local[N] for N processes of this machine. It survives the loss of workers.",
+)
+_SPARK_CONF = flags.DEFINE_multi_string("spark_conf", [], "A property of Spark, as NAME=VALUE")
 _DROP_DUPLICATES = flags.DEFINE_boolean(
     "drop_duplicates", False, "Use only the first of several documents with exactly the same text."
 )
@@ -151,6 +159,7 @@ flags.DEFINE_integer(
 
 def main(beam_flags: list[str]) -> None:
     """Generates the data set and prints a summary of it."""
+    spark = _spark_options(beam_flags)
     beam_options = parse_beam_options(beam_flags)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
@@ -170,8 +179,27 @@ def main(beam_flags: list[str]) -> None:
         strict=_STRICT.value,
     )
     with worker_processes(beam_options) as processes:
-        manifest = generate(options, beam_options, flags_as_text(sys.modules[__name__]), processes)
+        manifest = generate(
+            options, beam_options, flags_as_text(sys.modules[__name__]), processes, spark
+        )
     print(describe(manifest, options.output_dir))
+
+
+def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
+    """The Spark cluster to use, if any.
+
+    Raises:
+      flags.Error: another flag makes no sense with Spark, or without it.
+      UserError: see `SparkOptions`.
+    """
+    conf = dict(each.partition("=")[::2] for each in _SPARK_CONF.value)
+    if not _SPARK_MASTER.value:
+        if conf:
+            raise flags.Error("--spark_conf needs --spark_master")
+        return None
+    if beam_flags:
+        raise flags.Error(f"with --spark_master, Beam does nothing: remove {beam_flags[0]}")
+    return SparkOptions(_SPARK_MASTER.value, conf)
 
 
 def _local_path(flag: flags.FlagHolder[str | None]) -> Path:

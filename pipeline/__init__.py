@@ -30,6 +30,7 @@ The files that text goes through, in the order of the flow::
     manifest           the description of a finished data set; part of the contract with `modeling`
     stages             the work of the workers: tokenize, find duplicates, build
     graph              the stages as a Beam graph
+    spark              the stages as jobs of a Spark cluster
     generate           the whole job: raw text -> finished data set
     foreign_records    records of other programs -> checks and counts
     adoption           records of other programs -> finished data set

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pickle import PicklingError
 
 from pipeline.errors import UserError
-from pipeline.runner import EMBEDDED_RUNNER
+
+EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 _UP_TO_BEAMS_ADDITION = r"(.*?)(?: \[while running|$)"
 _TRACEBACK = "Traceback (most recent call last):"

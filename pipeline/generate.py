@@ -27,6 +27,7 @@ from pipeline.report import write_report
 from pipeline.runner import choose_runner
 from pipeline.sample import take_sample
 from pipeline.shards import plan_shards
+from pipeline.spark import SparkOptions, check_spark, run_on_spark
 from pipeline.stages import Work, read_results
 from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
 from pipeline.verification import verify_finished
@@ -45,6 +46,7 @@ def generate(
     beam_options: PipelineOptions,
     flags: str = "",
     processes: list[WorkerProcess] | None = None,
+    spark: SparkOptions | None = None,
 ) -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
 
@@ -56,12 +58,16 @@ def generate(
       beam_options: how Beam runs it.
       flags: the content of the data set's flags.txt.
       processes: what `worker_processes` has forked for it; without any, Beam starts its own.
+      spark: the Spark cluster that does the work; None: Beam does it.
 
     Raises:
       UserError: the input, the vocabulary, the output directory or an option is unusable, a disk
         is too small, the data set is finished and damaged, or it fails a `strict` health check.
     """
-    choose_runner(beam_options)
+    if spark:
+        check_spark(spark)
+    else:
+        choose_runner(beam_options)
     vocabulary = vocabulary_of(options.vocab_file)
     if repeated := vocabulary.repeated_tokens():
         logging.warning(
@@ -105,12 +111,7 @@ def generate(
         check_disk_space(expected, directories)
         if case := case_line(sample, options):
             logging.warning("%s", case)
-        try:
-            with report_progress(directories, work.buckets.corpus_bytes, len(work.shard_plans)):
-                run_on_beam(work, beam_options, processes or [])
-        finally:
-            directories.remove_leftovers()  # of workers that were killed
-        results = read_results(work)
+        results = _do(work, beam_options, processes or [], spark)
         results.corpus.update(
             input_files=len(files),
             input_bytes=sum(file.size for file in files),
@@ -135,6 +136,24 @@ def generate(
         write_whole(directories.output / FLAGS_NAME, flags)
         directories.finish(manifest)
     return manifest
+
+
+def _do(
+    work: Work,
+    beam_options: PipelineOptions,
+    processes: list[WorkerProcess],
+    spark: SparkOptions | None,
+) -> BuildResults:
+    try:
+        num_bytes, num_shards = work.buckets.corpus_bytes, len(work.shard_plans)
+        with report_progress(work.directories, num_bytes, num_shards):
+            if spark:
+                run_on_spark(work, spark)
+            else:
+                run_on_beam(work, beam_options, processes)
+    finally:
+        work.directories.remove_leftovers()  # of workers that were killed
+    return read_results(work)
 
 
 def _warn_of_few_predictions(options: InstanceOptions) -> None:

@@ -20,8 +20,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline.errors import UserError
-
-EMBEDDED_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+from pipeline.failures import EMBEDDED_RUNNER
 
 # The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
 BEAMS_MESSAGE = "Worker subprocess exited"

@@ -10,12 +10,17 @@ every engine, however large the corpus is. The workers' counts are in the receip
 they finish.
 """
 
+import hashlib
+import socket
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.buckets import Bucket, BucketPlan
@@ -34,6 +39,7 @@ from pipeline.duplicates import (
     read_duplicates,
     write_duplicates,
 )
+from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
@@ -90,8 +96,21 @@ class Work:
 class Stage:
     """The work on each item of a stage. Each worker has its own copy."""
 
+    def __init__(self) -> None:
+        self._versions = versions()
+
     def load(self) -> None:
-        """Loads what all items need, once for each worker."""
+        """Loads what all items need, once for each worker.
+
+        Raises:
+          UserError: the worker has other versions than the driver, and so might make other bytes.
+        """
+        for name, version in versions().items():
+            if version != self._versions[name]:
+                raise UserError(
+                    f"the worker on {socket.gethostname()} has another {name} ({version}) than "
+                    f"the driver ({self._versions[name]}): install the same on all machines"
+                )
 
     def process(self, item: Any) -> Iterator[Any]:
         """Does the work on an item, unless it is done already, and yields what comes of it.
@@ -107,12 +126,14 @@ class TokenizePortion(Stage):
     """A numbered portion to a Parquet file, unless it has a receipt: yields (bucket, row group)."""
 
     def __init__(self, work: Work):
+        super().__init__()
         self._options = work.options
         self._buckets = work.buckets
         self._directories = work.directories
 
     def load(self) -> None:
         """Loads the vocabulary and the segmenter."""
+        super().load()
         _give_freed_memory_back()
         options = self._options
         self._tokenizer = FullTokenizer(
@@ -181,6 +202,7 @@ class FindDuplicates(Stage):
     """A partition of the documents, by digest, to a Parquet file that lists the duplicates' ids."""
 
     def __init__(self, work: Work):
+        super().__init__()
         self._num_portions = len(work.portions)
         self._num_partitions = work.num_partitions
         self._directories = work.directories
@@ -200,12 +222,14 @@ class BuildShard(Stage):
     """A shard's plan and the row groups of its bucket to a shard, unless it is finished already."""
 
     def __init__(self, work: Work):
+        super().__init__()
         self._options = work.options
         self._directories = work.directories
         self._num_partitions = work.num_partitions
 
     def load(self) -> None:
         """Loads the vocabulary."""
+        super().load()
         _give_freed_memory_back()
         self._vocabulary = Vocabulary(self._directories.vocabulary)
 
@@ -231,6 +255,19 @@ class BuildShard(Stage):
             )
             write_receipt(receipt_path, results)
         yield plan.name
+
+
+@cache
+def versions() -> dict[str, str]:
+    """The versions of what decides the bytes, here: of Python's tables, NumPy and this package."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return {
+        "Unicode of Python": unicodedata.unidata_version,
+        "NumPy": np.__version__,
+        "build of Clozemill": digest.hexdigest()[:12],
+    }
 
 
 def key_of(bucket: Bucket) -> BucketKey:

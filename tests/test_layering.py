@@ -134,8 +134,8 @@ def test_a_verb_loads_only_what_it_needs(verb, needed, unwanted):
     assert not loaded & unwanted
 
 
-def test_the_work_of_the_stages_loads_no_beam():
-    loaded = loaded_by("import pipeline.stages")
+def test_the_workers_of_spark_load_no_beam():
+    loaded = loaded_by("import pipeline.stages, pipeline.spark")
     assert "pyarrow" in loaded
     assert not loaded & {"apache_beam", "grpc", "pyspark", "tensorflow"}
 

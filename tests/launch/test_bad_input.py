@@ -472,3 +472,17 @@ def test_the_output_must_not_lie_below_the_input(assert_fails, tmp_path):
         says=["--tokenized_dir", "/tokens/split-"],
     )
     assert_fails(f"{ENGLISH_VOCAB},{ENGLISH}", says=["--vocab_file"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--spark_conf=spark.x=1"], "--spark_conf needs --spark_master"),
+        (["--spark_master=local", "--runner=FlinkRunner"], "remove --runner=FlinkRunner"),
+        (["--spark_master=local", "--direct_num_workers=2"], "remove --direct_num_workers=2"),
+    ],
+)
+def test_flags_of_another_engine_are_refused(flags, says, generate):
+    code, lines = generate(ENGLISH, *flags)
+    assert code == 2
+    assert says in lines[0]

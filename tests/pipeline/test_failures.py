@@ -3,8 +3,7 @@ import pickle
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.failures import StepError, as_user_error, step_errors_marked
-from pipeline.runner import EMBEDDED_RUNNER
+from pipeline.failures import EMBEDDED_RUNNER, StepError, as_user_error, step_errors_marked
 
 OF_JOB = "Pipeline job-1 failed in state FAILED: Error running pipeline.\n"
 IN_BEAM = """Traceback (most recent call last):

@@ -230,3 +230,15 @@ def test_a_shard_that_is_whole_is_not_built_again(tokenize, build, monkeypatch):
     assert path.read_bytes() == content
     monkeypatch.setattr(pipeline.stages, "build_shard", never)
     assert build(found) == (receipt, path)
+
+
+@pytest.mark.parametrize("name", ["NumPy", "build of Clozemill", "Unicode of Python"])
+def test_a_worker_with_other_versions_is_refused(name, options, directories, monkeypatch):
+    (file,) = match_files(options.input_patterns)
+    buckets = BucketPlan.for_corpus(file.text_bytes, 0.0, 1)
+    stage = BuildShard(Work(options, [], buckets, [], directories))
+    stage.load()
+    others = pipeline.stages.versions() | {name: "0.1"}
+    monkeypatch.setattr(pipeline.stages, "versions", lambda: others)
+    with pytest.raises(UserError, match=rf"has another {name} \(0.1\) than the driver"):
+        stage.load()
