@@ -405,6 +405,7 @@ def send_at(step, last, number):
         os.kill(os.getpid(), number)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("last", [1, 10, 13])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_run_that_is_asked_to_stop_saves_its_last_step(
@@ -423,6 +424,7 @@ def test_run_that_is_asked_to_stop_saves_its_last_step(
     assert len(steps.batches) == 24 - last
 
 
+@pytest.mark.no_backend
 def test_sigterm_at_the_last_step_comes_too_late(fake_run):
     run_dir, _ = fake_run(at_step=lambda step: send_at(step, 24, signal.SIGTERM))
     assert names_of_checkpoints(run_dir)[-1] == "step-00000024"
