@@ -23,9 +23,8 @@ launch.__main__.main()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imported_once():
-    """Processes are forks of one that has imported what takes longest."""
-    multiprocessing.set_forkserver_preload(["launch.generate"])
+def _imported_once(preload):
+    preload("launch.generate")
 
 
 def start(output_dir, *flags):

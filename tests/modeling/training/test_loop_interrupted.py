@@ -145,8 +145,6 @@ class Pretrain:
         self._processes = []
         self._is_closed = False
         (directory / "config.json").write_text(config.to_json())
-        # Processes are forks of one that has imported what takes longest.
-        multiprocessing.set_forkserver_preload(["launch.pretrain", "modeling.training.loop"])
 
     def start(self, run_dir, prelude="", backend=BACKEND):
         arguments = [
@@ -182,7 +180,8 @@ class Pretrain:
 
 
 @pytest.fixture(scope="module")
-def pretrain(tmp_path_factory, data_set, shallow_config):
+def pretrain(tmp_path_factory, data_set, shallow_config, preload):
+    preload("launch.pretrain", "modeling.training.loop")
     pretrain = Pretrain(tmp_path_factory.mktemp("processes"), data_set.directory, shallow_config)
     yield pretrain
     pretrain.close()
