@@ -1,18 +1,14 @@
-import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
+from multiprocessing import cpu_count
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline.errors import UserError
 from pipeline.runner import (
+    broken_connections_hidden,
     choose_runner,
-    dead_worker_ends_process,
-    environment_of_workers,
+    num_processes,
 )
 
 
@@ -22,6 +18,20 @@ def test_the_embedded_runner_is_the_default(flags):
     choose_runner(beam_options)
     runner = beam_options.view_as(StandardOptions).runner
     assert runner == "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [
+        ([], 1),
+        (["--direct_num_workers=3"], 1),
+        (["--direct_running_mode=multi_processing", "--direct_num_workers=3"], 3),
+        (["--direct_running_mode=multi_processing", "--direct_num_workers=0"], cpu_count()),
+        (["--runner=FlinkRunner", "--direct_running_mode=multi_processing"], 0),
+    ],
+)
+def test_number_of_worker_processes(flags, number):
+    assert num_processes(PipelineOptions(flags)) == number
 
 
 def test_other_runners_are_left_to_beam():
@@ -43,32 +53,11 @@ def test_options_not_to_wait_for_the_job_are_refused(flag):
         choose_runner(PipelineOptions(["--runner=FlinkRunner", flag]))
 
 
-def test_the_death_of_a_worker_ends_the_process_with_a_message():
-    code = """
-import threading
-from pathlib import Path
-from pipeline.runner import dead_worker_ends_process
-
-def worker():
-    raise RuntimeError("Worker subprocess exited with return code 137")
-
-with dead_worker_ends_process():
-    threading.Thread(target=worker).start()
-    threading.Event().wait()
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert result.returncode == 1
-    assert "a worker process died" in result.stderr
-    assert "return code 137" in result.stderr
-
-
 def test_other_errors_in_threads_are_still_shown(monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_value))
     hook = threading.excepthook
-    with dead_worker_ends_process():
+    with broken_connections_hidden():
         assert threading.excepthook is not hook
         thread = threading.Thread(target=lambda: {}["missing"])
         thread.start()
@@ -84,22 +73,8 @@ def test_broken_connections_are_not_shown(monkeypatch):
     def monitor():
         raise ValueError("Cannot monitor channel state: Channel closed!")
 
-    with dead_worker_ends_process():
+    with broken_connections_hidden():
         thread = threading.Thread(target=monitor)
         thread.start()
         thread.join()
     assert seen == []
-
-
-@pytest.mark.parametrize("before", [None, "", "0"])
-def test_worker_processes_inherit_log_levels_and_a_safe_path(before, monkeypatch):
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    if before is not None:
-        monkeypatch.setenv("PYTHONSAFEPATH", before)
-    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR"])
-    with environment_of_workers(options):
-        found = json.loads(Path(os.environ["PIPELINE_OPTIONS_FILE"]).read_text())
-        assert os.environ["PYTHONSAFEPATH"] == "1"
-    assert found["default_sdk_harness_log_level"] == "ERROR"
-    assert "PIPELINE_OPTIONS_FILE" not in os.environ
-    assert os.environ.get("PYTHONSAFEPATH") == before
