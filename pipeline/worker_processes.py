@@ -8,6 +8,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -45,13 +46,13 @@ class WorkerProcesses:
 
     def start_ahead(self, stage: Stage, items: Iterable[Any]) -> None:
         """Starts the work on items that can be told from each other by their hash."""
-        self._ahead = {item: self._executor.submit(_process, stage, item) for item in items}
+        self._ahead = {item: self._submit(stage, item) for item in items}
 
     def start(self, stage: Stage, item: Any) -> Future[list[Any]]:
         """Starts the work on an item, if that was not started ahead."""
         if self._ahead and (started := self._ahead.pop(item, None)):
             return started
-        return self._executor.submit(_process, stage, item)
+        return self._submit(stage, item)
 
     def results(self, started: Sequence[Future[list[Any]]]) -> Iterator[Any]:
         """Yields what comes of some items when all of them are done.
@@ -60,16 +61,15 @@ class WorkerProcesses:
           UserError: the input cannot be read, or a process died.
           StepError: the work on an item failed in another way.
         """
-        try:
+        with _death_reported():
             for future in as_completed(started):
                 future.result()  # the first error counts
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died, perhaps because memory ran out: run the same command "
-                "again to resume; fewer --direct_num_workers need less memory"
-            ) from error
         for future in started:
             yield from future.result()
+
+    def _submit(self, stage: Stage, item: Any) -> Future[list[Any]]:
+        with _death_reported():
+            return self._executor.submit(_process, stage, item)
 
     def end(self) -> None:
         """Ends them, whatever they do."""
@@ -93,6 +93,17 @@ def worker_processes(number: int) -> Iterator[WorkerProcesses | None]:
             processes.end()
 
 
+@contextmanager
+def _death_reported() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps because memory ran out: run the same command again to "
+            "resume; fewer --direct_num_workers need less memory"
+        ) from error
+
+
 def _processes() -> WorkerProcesses | None:
     return _of_this_process
 
@@ -103,7 +114,8 @@ def _begin() -> None:
     for number in _STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING_SIGNALS)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _process(stage: Stage, item: Any) -> list[Any]:

@@ -94,6 +94,8 @@ def test_an_error_is_raised_at_once(error, kind, message, processes):
 def test_the_death_of_a_process_is_reported(processes):
     with pytest.raises(UserError, match=r"a worker process died, .*: run the same"):
         list(processes.results(start(processes, Killed(), [signal.SIGKILL])))
+    with pytest.raises(UserError, match="a worker process died"):
+        processes.start(Work(), 0)
 
 
 def test_signals_that_stop_a_program_do_not_reach_the_work(processes):
