@@ -67,6 +67,7 @@ def test_work_that_was_started_ahead_is_not_started_again(processes, tmp_path):
 
 class Append(Stage):
     def __init__(self, folder):
+        super().__init__()
         self.folder = folder
 
     def process(self, item):
