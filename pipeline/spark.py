@@ -5,11 +5,9 @@ finished. Two attempts at once do no harm, because both write the same bytes, wh
 name. Of Spark itself, only these tasks and their small results are used: no shuffle, no data frame.
 """
 
-import gc
 import importlib.util
 import logging as python_logging
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -21,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +36,7 @@ from pipeline.stages import (
     TokenizePortion,
     Work,
     key_of,
+    loaded,
 )
 
 if TYPE_CHECKING:
@@ -71,9 +70,6 @@ _DEFAULTS = {
     "spark.driver.defaultJavaOptions": _JAVA_OPTIONS,
     "spark.executor.defaultJavaOptions": _JAVA_OPTIONS,
     "spark.executor.memory": "512m",  # of Java
-    # The C library keeps what a task frees for the next one. (Python's own memory is not Java's.)
-    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "spark.executorEnv.PYTHONSAFEPATH": "1",
     # All workers reach the same directories, so any is as near to the data as another.
     "spark.locality.wait": "0s",
@@ -238,7 +234,7 @@ class _Cluster:
         items = list(items)
         if not items:
             return []
-        work = partial(_process, pickle.dumps(stage), self._errors)
+        work = partial(_process, stage, self._errors)
         tasks = self._context.parallelize(items, len(items)).mapPartitions(work)
         with ThreadPoolExecutor(1) as thread:
             job = thread.submit(tasks.collect)
@@ -300,7 +296,7 @@ def _joined() -> "AccumulatorParam[list[str]]":
     return Joined()
 
 
-def _process(stage: bytes, errors: "Accumulator[list[str]]", items: Iterator[Any]) -> Iterator[Any]:
+def _process(stage: Stage, errors: "Accumulator[list[str]]", items: Iterator[Any]) -> Iterator[Any]:
     """Does the work of a task, in a worker.
 
     An error of the user is no failure of the task, because Spark would try it three times more.
@@ -308,18 +304,9 @@ def _process(stage: bytes, errors: "Accumulator[list[str]]", items: Iterator[Any
     try:
         with step_errors_marked():
             for item in items:
-                yield from _loaded(stage).process(item)
+                yield from loaded(stage).process(item)
     except UserError as error:
         errors.add([str(error)])
-
-
-@lru_cache(maxsize=1)
-def _loaded(stage: bytes) -> Stage:
-    """The stage, loaded once in each worker and not once in each task."""
-    loaded = pickle.loads(stage)
-    loaded.load()
-    gc.freeze()  # because Spark collects garbage after every task
-    return loaded
 
 
 def _as_user_error(error: Exception, log: Path) -> Exception:

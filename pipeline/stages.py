@@ -10,6 +10,7 @@ every engine, however large the corpus is. The workers' counts are in the receip
 they finish.
 """
 
+import gc
 import hashlib
 import socket
 import unicodedata
@@ -255,6 +256,24 @@ class BuildShard(Stage):
             )
             write_receipt(receipt_path, results)
         yield plan.name
+
+
+_loaded: Stage | None = None
+
+
+def loaded(stage: Stage) -> Stage:
+    """The stage, loaded once in each process; the one before it is forgotten first.
+
+    Raises:
+      UserError: see `Stage.load`.
+    """
+    global _loaded  # noqa: PLW0603 - of this process
+    if type(_loaded) is not type(stage):
+        _loaded = None
+        stage.load()
+        _loaded = stage
+        gc.freeze()  # because some engines collect garbage after every task
+    return _loaded
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.failures import step_errors_marked
-from pipeline.stages import Stage
+from pipeline.stages import Stage, loaded
 
 _STOPPING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -79,7 +79,6 @@ class WorkerProcesses:
 
 
 _of_this_process: WorkerProcesses | None = None
-_stage: Stage | None = None  # the one that this worker has loaded
 
 
 @contextmanager
@@ -119,11 +118,5 @@ def _begin() -> None:
 
 
 def _process(stage: Stage, item: Any) -> list[Any]:
-    """The work on an item; a stage is loaded once, and forgotten when the next one begins."""
-    global _stage  # noqa: PLW0603 - of this process
     with step_errors_marked():
-        if type(_stage) is not type(stage):
-            _stage = None
-            stage.load()
-            _stage = stage
-        return list(_stage.process(item))
+        return list(loaded(stage).process(item))

@@ -1,6 +1,5 @@
 """What can be checked of Spark without Java; tests/end_to_end/test_spark.py has the rest."""
 
-import pickle
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import pytest
 
 import pipeline.spark
 from pipeline.errors import UserError
-from pipeline.spark import SparkOptions, _as_user_error, _Cluster, _loaded, _process, check_spark
+from pipeline.spark import SparkOptions, _as_user_error, _Cluster, _process, check_spark
 from pipeline.stages import Stage
 
 FAILED = (
@@ -167,32 +166,17 @@ def test_a_mistake_of_ours_keeps_its_traceback(tmp_path):
 
 
 class Doubled(Stage):
-    loads = 0
-
-    def load(self):
-        super().load()
-        Doubled.loads += 1
-
     def process(self, item):
         if item < 0:
             raise UserError(f"{item} is negative")
         yield 2 * item
 
 
-def test_a_stage_is_loaded_once_for_all_tasks_of_a_worker(monkeypatch):
-    monkeypatch.setattr(Doubled, "loads", 0)
-    _loaded.cache_clear()
-    stage = pickle.dumps(Doubled())
-    assert list(_process(stage, None, iter([1]))) == [2]
-    assert list(_process(stage, None, iter([2, 3]))) == [4, 6]
-    assert Doubled.loads == 1
-
-
 def test_an_error_of_the_user_is_no_failure_of_its_task():
     """Spark would try it again three times."""
     errors = []
     accumulator = SimpleNamespace(add=errors.extend)
-    assert list(_process(pickle.dumps(Doubled()), accumulator, iter([1, -1, 2]))) == [2]
+    assert list(_process(Doubled(), accumulator, iter([1, -1, 2]))) == [2]
     assert errors == ["-1 is negative"]
 
 

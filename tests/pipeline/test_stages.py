@@ -1,6 +1,7 @@
 """The stages one by one, without an engine; `test_generate.py` runs them all."""
 
 import json
+import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
@@ -242,3 +243,15 @@ def test_a_worker_with_other_versions_is_refused(name, options, directories, mon
     monkeypatch.setattr(pipeline.stages, "versions", lambda: others)
     with pytest.raises(UserError, match=rf"has another {name} \(0.1\) than the driver"):
         stage.load()
+
+
+def test_a_stage_is_loaded_once_in_a_process_and_then_forgotten(options, directories, monkeypatch):
+    monkeypatch.setattr(pipeline.stages, "_loaded", None)
+    work = Work(options, [], BucketPlan.for_corpus(1000, 0.0, 1), [], directories)
+    first = pipeline.stages.loaded(BuildShard(work))
+    assert pipeline.stages.loaded(pickle.loads(pickle.dumps(BuildShard(work)))) is first
+    seen = []
+    monkeypatch.setattr(FindDuplicates, "load", lambda _: seen.append(pipeline.stages._loaded))
+    assert isinstance(pipeline.stages.loaded(FindDuplicates(work)), FindDuplicates)
+    assert seen == [None]
+    assert pipeline.stages.loaded(BuildShard(work)) is not first
