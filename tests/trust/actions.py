@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import zlib
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import crash
 import numpy as np
 
 import launch.__main__
+import pipeline.worker_processes
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet
 from pipeline.receipts import PortionReceipt, read_receipt
@@ -29,6 +31,8 @@ def run(arguments, watched=None, deadly=None):
     """
     if "modeling.training.loop" in sys.modules:
         _do_not_compute()
+    # All changes are to be this process's own.
+    pipeline.worker_processes.worker_processes = lambda _: nullcontext()
     changes = crash.watch(Path(watched), deadly) if watched else []
     sys.argv = ["clozemill", *arguments]
     try:

@@ -12,7 +12,13 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIGHT = ("actions", "pipeline.generate", "pipeline.verification", "pipeline.vocabulary_training")
+LIGHT = (
+    "actions",
+    "pipeline.generate",
+    "pipeline.graph",
+    "pipeline.verification",
+    "pipeline.vocabulary_training",
+)
 FULL = (
     *LIGHT,
     "modeling.training.loop",
