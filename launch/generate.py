@@ -227,6 +227,7 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
     for logger in _LOGGERS_OF_EXCEPTIONS:
         python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
     python_logging.getLogger().addFilter(_is_not_from_job_service)
+    python_logging.getLogger("PrismJobServer").addFilter(_is_not_json)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
@@ -248,6 +249,11 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
 def _is_not_from_job_service(record: python_logging.LogRecord) -> bool:
     """Filters out a job service's messages; the reason of a job's failure is also raised."""
     return record.module != "portable_runner"
+
+
+def _is_not_json(record: python_logging.LogRecord) -> bool:
+    """Filters out the log of Prism, but not what it prints if it cannot start."""
+    return not record.getMessage().startswith("{")
 
 
 def describe(manifest: Manifest, output_dir: Path) -> str:

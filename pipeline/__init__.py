@@ -46,6 +46,7 @@ Files beside the flow::
     directories          the places of finished and unfinished files of a data set
     receipts             the record of a finished file, which is not made again
     runner               the choice of Beam's runner, and guards against its failures
+    portable_runner      checks and guards for runners whose workers others start
     worker_processes     processes for the default runner, forked before there is any work
     embedded_runner      the default runner, whose workers end with this process
     sample               a part of the text, read first to see what the options make of it

@@ -12,11 +12,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from pipeline.corpus import RowGroup
 from pipeline.embedded_runner import EmbeddedRunner
 from pipeline.failures import as_user_error, step_errors_marked
-from pipeline.runner import (
-    EMBEDDED_RUNNER,
-    dead_worker_ends_process,
-    environment_of_workers,
-)
+from pipeline.portable_runner import first_worker_awaited, no_deadline_of_jobs
+from pipeline.runner import EMBEDDED_RUNNER, dead_worker_ends_process, environment_of_workers
 from pipeline.shards import ShardPlan
 from pipeline.stages import (
     BucketKey,
@@ -42,19 +39,22 @@ def run_on_beam(work: Work, beam_options: PipelineOptions, processes: list[Worke
       UserError: a worker cannot read the text, or the runner fails.
       OSError: a worker cannot write a file.
     """
-    runner = beam_options.view_as(StandardOptions).runner  # Beam forgets it on the way
-    root = None
+    runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER  # Beam forgets it
+    embedded = EmbeddedRunner(processes) if runner == EMBEDDED_RUNNER else None
+    job = None
     try:
         with (
             dead_worker_ends_process(),
             environment_of_workers(beam_options),
-            beam.Pipeline(
-                EmbeddedRunner(processes) if runner == EMBEDDED_RUNNER else None, beam_options
-            ) as root,
+            no_deadline_of_jobs(),
         ):
+            root = beam.Pipeline(embedded, beam_options)
             _add_stages(root, work)
+            job = root.run()
+            with first_worker_awaited(job, runner, beam_options, work.directories.sign_of_worker):
+                job.wait_until_finish()
     except KeyboardInterrupt:
-        if job := getattr(root, "result", None):
+        if job:
             job.cancel()  # on a cluster it would continue, and meet the next run in its directory
         raise
     except Exception as error:

@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-from absl import logging
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
@@ -21,13 +19,16 @@ from apache_beam.options.pipeline_options import (
 
 from pipeline.errors import UserError
 from pipeline.failures import EMBEDDED_RUNNER
+from pipeline.portable_runner import check_services, end_process, short_name
 
 # The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
 BEAMS_MESSAGE = "Worker subprocess exited"
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
+# Beam's thread that reads a job's messages. It fails a moment later than the wait for the job.
+_READER_OF_MESSAGES = "wait_until_finish_read"
+_SECONDS_TO_READ = 2.0
 _OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
-_SECONDS_TO_ANSWER = 10
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
@@ -41,7 +42,7 @@ def choose_runner(beam_options: PipelineOptions) -> None:
     # `DirectRunner` would first try to download another runner.
     if is_embedded(beam_options):
         standard.runner = EMBEDDED_RUNNER
-    if _name(standard.runner) == "daskrunner":
+    if short_name(standard.runner) == "daskrunner":
         raise UserError("--runner=DaskRunner silently drops outputs; use another runner")
     multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
     timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
@@ -62,30 +63,13 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         raise UserError(
             f"remove {refused}: the command must wait for the job, then write the manifest"
         )
-    if portable.job_endpoint:
-        _check_answers(portable.job_endpoint)
+    check_services(beam_options)
 
 
 def is_embedded(beam_options: PipelineOptions) -> bool:
     """Whether Beam's embedded runner is to run the job."""
     runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER
-    return _name(runner) in ("directrunner", "fnapirunner")
-
-
-def _name(runner: str) -> str:
-    return runner.rpartition(".")[2].lower()
-
-
-def _check_answers(job_endpoint: str) -> None:
-    """Checks that something listens at the endpoint; Beam itself would wait for minutes."""
-    host, _, port = job_endpoint.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the job "
-            "service of the runner, or set the option to its HOST:PORT"
-        ) from error
+    return short_name(runner) in ("directrunner", "fnapirunner")
 
 
 @contextmanager
@@ -128,16 +112,19 @@ def dead_worker_ends_process() -> Iterator[None]:
         if BEAMS_MESSAGE not in str(error):
             previous_hook(arguments)
             return
-        logging.error(
-            "a worker process died (%s), perhaps because memory ran out: run the same command "
-            "again to resume; fewer --direct_num_workers need less memory",
-            error,
+        end_process(
+            f"a worker process died ({error}), perhaps because memory ran out: run the same "
+            "command again to resume; fewer --direct_num_workers need less memory"
         )
-        logging.flush()
-        os._exit(1)
 
     threading.excepthook = hook
     try:
         yield
+    except Exception:
+        for thread in threading.enumerate():
+            if thread.name == _READER_OF_MESSAGES:
+                thread.join(_SECONDS_TO_READ)
+        raise
     finally:
-        threading.excepthook = previous_hook
+        if threading.excepthook is hook:  # a signal's handler may have hidden all that fails now
+            threading.excepthook = previous_hook

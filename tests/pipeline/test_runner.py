@@ -3,8 +3,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
@@ -30,10 +32,9 @@ def test_other_runners_are_left_to_beam():
     assert beam_options.view_as(StandardOptions).runner == "FlinkRunner"
 
 
-@pytest.mark.parametrize("endpoint", ["localhost:1", "localhost", "no-such-host.invalid:8099"])
-def test_a_job_service_that_does_not_answer_is_reported_at_once(endpoint):
-    beam_options = PipelineOptions(["--runner=PortableRunner", f"--job_endpoint={endpoint}"])
-    with pytest.raises(UserError, match=f"no job service answers at --job_endpoint={endpoint}"):
+def test_services_are_checked():
+    beam_options = PipelineOptions(["--runner=PortableRunner", "--job_endpoint=localhost:1"])
+    with pytest.raises(UserError, match="no job service answers at --job_endpoint=localhost:1"):
         choose_runner(beam_options)
 
 
@@ -77,18 +78,64 @@ def test_other_errors_in_threads_are_still_shown(monkeypatch):
     assert threading.excepthook is hook
 
 
-def test_broken_connections_are_not_shown(monkeypatch):
+class BrokenConnectionError(grpc.RpcError):
+    """What the threads of Beam raise when a job service ends."""
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("Cannot monitor channel state: Channel closed!"), BrokenConnectionError()]
+)
+def test_broken_connections_are_not_shown(error, monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
 
     def monitor():
-        raise ValueError("Cannot monitor channel state: Channel closed!")
+        raise error
 
     with dead_worker_ends_process():
         thread = threading.Thread(target=monitor)
         thread.start()
         thread.join()
     assert seen == []
+
+
+def test_a_connection_that_breaks_a_moment_after_the_job_is_not_shown_either(monkeypatch):
+    seen, has_failed = [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+
+    def read_messages():
+        has_failed.wait()
+        time.sleep(0.1)
+        raise BrokenConnectionError
+
+    thread = threading.Thread(target=read_messages, name="wait_until_finish_read")
+
+    def run_job():
+        with dead_worker_ends_process():
+            thread.start()
+            has_failed.set()
+            raise RuntimeError("the job failed")
+
+    with pytest.raises(RuntimeError, match="the job failed"):
+        run_job()
+    thread.join()
+    assert seen == []
+
+
+def test_what_a_signal_has_hidden_stays_hidden(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def hide(_):
+        """As `launch.stopping` does."""
+
+    def receive_signal():
+        with dead_worker_ends_process():
+            threading.excepthook = hide
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        receive_signal()
+    assert threading.excepthook is hide
 
 
 @pytest.mark.parametrize("before", [None, "", "0"])
