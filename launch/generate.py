@@ -16,9 +16,10 @@ from launch import input_flags
 from launch.flag_files import flag_values, flags_as_text
 from pipeline.documents import Sentences
 from pipeline.errors import UserError
-from pipeline.generate import generate
+from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.runner import is_dry_run
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances
 from pipeline.worker_processes import worker_processes
@@ -161,13 +162,14 @@ def main(beam_flags: list[str]) -> None:
     """Generates the data set and prints a summary of it."""
     spark = _spark_options(beam_flags)
     beam_options = parse_beam_options(beam_flags)
+    is_dry = is_dry_run(beam_options)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
         reading=input_flags.read_options(_SENTENCES.value),
         vocab_file=_local_path(_VOCAB_FILE),
-        output_dir=_local_path(_OUTPUT_DIR),
-        tokenized_dir=_local_path(_TOKENIZED_DIR) if _TOKENIZED_DIR.value else None,
+        output_dir=_local_path(_OUTPUT_DIR, is_dry),
+        tokenized_dir=_local_path(_TOKENIZED_DIR, is_dry) if _TOKENIZED_DIR.value else None,
         do_lower_case=input_flags.do_lower_case(),
         strip_accents=input_flags.strip_accents(),
         word_segmenter=_WORD_SEGMENTER.value,
@@ -178,6 +180,13 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
     )
+    if is_dry:
+        work = translate(options, beam_options)
+        print(
+            f"dry run: the job was translated for Dataflow (portions: {len(work.portions):,}; "
+            f"shards: {len(work.shard_plans):,}); nothing was submitted, and nothing written"
+        )
+        return
     with worker_processes(beam_options) as processes:
         manifest = generate(
             options, beam_options, flags_as_text(sys.modules[__name__]), processes, spark
@@ -202,13 +211,13 @@ def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
     return SparkOptions(_SPARK_MASTER.value, conf)
 
 
-def _local_path(flag: flags.FlagHolder[str | None]) -> Path:
+def _local_path(flag: flags.FlagHolder[str | None], may_be_url: bool = False) -> Path:
     """The path that a flag gives.
 
     Raises:
-      UserError: the path is a URL; only the input may be one.
+      UserError: the path is a URL, which only the input may be, or what a dry run does not write.
     """
-    if "://" in (value := flag.value or ""):
+    if "://" in (value := flag.value or "") and not may_be_url:
         raise UserError(
             f"--{flag.name}={value} is a URL: give a directory on a file system that all workers "
             "mount"

@@ -11,9 +11,11 @@ import grpc
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
     StandardOptions,
+    TestOptions,
     WorkerOptions,
 )
 
@@ -35,8 +37,8 @@ def choose_runner(beam_options: PipelineOptions) -> None:
     """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
 
     Raises:
-      UserError: the runner or its mode silently drops records, its job service does not answer, or
-        an option says not to wait for the job.
+      UserError: the runner or its mode silently drops records, its job service does not answer, an
+        option says not to wait for the job, or it is a dry run of a runner that knows none.
     """
     standard = beam_options.view_as(StandardOptions)
     # `DirectRunner` would first try to download another runner.
@@ -63,7 +65,21 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         raise UserError(
             f"remove {refused}: the command must wait for the job, then write the manifest"
         )
+    if is_dry_run(beam_options):
+        if short_name(standard.runner) != "dataflowrunner":
+            raise UserError("only --runner=DataflowRunner knows --dry_run; remove it")
+        # Without it, Beam would look for one in the cloud.
+        if not (beam_options.view_as(GoogleCloudOptions).temp_location or "").startswith("gs://"):
+            raise UserError("a dry run needs --temp_location=gs://BUCKET/DIRECTORY")
     check_services(beam_options)
+
+
+def is_dry_run(beam_options: PipelineOptions) -> bool:
+    """Whether the job is only to be translated, and makes the option what it means to Beam."""
+    test = beam_options.view_as(TestOptions)
+    # Beam would take any word for true.
+    test.dry_run = str(test.dry_run).lower() not in ("false", "0", "no", "")
+    return test.dry_run
 
 
 def is_embedded(beam_options: PipelineOptions) -> bool:

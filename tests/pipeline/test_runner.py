@@ -8,13 +8,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
 
 from pipeline.errors import UserError
 from pipeline.runner import (
     choose_runner,
     dead_worker_ends_process,
     environment_of_workers,
+    is_dry_run,
 )
 
 
@@ -42,6 +43,33 @@ def test_services_are_checked():
 def test_options_not_to_wait_for_the_job_are_refused(flag):
     with pytest.raises(UserError, match=flag.partition("=")[0]):
         choose_runner(PipelineOptions(["--runner=FlinkRunner", flag]))
+
+
+DATAFLOW = ["--runner=DataflowRunner", "--temp_location=gs://bucket/temp"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--dry_run=True"], "only --runner=DataflowRunner knows --dry_run"),
+        (["--runner=FlinkRunner", "--dry_run=yes"], "only --runner=DataflowRunner knows --dry_run"),
+        (["--runner=DataflowRunner", "--dry_run=True"], "a dry run needs --temp_location=gs://"),
+        ([*DATAFLOW, "--dry_run=True", "--temp_location=/tmp/x"], "needs --temp_location=gs://"),
+    ],
+)
+def test_a_dry_run_is_for_dataflow_and_its_store(flags, says):
+    with pytest.raises(UserError, match=says):
+        choose_runner(PipelineOptions(flags))
+
+
+@pytest.mark.parametrize(
+    ("word", "is_dry"), [("True", True), ("1", True), ("False", False), ("0", False)]
+)
+def test_a_dry_run_is_what_its_word_says(word, is_dry):
+    beam_options = PipelineOptions([*DATAFLOW, f"--dry_run={word}"])
+    choose_runner(beam_options)
+    assert beam_options.view_as(TestOptions).dry_run is is_dry
+    assert is_dry_run(beam_options) is is_dry
 
 
 def test_the_death_of_a_worker_ends_the_process_with_a_message():
