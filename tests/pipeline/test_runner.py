@@ -8,7 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TestOptions
+from apache_beam.options import pipeline_options
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from pipeline.errors import UserError
 from pipeline.runner import (
@@ -68,7 +69,7 @@ def test_a_dry_run_is_for_dataflow_and_its_store(flags, says):
 def test_a_dry_run_is_what_its_word_says(word, is_dry):
     beam_options = PipelineOptions([*DATAFLOW, f"--dry_run={word}"])
     choose_runner(beam_options)
-    assert beam_options.view_as(TestOptions).dry_run is is_dry
+    assert beam_options.view_as(pipeline_options.TestOptions).dry_run is is_dry
     assert is_dry_run(beam_options) is is_dry
 
 
