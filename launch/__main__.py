@@ -1,5 +1,6 @@
 """The command `clozemill VERB --flag=value …`; `python -m launch` is the same."""
 
+import gc
 import sys
 
 from launch.stopping import at_once, stopping
@@ -12,6 +13,7 @@ def main() -> None:
             # Imported late, because signals may already come while this takes its time.
             from launch.command_line import run  # noqa: PLC0415
         code = run(sys.argv[1:])
+    gc.freeze()  # otherwise Python looks for garbage several times as it exits
     sys.exit(code)
 
 

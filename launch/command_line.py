@@ -3,6 +3,7 @@
 Exit codes: 0 for success, 1 for a failure, 2 for wrong flags; one line says why.
 """
 
+import gc
 import importlib
 import io
 import os
@@ -51,8 +52,12 @@ def run(arguments: list[str]) -> int:
         print_error("clozemill", f"unknown verb {verb!r}" if verb else "no verb given")
         print(f"\n{usage()}", file=sys.stderr)
         return 2
+    # Imports leave many objects, but hardly any garbage: do not search them, now or later.
+    gc.disable()
     with native_banners_hidden():
         module = importlib.import_module(f"launch.{verb}")
+    gc.freeze()
+    gc.enable()
     own, command = _split_command(arguments[1:], module)
     try:
         if {"--help", "-help", "-h"} & set(own):

@@ -6,11 +6,12 @@ workers. Apache Beam's options (--runner, --direct_num_workers, …) are also ac
 
 import argparse
 import logging as python_logging
+import multiprocessing
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
-from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions
 
 from launch import input_flags
 from launch.flag_files import flag_values, flags_as_text
@@ -19,10 +20,12 @@ from pipeline.errors import UserError
 from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
-from pipeline.runner import is_dry_run
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances
 from pipeline.worker_processes import worker_processes
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 PASSES_ON_UNKNOWN_FLAGS = True
 SHARED_FLAGS = (input_flags,)
@@ -161,8 +164,11 @@ flags.DEFINE_integer(
 def main(beam_flags: list[str]) -> None:
     """Generates the data set and prints a summary of it."""
     spark = _spark_options(beam_flags)
-    beam_options = parse_beam_options(beam_flags)
-    is_dry = is_dry_run(beam_options)
+    _hide_messages_of_beam()
+    number, beam_options = 0 if spark else _processes_of(beam_flags), None
+    if number is None:
+        number, beam_options = parse_beam_options(beam_flags)
+    is_dry = beam_options is not None and _is_dry_run(beam_options)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
@@ -180,14 +186,14 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
     )
-    if is_dry:
+    if is_dry and beam_options:
         work = translate(options, beam_options)
         print(
             f"dry run: the job was translated for Dataflow (portions: {len(work.portions):,}; "
             f"shards: {len(work.shard_plans):,}); nothing was submitted, and nothing written"
         )
         return
-    with worker_processes(beam_options) as processes:
+    with worker_processes(number) as processes:
         manifest = generate(
             options, beam_options, flags_as_text(sys.modules[__name__]), processes, spark
         )
@@ -211,6 +217,12 @@ def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
     return SparkOptions(_SPARK_MASTER.value, conf)
 
 
+def _is_dry_run(beam_options: "PipelineOptions") -> bool:
+    from pipeline.runner import is_dry_run  # noqa: PLC0415 - it imports Beam
+
+    return is_dry_run(beam_options)
+
+
 def _local_path(flag: flags.FlagHolder[str | None], may_be_url: bool = False) -> Path:
     """The path that a flag gives.
 
@@ -225,18 +237,47 @@ def _local_path(flag: flags.FlagHolder[str | None], may_be_url: bool = False) ->
     return Path(value)
 
 
-def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
-    """Parses Beam's options.
-
-    Raises:
-      flags.Error: a flag is not one of Beam's either; Beam itself would ignore it.
-    """
+def _hide_messages_of_beam() -> None:
     # Beam logs much that helps only its developers, and every exception twice.
     python_logging.getLogger("apache_beam").setLevel(python_logging.WARNING)
     for logger in _LOGGERS_OF_EXCEPTIONS:
         python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
-    python_logging.getLogger().addFilter(_is_not_from_job_service)
+    python_logging.getLogger().addFilter(_helps)
     python_logging.getLogger("PrismJobServer").addFilter(_is_not_json)
+
+
+def _processes_of(beam_flags: list[str]) -> int | None:
+    """The number of worker processes, if the flags ask nothing else of Beam; otherwise None.
+
+    So that they can be forked before Beam is imported, which takes half a second.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--direct_running_mode", choices=["in_memory", "multi_processing"])
+    parser.add_argument("--direct_num_workers", type=int, default=1)
+    try:
+        known, others = parser.parse_known_args(beam_flags)
+    except argparse.ArgumentError:
+        return None
+    if others or known.direct_num_workers < 0:
+        return None
+    if known.direct_running_mode != "multi_processing":
+        return 1
+    return known.direct_num_workers or multiprocessing.cpu_count()
+
+
+def parse_beam_options(beam_flags: list[str]) -> "tuple[int, PipelineOptions]":
+    """Parses Beam's options.
+
+    Returns:
+      The number of worker processes on this machine, and the options.
+
+    Raises:
+      flags.Error: a flag is not one of Beam's either; Beam itself would ignore it.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions, WorkerOptions  # noqa: PLC0415
+
+    from pipeline.runner import num_processes  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     known = PipelineOptions(beam_flags)
     for options in PipelineOptions.__subclasses__():
@@ -252,12 +293,12 @@ def parse_beam_options(beam_flags: list[str]) -> PipelineOptions:
         workers.default_sdk_harness_log_level = "ERROR"
     if workers.sdk_harness_log_level_overrides is None:
         workers.sdk_harness_log_level_overrides = dict.fromkeys(_LOGGERS_OF_EXCEPTIONS, "CRITICAL")
-    return known
+    return num_processes(known), known
 
 
-def _is_not_from_job_service(record: python_logging.LogRecord) -> bool:
-    """Filters out a job service's messages; the reason of a job's failure is also raised."""
-    return record.module != "portable_runner"
+def _helps(record: python_logging.LogRecord) -> bool:
+    """Filters out a job service's messages, whose failure is also raised, and those of imports."""
+    return record.module != "portable_runner" and "apitools not found" not in str(record.msg)
 
 
 def _is_not_json(record: python_logging.LogRecord) -> bool:

@@ -45,10 +45,9 @@ Files beside the flow::
     json_files           JSON files with a digest of themselves, checked when they are read
     directories          the places of finished and unfinished files of a data set
     receipts             the record of a finished file, which is not made again
-    runner               the choice of Beam's runner, and guards against its failures
+    runner               the choice of Beam's runner, and a guard around all
     portable_runner      checks and guards for runners whose workers others start
-    worker_processes     processes for the default runner, forked before there is any work
-    embedded_runner      the default runner, whose workers end with this process
+    worker_processes     processes of this machine, forked before Beam is imported
     sample               a part of the text, read first to see what the options make of it
     disk_space           the size that is expected, and whether the disks have room for it
     progress             progress bars and log lines

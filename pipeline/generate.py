@@ -2,10 +2,9 @@
 
 import unicodedata
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.buckets import BucketPlan
 from pipeline.directories import Directories
@@ -14,7 +13,6 @@ from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
-from pipeline.graph import run_on_beam
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
@@ -24,16 +22,18 @@ from pipeline.portions import plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
-from pipeline.runner import choose_runner
-from pipeline.sample import take_sample
+from pipeline.sample import Sample, take_sample
 from pipeline.shards import plan_shards
 from pipeline.spark import SparkOptions, check_spark, run_on_spark
-from pipeline.stages import Work, read_results
+from pipeline.stages import TokenizePortion, Work, read_results
 from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
 from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
-from pipeline.worker_processes import WorkerProcess
+from pipeline.worker_processes import WorkerProcesses
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 # Increase this with every change to the results of tokenizing, sentence splitting or bucketing.
 TOKENIZED_FORMAT_VERSION = 3
@@ -43,9 +43,9 @@ INSTANCE_FORMAT_VERSION = 2
 
 def generate(
     options: GenerateOptions,
-    beam_options: PipelineOptions,
+    beam_options: "PipelineOptions | None" = None,
     flags: str = "",
-    processes: list[WorkerProcess] | None = None,
+    processes: WorkerProcesses | None = None,
     spark: SparkOptions | None = None,
 ) -> Manifest:
     """Makes the data set in `options.output_dir` and returns its manifest.
@@ -55,9 +55,9 @@ def generate(
 
     Args:
       options: what to make, of what.
-      beam_options: how Beam runs it.
+      beam_options: how Beam runs it; None: on its embedded runner, without further options.
       flags: the content of the data set's flags.txt.
-      processes: what `worker_processes` has forked for it; without any, Beam starts its own.
+      processes: those that do the work on the embedded runner; without any, this process does it.
       spark: the Spark cluster that does the work; None: Beam does it.
 
     Raises:
@@ -66,7 +66,9 @@ def generate(
     """
     if spark:
         check_spark(spark)
-    else:
+    elif beam_options:
+        from pipeline.runner import choose_runner  # noqa: PLC0415 - it takes time, see below
+
         choose_runner(beam_options)
     vocabulary = vocabulary_of(options.vocab_file)
     if repeated := vocabulary.repeated_tokens():
@@ -105,13 +107,8 @@ def generate(
         directories.prepare(vocabulary.content, tokenization_plan, shard_plan, options.overwrite)
         # A copy, because the given file may have been in the directory that was discarded.
         options = replace(options, vocab_file=directories.vocabulary)
-        sample = take_sample(work.portions, options.reading)
-        expected = expected_size(sample, options, work.buckets)
-        logging.info("expected size: %s", expected)
-        check_disk_space(expected, directories)
-        if case := case_line(sample, options):
-            logging.warning("%s", case)
-        results = _do(work, beam_options, processes or [], spark)
+        sample, case = _do(work, options, beam_options, processes, spark)
+        results = read_results(work)
         results.corpus.update(
             input_files=len(files),
             input_bytes=sum(file.size for file in files),
@@ -138,7 +135,7 @@ def generate(
     return manifest
 
 
-def translate(options: GenerateOptions, beam_options: PipelineOptions) -> Work:
+def translate(options: GenerateOptions, beam_options: "PipelineOptions") -> Work:
     """Translates the job for Dataflow, but submits and writes nothing: Beam's --dry_run.
 
     It needs no network, unless the input is there.
@@ -153,30 +150,51 @@ def translate(options: GenerateOptions, beam_options: PipelineOptions) -> Work:
     Raises:
       UserError: the input, the vocabulary or an option is unusable.
     """
+    from pipeline.graph import run_on_beam  # noqa: PLC0415 - they take time to import
+    from pipeline.runner import choose_runner  # noqa: PLC0415
+
     choose_runner(beam_options)
     vocabulary_of(options.vocab_file)
     directories = Directories(options.output_dir, options.tokenized_dir)
     work = _plan_work(options, _input_files(options, directories), directories)
-    run_on_beam(work, beam_options, [])
+    run_on_beam(work, beam_options, None)
     return work
 
 
 def _do(
     work: Work,
-    beam_options: PipelineOptions,
-    processes: list[WorkerProcess],
+    options: GenerateOptions,
+    beam_options: "PipelineOptions | None",
+    processes: WorkerProcesses | None,
     spark: SparkOptions | None,
-) -> BuildResults:
+) -> tuple[Sample, str | None]:
+    """Makes all shards; checks before that, or while the processes work, what is to be expected.
+
+    Returns:
+      A sample of the text, and the result of `case_line` for it.
+    """
     try:
-        num_bytes, num_shards = work.buckets.corpus_bytes, len(work.shard_plans)
-        with report_progress(work.directories, num_bytes, num_shards):
+        if processes:
+            processes.start_ahead(TokenizePortion(work), enumerate(work.portions))
+        sample = take_sample(work.portions, options.reading)
+        expected = expected_size(sample, options, work.buckets)
+        logging.info("expected size: %s", expected)
+        check_disk_space(expected, work.directories)
+        if case := case_line(sample, options):
+            logging.warning("%s", case)
+        with report_progress(work.directories, work.buckets.corpus_bytes, len(work.shard_plans)):
             if spark:
                 run_on_spark(work, spark)
             else:
+                # Beam takes half a second to import, in which the processes already work.
+                from pipeline.graph import run_on_beam  # noqa: PLC0415
+
                 run_on_beam(work, beam_options, processes)
     finally:
+        if processes:
+            processes.end()
         work.directories.remove_leftovers()  # of workers that were killed
-    return read_results(work)
+    return sample, case
 
 
 def _warn_of_few_predictions(options: InstanceOptions) -> None:

@@ -4,16 +4,18 @@ Beam's shuffle carries only what the stages give each other, file names and buck
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.worker.statesampler import StateSampler
+from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.corpus import RowGroup
-from pipeline.embedded_runner import EmbeddedRunner
 from pipeline.failures import as_user_error, step_errors_marked
 from pipeline.portable_runner import first_worker_awaited, no_deadline_of_jobs
-from pipeline.runner import EMBEDDED_RUNNER, dead_worker_ends_process, environment_of_workers
+from pipeline.runner import broken_connections_hidden, choose_runner
 from pipeline.shards import ShardPlan
 from pipeline.stages import (
     BucketKey,
@@ -24,32 +26,36 @@ from pipeline.stages import (
     Work,
     key_of,
 )
-from pipeline.worker_processes import WorkerProcess
+from pipeline.worker_processes import WorkerProcesses
+
+# At the end of a bundle, Beam waits for its sampler of times, which sleeps up to 0.2 seconds.
+_MILLISECONDS_OF_SAMPLER = 5
 
 
-def run_on_beam(work: Work, beam_options: PipelineOptions, processes: list[WorkerProcess]) -> None:
+def run_on_beam(
+    work: Work, beam_options: PipelineOptions | None, processes: WorkerProcesses | None
+) -> None:
     """Does all work on one of Beam's runners.
 
     Args:
       work: what to do.
-      beam_options: how Beam runs it.
-      processes: what `worker_processes` has forked for it; without any, Beam starts its own.
+      beam_options: how Beam runs it, after `choose_runner`; None: on its embedded runner.
+      processes: those that do the work on the embedded runner; without any, this process does it.
 
     Raises:
-      UserError: a worker cannot read the text, or the runner fails.
+      UserError: a worker cannot read the text or has died, or the runner fails.
       OSError: a worker cannot write a file.
     """
-    runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER  # Beam forgets it
-    embedded = EmbeddedRunner(processes) if runner == EMBEDDED_RUNNER else None
+    if beam_options is None:
+        beam_options = PipelineOptions([])
+        choose_runner(beam_options)
+    StateSampler.__init__.__defaults__ = (_MILLISECONDS_OF_SAMPLER,)
+    runner = beam_options.view_as(StandardOptions).runner or ""  # Beam forgets it on the way
     job = None
     try:
-        with (
-            dead_worker_ends_process(),
-            environment_of_workers(beam_options),
-            no_deadline_of_jobs(),
-        ):
-            root = beam.Pipeline(embedded, beam_options)
-            _add_stages(root, work)
+        with broken_connections_hidden(), no_deadline_of_jobs():
+            root = beam.Pipeline(options=beam_options)
+            _add_stages(root, work, processes)
             job = root.run()
             with first_worker_awaited(job, runner, beam_options, work.directories.sign_of_worker):
                 job.wait_until_finish()
@@ -61,12 +67,15 @@ def run_on_beam(work: Work, beam_options: PipelineOptions, processes: list[Worke
         raise as_user_error(error, runner) from error
 
 
-def _add_stages(root: beam.Pipeline, work: Work) -> None:
+def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | None) -> None:
+    def map_of(stage: Stage) -> beam.DoFn:
+        return _HandOut(stage, processes) if processes else _Process(stage)
+
     row_groups = (
         root
         | "Portions" >> beam.Create(list(enumerate(work.portions)))
         | "SpreadPortions" >> beam.Reshuffle()
-        | "Tokenize" >> beam.ParDo(_Process(TokenizePortion(work)))
+        | "Tokenize" >> beam.ParDo(map_of(TokenizePortion(work)))
     )
     duplicates = []
     if work.num_partitions:
@@ -76,7 +85,7 @@ def _add_stages(root: beam.Pipeline, work: Work) -> None:
             | "Partitions" >> beam.Create(range(work.num_partitions))
             | "SpreadPartitions" >> beam.Reshuffle()
             | "FindDuplicates"
-            >> beam.ParDo(_Process(FindDuplicates(work)), beam.pvalue.AsSingleton(num_row_groups))
+            >> beam.ParDo(map_of(FindDuplicates(work)), beam.pvalue.AsSingleton(num_row_groups))
         )
         duplicates = [beam.pvalue.AsList(found)]
     plans = root | "Plans" >> beam.Create(
@@ -87,7 +96,7 @@ def _add_stages(root: beam.Pipeline, work: Work) -> None:
         | "GroupByBucket" >> beam.CoGroupByKey()
         | "Shards" >> beam.FlatMap(_pair_plans_with_row_groups)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Build" >> beam.ParDo(_Process(BuildShard(work)), *duplicates)
+        | "Build" >> beam.ParDo(map_of(BuildShard(work)), *duplicates)
     )
 
 
@@ -105,6 +114,25 @@ class _Process(beam.DoFn):
         """Does the work; as side inputs, it has what must be done before."""
         with step_errors_marked():
             yield from self._stage.process(item)
+
+
+class _HandOut(beam.DoFn):
+    """A stage's work on each item, done by worker processes: on all items of a bundle at once."""
+
+    def __init__(self, stage: Stage, processes: WorkerProcesses):
+        self._stage = stage
+        self._processes = processes
+
+    def start_bundle(self) -> None:
+        self._started: list[Future[list[Any]]] = []
+
+    def process(self, item: Any, *_awaited: Any) -> None:
+        """Starts the work; as side inputs, it has what must be done before."""
+        self._started.append(self._processes.start(self._stage, item))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Waits for the work."""
+        yield from map(GlobalWindows.windowed_value, self._processes.results(self._started))
 
 
 def _pair_plans_with_row_groups(

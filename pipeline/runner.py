@@ -1,8 +1,6 @@
-"""Beam's runner: the default, the refused ones, and guards for the embedded one."""
+"""Beam's runner: the default, the refused ones, and a guard around all."""
 
-import json
-import os
-import tempfile
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +14,17 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
     TestOptions,
-    WorkerOptions,
 )
 
 from pipeline.errors import UserError
 from pipeline.failures import EMBEDDED_RUNNER
-from pipeline.portable_runner import check_services, end_process, short_name
+from pipeline.portable_runner import check_services, short_name
 
-# The message that Beam raises, in a separate thread, when a worker of `multi_processing` dies.
-BEAMS_MESSAGE = "Worker subprocess exited"
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
 # Beam's thread that reads a job's messages. It fails a moment later than the wait for the job.
 _READER_OF_MESSAGES = "wait_until_finish_read"
 _SECONDS_TO_READ = 2.0
-_OPTIONS_FILE_VARIABLE = "PIPELINE_OPTIONS_FILE"
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
@@ -46,7 +40,8 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         standard.runner = EMBEDDED_RUNNER
     if short_name(standard.runner) == "daskrunner":
         raise UserError("--runner=DaskRunner silently drops outputs; use another runner")
-    multi_threading = beam_options.view_as(DirectOptions).direct_running_mode == "multi_threading"
+    direct = beam_options.view_as(DirectOptions)
+    multi_threading = direct.direct_running_mode == "multi_threading"
     timed_flush = beam_options.view_as(DebugOptions).lookup_experiment("data_buffer_time_limit_ms")
     if multi_threading or timed_flush:
         refused = (
@@ -55,6 +50,7 @@ def choose_runner(beam_options: PipelineOptions) -> None:
             else "--experiments=data_buffer_time_limit_ms"
         )
         raise UserError(f"{refused} loses records; use --direct_running_mode=multi_processing")
+    direct.direct_running_mode = "in_memory"  # Beam's part; the worker processes are ours
     portable = beam_options.view_as(PortableOptions)
     if standard.no_wait_until_finish or portable.output_executable_path:
         refused = (
@@ -82,6 +78,16 @@ def is_dry_run(beam_options: PipelineOptions) -> bool:
     return test.dry_run
 
 
+def num_processes(beam_options: PipelineOptions) -> int:
+    """The number of worker processes that the embedded runner is to use; 0 for other runners."""
+    if not is_embedded(beam_options):
+        return 0
+    direct = beam_options.view_as(DirectOptions)
+    if direct.direct_running_mode != "multi_processing":
+        return 1
+    return direct.direct_num_workers or multiprocessing.cpu_count()
+
+
 def is_embedded(beam_options: PipelineOptions) -> bool:
     """Whether Beam's embedded runner is to run the job."""
     runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER
@@ -89,49 +95,14 @@ def is_embedded(beam_options: PipelineOptions) -> bool:
 
 
 @contextmanager
-def environment_of_workers(beam_options: PipelineOptions) -> Iterator[None]:
-    """Sets what the worker processes of `multi_processing` inherit: the log levels and a safe path.
-
-    Beam starts these processes without options, at level INFO. But they read a file of options that
-    an environment variable names. With a safe path, they do not import what lies in the current
-    directory instead of our modules.
-    """
-    workers = beam_options.view_as(WorkerOptions)
-    names = ("default_sdk_harness_log_level", "sdk_harness_log_level_overrides")
-    levels = {name: getattr(workers, name) for name in names if getattr(workers, name)}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(levels, file)
-        file.flush()
-        before = dict(os.environ)
-        os.environ |= {_OPTIONS_FILE_VARIABLE: file.name, "PYTHONSAFEPATH": "1"}
-        try:
-            yield
-        finally:
-            for name in (_OPTIONS_FILE_VARIABLE, "PYTHONSAFEPATH"):
-                del os.environ[name]
-            os.environ |= before
-
-
-@contextmanager
-def dead_worker_ends_process() -> Iterator[None]:
-    """Ends this process with a message and exit code 1 if a worker process dies within the block.
-
-    Beam itself would wait forever. An exception would not help, because Beam's threads would still
-    wait for the worker's answer.
-    """
+def broken_connections_hidden() -> Iterator[None]:
+    """Hides gRPC's errors in threads within the block; a later error of Beam says more."""
     previous_hook = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         error = arguments.exc_value
-        if isinstance(error, grpc.RpcError) or _CLOSED_CHANNEL in str(error):
-            return  # a broken connection; a later error says more
-        if BEAMS_MESSAGE not in str(error):
+        if not isinstance(error, grpc.RpcError) and _CLOSED_CHANNEL not in str(error):
             previous_hook(arguments)
-            return
-        end_process(
-            f"a worker process died ({error}), perhaps because memory ran out: run the same "
-            "command again to resume; fewer --direct_num_workers need less memory"
-        )
 
     threading.excepthook = hook
     try:

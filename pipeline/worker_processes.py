@@ -1,143 +1,129 @@
-"""Worker processes for Beam's embedded runner, which are forked before there is any work.
+"""Worker processes on this machine, which do the work while Beam hands it out.
 
-Beam would start each of them as a new Python, which takes a second to import everything again.
+They are forked first of all. So they import nothing anew, inherit no lock that a thread holds, and
+do not contain Beam. They begin to tokenize while Beam is imported, which takes half a second.
 """
 
-import json
-import logging
+import ctypes
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
-from apache_beam.portability.api import endpoints_pb2
-from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
-    GrpcServer,
-    GrpcWorkerHandler,
-    StateServicer,
-)
-from apache_beam.runners.worker import sdk_worker_main
-from apache_beam.runners.worker.worker_id_interceptor import WorkerIdInterceptor
-from google.protobuf import text_format
-
-from pipeline.runner import BEAMS_MESSAGE, is_embedded
+from pipeline.errors import UserError
+from pipeline.failures import step_errors_marked
+from pipeline.stages import Stage
 
 _STOPPING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
-class WorkerProcess:
-    """A process that waits for its environment variables, then works until Beam ends it.
+class WorkerProcesses:
+    """A number of processes that do the work of stages.
 
-    It ignores the signals that stop a program, as a terminal sends Ctrl-C to all processes: only
-    its parent ends it, or its parent's death.
-
-    Args:
-      others: the other processes that this one has forked and not yet given work.
+    They ignore the signals that stop a program, as a terminal sends Ctrl-C to all processes: only
+    their parent ends them, or its death.
     """
 
-    def __init__(self, others: "list[WorkerProcess]"):
-        environment, self._environment = os.pipe()
+    def __init__(self, number: int):
+        global _of_this_process  # noqa: PLW0603 - see `__reduce__`
+        _of_this_process = self
+        fork = multiprocessing.get_context("fork")
+        self._executor = ProcessPoolExecutor(number, fork, _begin)
+        self._ahead: dict[Any, Future[list[Any]]] = {}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING_SIGNALS)
-        self._pid = os.fork()
-        if not self._pid:
-            with suppress(BaseException):
-                for each in (self, *others):
-                    os.close(each._environment)  # the parent's death must close the last copy
-                _work(environment)
-            os._exit(1)
+        self._executor.submit(os.getpid)  # the first call forks all of them
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(environment)
 
-    def start(self, environment: dict[str, str]) -> None:
-        """Makes it work with these environment variables."""
-        with os.fdopen(self._environment, "w") as pipe:
-            json.dump(environment, pipe)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Beam pickles all that is in its graph, even what stays in this process."""
+        return _processes, ()
+
+    def start_ahead(self, stage: Stage, items: Iterable[Any]) -> None:
+        """Starts the work on items that can be told from each other by their hash."""
+        self._ahead = {item: self._submit(stage, item) for item in items}
+
+    def start(self, stage: Stage, item: Any) -> Future[list[Any]]:
+        """Starts the work on an item, if that was not started ahead."""
+        if self._ahead and (started := self._ahead.pop(item, None)):
+            return started
+        return self._submit(stage, item)
+
+    def results(self, started: Sequence[Future[list[Any]]]) -> Iterator[Any]:
+        """Yields what comes of some items when all of them are done.
+
+        Raises:
+          UserError: the input cannot be read, or a process died.
+          StepError: the work on an item failed in another way.
+        """
+        with _death_reported():
+            for future in as_completed(started):
+                future.result()  # the first error counts
+        for future in started:
+            yield from future.result()
+
+    def _submit(self, stage: Stage, item: Any) -> Future[list[Any]]:
+        with _death_reported():
+            return self._executor.submit(_process, stage, item)
 
     def end(self) -> None:
-        """Ends it, if it has no work yet."""
-        os.close(self._environment)
-        self.wait()
+        """Ends them, whatever they do."""
+        for process in multiprocessing.active_children():
+            process.kill()
+        self._executor.shutdown(cancel_futures=True)
 
-    def wait(self) -> int:
-        """Waits for its end and returns its exit code; that of a signal is negative."""
-        _, status = os.waitpid(self._pid, 0)
-        return os.waitstatus_to_exitcode(status)
+
+_of_this_process: WorkerProcesses | None = None
+_stage: Stage | None = None  # the one that this worker has loaded
 
 
 @contextmanager
-def worker_processes(beam_options: PipelineOptions) -> Iterator[list[WorkerProcess]]:
-    """Yields the processes that the embedded runner needs; none if it needs none.
-
-    They must be forked before there is a thread of gRPC, of Arrow or of an object store.
-    """
-    direct = beam_options.view_as(DirectOptions)
-    is_needed = is_embedded(beam_options) and direct.direct_running_mode == "multi_processing"
-    processes: list[WorkerProcess] = []
-    if is_needed:
-        for _ in range(direct.direct_num_workers or multiprocessing.cpu_count()):
-            processes.append(WorkerProcess(processes))
+def worker_processes(number: int) -> Iterator[WorkerProcesses | None]:
+    """Yields that many processes, or None instead of none. There must be no other threads yet."""
+    processes = WorkerProcesses(number) if number else None
     try:
         yield processes
     finally:
-        for process in processes:
-            process.end()
+        if processes:
+            processes.end()
 
 
-class ForkedWorkerHandler(GrpcWorkerHandler):
-    """What Beam needs of a worker: to start it, and to wait until it has stopped.
-
-    Args:
-      processes: those that have no work yet; one is taken from them.
-    """
-
-    def __init__(
-        self,
-        processes: list[WorkerProcess],
-        _payload: bytes,
-        state: StateServicer,
-        provision_info: ExtendedProvisionInfo,
-        grpc_server: GrpcServer,
-    ):
-        super().__init__(state, provision_info, grpc_server)
-        self._process = processes.pop()
-        self._thread = threading.Thread(target=self._wait)
-
-    def start_worker(self) -> None:
-        """Gives the process its work."""
-        control = endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
-        self._process.start(
-            {
-                **os.environ,
-                "WORKER_ID": self.worker_id,
-                "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(control),
-            }
-        )
-        self._thread.start()
-
-    def stop_worker(self) -> None:
-        """Waits for the end of the process."""
-        self._thread.join()
-
-    def _wait(self) -> None:
-        if code := self._process.wait():
-            raise RuntimeError(f"{BEAMS_MESSAGE} with return code {code}")
+@contextmanager
+def _death_reported() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps because memory ran out: run the same command again to "
+            "resume; fewer --direct_num_workers need less memory"
+        ) from error
 
 
-def _work(environment: int) -> None:
+def _processes() -> WorkerProcesses | None:
+    return _of_this_process
+
+
+def _begin() -> None:
+    """Makes a process ignore signals, and die with its parent."""
+    signal.set_wakeup_fd(-1)
     for number in _STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING_SIGNALS)
-    with os.fdopen(environment) as pipe:
-        content = pipe.read()
-    if content:
-        os.environ.update(json.loads(content))
-        WorkerIdInterceptor._worker_id = os.environ["WORKER_ID"]  # read when it was imported
-        _, harness, _ = sdk_worker_main.create_harness(os.environ)
-        logging.getLogger("apache_beam").setLevel(logging.NOTSET)  # the options' level counts
-        harness.run()
-    os._exit(0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _process(stage: Stage, item: Any) -> list[Any]:
+    """The work on an item; a stage is loaded once, and forgotten when the next one begins."""
+    global _stage  # noqa: PLW0603 - of this process
+    with step_errors_marked():
+        if type(_stage) is not type(stage):
+            _stage = None
+            stage.load()
+            _stage = stage
+        return list(_stage.process(item))

@@ -1,9 +1,23 @@
-"""One line at the end says what skipped tests need."""
+"""Processes that start at once; and one line at the end says what skipped tests need."""
 
+import multiprocessing.forkserver
 import re
 from collections import Counter
 
+import pytest
+
 MISSING_PACKAGE = re.compile(r"could not import '([\w.]+)'.*", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def preload():
+    """A function that makes a module's processes forks of one that has imported these modules.
+
+    They are those of `multiprocessing` with its method forkserver.
+    """
+    yield lambda *modules: multiprocessing.set_forkserver_preload(list(modules))
+    # The processes of the next module are forks of another one.
+    multiprocessing.forkserver._forkserver._stop()
 
 
 def pytest_terminal_summary(terminalreporter):

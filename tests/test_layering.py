@@ -119,7 +119,8 @@ def test_importing_all_of_modeling_loads_no_beam():
 @pytest.mark.parametrize(
     ("verb", "needed", "unwanted"),
     [
-        ("generate", "apache_beam", {"keras", "tensorflow", "modeling"}),
+        # It imports Beam while its worker processes are at work.
+        ("generate", "pyarrow", {"keras", "tensorflow", "apache_beam", "grpc", "modeling"}),
         ("adopt", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         ("verify", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         # Before the backend is chosen, and at once for --help.

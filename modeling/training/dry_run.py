@@ -44,7 +44,7 @@ def dry_run(
     learner = new_learner(config, options)
     parameters = learner.model.count_params()
     row = manifest.row_limits
-    instance = "sequence" if row.sequences == 1 else "row"
+    instance, records = ("sequence", "instances") if row.sequences == 1 else ("row", "rows")
     yield f"device               {describe_devices(device_names())}"
     if replicas.count > 1:
         described = describe_group(group, replicas.count, options.train_batch_size)
@@ -62,7 +62,7 @@ def dry_run(
     instances = sum(shard.instances for shard in shards)
     trained = options.num_train_steps * options.train_batch_size
     yield (
-        f"data                 {instances:,} instances in {passes} passes, "
+        f"data                 {instances:,} {records} in {passes} passes, "
         f"{instances / passes / options.train_batch_size:,.3g} steps per pass"
     )
     if instances:

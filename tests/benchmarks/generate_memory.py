@@ -49,8 +49,12 @@ def measure(directory, documents, vocab_file):
     single = {}
     for megabytes in (20, 40, 400):
         write_documents(directory / "text.txt", documents, megabytes)
-        single[megabytes] = peaks_of(megabytes)[0]
-        print(f"{megabytes:3} MB of text, one worker: {single[megabytes]:5,.0f} MB", flush=True)
+        parent, single[megabytes] = peaks_of(megabytes)[:2]
+        print(
+            f"{megabytes:3} MB of text, one worker process: {single[megabytes]:5,.0f} MB, its "
+            f"parent {parent:,.0f} MB",
+            flush=True,
+        )
     parent, *workers = peaks_of(400, **TWO_WORKERS)[:3]
     two = " and ".join(f"{peak:,.0f}" for peak in workers)
     print(f"400 MB of text, two worker processes: {two} MB, their parent {parent:,.0f} MB")

@@ -96,7 +96,7 @@ def run(command, log, **environment):
         )
         while process.returncode is None:
             # Keep the last value, not the largest: before its exec, a child has its parent's peak.
-            peaks |= _peaks_of_tree(process.pid)
+            peaks |= peaks_of_tree(process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(SECONDS_BETWEEN_POLLS)
         seconds = time.perf_counter() - start
@@ -135,7 +135,7 @@ class Server:
 
     def peak_megabytes(self):
         """Returns the peak resident memory so far."""
-        return _peaks_of_tree(self._process.pid)[self._process.pid]
+        return peaks_of_tree(self._process.pid)[self._process.pid]
 
     def end(self):
         self._process.communicate()
@@ -151,7 +151,7 @@ def serve(work):
         print(time.perf_counter() - started, flush=True)
 
 
-def _peaks_of_tree(pid):
+def peaks_of_tree(pid):
     """Returns the peak memory so far of a process and its descendants in megabytes, by process ID.
 
     `ru_maxrss` would not do: it is never less than the memory of the parent process.

@@ -1,8 +1,10 @@
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +107,41 @@ def serving(verb):
     yield run
     process.stdin.close()
     process.wait(timeout=60)
+
+
+# What a fork does, with its outputs in files.
+FORK = """
+import os, sys
+for number, output in enumerate(outputs, 1):
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+os.chdir(directory)
+os.environ["PATH"] = path
+import launch.__main__
+sys.argv = ["clozemill", *arguments]
+launch.__main__.main()
+"""
+
+
+@pytest.fixture(scope="session")
+def run_in_fork():
+    """A function that runs a verb in a folder, in a process that `preload` makes a fork."""
+
+    def run(verb, directory, *arguments, path=os.environ["PATH"]):
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+            variables = {
+                "outputs": outputs,
+                "directory": directory,
+                "path": str(path),
+                "arguments": [verb, *arguments],
+            }
+            context = multiprocessing.get_context("forkserver")
+            process = context.Process(target=exec, args=(FORK, variables))
+            process.start()
+            process.join(timeout=60)
+            return Result(process.exitcode, *(output.read_text("utf-8") for output in outputs))
+
+    return run
 
 
 @pytest.fixture(scope="session")

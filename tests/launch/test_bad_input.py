@@ -25,6 +25,7 @@ from pipeline.verification import verify
 ROOT = Path(__file__).parents[2]
 ENGLISH = ROOT / "data_samples" / "english.txt"
 ENGLISH_VOCAB = ROOT / "data_samples" / "english_vocab.txt"
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SHORT = ("--max_seq_length=16", "--max_predictions_per_seq=3", "--dupe_factor=1")
 
 
@@ -275,6 +276,8 @@ def test_an_unusable_corpus_is_named_and_does_not_block_the_next_command(
     where = [] if "--word_segmenter" in str(flags) else [tmp_path / name]
     assert_fails(tmp_path / name, *flags, says=[*where, *says])
     assert not (tmp_path / "data" / "manifest.json").exists()
+    if name in ("empty.txt", "blank.txt"):
+        assert not (tmp_path / "data").exists()
     assert_works(ENGLISH, "--overwrite")
 
 
@@ -306,7 +309,45 @@ def test_the_advice_on_bad_records_can_be_followed(tmp_path, assert_fails, asser
     assert statistics["corpus"]["records_skipped"] == 1
 
 
+# Flags and vocabularies that cannot be used.
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--max_seq_length=long", "max_seq_length"), ("--input_format=word", "input_format")],
+)
+def test_wrong_values_exit_2(flag, message, tmp_path, generate):
+    code, lines = generate(ENGLISH, flag)
+    assert code == 2
+    assert message in lines[0]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("missing", SPECIAL_TOKENS)
+def test_a_vocabulary_without_a_special_token_is_refused(missing, tmp_path, assert_fails):
+    vocab_file = tmp_path / "vocab.txt"
+    tokens = [token for token in SPECIAL_TOKENS if token != missing]
+    vocab_file.write_text("\n".join([*tokens, "the", "tea"]))
+    assert_fails(ENGLISH, f"--vocab_file={vocab_file}", says=[vocab_file, missing])
+
+
+def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path, assert_fails):
+    vocab_file = tmp_path / "vocab.txt"
+    vocab_file.write_text("\n".join(SPECIAL_TOKENS))
+    assert_fails(ENGLISH, f"--vocab_file={vocab_file}", says=[vocab_file, "only special tokens"])
+
+
 # Paths that cannot be used.
+
+
+def test_a_missing_input_file_is_named(tmp_path, assert_fails):
+    assert_fails(tmp_path / "missing.txt", says=[tmp_path / "missing.txt"])
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("flag", ["--output_dir=gs://bucket/data", "--tokenized_dir=gs://bucket/x"])
+def test_outputs_at_urls_are_refused(flag, assert_fails):
+    assert_fails(ENGLISH, flag, says=["gs://bucket/", "is a URL"])
 
 
 @pytest.mark.parametrize("place", ["file", "file/data", "/proc/data"])

@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def clozemill(*arguments, cwd=ROOT):
@@ -27,11 +26,11 @@ def clozemill(*arguments, cwd=ROOT):
     )
 
 
-def generate(tmp_path, *flags, input_file=SAMPLES / "english.txt", vocab_file=None):
+def generate(tmp_path, *flags):
     return clozemill(
         "generate",
-        f"--input_file={input_file}",
-        f"--vocab_file={vocab_file or SAMPLES / 'english_vocab.txt'}",
+        f"--input_file={SAMPLES / 'english.txt'}",
+        f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
         f"--output_dir={tmp_path / 'data'}",
         "--max_seq_length=32",
         "--max_predictions_per_seq=5",
@@ -78,25 +77,17 @@ def test_help_of_a_verb_lists_its_flags_with_defaults():
     assert "(default: '128')" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--runer=FlinkRunner", "--runer"),
-        ("--max_seq_length=long", "max_seq_length"),
-        ("--input_format=word", "input_format"),
-    ],
-)
-def test_wrong_flags_exit_2(tmp_path, flag, message):
-    result = generate(tmp_path, flag)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert not (tmp_path / "data").exists()
-
-
 def test_missing_required_flag_exits_2():
     result = clozemill("evaluate", "--run_dir=somewhere")
     assert result.returncode == 2
     assert "--data_dir" in result.stderr
+
+
+def test_wrong_flag_exits_2(tmp_path):
+    result = generate(tmp_path, "--runer=FlinkRunner")
+    assert result.returncode == 2
+    assert "--runer" in result.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_beam_flags_reach_beam(tmp_path):
@@ -179,50 +170,9 @@ def test_recipe_generates_a_data_set(tmp_path):
     assert manifest["statistics"]["eval"]["instances"] > 0
 
 
-def test_missing_input_file(tmp_path):
-    missing = tmp_path / "missing.txt"
-    assert_fails_with_one_line(generate(tmp_path, input_file=missing), missing)
-    assert not (tmp_path / "data").exists()
-
-
-def test_empty_corpus(tmp_path):
-    empty = tmp_path / "empty.txt"
-    empty.write_text("")
-    assert_fails_with_one_line(generate(tmp_path, input_file=empty), empty)
-    assert not (tmp_path / "data").exists()
-
-
-def test_zero_instances_leave_nothing_behind(tmp_path):
-    blank = tmp_path / "blank.txt"
-    blank.write_text("\n \n\u200b\n\n")
-    assert_fails_with_one_line(generate(tmp_path, input_file=blank), "no training instance", blank)
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("missing", SPECIAL_TOKENS)
-def test_vocabulary_without_a_special_token(tmp_path, missing):
-    vocab_file = tmp_path / "vocab.txt"
-    tokens = [token for token in SPECIAL_TOKENS if token != missing]
-    vocab_file.write_text("\n".join([*tokens, "the", "tea"]))
-    result = generate(tmp_path, vocab_file=vocab_file)
-    assert_fails_with_one_line(result, vocab_file, missing)
-
-
 def test_data_set_without_manifest(tmp_path):
     (tmp_path / "data").mkdir()
     result = clozemill(
         "pretrain", f"--data_dir={tmp_path / 'data'}", f"--output_dir={tmp_path}", "--model=tiny"
     )
     assert_fails_with_one_line(result, tmp_path / "data", "manifest.json")
-
-
-@pytest.mark.parametrize("flag", ["--output_dir=gs://bucket/data", "--tokenized_dir=gs://bucket/x"])
-def test_outputs_at_urls_are_refused(tmp_path, flag):
-    assert_fails_with_one_line(generate(tmp_path, flag), "gs://bucket/", "is a URL")
-
-
-def test_vocabulary_of_special_tokens_only(tmp_path):
-    vocab_file = tmp_path / "vocab.txt"
-    vocab_file.write_text("\n".join(SPECIAL_TOKENS))
-    result = generate(tmp_path, vocab_file=vocab_file)
-    assert_fails_with_one_line(result, vocab_file, "only special tokens")

@@ -1,5 +1,6 @@
 """`clozemill kubernetes`: the manifests that it writes, and the Dockerfile of the image."""
 
+import functools
 import importlib.metadata
 import os
 import re
@@ -22,28 +23,27 @@ PLACES = ("--data_dir=/data/base", "--output_dir=/runs/base")
 PRETRAIN = ("--", "pretrain", *PLACES, "--model=base")
 
 
-def kubernetes(directory, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "launch", "kubernetes", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def kubernetes(run_in_fork, preload):
+    preload("launch.command_line", "launch.kubernetes", "modeling.training_options")
+    return functools.partial(run_in_fork, "kubernetes")
 
 
-def manifests(directory, *arguments):
-    """The Service and the Job as Kubernetes reads them, checked against its schema."""
-    result = kubernetes(directory, *arguments)
-    assert result.returncode == 0, result.stderr
-    documents = list(yaml.safe_load_all((directory / "pretrain.yaml").read_text("utf-8")))
+@pytest.fixture(scope="module")
+def manifests(kubernetes):
+    """A function that returns the Service and the Job, checked against Kubernetes's schema."""
     validate = pytest.importorskip("kubernetes_validate").validate
-    for document in documents:
-        validate(document, "1.37", strict=True)
-    service, job = documents
-    return service, job
+
+    def read(directory, *arguments):
+        result = kubernetes(directory, *arguments)
+        assert result.returncode == 0, result.stderr
+        documents = list(yaml.safe_load_all((directory / "pretrain.yaml").read_text("utf-8")))
+        for document in documents:
+            validate(document, "1.37", strict=True)
+        service, job = documents
+        return service, job
+
+    return read
 
 
 def container_of(job):
@@ -59,7 +59,7 @@ def assert_fails(result, message, code):
     )  # wrong flags: a second line says where they are listed
 
 
-def test_pods_find_each_other(tmp_path):
+def test_pods_find_each_other(tmp_path, manifests):
     service, job = manifests(tmp_path, *NODES, "--job_name=bert", *PRETRAIN)
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -77,7 +77,7 @@ def test_pods_find_each_other(tmp_path):
     }
 
 
-def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path):
+def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path, kubernetes, manifests):
     _, job = manifests(tmp_path, *NODES, "--job_name=bert", "--namespace=lab", *PRETRAIN)
     first = (tmp_path / "pretrain.yaml").read_bytes()
     (token,) = (entry for entry in container_of(job)["env"] if entry["name"] == TOKEN_VARIABLE)
@@ -90,7 +90,7 @@ def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path):
     )
 
 
-def test_the_printed_commands_run_as_they_are(tmp_path):
+def test_the_printed_commands_run_as_they_are(tmp_path, kubernetes):
     """With stubs in place of kubectl and openssl."""
     (tmp_path / "bin").mkdir()
     for name, script in (("kubectl", 'printf "%s\\n" "$@"; cat'), ("openssl", f"echo {'0' * 64}")):
@@ -110,7 +110,7 @@ def test_the_printed_commands_run_as_they_are(tmp_path):
     assert run.stdout.split("\n")[:-1] == [*create, "0" * 64, "apply", "--filename=a job.yaml"]
 
 
-def test_the_policy_of_the_readme_is_about_the_jobs_pods(tmp_path):
+def test_the_policy_of_the_readme_is_about_the_jobs_pods(tmp_path, manifests):
     service, _ = manifests(tmp_path, *NODES, *PRETRAIN)
     (text,) = re.findall(
         r"```yaml\n(.*?)```", (ROOT / "launch" / "README.md").read_text(), re.DOTALL
@@ -137,7 +137,7 @@ def action(job, exit_code=None, is_disrupted=False):
     return "Count"
 
 
-def test_the_job_retries_unless_flags_are_wrong(tmp_path):
+def test_the_job_retries_unless_flags_are_wrong(tmp_path, manifests):
     _, job = manifests(tmp_path, *NODES, "--seconds_to_save=90", *PRETRAIN)
     assert action(job, exit_code=2) == "FailJob"
     assert action(job, exit_code=143) == "Ignore"
@@ -154,7 +154,7 @@ def test_the_job_retries_unless_flags_are_wrong(tmp_path):
     assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 90
 
 
-def test_pods_have_their_volumes_and_gpus(tmp_path):
+def test_pods_have_their_volumes_and_gpus(tmp_path, manifests):
     _, job = manifests(
         tmp_path,
         *NODES,
@@ -176,12 +176,12 @@ def test_pods_have_their_volumes_and_gpus(tmp_path):
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 90}}
 
 
-def test_without_gpus_none_are_requested(tmp_path):
+def test_without_gpus_none_are_requested(tmp_path, manifests):
     _, job = manifests(tmp_path, *NODES, "--gpus_per_node=0", *PRETRAIN)
     assert "resources" not in container_of(job)
 
 
-def test_names_are_strings_whatever_they_look_like(tmp_path):
+def test_names_are_strings_whatever_they_look_like(tmp_path, manifests):
     service, job = manifests(
         tmp_path, *NODES, "--namespace=1", "--data_claim=null", "--runs_claim=1e3", *PRETRAIN
     )
@@ -194,13 +194,13 @@ def test_names_are_strings_whatever_they_look_like(tmp_path):
     assert claims == ["null", "1e3"]
 
 
-def test_by_default_kubectl_chooses_the_namespace(tmp_path):
+def test_by_default_kubectl_chooses_the_namespace(tmp_path, manifests):
     service, job = manifests(tmp_path, *NODES, *PRETRAIN)
     assert "namespace" not in service["metadata"]
     assert "namespace" not in job["metadata"]
 
 
-def test_the_command_reaches_the_container_unchanged(tmp_path):
+def test_the_command_reaches_the_container_unchanged(tmp_path, manifests):
     (tmp_path / "more.flags").write_text("--model=tiny\n")
     awkward = '--init_checkpoint=/runs/it\'s "ä" \\ 𝄞: - #{{ $(HOME) $x'
     _, job = manifests(
@@ -212,7 +212,7 @@ def test_the_command_reaches_the_container_unchanged(tmp_path):
     assert container_of(job)["args"] == expected
 
 
-def test_control_characters_in_arguments_change_nothing(tmp_path):
+def test_control_characters_in_arguments_change_nothing(tmp_path, manifests):
     awkward = "".join(map(chr, [*range(1, 32), *range(127, 161), 0x2028, 0x2029, 0xFEFF, 0xFFFE]))
     awkward = f"--init_checkpoint=\n---\n{awkward}\U000e0001𝄞"
     _, job = manifests(tmp_path, *NODES, *PRETRAIN, awkward)
@@ -227,7 +227,7 @@ def test_control_characters_in_arguments_change_nothing(tmp_path):
         ((*PRETRAIN, "--init_checkpoint=\udcff"), "is not text"),
     ],
 )
-def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message):
+def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message, kubernetes):
     result = kubernetes(tmp_path, *NODES, *flags, *(() if "--" in flags else PRETRAIN))
     assert result.returncode in (1, 2)
     assert message in result.stderr
@@ -235,7 +235,7 @@ def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, mes
     assert not list(tmp_path.iterdir())
 
 
-def test_a_different_file_is_replaced_only_on_request(tmp_path):
+def test_a_different_file_is_replaced_only_on_request(tmp_path, kubernetes):
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
     assert kubernetes(tmp_path, *NODES, *PRETRAIN).returncode == 0
     changed = (*NODES, "--nodes=2", *PRETRAIN)
@@ -258,7 +258,7 @@ def test_a_different_file_is_replaced_only_on_request(tmp_path):
         ("--image=", "--image="),
     ],
 )
-def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message, kubernetes):
     assert_fails(kubernetes(tmp_path, *NODES, flag, *PRETRAIN), message, 2)
     assert not list(tmp_path.iterdir())
 
@@ -272,7 +272,7 @@ def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message):
         "--output_dir=/runs/..",
     ],
 )
-def test_directories_outside_the_volumes_exit_2(tmp_path, flag):
+def test_directories_outside_the_volumes_exit_2(tmp_path, flag, kubernetes):
     result = kubernetes(tmp_path, *NODES, *PRETRAIN, flag)
     assert_fails(result, f"{flag} is not on a volume of the pods", 2)
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """`clozemill launch`: processes that start, stop and fail together."""
 
+import functools
 import os
 import re
 import signal
@@ -203,6 +204,12 @@ def test_gpus_are_divided_evenly():
 # The command after `--`.
 
 
+@pytest.fixture(scope="module")
+def launch(run_in_fork, preload):
+    preload("launch.command_line", "launch.launch", "modeling.training_options")
+    return functools.partial(run_in_fork, "launch", ROOT)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -223,15 +230,15 @@ def test_gpus_are_divided_evenly():
         (["--", "pretrain", "--processes=2"], "Unknown command line flag 'processes'"),
     ],
 )
-def test_a_command_that_pretrain_would_refuse_exits_2_at_once(command, message):
-    result = clozemill_launch("--processes=2", *command)
+def test_a_command_that_pretrain_would_refuse_exits_2_at_once(launch, command, message):
+    result = launch("--processes=2", *command)
     assert result.returncode == 2
     assert message in result.stderr.splitlines()[0]
     assert len(result.stderr.splitlines()) == 2
 
 
-def test_zero_processes_exit_2():
-    result = clozemill_launch("--processes=0", "--", "pretrain")
+def test_zero_processes_exit_2(launch):
+    result = launch("--processes=0", "--", "pretrain")
     assert result.returncode == 2
     assert "--processes=0" in result.stderr
 

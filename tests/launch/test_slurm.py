@@ -1,5 +1,6 @@
 """`clozemill slurm`: the batch script that it writes. tests/cluster/ runs it on a real cluster."""
 
+import functools
 import os
 import re
 import shlex
@@ -14,16 +15,10 @@ LIMITS = ("--nodes=4", "--gpus_per_node=8", "--time=24:00:00")
 PRETRAIN = ("--", "pretrain", "--data_dir=data", "--output_dir=run", "--model=base")
 
 
-def slurm(directory, *arguments, path=os.environ["PATH"]):
-    return subprocess.run(
-        [sys.executable, "-m", "launch", "slurm", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": str(path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def slurm(run_in_fork, preload):
+    preload("launch.command_line", "launch.slurm", "modeling.training_options")
+    return functools.partial(run_in_fork, "slurm")
 
 
 def assert_fails(result, message, code):
@@ -63,7 +58,7 @@ def run_script(directory, srun, scontrol="exit 1"):
     )
 
 
-def test_the_script_requests_what_the_flags_say(tmp_path):
+def test_the_script_requests_what_the_flags_say(tmp_path, slurm):
     directory = tmp_path / "a folder"
     directory.mkdir()
     result = slurm(
@@ -83,7 +78,7 @@ def test_the_script_requests_what_the_flags_say(tmp_path):
     }
 
 
-def test_flags_that_are_not_given_are_left_to_the_cluster(tmp_path):
+def test_flags_that_are_not_given_are_left_to_the_cluster(tmp_path, slurm):
     slurm(tmp_path, "--nodes=1", "--gpus_per_node=0", "--time=90", *PRETRAIN)
     script = tmp_path / "pretrain.sbatch"
     names = {word.partition("=")[0] for word in directives(script)}
@@ -92,7 +87,7 @@ def test_flags_that_are_not_given_are_left_to_the_cluster(tmp_path):
 
 
 @pytest.mark.parametrize("cpus", [[], ["--cpus_per_node=3"]])
-def test_srun_runs_the_command_unchanged(tmp_path, cpus):
+def test_srun_runs_the_command_unchanged(tmp_path, cpus, slurm):
     (tmp_path / "more.flags").write_text("# a comment\n--model=tiny\n")
     awkward = '--data_dir=it\'s $HOME; "a" \\ & `b` *'
     result = slurm(
@@ -113,7 +108,7 @@ def test_srun_runs_the_command_unchanged(tmp_path, cpus):
     ]
 
 
-def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path):
+def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path, slurm):
     slurm(tmp_path, *LIMITS, *PRETRAIN)
     script = (tmp_path / "pretrain.sbatch").read_text()
     tokens = set()
@@ -153,7 +148,7 @@ def test_control_characters_in_arguments_and_in_the_path_of_python_change_nothin
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a #b", "a%jb", "$HOME `id`", "\t\x1b"])
-def test_the_script_starts_in_a_directory_of_any_name(tmp_path, name):
+def test_the_script_starts_in_a_directory_of_any_name(tmp_path, name, slurm):
     directory = tmp_path / name
     directory.mkdir()
     assert slurm(directory, *LIMITS, *PRETRAIN).returncode == 0
@@ -163,7 +158,7 @@ def test_the_script_starts_in_a_directory_of_any_name(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "shown"), [("a\n#SBATCH --nodes=9\nb", r"a\n#SBATCH --nodes=9\nb"), ("a\\b", r"a\b")]
 )
-def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, shown):
+def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, shown, slurm):
     directory = tmp_path / name
     directory.mkdir()
     result = slurm(directory, *LIMITS, *PRETRAIN)
@@ -183,7 +178,7 @@ def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, 
         ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff is not text"),
     ],
 )
-def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, message):
+def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, message, slurm):
     result = slurm(tmp_path, *LIMITS, *flags, *(() if "--" in flags else PRETRAIN))
     assert result.returncode in (1, 2)
     assert message in result.stderr
@@ -202,7 +197,9 @@ def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, 
         (143, "2026-11-26T14:05:42", 143, True),
     ],
 )
-def test_a_job_ends_as_its_processes_do(tmp_path, srun_exits, preempted_at, expected, is_requeued):
+def test_a_job_ends_as_its_processes_do(
+    tmp_path, srun_exits, preempted_at, expected, is_requeued, slurm
+):
     slurm(tmp_path, *LIMITS, *PRETRAIN)
     scontrol = f'echo "$@ PreemptTime={preempted_at}"'
     run = run_script(tmp_path, srun=f"exit {srun_exits}", scontrol=scontrol)
@@ -210,7 +207,7 @@ def test_a_job_ends_as_its_processes_do(tmp_path, srun_exits, preempted_at, expe
     assert ("requeue 1 " in run.stdout) == is_requeued
 
 
-def test_a_different_file_is_replaced_only_on_request(tmp_path):
+def test_a_different_file_is_replaced_only_on_request(tmp_path, slurm):
     script = tmp_path / "pretrain.sbatch"
     assert slurm(tmp_path, *LIMITS, *PRETRAIN).returncode == 0
     first = script.read_text()
@@ -222,14 +219,14 @@ def test_a_different_file_is_replaced_only_on_request(tmp_path):
     assert "--nodes=2" in directives(script)
 
 
-def test_submit_prints_the_id_of_the_job(tmp_path):
+def test_submit_prints_the_id_of_the_job(tmp_path, slurm):
     path = write_program(tmp_path / "bin", "sbatch", 'echo "42;cluster"')
     result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "pretrain.sbatch: job 42\n"
 
 
-def test_sbatch_that_refuses_or_is_not_installed(tmp_path):
+def test_sbatch_that_refuses_or_is_not_installed(tmp_path, slurm):
     refusal = "sbatch: error: invalid partition specified: gpu"
     path = write_program(tmp_path / "bin", "sbatch", f"echo '{refusal}' >&2; exit 1")
     result = slurm(tmp_path, *LIMITS, "--submit", *PRETRAIN, path=path)
@@ -254,7 +251,7 @@ def test_sbatch_that_refuses_or_is_not_installed(tmp_path):
         ("--tasks=1", "tasks"),
     ],
 )
-def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message):
+def test_invalid_flags_exit_2_and_write_nothing(tmp_path, flag, message, slurm):
     assert_fails(slurm(tmp_path, *LIMITS, flag, *PRETRAIN), message, 2)
     assert not list(tmp_path.iterdir())
 
@@ -282,7 +279,7 @@ def test_all_forms_of_time_that_sbatch_accepts():
     assert [int(word) for word in result.stdout.split()] == list(times.values())
 
 
-def test_a_wrong_flag_of_pretrain_writes_nothing(tmp_path):
+def test_a_wrong_flag_of_pretrain_writes_nothing(tmp_path, slurm):
     result = slurm(tmp_path, *LIMITS, *PRETRAIN, "--num_train_step=5")
     assert_fails(result, "'num_train_step'", 2)
     assert not list(tmp_path.iterdir())

@@ -412,8 +412,8 @@ def arguments_of(case, made, directory):
 # Seconds after the start; the last ones are in the middle of the work, or after the end.
 MOMENTS = {
     "vocab": (0, 0.2, 1, 6, 12),
-    "generate": (0, 0.2, 1, 4, 8),
-    "generate with workers": (0, 0.2, 1, 4, 5, 6, 8),
+    "generate": (0, 0.2, 0.5, 1, 4, 8),
+    "generate with workers": (0, 0.2, 0.5, 1, 4, 6, 8),
     "adopt": (0, 0.1, 0.3, 0.5),
     "inspect": (0, 0.1, 0.5),
     "verify": (0, 0.1, 0.5),

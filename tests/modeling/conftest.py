@@ -2,12 +2,23 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import tempfile
 from collections import Counter
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Small models take longer to compile than to run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# JAX compiles what another process or model of this run has compiled no second time. The processes
+# of xdist inherit the folder.
+if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="clozemill-compiled-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": compiled.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 import numpy as np
 import pytest

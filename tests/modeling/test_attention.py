@@ -52,6 +52,16 @@ def test_both_forms_of_attention_follow_the_formula(keys):
     np.testing.assert_allclose(with_rate_0, expected, atol=1e-6)
 
 
+def test_attention_without_dropout_computes_in_float16():
+    inputs = queries_keys_values_and_mask()
+    expected = attention_by_hand(*inputs, 1.0)
+    mask = inputs[-1]
+    q_k_v = (ops.convert_to_tensor(x, "float16") for x in inputs[:3])
+    # Seen by each query alike, as a batch's `input_mask` tells it.
+    attend = masked_attention(ops.convert_to_tensor(mask[:, 0, 0], "int32"), 1)
+    np.testing.assert_allclose(attend(*q_k_v, 0.0, None), expected, atol=2e-3)
+
+
 def test_attention_dropout_applies_to_the_probabilities():
     inputs = queries_keys_values_and_mask()
     kept_and_scaled = np.asarray(

@@ -23,11 +23,10 @@ VOCABULARY = (
 ).split()
 
 ROOT = Path(__file__).parents[2]
-# The golden data in the clone, and the complete sets if they are beside it.
-GOLDEN_DIRS = [
-    directory
-    for directory in (ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden")
-    if directory.is_dir()
+GOLDEN_DIR = ROOT / "tests" / "golden"
+# Of the tokenizations, the clone holds a selection. All are tested if they are beside it.
+GOLDEN_TOKENIZATIONS = [
+    directory for directory in (GOLDEN_DIR, ROOT.parent / "shared" / "golden") if directory.is_dir()
 ]
 # The published vocabularies, and whether their text is lower-cased.
 PUBLISHED = {
@@ -47,16 +46,24 @@ class GoldenTokenizations:
     lines: list[tuple[str, list[str], list[int]]]
 
 
-@pytest.fixture(scope="session", params=GOLDEN_DIRS, ids=lambda directory: directory.parent.name)
-def golden_dir(request):
-    """A folder of golden data; see `tests/golden/README.md`."""
+@pytest.fixture(scope="session")
+def golden_dir():
+    """The folder of golden data; see its README."""
+    return GOLDEN_DIR
+
+
+@pytest.fixture(
+    scope="session", params=GOLDEN_TOKENIZATIONS, ids=lambda directory: directory.parent.name
+)
+def tokenizations_dir(request):
+    """A folder of golden tokenizations."""
     return request.param
 
 
 @pytest.fixture(scope="session", params=PUBLISHED)
-def golden_tokenizations(request, golden_dir):
+def golden_tokenizations(request, tokenizations_dir):
     """The golden tokenizations with a published vocabulary, which is reduced in the clone."""
-    name, do_lower_case = request.param, PUBLISHED[request.param]
+    golden_dir, name, do_lower_case = tokenizations_dir, request.param, PUBLISHED[request.param]
     whole = golden_dir / "tokenization.jsonl.gz"
     if whole.exists():
         with gzip.open(whole, "rt", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -16,6 +17,10 @@ from modeling.checkpoints.tokenizer_settings import (
 from modeling.config import GeluForm
 from pipeline.manifest import Manifest
 from pipeline.tokenization import FullTokenizer
+
+# Exports do not depend on the backend, so one is enough.
+if keras.config.backend() != "tensorflow":
+    pytest.skip("needs the TensorFlow backend", allow_module_level=True)
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,7 +5,7 @@ import csv
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import Portion
 from pipeline.records import ALIASES, encode_examples, frame_record
+from pipeline.worker_processes import WorkerProcesses, worker_processes
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -206,9 +207,10 @@ def options(corpus: GenerateOptions, tmp_path: Path) -> GenerateOptions:
     return replace(corpus, output_dir=tmp_path / "data")
 
 
-@pytest.fixture(scope="session")
-def two_processes() -> PipelineOptions:
-    return PipelineOptions(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
+@pytest.fixture
+def two_processes() -> Iterator[WorkerProcesses | None]:
+    with worker_processes(2) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="session")

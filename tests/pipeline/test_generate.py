@@ -145,12 +145,11 @@ def test_the_positions_of_the_cuts_do_not_matter(portion_bytes, data_set, option
     assert generate(options, PipelineOptions([])) == data_set[1]
 
 
-@pytest.mark.slow
 def test_shards_have_the_same_bytes_from_several_processes(
     data_set, options, two_processes, monkeypatch
 ):
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
-    manifest = generate(options, two_processes)
+    manifest = generate(options, processes=two_processes)
     assert sha256s(manifest) == sha256s(data_set[1])
     assert names_in(options.output_dir) == names_in(data_set[0])
 

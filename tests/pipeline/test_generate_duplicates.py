@@ -101,7 +101,7 @@ def test_duplicates_are_the_same_from_several_processes(
 ):
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
     again = replace(doubled, output_dir=tmp_path / "data")
-    assert generate(again, two_processes) == without_duplicates
+    assert generate(again, processes=two_processes) == without_duplicates
 
 
 def test_duplicates_are_kept_by_default(doubled, tmp_path):

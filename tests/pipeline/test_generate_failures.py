@@ -12,8 +12,7 @@ import pipeline.stages
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inputs import InputFormat
-
-TWO_PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+from pipeline.worker_processes import worker_processes
 
 
 def names_in(folder):
@@ -67,21 +66,19 @@ def test_a_user_error_in_a_worker_is_raised_unchanged(options, fail_at_call, mon
     assert names_in(options.output_dir) == ["clozemill_in_progress"]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        pytest.param([], id="one process"),
-        pytest.param(TWO_PROCESSES, id="two processes", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("number", [0, 2])
 def test_the_error_names_a_damaged_input_file_and_no_data_set_is_left(
-    flags, options, tmp_path, monkeypatch
+    number, options, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("pipeline.inputs._DECOMPRESSED_HEAD_BYTES", 1)  # the damage is further on
     damaged = tmp_path / "damaged.txt.gz"
     damaged.write_bytes(gzip.compress(Path(options.input_patterns[0]).read_bytes())[:-20])
-    with pytest.raises(UserError, match=r"damaged\.txt\.gz") as raised:
-        generate(replace(options, input_patterns=[str(damaged)]), PipelineOptions(flags))
+    damaged_options = replace(options, input_patterns=[str(damaged)])
+    with (
+        worker_processes(number) as processes,
+        pytest.raises(UserError, match=r"damaged\.txt\.gz") as raised,
+    ):
+        generate(damaged_options, processes=processes)
     assert "while running" not in str(raised.value)
     assert "\n" not in str(raised.value)
     assert names_in(options.output_dir) == ["clozemill_in_progress"]

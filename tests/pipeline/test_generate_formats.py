@@ -76,7 +76,7 @@ def test_files_of_all_formats_give_the_same_data_set_from_several_processes(
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
     options, manifest = mixed
     again = replace(options, output_dir=tmp_path / "data")
-    assert generate(again, two_processes) == manifest
+    assert generate(again, processes=two_processes) == manifest
 
 
 @pytest.mark.parametrize(

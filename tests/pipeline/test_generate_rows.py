@@ -76,7 +76,7 @@ def test_rows_have_less_padding_and_all_sequences(packed, packed_options):
 
 
 def test_other_workers_write_the_same_bytes(packed, packed_options, two_processes, tmp_path):
-    again = generate(replace(packed_options, output_dir=tmp_path / "data"), two_processes)
+    again = generate(replace(packed_options, output_dir=tmp_path / "data"), processes=two_processes)
     assert again == packed.manifest
 
 

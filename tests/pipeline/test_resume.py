@@ -1,54 +1,78 @@
 """Kills a run and repeats the same command, with real processes on small corpora."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ONE_PASS = "--dupe_factor=1"
+RUN = """
+import os, sys
+output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+for number in (1, 2):
+    os.dup2(output, number)
+import launch.__main__
+sys.argv = ["clozemill", *arguments]
+launch.__main__.main()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once(preload):
+    preload("launch.generate")
 
 
 def start(output_dir, *flags):
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "launch",
+    variables = {
+        "log": log_of(output_dir),
+        "arguments": [
             "generate",
             f"--input_file={ROOT / 'data_samples' / 'english.txt'}",
             f"--vocab_file={ROOT / 'data_samples' / 'english_vocab.txt'}",
             f"--output_dir={output_dir}",
+            # Long enough to be killed in the middle.
             "--dupe_factor=30",
             "--num_shards=2",
             *flags,
         ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    }
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=exec, args=(RUN, variables))
+    process.start()
+    return process
+
+
+def log_of(output_dir):
+    return output_dir.with_suffix(".log")
 
 
 def finish(output_dir, *flags):
     process = start(output_dir, *flags)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+    process.join(timeout=120)
+    assert process.exitcode == 0, log_of(output_dir).read_text()
+
+
+def fail(output_dir, *flags):
+    """Runs a command that must fail, and returns what it says."""
+    process = start(output_dir, *flags)
+    process.join(timeout=120)
+    assert process.exitcode == 1
+    return log_of(output_dir).read_text()
 
 
 def kill_when(process, condition):
     deadline = time.monotonic() + 60
     while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.kill()
-    process.wait()
+    process.join()
 
 
 def content(output_dir):
@@ -101,13 +125,11 @@ def test_an_unfinished_data_set_with_other_options_is_refused_and_kept(tmp_path)
     output_dir = tmp_path / "data"
     kill_when(start(output_dir), lambda: len(list(output_dir.glob("train-*"))) > 1)
     before = [path for path in sorted(output_dir.rglob("*")) if path.suffix != ".tmp"]
-    process = start(output_dir, "--random_seed=7")
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "random_seed 12345, not 7" in stderr
-    assert "--overwrite" in stderr
+    said = fail(output_dir, "--random_seed=7")
+    assert "random_seed 12345, not 7" in said
+    assert "--overwrite" in said
     assert sorted(output_dir.rglob("*")) == before
-    finish(output_dir, "--random_seed=7", "--overwrite")
+    finish(output_dir, "--random_seed=7", "--overwrite", ONE_PASS)
     manifest = json.loads((output_dir / "manifest.json").read_text())
     assert manifest["options"]["random_seed"] == 7
 
@@ -119,7 +141,7 @@ def test_a_tokenized_corpus_can_be_reused_for_another_length_without_its_text(tm
         f"--input_file={corpus}",
         f"--vocab_file={ROOT / 'data_samples' / 'chinese_vocab.txt'}",
         f"--tokenized_dir={tmp_path / 'tokenized'}",
-        "--dupe_factor=1",
+        ONE_PASS,
     ]
     finish(tmp_path / "128", *flags)
     stamp = corpus.stat()
@@ -136,7 +158,7 @@ def test_a_tokenized_corpus_can_be_reused_for_another_length_without_its_text(tm
 @pytest.fixture(scope="module")
 def tokenized_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenized")
-    finish(directory / "data", f"--tokenized_dir={directory / 'tokenized'}")
+    finish(directory / "data", f"--tokenized_dir={directory / 'tokenized'}", ONE_PASS)
     return directory / "tokenized"
 
 
@@ -152,52 +174,44 @@ def tokenized_dir(tmp_path_factory):
 def test_a_tokenized_corpus_made_with_other_options_is_refused(
     tmp_path, tokenized_dir, flag, difference
 ):
-    process = start(tmp_path / "data", f"--tokenized_dir={tokenized_dir}", flag)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert difference in stderr
+    assert difference in fail(tmp_path / "data", f"--tokenized_dir={tokenized_dir}", flag)
     assert not (tmp_path / "data").exists()
 
 
 def test_a_corpus_edited_without_changing_its_size_is_detected(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_bytes((ROOT / "data_samples" / "english.txt").read_bytes())
-    flags = [f"--input_file={corpus}", f"--tokenized_dir={tmp_path / 'tokenized'}"]
+    flags = [f"--input_file={corpus}", f"--tokenized_dir={tmp_path / 'tokenized'}", ONE_PASS]
     finish(tmp_path / "first", *flags)
     corpus.write_bytes(corpus.read_bytes().swapcase())
     os.utime(corpus, (1, 1))
-    process = start(tmp_path / "second", *flags)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "different input files" in stderr
+    assert "different input files" in fail(tmp_path / "second", *flags)
 
 
 def test_a_damaged_tokenized_file_is_made_again(tmp_path):
     tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
-    finish(tmp_path / "first", tokenized)
+    finish(tmp_path / "first", tokenized, ONE_PASS)
     (file,) = (tmp_path / "tokenized").glob("*.parquet")
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
-    finish(tmp_path / "second", tokenized)
+    finish(tmp_path / "second", tokenized, ONE_PASS)
     assert file.read_bytes() == whole
     assert content(tmp_path / "first") == content(tmp_path / "second")
 
 
 def test_overwrite_keeps_the_data_set_when_the_tokenized_corpus_is_refused(tmp_path):
     tokenized = f"--tokenized_dir={tmp_path / 'tokenized'}"
-    finish(tmp_path / "data", tokenized)
+    finish(tmp_path / "data", tokenized, ONE_PASS)
     before = content(tmp_path / "data")
-    process = start(tmp_path / "data", tokenized, "--nodo_lower_case", "--overwrite")
-    process.communicate(timeout=120)
-    assert process.returncode == 1
+    fail(tmp_path / "data", tokenized, ONE_PASS, "--nodo_lower_case", "--overwrite")
     assert content(tmp_path / "data") == before
 
 
 def test_leftovers_of_a_run_killed_at_its_very_end_are_removed(tmp_path):
-    finish(tmp_path / "data")
+    finish(tmp_path / "data", ONE_PASS)
     (tmp_path / "data" / "clozemill_in_progress" / "tokenized").mkdir(parents=True)
     before = content(tmp_path / "data")
-    finish(tmp_path / "data")
+    finish(tmp_path / "data", ONE_PASS)
     assert not (tmp_path / "data" / "clozemill_in_progress").exists()
     assert content(tmp_path / "data") == before
 
@@ -208,13 +222,13 @@ def test_the_death_of_a_worker_process_ends_the_run_and_loses_nothing(tmp_path, 
     process = start(output_dir, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
     deadline = time.monotonic() + 60
     while not list(output_dir.glob("train-*")):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(newest_descendant(process.pid), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "a worker process died" in stderr
+    process.join(timeout=60)
+    assert process.exitcode == 1
+    assert "a worker process died" in log_of(output_dir).read_text()
     finish(output_dir)
     assert content(output_dir) == uninterrupted
 

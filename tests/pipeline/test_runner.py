@@ -1,10 +1,6 @@
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
+from multiprocessing import cpu_count
 
 import grpc
 import pytest
@@ -13,10 +9,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from pipeline.errors import UserError
 from pipeline.runner import (
+    broken_connections_hidden,
     choose_runner,
-    dead_worker_ends_process,
-    environment_of_workers,
     is_dry_run,
+    num_processes,
 )
 
 
@@ -26,6 +22,20 @@ def test_the_embedded_runner_is_the_default(flags):
     choose_runner(beam_options)
     runner = beam_options.view_as(StandardOptions).runner
     assert runner == "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [
+        ([], 1),
+        (["--direct_num_workers=3"], 1),
+        (["--direct_running_mode=multi_processing", "--direct_num_workers=3"], 3),
+        (["--direct_running_mode=multi_processing", "--direct_num_workers=0"], cpu_count()),
+        (["--runner=FlinkRunner", "--direct_running_mode=multi_processing"], 0),
+    ],
+)
+def test_number_of_worker_processes(flags, number):
+    assert num_processes(PipelineOptions(flags)) == number
 
 
 def test_other_runners_are_left_to_beam():
@@ -73,32 +83,11 @@ def test_a_dry_run_is_what_its_word_says(word, is_dry):
     assert is_dry_run(beam_options) is is_dry
 
 
-def test_the_death_of_a_worker_ends_the_process_with_a_message():
-    code = """
-import threading
-from pathlib import Path
-from pipeline.runner import dead_worker_ends_process
-
-def worker():
-    raise RuntimeError("Worker subprocess exited with return code 137")
-
-with dead_worker_ends_process():
-    threading.Thread(target=worker).start()
-    threading.Event().wait()
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert result.returncode == 1
-    assert "a worker process died" in result.stderr
-    assert "return code 137" in result.stderr
-
-
 def test_other_errors_in_threads_are_still_shown(monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_value))
     hook = threading.excepthook
-    with dead_worker_ends_process():
+    with broken_connections_hidden():
         assert threading.excepthook is not hook
         thread = threading.Thread(target=lambda: {}["missing"])
         thread.start()
@@ -121,7 +110,7 @@ def test_broken_connections_are_not_shown(error, monkeypatch):
     def monitor():
         raise error
 
-    with dead_worker_ends_process():
+    with broken_connections_hidden():
         thread = threading.Thread(target=monitor)
         thread.start()
         thread.join()
@@ -140,7 +129,7 @@ def test_a_connection_that_breaks_a_moment_after_the_job_is_not_shown_either(mon
     thread = threading.Thread(target=read_messages, name="wait_until_finish_read")
 
     def run_job():
-        with dead_worker_ends_process():
+        with broken_connections_hidden():
             thread.start()
             has_failed.set()
             raise RuntimeError("the job failed")
@@ -158,24 +147,10 @@ def test_what_a_signal_has_hidden_stays_hidden(monkeypatch):
         """As `launch.stopping` does."""
 
     def receive_signal():
-        with dead_worker_ends_process():
+        with broken_connections_hidden():
             threading.excepthook = hide
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         receive_signal()
     assert threading.excepthook is hide
-
-
-@pytest.mark.parametrize("before", [None, "", "0"])
-def test_worker_processes_inherit_log_levels_and_a_safe_path(before, monkeypatch):
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    if before is not None:
-        monkeypatch.setenv("PYTHONSAFEPATH", before)
-    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR"])
-    with environment_of_workers(options):
-        found = json.loads(Path(os.environ["PIPELINE_OPTIONS_FILE"]).read_text())
-        assert os.environ["PYTHONSAFEPATH"] == "1"
-    assert found["default_sdk_harness_log_level"] == "ERROR"
-    assert "PIPELINE_OPTIONS_FILE" not in os.environ
-    assert os.environ.get("PYTHONSAFEPATH") == before

@@ -28,6 +28,9 @@ from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from pipeline.errors import UserError
 
+# NumPy reads the files; test_run_checkpoints.py loads what they hold on both backends.
+pytestmark = pytest.mark.no_backend
+
 FILES = ("weights.npz", "optimizer.npz", "state.json")
 OPTIONS = {"random_seed": 7, "optimizer": "lamb", "learning_rate": 1e-4}
 VARIABLE = "cls/seq_relationship/output_bias"
@@ -229,7 +232,6 @@ def test_flipped_bits_are_damage_or_do_not_matter(run_dir, learner, learners, ha
     assert noticed == len(flips) or not has_digests
 
 
-@pytest.mark.no_backend
 def test_any_flipped_bit_in_the_state_is_damage(learners, tmp_path):
     checkpoint = save_checkpoint(tmp_path, learners[0], TrainingState(step=2), keep=5)
     path = checkpoint / "state.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling.job import connection, coordinator
+from modeling.job import connection, coordinator, group
 from modeling.job.group import ProcessGroup
 from modeling.job.place import JobPlace
 from pipeline.errors import UserError
@@ -33,6 +33,13 @@ def address():
 def _no_waiting_for_exits(monkeypatch):
     """The members are threads here, which never exit as processes do."""
     monkeypatch.setattr(coordinator, "_SECONDS_TO_EXIT", 0.0)
+
+
+@pytest.fixture
+def quick_heartbeats(monkeypatch):
+    """A heartbeat also tells a request to stop, so that is heard sooner."""
+    for module in (coordinator, group):
+        monkeypatch.setattr(module, "SECONDS_BETWEEN_HEARTBEATS", 0.05)
 
 
 @pytest.fixture
@@ -83,6 +90,7 @@ def test_values_are_gathered_in_the_order_of_the_processes(together):
     assert together(work) == [expected] * 3
 
 
+@pytest.mark.usefixtures("quick_heartbeats")
 @pytest.mark.parametrize("asking", [0, 1, 2])
 @pytest.mark.parametrize("first_step", [1, 1001])
 def test_all_stop_after_the_last_step_that_one_has_begun(together, asking, first_step):
@@ -119,11 +127,12 @@ def test_processes_that_wait_for_each_other_within_a_step_can_stop(together):
     assert len(set(stopped)) == 1
 
 
+@pytest.mark.usefixtures("quick_heartbeats")
 def test_no_step_begins_after_an_early_request_to_stop(together):
     def work(group):
         if group.process_id == 1:
             group.request_stop(signal.SIGTERM)
-        time.sleep(1.5)
+        time.sleep(0.5)
         group.wait_for_all()
         return group.may_begin(7)
 
@@ -253,20 +262,21 @@ def test_processes_with_different_numbers_of_processes_are_named(address):
 MEMBER = """
 import atexit, os, sys, time
 from launch.banners import native_banners_hidden
-from modeling.job import connection, coordinator
+from modeling.job import connection, coordinator, group
 from modeling.job.place import JobPlace
 from modeling.job.group import ProcessGroup
 from pipeline.errors import UserError
 
 process_id, address, work = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-connection.SECONDS_OF_SILENCE = 5
+connection.SECONDS_OF_SILENCE = 3
+coordinator.SECONDS_BETWEEN_HEARTBEATS = group.SECONDS_BETWEEN_HEARTBEATS = 0.1
 
 def member():
-    with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as group:
+    with ProcessGroup(JobPlace(address, 3, process_id), timeout=30) as members:
         print("met", flush=True)
-        group.wait_for_all()
+        members.wait_for_all()
         if work == "differ":
-            group.check_same({"number": process_id})
+            members.check_same({"number": process_id})
         if work == "end" and process_id == 0:
             time.sleep(0.5)
             raise UserError("cannot draw")
@@ -286,7 +296,7 @@ def member():
 
 if process_id == 2:
     # Backends also take time to exit.
-    atexit.register(time.sleep, 1)
+    atexit.register(time.sleep, 0.5)
 try:
     member()
 except (UserError, RuntimeError) as error:
@@ -355,7 +365,7 @@ def test_a_process_that_hangs_counts_as_lost(members):
     processes[2].send_signal(signal.SIGSTOP)
     codes, outputs = ends_of(processes[:2])
     assert codes == [1, 1]
-    assert f"process 2 on {HOST} was lost (no message for 5 s)" in outputs[0]
+    assert f"process 2 on {HOST} was lost (no message for 3 s)" in outputs[0]
 
 
 def test_a_process_that_fails_ends_all_with_its_reason(members):

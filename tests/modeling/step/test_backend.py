@@ -262,7 +262,8 @@ def test_update_that_overflows_float16_is_skipped(float16_steps, batch):
     assert int(steps.loss_scale.good_updates) == 1
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+# Four parts also add up more than once.
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_batch_in_parts_gives_the_update_of_the_whole(
     steps_without_dropout, no_dropout, randomize, batch, parts
 ):

@@ -96,9 +96,12 @@ def test_recomputed_activations_of_rows_are_the_same_with_dropout(shallow_config
 
 
 @pytest.mark.slow
-def test_bfloat16_learns_from_rows(no_dropout, batches, unpacked):
-    packed = curve(no_dropout, [rows for rows, _ in batches], precision=Precision.BFLOAT16)
-    np.testing.assert_allclose(losses(packed), losses(unpacked), rtol=0, atol=0.1)
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(Precision.BFLOAT16, 0.1), (Precision.FLOAT16, 0.01)]
+)
+def test_short_numbers_learn_from_rows(precision, tolerance, no_dropout, batches, unpacked):
+    packed = curve(no_dropout, [rows for rows, _ in batches], precision=precision)
+    np.testing.assert_allclose(losses(packed), losses(unpacked), rtol=0, atol=tolerance)
 
 
 def test_evaluation_of_rows_counts_sequences(no_dropout, batches):

@@ -106,15 +106,20 @@ class FakeStep:
 
 @pytest.fixture
 def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
-    """A function that trains with fake steps and returns the run and the last start's steps."""
-    opened, steps = [], []
+    """A function that trains with fake steps and returns the run and the last start's steps.
 
-    def run(options=FEW_STEPS, data_set=data_set, pretrained=None, flags="", **kwargs):
+    It draws no picture unless it is told to, because that takes longest.
+    """
+    opened, steps = [], []
+    draw_losses = loop.draw_losses
+
+    def run(options=FEW_STEPS, data_set=data_set, pretrained=None, flags="", draws=False, **kwargs):
         def make_step(learner, _replicas):
             steps.append(FakeStep(learner, **kwargs))
             return steps[-1]
 
         monkeypatch.setattr(loop, "TrainStep", make_step)
+        monkeypatch.setattr(loop, "draw_losses", draw_losses if draws else lambda _run_dir: None)
         replicas = Replicas()
         arguments = (tmp_path / "run", shallow_config, options, pretrained, flags, replicas)
         with noticing_termination() as termination:

@@ -5,14 +5,12 @@ import hashlib
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -32,7 +30,6 @@ from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError
 from pipeline.records import read_frames, record_of
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 BACKEND = keras.config.backend()
 OTHER_BACKEND = {"tensorflow": "jax", "jax": "tensorflow"}[BACKEND]
 SPEED_FIELDS = {
@@ -94,6 +91,17 @@ def assert_same_checkpoint(first, second):
 
 # Processes that are really killed. They run while this process runs its own tests.
 
+RUN = """
+import os, sys
+output = os.open(log, os.O_WRONLY | os.O_CREAT)
+for number in (1, 2):
+    os.dup2(output, number)
+exec(prelude)
+import launch.__main__
+sys.argv = ["clozemill", *arguments]
+launch.__main__.main()
+"""
+
 KILLED_WHILE_SAVING = """
 import os, signal, numpy
 savez, files = numpy.savez, []
@@ -139,9 +147,7 @@ class Pretrain:
         (directory / "config.json").write_text(config.to_json())
 
     def start(self, run_dir, prelude="", backend=BACKEND):
-        command = [
-            *(sys.executable, "-c"),
-            prelude + "\nimport launch.__main__ as main; main.main()",
+        arguments = [
             "pretrain",
             f"--backend={backend}",
             f"--data_dir={self._data_dir}",
@@ -150,8 +156,10 @@ class Pretrain:
             *(f"--{name}={value}" for name, value in dataclasses.asdict(OPTIONS).items()),
         ]
         log = self._directory / f"{len(self._processes)}.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file)
+        method = "forkserver" if backend == BACKEND else "spawn"
+        variables = {"log": log, "prelude": prelude, "arguments": arguments}
+        process = multiprocessing.get_context(method).Process(target=exec, args=(RUN, variables))
+        process.start()
         process.log = log
         process.run_dir = run_dir
         self._processes.append(process)
@@ -160,19 +168,20 @@ class Pretrain:
         return process
 
     def wait(self, process):
-        process.wait(timeout=200)
+        process.join(timeout=200)
         checkpoints = sorted(path.name for path in (process.run_dir / CHECKPOINTS_NAME).iterdir())
-        return Start(process.returncode, process.log.read_text(), checkpoints)
+        return Start(process.exitcode, process.log.read_text(), checkpoints)
 
     def close(self):
         self._is_closed = True
         for process in self._processes:
             process.kill()
-            process.wait()
+            process.join()
 
 
 @pytest.fixture(scope="module")
-def pretrain(tmp_path_factory, data_set, shallow_config):
+def pretrain(tmp_path_factory, data_set, shallow_config, preload):
+    preload("launch.pretrain", "modeling.training.loop")
     pretrain = Pretrain(tmp_path_factory.mktemp("processes"), data_set.directory, shallow_config)
     yield pretrain
     pretrain.close()
@@ -405,6 +414,7 @@ def send_at(step, last, number):
         os.kill(os.getpid(), number)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize("last", [1, 10, 13])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_run_that_is_asked_to_stop_saves_its_last_step(
@@ -423,6 +433,7 @@ def test_run_that_is_asked_to_stop_saves_its_last_step(
     assert len(steps.batches) == 24 - last
 
 
+@pytest.mark.no_backend
 def test_sigterm_at_the_last_step_comes_too_late(fake_run):
     run_dir, _ = fake_run(at_step=lambda step: send_at(step, 24, signal.SIGTERM))
     assert names_of_checkpoints(run_dir)[-1] == "step-00000024"

@@ -22,6 +22,7 @@ def interrupt_at(step, last):
         raise KeyboardInterrupt
 
 
+@pytest.mark.no_backend
 def test_batches_resume_where_the_run_was_interrupted(
     fake_run, passes, instance_numbers, first_batches
 ):
@@ -32,6 +33,7 @@ def test_batches_resume_where_the_run_was_interrupted(
     assert [instance_numbers(batch) for batch in steps.batches] == expected
 
 
+@pytest.mark.no_backend
 def test_sums_of_a_resumed_run_cover_the_whole_interval(fake_run, training_lines):
     results_at = {step: {"masked_lm_nll": float(step)} for step in range(1, 25)}
     with pytest.raises(KeyboardInterrupt):
@@ -79,6 +81,7 @@ def test_changed_options_are_logged_and_used(fake_run, caplog, few_steps, traini
     assert training_lines(run_dir)[-1]["learning_rate"] == pytest.approx(1e-3 / 26)
 
 
+@pytest.mark.no_backend
 def test_flags_are_written_when_training_starts(fake_run, few_steps):
     run_dir, _ = fake_run(flags="--learning_rate=0.02\n")
     assert (run_dir / "flags.txt").read_text() == "--learning_rate=0.02\n"
