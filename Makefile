@@ -65,7 +65,7 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	touch $@
 
 # Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2. And the
-# other version of Spark.
+# other version of Spark, and Flink.
 .venv/.other_environments: .venv/.tested Makefile
 	$(PYTHON) -m venv .venv/optimum
 	.venv/optimum/bin/pip install --quiet transformers==4.57.6 optimum==2.1.0 optimum-onnx==0.1.0 \
@@ -74,6 +74,7 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	.venv/tensorflow_hub/bin/pip install --quiet tensorflow==2.21.0 tf_keras==2.21.0 \
 		tensorflow_hub==0.16.1 'setuptools<81'
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/spark3 pyspark==3.5.9 py4j==0.10.9.9
+	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/flink apache-flink-libraries==2.2.1
 	touch $@
 
 .PHONY: help setup demo lint test test-slow bench

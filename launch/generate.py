@@ -17,7 +17,7 @@ from launch import input_flags
 from launch.flag_files import flag_values, flags_as_text
 from pipeline.documents import Sentences
 from pipeline.errors import UserError
-from pipeline.generate import generate
+from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.spark import SparkOptions
@@ -168,13 +168,14 @@ def main(beam_flags: list[str]) -> None:
     number, beam_options = 0 if spark else _processes_of(beam_flags), None
     if number is None:
         number, beam_options = parse_beam_options(beam_flags)
+    is_dry = beam_options is not None and _is_dry_run(beam_options)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
         reading=input_flags.read_options(_SENTENCES.value),
         vocab_file=_local_path(_VOCAB_FILE),
-        output_dir=_local_path(_OUTPUT_DIR),
-        tokenized_dir=_local_path(_TOKENIZED_DIR) if _TOKENIZED_DIR.value else None,
+        output_dir=_local_path(_OUTPUT_DIR, is_dry),
+        tokenized_dir=_local_path(_TOKENIZED_DIR, is_dry) if _TOKENIZED_DIR.value else None,
         do_lower_case=input_flags.do_lower_case(),
         strip_accents=input_flags.strip_accents(),
         word_segmenter=_WORD_SEGMENTER.value,
@@ -185,6 +186,13 @@ def main(beam_flags: list[str]) -> None:
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
     )
+    if is_dry and beam_options:
+        work = translate(options, beam_options)
+        print(
+            f"dry run: the job was translated for Dataflow (portions: {len(work.portions):,}; "
+            f"shards: {len(work.shard_plans):,}); nothing was submitted, and nothing written"
+        )
+        return
     with worker_processes(number) as processes:
         manifest = generate(
             options, beam_options, flags_as_text(sys.modules[__name__]), processes, spark
@@ -209,13 +217,19 @@ def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
     return SparkOptions(_SPARK_MASTER.value, conf)
 
 
-def _local_path(flag: flags.FlagHolder[str | None]) -> Path:
+def _is_dry_run(beam_options: "PipelineOptions") -> bool:
+    from pipeline.runner import is_dry_run  # noqa: PLC0415 - it imports Beam
+
+    return is_dry_run(beam_options)
+
+
+def _local_path(flag: flags.FlagHolder[str | None], may_be_url: bool = False) -> Path:
     """The path that a flag gives.
 
     Raises:
-      UserError: the path is a URL; only the input may be one.
+      UserError: the path is a URL, which only the input may be, or what a dry run does not write.
     """
-    if "://" in (value := flag.value or ""):
+    if "://" in (value := flag.value or "") and not may_be_url:
         raise UserError(
             f"--{flag.name}={value} is a URL: give a directory on a file system that all workers "
             "mount"
@@ -229,6 +243,7 @@ def _hide_messages_of_beam() -> None:
     for logger in _LOGGERS_OF_EXCEPTIONS:
         python_logging.getLogger(logger).setLevel(python_logging.CRITICAL)
     python_logging.getLogger().addFilter(_helps)
+    python_logging.getLogger("PrismJobServer").addFilter(_is_not_json)
 
 
 def _processes_of(beam_flags: list[str]) -> int | None:
@@ -284,6 +299,11 @@ def parse_beam_options(beam_flags: list[str]) -> "tuple[int, PipelineOptions]":
 def _helps(record: python_logging.LogRecord) -> bool:
     """Filters out a job service's messages, whose failure is also raised, and those of imports."""
     return record.module != "portable_runner" and "apitools not found" not in str(record.msg)
+
+
+def _is_not_json(record: python_logging.LogRecord) -> bool:
+    """Filters out the log of Prism, but not what it prints if it cannot start."""
+    return not record.getMessage().startswith("{")
 
 
 def describe(manifest: Manifest, output_dir: Path) -> str:

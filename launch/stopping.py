@@ -7,6 +7,7 @@ main thread, and may also swallow the exception.
 This module is imported first of all, so it imports only what takes no time: not even `logging`.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -61,7 +62,6 @@ def stopping(arguments: Sequence[str]) -> Iterator[None]:
         process.is_at_work = False
         if process.received:
             process.end(process.received)
-        process.remove_temporary_files()
 
 
 class _Process:
@@ -103,6 +103,8 @@ class _Process:
         try:
             os.mkdir(self._temporary, 0o700)  # noqa: PTH102 - `pathlib` sets no mode but by umask
             tempfile.tempdir = self._temporary
+            # The first to be registered is the last to be called: after libraries have cleaned up.
+            atexit.register(self.remove_temporary_files)
         except OSError:  # none can be made: so may it be for whoever needs one
             self._temporary = ""
 

@@ -46,6 +46,7 @@ Files beside the flow::
     directories          the places of finished and unfinished files of a data set
     receipts             the record of a finished file, which is not made again
     runner               the choice of Beam's runner, and a guard around all
+    portable_runner      checks and guards for runners whose workers others start
     worker_processes     processes of this machine, forked before Beam is imported
     sample               a part of the text, read first to see what the options make of it
     disk_space           the size that is expected, and whether the disks have room for it

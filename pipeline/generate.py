@@ -135,6 +135,32 @@ def generate(
     return manifest
 
 
+def translate(options: GenerateOptions, beam_options: "PipelineOptions") -> Work:
+    """Translates the job for Dataflow, but submits and writes nothing: Beam's --dry_run.
+
+    It needs no network, unless the input is there.
+
+    Args:
+      options: what to make, of what. The directories may be any text.
+      beam_options: how Beam would run it.
+
+    Returns:
+      What there is to do.
+
+    Raises:
+      UserError: the input, the vocabulary or an option is unusable.
+    """
+    from pipeline.graph import run_on_beam  # noqa: PLC0415 - they take time to import
+    from pipeline.runner import choose_runner  # noqa: PLC0415
+
+    choose_runner(beam_options)
+    vocabulary_of(options.vocab_file)
+    directories = Directories(options.output_dir, options.tokenized_dir)
+    work = _plan_work(options, _input_files(options, directories), directories)
+    run_on_beam(work, beam_options, None)
+    return work
+
+
 def _do(
     work: Work,
     options: GenerateOptions,

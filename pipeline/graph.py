@@ -14,6 +14,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.corpus import RowGroup
 from pipeline.failures import as_user_error, step_errors_marked
+from pipeline.portable_runner import first_worker_awaited, no_deadline_of_jobs
 from pipeline.runner import broken_connections_hidden, choose_runner
 from pipeline.shards import ShardPlan
 from pipeline.stages import (
@@ -49,13 +50,17 @@ def run_on_beam(
         beam_options = PipelineOptions([])
         choose_runner(beam_options)
     StateSampler.__init__.__defaults__ = (_MILLISECONDS_OF_SAMPLER,)
-    runner = beam_options.view_as(StandardOptions).runner  # Beam forgets it on the way
-    root = None
+    runner = beam_options.view_as(StandardOptions).runner or ""  # Beam forgets it on the way
+    job = None
     try:
-        with broken_connections_hidden(), beam.Pipeline(options=beam_options) as root:
+        with broken_connections_hidden(), no_deadline_of_jobs():
+            root = beam.Pipeline(options=beam_options)
             _add_stages(root, work, processes)
+            job = root.run()
+            with first_worker_awaited(job, runner, beam_options, work.directories.sign_of_worker):
+                job.wait_until_finish()
     except KeyboardInterrupt:
-        if job := getattr(root, "result", None):
+        if job:
             job.cancel()  # on a cluster it would continue, and meet the next run in its directory
         raise
     except Exception as error:

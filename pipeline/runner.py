@@ -1,7 +1,6 @@
 """Beam's runner: the default, the refused ones, and a guard around all."""
 
 import multiprocessing
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,31 +9,36 @@ import grpc
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
     StandardOptions,
+    TestOptions,
 )
 
 from pipeline.errors import UserError
 from pipeline.failures import EMBEDDED_RUNNER
+from pipeline.portable_runner import check_services, short_name
 
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
-_SECONDS_TO_ANSWER = 10
+# Beam's thread that reads a job's messages. It fails a moment later than the wait for the job.
+_READER_OF_MESSAGES = "wait_until_finish_read"
+_SECONDS_TO_READ = 2.0
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
     """Makes Beam's embedded runner the default, and refuses runners that are known to lose records.
 
     Raises:
-      UserError: the runner or its mode silently drops records, its job service does not answer, or
-        an option says not to wait for the job.
+      UserError: the runner or its mode silently drops records, its job service does not answer, an
+        option says not to wait for the job, or it is a dry run of a runner that knows none.
     """
     standard = beam_options.view_as(StandardOptions)
     # `DirectRunner` would first try to download another runner.
     if is_embedded(beam_options):
         standard.runner = EMBEDDED_RUNNER
-    if _name(standard.runner) == "daskrunner":
+    if short_name(standard.runner) == "daskrunner":
         raise UserError("--runner=DaskRunner silently drops outputs; use another runner")
     direct = beam_options.view_as(DirectOptions)
     multi_threading = direct.direct_running_mode == "multi_threading"
@@ -57,8 +61,21 @@ def choose_runner(beam_options: PipelineOptions) -> None:
         raise UserError(
             f"remove {refused}: the command must wait for the job, then write the manifest"
         )
-    if portable.job_endpoint:
-        _check_answers(portable.job_endpoint)
+    if is_dry_run(beam_options):
+        if short_name(standard.runner) != "dataflowrunner":
+            raise UserError("only --runner=DataflowRunner knows --dry_run; remove it")
+        # Without it, Beam would look for one in the cloud.
+        if not (beam_options.view_as(GoogleCloudOptions).temp_location or "").startswith("gs://"):
+            raise UserError("a dry run needs --temp_location=gs://BUCKET/DIRECTORY")
+    check_services(beam_options)
+
+
+def is_dry_run(beam_options: PipelineOptions) -> bool:
+    """Whether the job is only to be translated, and makes the option what it means to Beam."""
+    test = beam_options.view_as(TestOptions)
+    # Beam would take any word for true.
+    test.dry_run = str(test.dry_run).lower() not in ("false", "0", "no", "")
+    return test.dry_run
 
 
 def num_processes(beam_options: PipelineOptions) -> int:
@@ -74,23 +91,7 @@ def num_processes(beam_options: PipelineOptions) -> int:
 def is_embedded(beam_options: PipelineOptions) -> bool:
     """Whether Beam's embedded runner is to run the job."""
     runner = beam_options.view_as(StandardOptions).runner or EMBEDDED_RUNNER
-    return _name(runner) in ("directrunner", "fnapirunner")
-
-
-def _name(runner: str) -> str:
-    return runner.rpartition(".")[2].lower()
-
-
-def _check_answers(job_endpoint: str) -> None:
-    """Checks that something listens at the endpoint; Beam itself would wait for minutes."""
-    host, _, port = job_endpoint.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no job service answers at --job_endpoint={job_endpoint} ({error}): start the job "
-            "service of the runner, or set the option to its HOST:PORT"
-        ) from error
+    return short_name(runner) in ("directrunner", "fnapirunner")
 
 
 @contextmanager
@@ -106,5 +107,11 @@ def broken_connections_hidden() -> Iterator[None]:
     threading.excepthook = hook
     try:
         yield
+    except Exception:
+        for thread in threading.enumerate():
+            if thread.name == _READER_OF_MESSAGES:
+                thread.join(_SECONDS_TO_READ)
+        raise
     finally:
-        threading.excepthook = previous_hook
+        if threading.excepthook is hook:  # a signal's handler may have hidden all that fails now
+            threading.excepthook = previous_hook

@@ -1,6 +1,7 @@
 """Shared fixtures of the runners' tests: Beam's services, and `generate` on a small corpus."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,25 +23,24 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def service(module, *flags, log):
-    """Runs one of Beam's services within the block and writes its output to `log`.
+def service(*command, log, env=ENVIRONMENT):
+    """Runs a service within the block and writes its output to `log`.
 
     Its directory holds foreign code, which neither it nor its workers may import.
     """
     (log.parent / "pipeline.py").write_text("raise ImportError('foreign code')")
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *flags],
-            cwd=log.parent,
-            env=ENVIRONMENT,
-            stdout=file,
-            stderr=file,
-        )
+        process = subprocess.Popen(command, cwd=log.parent, env=env, stdout=file, stderr=file)
         try:
             yield process
         finally:
             process.terminate()
             process.wait(SECONDS_TO_START)
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
 
 
 def wait_for(condition, process, log):
@@ -53,34 +53,79 @@ def wait_for(condition, process, log):
 
 
 @contextmanager
-def worker_pool_service(directory, *flags):
-    """Runs a service that starts workers; yields its address and its log."""
+def worker_pool_service(directory, *flags, before=(), env=ENVIRONMENT):
+    """Runs a service that starts workers; yields its address and its log.
+
+    Args:
+      directory: for its log.
+      flags: of the service.
+      before: words of a command that runs the service.
+      env: the environment of the service and its workers.
+    """
     log = directory / "log.txt"
-    module = "apache_beam.runners.worker.worker_pool_main"
-    with service(module, "--service_port=0", *flags, log=log) as process:
+    command = (*before, sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main")
+    with service(*command, "--service_port=0", *flags, log=log, env=env) as process:
         line = wait_for(lambda: "at port: " in log.read_text() and log.read_text(), process, log)
         yield line.partition("at port: ")[2].split()[0], log
 
 
 @pytest.fixture(scope="session")
-def run_generate():
+def generate_command():
+    """A function that gives the words of `clozemill generate` on a small corpus, with flags."""
+
+    def words(output_dir, *flags):
+        return [
+            *(sys.executable, "-m", "launch", "generate"),
+            f"--input_file={SAMPLES / 'english.txt'}",
+            f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+            f"--output_dir={output_dir}",
+            "--max_seq_length=48",
+            "--max_predictions_per_seq=8",
+            "--dupe_factor=2",
+            "--eval_fraction=0.2",
+            "--num_shards=4",
+            "--drop_duplicates",
+            *flags,
+        ]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def assert_one_line():
+    """A function that checks that `generate` failed, with one line at last that contains `says`."""
+
+    def check(returncode, stderr, *says):
+        assert returncode == 1, stderr
+        assert "Traceback" not in stderr
+        assert stderr.count("clozemill generate: ") == 1
+        last_line = stderr.splitlines()[-1]
+        assert last_line.startswith("clozemill generate: ")
+        for part in says:
+            assert part in last_line
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def start_service():
+    """The function `service`."""
+    return service
+
+
+@pytest.fixture(scope="session")
+def start_pool():
+    """The function `worker_pool_service`."""
+    return worker_pool_service
+
+
+@pytest.fixture(scope="session")
+def run_generate(generate_command):
     """A function that runs `clozemill generate` with flags and returns the completed process."""
 
     def run(output_dir, *flags):
         return subprocess.run(
-            [
-                *(sys.executable, "-m", "launch", "generate"),
-                f"--input_file={SAMPLES / 'english.txt'}",
-                f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
-                f"--output_dir={output_dir}",
-                "--max_seq_length=48",
-                "--max_predictions_per_seq=8",
-                "--dupe_factor=2",
-                "--eval_fraction=0.2",
-                "--num_shards=4",
-                "--drop_duplicates",
-                *flags,
-            ],
+            generate_command(output_dir, *flags),
             cwd=output_dir.parent,
             env=ENVIRONMENT,
             timeout=180,
@@ -115,8 +160,8 @@ def job_endpoint(tmp_path_factory):
     """The address of Beam's own job service, while it runs."""
     directory = tmp_path_factory.mktemp("job_service")
     log, port_file = directory / "log.txt", directory / "port"
-    module = "apache_beam.runners.portability.local_job_service_main"
-    with service(module, "--port=0", f"--port_file={port_file}", log=log) as process:
+    command = (sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main")
+    with service(*command, "--port=0", f"--port_file={port_file}", log=log) as process:
         port = wait_for(lambda: port_file.exists() and port_file.read_text(), process, log)
         yield f"localhost:{port}"
 

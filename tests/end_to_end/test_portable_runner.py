@@ -15,18 +15,12 @@ def portable(job_endpoint):
 
 
 @pytest.fixture
-def assert_fails(run_generate, tmp_path):
+def assert_fails(run_generate, assert_one_line, tmp_path):
     """A function that runs `generate`, which must fail with one line that contains all `says`."""
 
     def run(*flags, says):
         result = run_generate(tmp_path / "data", *flags)
-        assert result.returncode == 1
-        assert "Traceback" not in result.stderr
-        assert result.stderr.count("clozemill generate: ") == 1
-        last_line = result.stderr.splitlines()[-1]
-        assert last_line.startswith("clozemill generate: ")
-        for part in says:
-            assert part in last_line
+        assert_one_line(result.returncode, result.stderr, *says)
 
     return run
 

@@ -175,9 +175,9 @@ finally:
 @pytest.mark.parametrize("ends_by", [signal.SIGTERM, None], ids=["a signal", "itself"])
 def test_temporary_files_are_removed_though_libraries_leave_them(ends_by, tmp_path):
     body = """
-import tempfile
-tempfile.mkdtemp()
+import atexit, tempfile
 tempfile.NamedTemporaryFile(delete=False)
+atexit.register(os.rmdir, tempfile.mkdtemp())  # as Beam does when its job server has stopped
 assert tempfile.gettempdir().startswith(os.environ["TMPDIR"] + "/clozemill-")
 ready()
 """

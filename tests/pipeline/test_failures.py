@@ -17,6 +17,10 @@ NO_ANSWER = """grpc._channel._InactiveRpcError: <_InactiveRpcError of RPC that t
 \tdetails = "failed to connect to all addresses; ipv4:127.0.0.1:1: Connection refused"
 >
 """
+ENDED = """<_MultiThreadedRendezvous of RPC that terminated with:
+\tstatus = StatusCode.UNAVAILABLE
+\tdetails = "Stream removed (Socket closed)"
+>"""
 
 
 @pytest.mark.parametrize("runner", [EMBEDDED_RUNNER, "FlinkRunner"])
@@ -44,6 +48,33 @@ def test_a_file_that_a_worker_cannot_write_is_named(runner):
     assert ("all workers must reach" in str(found)) == (runner == "FlinkRunner")
 
 
+def test_a_full_disk_is_no_question_of_what_workers_reach():
+    text = f"{OF_JOB}{IN_OUR_STEP}[Errno 28] No space left on device: '/data/x'"
+    assert "must reach" not in str(as_user_error(RuntimeError(text), "FlinkRunner"))
+
+
+@pytest.mark.parametrize("runner", [EMBEDDED_RUNNER, "FlinkRunner"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cannot read the vocabulary /out/in_progress/vocab.txt: No such file or directory",
+        "cannot read /in/a.txt: [Errno 13] Permission denied: '/in/a.txt'",
+        "cannot read /in/a.txt: [Errno 116] Stale file handle: '/in/a.txt'",
+    ],
+)
+def test_what_a_worker_elsewhere_does_not_reach_is_to_be_reached_by_all(message, runner):
+    found = as_user_error(RuntimeError(f"{OF_JOB}{IN_BEAM}UserError: {message}\n"), runner)
+    advice = "; all workers must reach this directory, under the same path"
+    assert str(found) == message + (advice if runner == "FlinkRunner" else "")
+
+
+def test_the_stack_of_a_runner_is_cut_off():
+    error = RuntimeError("panic in a bundle: send on closed channel " + "goroutine 86 " * 1000)
+    found = str(as_user_error(error, "PrismRunner"))
+    assert found.startswith("PrismRunner failed: RuntimeError: panic in a bundle: send on closed")
+    assert len(found) < 600
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -60,6 +91,13 @@ def test_a_file_that_a_worker_cannot_write_is_named(runner):
             "install this version of Clozemill on the workers",
         ),
         (RuntimeError(f"{IN_BEAM}RuntimeError: Channel closed prematurely."), "a worker died"),
+        (
+            RuntimeError("stage-002 failed:SDK worker disconnected: w1"),
+            "w1; a worker died",
+        ),
+        (RuntimeError(ENDED), "failed: Stream removed (Socket closed); the job service ended"),
+        (RuntimeError('details = "Stream removed (recvmsg:Connection reset)"'), "service ended"),
+        (RuntimeError("Option external_service_address is required"), "as --environment_config"),
         (FileNotFoundError(2, "No such file or directory", "java"), "install Java"),
         (RuntimeError("Unable to fetch remote job server jar at x"), "--flink_job_server_jar"),
         (ValueError("Pipeline has errors:\nMissing option: project.\n"), "errors: Missing option"),

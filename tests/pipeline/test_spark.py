@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_is_reported(tmp_path):
     text = f"{IN_PYTHON}pipeline.failures.StepError: [Errno 28] No space left: '/data/x'\n{IN_JAVA}"
     error = _as_user_error(RuntimeError(text), tmp_path / "spark.log")
     assert isinstance(error, OSError)
-    assert str(error).startswith("[Errno 28] No space left: '/data/x'; all workers must reach")
+    assert str(error).startswith("[Errno 28] No space left: '/data/x'; run the same command")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(tmp_path):
