@@ -43,7 +43,7 @@ class Directories:
         self.receipts = self.in_progress / "receipts"
         self.unfinished_shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
-        self.sign_of_worker = self.in_progress / "worker"
+        self.sign_of_life = self.in_progress / "sign_of_life"
         self._plan = self.receipts / PLAN_NAME
 
     def tokenized_file(self, portion_number: int) -> Path:
@@ -111,7 +111,7 @@ class Directories:
                 make_directory(directory)
                 write_json(directory / PLAN_NAME, plan)
             make_directory(self.unfinished_shards)
-            self.sign_of_worker.unlink(missing_ok=True)
+            self.sign_of_life.unlink(missing_ok=True)
             # The workers read this copy, because all of them can reach the output directory.
             with whole_file(self.vocabulary) as temporary:
                 temporary.write_bytes(vocabulary)

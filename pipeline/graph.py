@@ -5,6 +5,7 @@ Beam's shuffle carries only what the stages give each other, file names and buck
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -14,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.corpus import RowGroup
 from pipeline.failures import as_user_error, step_errors_marked
-from pipeline.portable_runner import first_worker_awaited, no_deadline_of_jobs
+from pipeline.portable_runner import no_deadline_of_jobs, show_life, workers_watched
 from pipeline.runner import broken_connections_hidden, choose_runner
 from pipeline.shards import ShardPlan
 from pipeline.stages import (
@@ -57,7 +58,7 @@ def run_on_beam(
             root = beam.Pipeline(options=beam_options)
             _add_stages(root, work, processes)
             job = root.run()
-            with first_worker_awaited(job, runner, beam_options, work.directories.sign_of_worker):
+            with workers_watched(job, runner, beam_options, work.directories.sign_of_life):
                 job.wait_until_finish()
     except KeyboardInterrupt:
         if job:
@@ -69,7 +70,9 @@ def run_on_beam(
 
 def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | None) -> None:
     def map_of(stage: Stage) -> beam.DoFn:
-        return _HandOut(stage, processes) if processes else _Process(stage)
+        if processes:
+            return _HandOut(stage, processes)
+        return _Process(stage, work.directories.sign_of_life)
 
     row_groups = (
         root
@@ -101,12 +104,14 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
 
 
 class _Process(beam.DoFn):
-    """A stage's work on each item."""
+    """A stage's work on each item, by a worker that shows that it lives."""
 
-    def __init__(self, stage: Stage):
+    def __init__(self, stage: Stage, sign_of_life: Path):
         self._stage = stage
+        self._sign_of_life = sign_of_life
 
     def setup(self) -> None:
+        show_life(self._sign_of_life)
         with step_errors_marked():
             self._stage.load()
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -33,6 +34,7 @@ _SECONDS_TO_COME = 120.0
 # Images are downloaded, and a cluster that is full has its own bounds, such as Flink's 300 seconds.
 _SECONDS_TO_COME_TO_CLUSTERS = 600.0
 _SECONDS_TO_CANCEL = 10.0
+_SECONDS_BETWEEN_SIGNS = 5.0
 _WHAT_TO_CHECK = {
     "LOOPBACK": "with --environment_type=LOOPBACK, the runner must be on this machine",
     "EXTERNAL": "check that a pool runs at --environment_config={config}, as the runner's machines "
@@ -136,55 +138,78 @@ def no_deadline_of_jobs() -> Iterator[None]:
         JobServiceHandle.run = run  # type: ignore[method-assign]
 
 
+@cache
+def show_life(sign: Path) -> None:
+    """Makes a worker touch a file from now on, until that is removed; once in a process."""
+    with suppress(OSError):  # the vocabulary, in the same directory, tells what is wrong
+        sign.touch()
+
+    def beat() -> None:
+        with suppress(OSError):
+            while True:
+                time.sleep(_SECONDS_BETWEEN_SIGNS)
+                os.utime(sign)  # does not make the file, whose directory may be about to go
+
+    threading.Thread(target=beat, daemon=True).start()
+
+
 @contextmanager
-def first_worker_awaited(
+def workers_watched(
     job: PipelineResult, runner: str, beam_options: PipelineOptions, sign: Path
 ) -> Iterator[None]:
-    """Around the wait for a job: cancels it if no worker ever comes.
+    """Around the wait for a job: cancels it if no worker comes, or none lives any more.
 
-    A worker that has come may take as long as it needs.
+    A worker that lives may take as long as it needs.
 
     Args:
       job: the job.
       runner: the value of --runner.
       beam_options: how Beam runs it.
-      sign: the file that a worker makes when it comes.
+      sign: the file that a worker touches as long as it lives.
 
     Raises:
-      UserError: no worker came.
+      UserError: no worker came, or all are lost and the runner has not noticed it.
     """
-    over, is_missed = threading.Event(), threading.Event()
-    seconds, check = _seconds_to_come(runner, beam_options), _what_to_check(beam_options)
-    message = f"{runner} failed: no worker came in {seconds:.0f} seconds; {check}"
-
-    def is_settled_in(seconds: float) -> bool:
-        """Waits until a worker has come or the job is over, but not longer than that."""
-        deadline = time.monotonic() + seconds
-        while not (settled := sign.exists() or over.is_set()) and time.monotonic() < deadline:
-            over.wait(_SECONDS_BETWEEN_LOOKS)
-        return settled
+    over = threading.Event()
+    allowed, check = _seconds_to_come(runner, beam_options), _what_to_check(beam_options)
+    missed: list[str] = []
 
     def watch() -> None:
-        if is_settled_in(seconds / 4):
+        last_sign, since, is_warned = None, time.monotonic(), False
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            now = time.monotonic()
+            if (found := _time_of(sign)) != last_sign:
+                last_sign, since, is_warned = found, now, False
+            what = "no worker has shown life" if last_sign else "no worker has come"
+            if now - since > allowed:
+                break
+            if now - since > allowed / 4 and not is_warned:
+                logging.warning("%s; %s", what, check)
+                is_warned = True
+        else:
             return
-        logging.warning("no worker has come yet; %s", check)
-        if is_settled_in(seconds * 3 / 4):
-            return
-        is_missed.set()
+        missed.append(f"{runner} failed: {what} for {allowed:.0f} seconds; {check}")
         with suppress(Exception):
             job.cancel()
         if not over.wait(_SECONDS_TO_CANCEL):
-            end_process(message)
+            end_process(missed[0])
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except Exception as error:
-        if is_missed.is_set():
-            raise UserError(message) from error
+        if missed:
+            raise UserError(missed[0]) from error
         raise
     finally:
         over.set()
+
+
+def _time_of(sign: Path) -> int | None:
+    """When a file was last touched, in nanoseconds; None if it is not there."""
+    with suppress(OSError):
+        return sign.stat().st_mtime_ns
+    return None
 
 
 def _seconds_to_come(runner: str, beam_options: PipelineOptions) -> float:

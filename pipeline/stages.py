@@ -16,7 +16,6 @@ import socket
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,8 +134,6 @@ class TokenizePortion(Stage):
 
     def load(self) -> None:
         """Loads the vocabulary and the segmenter."""
-        with suppress(OSError):  # the vocabulary, in the same directory, tells what is wrong
-            self._directories.sign_of_worker.touch()
         super().load()
         _give_freed_memory_back()
         options = self._options

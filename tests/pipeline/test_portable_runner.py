@@ -10,7 +10,12 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
 import pipeline.portable_runner
 from pipeline.errors import UserError
-from pipeline.portable_runner import check_services, first_worker_awaited, no_deadline_of_jobs
+from pipeline.portable_runner import (
+    check_services,
+    no_deadline_of_jobs,
+    show_life,
+    workers_watched,
+)
 
 PROCESS = ["--runner=PortableRunner", "--environment_type=PROCESS"]
 EXTERNAL = ["--environment_type=EXTERNAL", "--environment_config=localhost:1"]
@@ -90,7 +95,7 @@ def await_worker(monkeypatch, tmp_path):
 
     def wait(job, seconds, *flags, runner="PortableRunner"):
         options = PipelineOptions(flags)
-        with first_worker_awaited(job, runner, options, tmp_path / "worker"):
+        with workers_watched(job, runner, options, tmp_path / "worker"):
             job.wait_until_finish(seconds)
 
     return wait
@@ -112,15 +117,40 @@ def test_a_job_without_a_worker_is_cancelled_and_says_what_to_check(flags, says,
     with pytest.raises(UserError) as raised:
         await_worker(job, 60, *flags)
     assert job.is_cancelled.is_set()
-    assert str(raised.value).startswith("PortableRunner failed: no worker came in 0 seconds; ")
+    assert str(raised.value).startswith("PortableRunner failed: no worker has come for 0 seconds; ")
     assert says in str(raised.value)
 
 
-def test_a_worker_that_has_come_may_take_its_time(await_worker, tmp_path):
+def test_a_worker_that_lives_may_take_its_time(await_worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.portable_runner, "_SECONDS_BETWEEN_SIGNS", 0.05)
     job = Job()
-    threading.Timer(0.1, (tmp_path / "worker").touch).start()
+    threading.Timer(0.1, show_life, [tmp_path / "worker"]).start()
     await_worker(job, 0.8, *EXTERNAL)
     assert not job.is_cancelled.is_set()
+
+
+def test_a_job_whose_workers_are_all_lost_is_cancelled(await_worker, tmp_path):
+    """Some runners do not notice it."""
+    job = Job()
+    threading.Timer(0.1, (tmp_path / "worker").touch).start()
+    with pytest.raises(UserError, match="no worker has shown life for 0 seconds; check that a p"):
+        await_worker(job, 60, *EXTERNAL)
+    assert job.is_cancelled.is_set()
+
+
+def test_a_sign_of_life_that_is_removed_stays_removed(tmp_path, monkeypatch):
+    """Its directory could not be removed otherwise."""
+    monkeypatch.setattr(pipeline.portable_runner, "_SECONDS_BETWEEN_SIGNS", 0.01)
+    before = threading.active_count()
+    show_life(tmp_path / "worker")
+    show_life(tmp_path / "worker")
+    assert threading.active_count() == before + 1
+    (tmp_path / "worker").unlink()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert not (tmp_path / "worker").exists()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +180,7 @@ def test_a_service_that_cannot_cancel_does_not_hold_the_process_up(await_worker,
     monkeypatch.setattr(pipeline.portable_runner, "end_process", messages.append)
     await_worker(Job(obeys=False), 0.4, *EXTERNAL)
     assert len(messages) == 1
-    assert messages[0].startswith("PortableRunner failed: no worker came in 0 seconds; check")
+    assert messages[0].startswith("PortableRunner failed: no worker has come for 0 seconds; check")
 
 
 def test_a_job_may_last_longer_than_a_request():

@@ -64,16 +64,6 @@ def tokenize(options, directories):
     return run
 
 
-def test_a_worker_gives_a_sign_before_it_reads_anything(options, directories, tokenize):
-    directories.vocabulary.unlink()
-    assert not directories.sign_of_worker.exists()
-    with pytest.raises(UserError, match="cannot read the vocabulary"):
-        tokenize()
-    assert directories.sign_of_worker.exists()
-    directories.prepare(options.vocab_file.read_bytes(), {}, {}, overwrite=False)
-    assert not directories.sign_of_worker.exists()  # that of an earlier run counts no more
-
-
 def documents_of_buckets(found):
     """The words of the documents of each bucket, in order."""
     row_groups = {}
