@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,7 +68,6 @@ _PYTHON_MEGABYTES_PER_CORE = 1024
 # Java has next to nothing to do here, so it takes the compiler and the collector that start fast.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 _DEFAULTS = {
-    "spark.driver.defaultJavaOptions": _JAVA_OPTIONS,
     "spark.executor.defaultJavaOptions": _JAVA_OPTIONS,
     "spark.executor.memory": "512m",  # of Java
     "spark.executorEnv.PYTHONSAFEPATH": "1",
@@ -109,6 +109,12 @@ class SparkOptions:
         for name in self.conf:
             if not re.fullmatch(r"spark\.\S+", name):
                 raise UserError(f"--spark_conf={name}… must be spark.NAME=VALUE")
+
+    @property
+    def cores(self) -> int:
+        """The cores of an executor, on clusters that limit its memory; Spark's default is 1."""
+        cores = self.conf.get("spark.executor.cores", "")
+        return int(cores) if cores.isdecimal() else 1
 
 
 def check_spark(options: SparkOptions) -> None:
@@ -171,27 +177,31 @@ def _connected(options: SparkOptions, log: Path) -> Iterator["SparkContext"]:
     python_logging.getLogger("py4j").setLevel(python_logging.CRITICAL)  # pages about connections
     python = options.conf.get("spark.pyspark.python")
     os.environ["PYSPARK_PYTHON"] = python or os.environ.get("PYSPARK_PYTHON") or sys.executable
-    python_memory = _PYTHON_MEGABYTES_PER_CORE * int(options.conf.get("spark.executor.cores", 1))
     conf = pyspark.SparkConf().setMaster(options.master).setAppName("clozemill generate")
-    conf.set("spark.executor.memoryOverhead", f"{python_memory}m")
-    conf.setAll([*_DEFAULTS.items(), *options.conf.items()])
+    conf.set("spark.executor.memoryOverhead", f"{_PYTHON_MEGABYTES_PER_CORE * options.cores}m")
     gateway = context = None
-    try:
-        with log.open("wb") as file:
-            gateway = launch_gateway(conf, {"stdout": file, "stderr": file})
-        at_interrupt = signal.getsignal(signal.SIGINT)
-        context = pyspark.SparkContext(conf=conf, gateway=gateway)
-        signal.signal(signal.SIGINT, at_interrupt)  # PySpark has put its own in the place
-        # It would print a traceback when Java ends first, as it does at a signal.
-        vars(context._accumulatorServer)["handle_error"] = lambda *_: None
-    except Exception as error:
-        reason = _as_user_error(error, log)  # Java, which tells it, still runs
-        _end(gateway, context)
-        raise reason from error
-    try:
-        yield context
-    finally:
-        _end(gateway, context)
+    # Java leaves its temporary files behind when it is killed.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        conf.set("spark.local.dir", folder)
+        java_options = f'{_JAVA_OPTIONS} "-Djava.io.tmpdir={folder}"'
+        conf.set("spark.driver.defaultJavaOptions", java_options)
+        conf.setAll([*_DEFAULTS.items(), *options.conf.items()])
+        try:
+            with log.open("wb") as file:
+                gateway = launch_gateway(conf, {"stdout": file, "stderr": file})
+            at_interrupt = signal.getsignal(signal.SIGINT)
+            context = pyspark.SparkContext(conf=conf, gateway=gateway)
+            signal.signal(signal.SIGINT, at_interrupt)  # PySpark has put its own in the place
+            # It would print a traceback when Java ends first, as it does at a signal.
+            vars(context._accumulatorServer)["handle_error"] = lambda *_: None
+        except Exception as error:
+            reason = _as_user_error(error, log)  # Java, which tells it, still runs
+            _end(gateway, context)
+            raise reason from error
+        try:
+            yield context
+        finally:
+            _end(gateway, context)
 
 
 def _end(gateway: Any, context: "SparkContext | None") -> None:

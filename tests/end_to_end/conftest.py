@@ -123,11 +123,11 @@ def start_pool():
 def run_generate(generate_command):
     """A function that runs `clozemill generate` with flags and returns the completed process."""
 
-    def run(output_dir, *flags):
+    def run(output_dir, *flags, **environment):
         return subprocess.run(
             generate_command(output_dir, *flags),
             cwd=output_dir.parent,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | environment,
             timeout=180,
             check=False,
             capture_output=True,

@@ -204,8 +204,13 @@ def fails(process, *says):
         assert part in last_line
 
 
-def test_processes_of_this_machine_make_the_same_shards(generate, embedded, tmp_path):
-    assert generate(tmp_path / "data", "--spark_master=local[2]") == embedded
+def test_processes_of_this_machine_make_the_same_shards(run_generate, embedded, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    result = run_generate(tmp_path / "data", "--spark_master=local[2]", TMPDIR=str(temporary))
+    assert result.returncode == 0, result.stderr
+    assert shards_in(tmp_path / "data") == embedded
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.slow
