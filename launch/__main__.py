@@ -3,11 +3,12 @@
 import gc
 import sys
 
-from launch.stopping import at_once, stopping
+from launch.stopping import at_once, open_closed_streams, stopping
 
 
 def main() -> None:
     """Runs the verb that the command line names, then exits."""
+    open_closed_streams()
     with stopping(sys.argv[1:]):
         with at_once():
             # Imported late, because signals may already come while this takes its time.

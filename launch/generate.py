@@ -208,7 +208,7 @@ def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
       UserError: see `SparkOptions`.
     """
     conf = dict(each.partition("=")[::2] for each in _SPARK_CONF.value)
-    if not _SPARK_MASTER.value:
+    if _SPARK_MASTER.value is None:
         if conf:
             raise flags.Error("--spark_conf needs --spark_master")
         return None
@@ -297,8 +297,9 @@ def parse_beam_options(beam_flags: list[str]) -> "tuple[int, PipelineOptions]":
 
 
 def _helps(record: python_logging.LogRecord) -> bool:
-    """Filters out a job service's messages, whose failure is also raised, and those of imports."""
-    return record.module != "portable_runner" and "apitools not found" not in str(record.msg)
+    """Filters out messages of failures that are also raised, and those of imports."""
+    of_failure = ("portable_runner", "java_gateway", "clientserver")  # Beam's and PySpark's
+    return record.module not in of_failure and "apitools not found" not in str(record.msg)
 
 
 def _is_not_json(record: python_logging.LogRecord) -> bool:

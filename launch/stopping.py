@@ -46,6 +46,20 @@ def at_once() -> Iterator[None]:
         _blocks_at_once -= 1
 
 
+def open_closed_streams() -> None:
+    """Lets a command that is started with closed streams (`>&-`) write to nowhere.
+
+    Otherwise, the next file that is opened would take the place of the output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the smallest free number, which is this one
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 @contextmanager
 def stopping(arguments: Sequence[str]) -> Iterator[None]:
     """Around a whole command: a signal ends it. Only for the main thread, and once in a process.

@@ -5,6 +5,7 @@ finished. Two attempts at once do no harm, because both write the same bytes, wh
 name. Of Spark itself, only these tasks and their small results are used: no shuffle, no data frame.
 """
 
+import importlib.metadata
 import importlib.util
 import logging as python_logging
 import os
@@ -48,21 +49,29 @@ _CRASHED = (
     "a worker process died, perhaps because memory ran out: run the same command again to resume, "
     "with more --spark_conf=spark.executor.memoryOverhead"
 )
+_PYTHON = (
+    "--spark_conf=spark.pyspark.python, or PYSPARK_PYTHON, must name a Python that all workers have"
+)
 # What a user can do about a message of Spark that contains these words.
 _ADVICE = {
     "No module named": "install this version of Clozemill on all workers, or ship it with "
     "--spark_conf=spark.archives",
-    "PYTHON_VERSION_MISMATCH": "--spark_conf=spark.pyspark.python names the workers' Python, which "
-    "must be of the version that runs this command",
-    "Cannot run program": "--spark_conf=spark.pyspark.python must name a Python that all workers "
-    "have",
+    "PYTHON_VERSION_MISMATCH": "--spark_conf=spark.pyspark.python, or PYSPARK_PYTHON, names the "
+    "workers' Python, which must be of the version that runs this command",
+    "Cannot run program": _PYTHON,
+    "reading the port number from pyspark.daemon": _PYTHON,
+    "NoSuchFileException": "there is no such file: check --spark_conf",
     "ExecutorLostFailure": _CRASHED,
     "Python worker exited unexpectedly": _CRASHED,
     "InvalidClassException": "the cluster has another version of Spark than PySpark here: install "
     "the pyspark of its version",
     "UnsupportedClassVersionError": "Spark 3.5 needs Java 8, 11 or 17, and Spark 4 Java 17 or 21",
+    "Could not create the Java Virtual Machine": "check --spark_conf=spark.driver.memory and "
+    "spark.driver.extraJavaOptions",
     "All masters are unresponsive": "what answers at --spark_master is no Spark master",
 }
+# What tells PySpark to join a driver that runs already, or to start another one.
+_FOR_OTHER_DRIVERS = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE")
 # Of a worker's Python, beside the memory of its Java.
 _PYTHON_MEGABYTES_PER_CORE = 1024
 # Java has next to nothing to do here, so it takes the compiler and the collector that start fast.
@@ -101,12 +110,15 @@ class SparkOptions:
     conf: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"spark://\S+:\d+|yarn|k8s://\S+|local(\[[\d*,]+\])?", self.master):
+        local = r"local(\[([1-9]\d*|\*)(,\d+)?\])?"
+        if not re.fullmatch(rf"spark://\S+:\d+|yarn|k8s://\S+|{local}", self.master):
             raise UserError(
                 f"--spark_master={self.master} must be spark://HOST:PORT, yarn, k8s://HOST:PORT or "
                 "local[N]"
             )
         for name in self.conf:
+            if name == "spark.master":
+                raise UserError("--spark_conf=spark.master=…: give --spark_master instead")
             if not re.fullmatch(r"spark\.\S+", name):
                 raise UserError(f"--spark_conf={name}… must be spark.NAME=VALUE")
 
@@ -121,10 +133,22 @@ def check_spark(options: SparkOptions) -> None:
     """Checks what takes no time, before any work.
 
     Raises:
-      UserError: PySpark or Java is not installed, or nothing answers at the master's address.
+      UserError: PySpark or Java is not installed, an environment variable is for another Spark, or
+        nothing answers at the master's address.
     """
     if not importlib.util.find_spec("pyspark"):
         raise UserError("--spark_master needs PySpark: pip install 'clozemill[spark]'")
+    for name in _FOR_OTHER_DRIVERS:
+        if name in os.environ:
+            raise UserError(
+                f"unset {name}, which is for another driver; --spark_conf takes options"
+            )
+    version, home = importlib.metadata.version("pyspark"), os.environ.get("SPARK_HOME")
+    if home and not any(Path(home).glob(f"jars/spark-core_*-{version}.jar")):
+        raise UserError(
+            f"SPARK_HOME={home} is no Spark {version}, the version of PySpark here: unset it, or "
+            "install the pyspark of its version"
+        )
     java_home = os.environ.get("JAVA_HOME")
     java = f"{java_home}/bin/java" if java_home else "java"
     if not shutil.which(java):
@@ -321,6 +345,11 @@ def _process(stage: Stage, errors: "Accumulator[list[str]]", items: Iterator[Any
 
 def _as_user_error(error: Exception, log: Path) -> Exception:
     """The error to show to a user who can fix its cause; otherwise the exception itself."""
+    if isinstance(error, OSError) or type(error).__name__ == "Py4JNetworkError":
+        return UserError(
+            f"Spark's driver, a Java process, died ({error}): run the same command again to "
+            f"resume; see {log}"
+        )
     text = re.split(r"\n\s*at ", str(error))[0]  # what follows is Java's
     text = re.sub(r" SQLSTATE: \w+", "", text)
     if StepError.__name__ in text:

@@ -63,6 +63,21 @@ def test_usage_lists_the_verbs():
         assert verb in result.stdout
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed, data_dir):
+    command = f'"$0" -m launch verify --data_dir="$1" {closed}'
+    result = subprocess.run(
+        ["sh", "-c", command, sys.executable, data_dir],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert not result.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["generat"]])
 def test_no_or_unknown_verb_exits_2_with_usage(arguments):
     result = clozemill(*arguments)

@@ -49,7 +49,11 @@ def test_only_a_masters_own_port_is_tried(master):
 
 
 @pytest.mark.parametrize(
-    "master", ["spark://host", "spark://", "host:7077", "local[two]", "Yarn", "k8s://", "a\nb"]
+    "master",
+    [
+        *("spark://host", "spark://", "host:7077", "local[two]", "local[0]", "local[,]", "local[]"),
+        *("Yarn", "k8s://", "a\nb", ""),
+    ],
 )
 def test_what_is_no_address_is_refused(master):
     with pytest.raises(UserError, match="must be spark://HOST:PORT, yarn, k8s://HOST:PORT or loc"):
@@ -60,6 +64,33 @@ def test_what_is_no_address_is_refused(master):
 def test_what_is_no_property_is_refused(name):
     with pytest.raises(UserError, match=rf"--spark_conf={name}… must be spark.NAME=VALUE"):
         SparkOptions("yarn", {name: "1"})
+
+
+def test_a_second_address_is_refused():
+    with pytest.raises(UserError, match="give --spark_master instead"):
+        SparkOptions("yarn", {"spark.master": "local"})
+
+
+@pytest.mark.usefixtures("java")
+@pytest.mark.parametrize("name", ["PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE"])
+def test_a_variable_for_another_driver_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=f"unset {name}"):
+        check_spark(SparkOptions("local[2]", {}))
+
+
+@pytest.mark.usefixtures("java")
+@pytest.mark.parametrize("version", [None, "3.4.1"])
+def test_another_spark_is_refused(version, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "3.5.9")
+    (tmp_path / "jars").mkdir()
+    if version:
+        (tmp_path / "jars" / f"spark-core_2.12-{version}.jar").touch()
+    with pytest.raises(UserError, match=rf"SPARK_HOME={tmp_path} is no Spark 3.5.9"):
+        check_spark(SparkOptions("local[2]", {}))
+    (tmp_path / "jars" / "spark-core_2.12-3.5.9.jar").touch()
+    check_spark(SparkOptions("local[2]", {}))
 
 
 @pytest.mark.usefixtures("java")
@@ -109,7 +140,8 @@ def test_missing_pyspark_is_reported(monkeypatch):
             f'{FAILED}java.io.IOException: Cannot run program "/no/python": error=2{IN_JAVA}',
             "",
             'Spark failed: Cannot run program "/no/python": error=2; '
-            "--spark_conf=spark.pyspark.python must name a Python that all workers have",
+            "--spark_conf=spark.pyspark.python, or PYSPARK_PYTHON, must name a Python that all "
+            "workers have",
         ),
         (
             f"{FAILED}org.apache.spark.SparkException: Python worker exited unexpectedly (crashed)"
@@ -149,6 +181,20 @@ def test_a_failure_is_one_line_with_its_reason(text, log, message, tmp_path):
     error = _as_user_error(RuntimeError(text), path)
     assert isinstance(error, UserError)
     assert str(error) == message.replace("LOG", str(path))
+
+
+class Py4JNetworkError(Exception):
+    """As of py4j."""
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError(111, "refused"), Py4JNetworkError("Answer is empty")]
+)
+def test_the_death_of_the_driver_is_reported(error, tmp_path):
+    found = _as_user_error(error, tmp_path / "spark.log")
+    assert isinstance(found, UserError)
+    assert "a Java process, died (" in str(found)
+    assert "the same command again" in str(found)
 
 
 def test_a_disk_that_is_full_is_reported(tmp_path):
