@@ -79,6 +79,9 @@ _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 _DEFAULTS = {
     "spark.executor.defaultJavaOptions": _JAVA_OPTIONS,
     "spark.executor.memory": "512m",  # of Java
+    # The C library keeps what a task of Python frees for the next one.
+    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "spark.executorEnv.PYTHONSAFEPATH": "1",
     # All workers reach the same directories, so any is as near to the data as another.
     "spark.locality.wait": "0s",
