@@ -22,9 +22,6 @@ from pipeline.portable_runner import check_services, short_name
 
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
-# Beam's thread that reads a job's messages. It fails a moment later than the wait for the job.
-_READER_OF_MESSAGES = "wait_until_finish_read"
-_SECONDS_TO_READ = 2.0
 
 
 def choose_runner(beam_options: PipelineOptions) -> None:
@@ -105,13 +102,6 @@ def broken_connections_hidden() -> Iterator[None]:
             previous_hook(arguments)
 
     threading.excepthook = hook
-    try:
-        yield
-    except Exception:
-        for thread in threading.enumerate():
-            if thread.name == _READER_OF_MESSAGES:
-                thread.join(_SECONDS_TO_READ)
-        raise
-    finally:
-        if threading.excepthook is hook:  # a signal's handler may have hidden all that fails now
-            threading.excepthook = previous_hook
+    yield  # after an error, more threads may fail until the command ends: they stay hidden
+    if threading.excepthook is hook:  # a signal's handler may have hidden all that fails now
+        threading.excepthook = previous_hook

@@ -126,7 +126,7 @@ def test_a_connection_that_breaks_a_moment_after_the_job_is_not_shown_either(mon
         time.sleep(0.1)
         raise BrokenConnectionError
 
-    thread = threading.Thread(target=read_messages, name="wait_until_finish_read")
+    thread = threading.Thread(target=read_messages)
 
     def run_job():
         with broken_connections_hidden():
