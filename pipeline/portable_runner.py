@@ -150,7 +150,7 @@ def show_life(sign: Path) -> None:
                 time.sleep(_SECONDS_BETWEEN_SIGNS)
                 os.utime(sign)  # does not make the file, whose directory may be about to go
 
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=beat, name=str(sign), daemon=True).start()
 
 
 @contextmanager

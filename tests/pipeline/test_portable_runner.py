@@ -141,16 +141,18 @@ def test_a_job_whose_workers_are_all_lost_is_cancelled(await_worker, tmp_path):
 def test_a_sign_of_life_that_is_removed_stays_removed(tmp_path, monkeypatch):
     """Its directory could not be removed otherwise."""
     monkeypatch.setattr(pipeline.portable_runner, "_SECONDS_BETWEEN_SIGNS", 0.01)
-    before = threading.active_count()
-    show_life(tmp_path / "worker")
-    show_life(tmp_path / "worker")
-    assert threading.active_count() == before + 1
-    (tmp_path / "worker").unlink()
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-    assert not (tmp_path / "worker").exists()
+    sign = tmp_path / "worker"
+
+    def threads_of_sign():
+        return [thread for thread in threading.enumerate() if thread.name == str(sign)]
+
+    show_life(sign)
+    show_life(sign)
+    (thread,) = threads_of_sign()
+    sign.unlink()
+    thread.join(10)
+    assert not threads_of_sign()
+    assert not sign.exists()
 
 
 @pytest.mark.parametrize(
