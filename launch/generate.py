@@ -6,7 +6,6 @@ workers. Apache Beam's options (--runner, --direct_num_workers, …) are also ac
 
 import argparse
 import logging as python_logging
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances
-from pipeline.worker_processes import worker_processes
+from pipeline.worker_processes import number_of_processes, worker_processes
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -260,9 +259,7 @@ def _processes_of(beam_flags: list[str]) -> int | None:
         return None
     if others or known.direct_num_workers < 0:
         return None
-    if known.direct_running_mode != "multi_processing":
-        return 1
-    return known.direct_num_workers or multiprocessing.cpu_count()
+    return number_of_processes(known.direct_running_mode, known.direct_num_workers)
 
 
 def parse_beam_options(beam_flags: list[str]) -> "tuple[int, PipelineOptions]":

@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--provision_endpoint", required=True)
     arguments, _ = parser.parse_known_args()  # older runners also pass settings
     info = _ask_for_settings(arguments.provision_endpoint, arguments.id)
-    os.environ.pop("PIPELINE_OPTIONS_FILE", None)  # belongs to a driver on the same machine
+    os.environ.pop("PIPELINE_OPTIONS_FILE", None)  # would count more than what follows
     os.environ |= {
         "WORKER_ID": arguments.id,
         "PIPELINE_OPTIONS": MessageToJson(info.pipeline_options),

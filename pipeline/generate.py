@@ -107,7 +107,7 @@ def generate(
         directories.prepare(vocabulary.content, tokenization_plan, shard_plan, options.overwrite)
         # A copy, because the given file may have been in the directory that was discarded.
         options = replace(options, vocab_file=directories.vocabulary)
-        sample, case = _do(work, options, beam_options, processes, spark)
+        sample, case = _make_shards(work, options, beam_options, processes, spark)
         results = read_results(work)
         results.corpus.update(
             input_files=len(files),
@@ -161,7 +161,7 @@ def translate(options: GenerateOptions, beam_options: "PipelineOptions") -> Work
     return work
 
 
-def _do(
+def _make_shards(
     work: Work,
     options: GenerateOptions,
     beam_options: "PipelineOptions | None",

@@ -1,6 +1,5 @@
 """Beam's runner: the default, the refused ones, and a guard around all."""
 
-import multiprocessing
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from apache_beam.options.pipeline_options import (
 from pipeline.errors import UserError
 from pipeline.failures import EMBEDDED_RUNNER
 from pipeline.portable_runner import check_services, short_name
+from pipeline.worker_processes import number_of_processes
 
 # The message that gRPC raises, in a separate thread, when a job server ends while Beam waits.
 _CLOSED_CHANNEL = "Cannot monitor channel state"
@@ -80,9 +80,7 @@ def num_processes(beam_options: PipelineOptions) -> int:
     if not is_embedded(beam_options):
         return 0
     direct = beam_options.view_as(DirectOptions)
-    if direct.direct_running_mode != "multi_processing":
-        return 1
-    return direct.direct_num_workers or multiprocessing.cpu_count()
+    return number_of_processes(direct.direct_running_mode, direct.direct_num_workers)
 
 
 def is_embedded(beam_options: PipelineOptions) -> bool:

@@ -81,6 +81,13 @@ class WorkerProcesses:
 _of_this_process: WorkerProcesses | None = None
 
 
+def number_of_processes(running_mode: str | None, num_workers: int) -> int:
+    """How many processes Beam's --direct_running_mode and --direct_num_workers ask for."""
+    if running_mode != "multi_processing":
+        return 1
+    return num_workers or multiprocessing.cpu_count()
+
+
 @contextmanager
 def worker_processes(number: int) -> Iterator[WorkerProcesses | None]:
     """Yields that many processes, or None instead of none. There must be no other threads yet."""
