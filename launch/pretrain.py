@@ -18,7 +18,7 @@ from launch.flag_files import flag_values, flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.job.group import ProcessGroup
 from modeling.job.termination import Termination, noticing_termination
-from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
 from pipeline.manifest import DataSet, Manifest
@@ -75,6 +75,27 @@ flags.DEFINE_integer(
     None,
     "The number of updates until the learning rate reaches its peak (default: a tenth of "
     "--num_train_steps, rounded down, but at most 10,000).",
+)
+flags.DEFINE_enum_class(
+    "learning_rate_schedule",
+    _DEFAULTS.learning_rate_schedule,
+    ScheduleName,
+    "How the learning rate falls after its warm-up. linear: to 0, as in the original BERT. "
+    "warmup_stable_decay: it stays at its peak, and falls to 0 over the last --num_decay_steps. "
+    "polynomial: to 0 by a power, as NVIDIA trains BERT with LAMB.",
+)
+flags.DEFINE_integer(
+    "num_decay_steps",
+    None,
+    "With --learning_rate_schedule=warmup_stable_decay: the number of last updates over which the "
+    "learning rate falls to 0 (default: a tenth of --num_train_steps, rounded down). 0: it never "
+    "falls.",
+)
+flags.DEFINE_float(
+    "decay_power",
+    None,
+    "With --learning_rate_schedule=polynomial: the power by which the learning rate falls, 0.5 for "
+    "a square root (default: 1).",
 )
 flags.DEFINE_enum_class(
     "optimizer",

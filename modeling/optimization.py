@@ -1,4 +1,4 @@
-"""AdamW and LAMB, gradient clipping, the loss scale, and the learning rate's warm-up and decay."""
+"""AdamW and LAMB, gradient clipping, the loss scale, and the schedules of the learning rate."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -29,12 +29,74 @@ class LinearWarmupAndDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         """The rate of the update after `step` updates. With a warm-up, the first rate is 0."""
         step = ops.cast(step, "float32")
-        done = ops.minimum(step / self.num_train_steps, 1.0)
-        decayed = self.learning_rate * (1.0 - done)
+        decayed = self.learning_rate * self._share_of_peak(step)
         if not self.num_warmup_steps:
             return decayed
         warming = self.learning_rate * step / self.num_warmup_steps
         return ops.where(step < self.num_warmup_steps, warming, decayed)
+
+    def _share_of_peak(self, step: Any) -> Any:
+        """The share of the peak rate that is left after the warm-up."""
+        return 1.0 - ops.minimum(step / self.num_train_steps, 1.0)
+
+
+class WarmupStableDecay(LinearWarmupAndDecay):
+    """Linear from 0 over the warm-up, constant, then to 0 over the last steps.
+
+    The decay is 1 minus the square root of its steps' share (Hägele et al., 2024, "Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations"). Until it begins, the rate does not
+    depend on the number of steps, so that runs of different lengths share their stable part.
+
+    Args:
+      learning_rate: the peak rate.
+      num_train_steps: the step at which the rate reaches 0.
+      num_warmup_steps: the number of warm-up steps; 0 for none.
+      num_decay_steps: the number of steps of the decay; 0 for none.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        num_train_steps: int,
+        num_warmup_steps: int,
+        num_decay_steps: int,
+    ):
+        super().__init__(learning_rate, num_train_steps, num_warmup_steps)
+        self.num_decay_steps = num_decay_steps
+
+    def _share_of_peak(self, step: Any) -> Any:
+        since = step - (self.num_train_steps - self.num_decay_steps)
+        return 1.0 - ops.sqrt(ops.clip(since / max(self.num_decay_steps, 1), 0.0, 1.0))
+
+
+class PolynomialWarmupAndDecay(LinearWarmupAndDecay):
+    """Linear over the warm-up, then a power of what is left, as NVIDIA trains BERT with LAMB.
+
+    It is the PolyWarmUpScheduler of NVIDIA's DeepLearningExamples, which counts the first update as
+    step 1: the last one has the rate 0.
+
+    Args:
+      learning_rate: the peak rate.
+      num_train_steps: the update at which the rate reaches 0.
+      num_warmup_steps: the number of warm-up steps; 0 for none.
+      decay_power: the power; NVIDIA's is 0.5.
+    """
+
+    def __init__(
+        self, learning_rate: float, num_train_steps: int, num_warmup_steps: int, decay_power: float
+    ):
+        super().__init__(learning_rate, num_train_steps, num_warmup_steps)
+        self.decay_power = decay_power
+
+    def __call__(self, step: Any) -> Any:
+        """The rate of the update after `step` updates."""
+        number = ops.cast(step, "float32") + 1.0
+        left = 1.0 - ops.minimum(number / self.num_train_steps, 1.0)
+        decayed = self.learning_rate * left**self.decay_power
+        if not self.num_warmup_steps:
+            return decayed
+        warming = self.learning_rate * number / self.num_warmup_steps
+        return ops.where(number <= self.num_warmup_steps, warming, decayed)
 
 
 class AdamW(keras.optimizers.Optimizer):

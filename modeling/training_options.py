@@ -27,6 +27,14 @@ class OptimizerName(StrEnum):
     LAMB = "lamb"
 
 
+class ScheduleName(StrEnum):
+    """The schedules of the learning rate in `modeling.optimization`."""
+
+    LINEAR = "linear"
+    WARMUP_STABLE_DECAY = "warmup_stable_decay"
+    POLYNOMIAL = "polynomial"
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """How to train. Options that the original's run_pretraining.py has keep their names.
@@ -38,6 +46,10 @@ class TrainingOptions:
       num_train_steps: the total number of updates.
       num_warmup_steps: the number of updates until the learning rate peaks. By default, a tenth of
         `num_train_steps`, rounded down, but at most 10,000.
+      learning_rate_schedule: how the learning rate falls after the warm-up.
+      num_decay_steps: the number of last updates over which a stable learning rate falls to 0; 0
+        for none. By default, a tenth of `num_train_steps`, rounded down. None in other schedules.
+      decay_power: the power of a polynomial decay, by default 1. None in other schedules.
       optimizer: the optimizer.
       weight_decay_rate: the weight decay of all variables but biases and layer normalizations.
       adam_bias_correction: whether Adam's moments are corrected for starting at 0. The original
@@ -63,6 +75,9 @@ class TrainingOptions:
     learning_rate: float = 1e-4
     num_train_steps: int = 100_000
     num_warmup_steps: int = cast("int", None)  # `__post_init__` replaces it
+    learning_rate_schedule: ScheduleName = ScheduleName.LINEAR
+    num_decay_steps: int | None = None
+    decay_power: float | None = None
     optimizer: OptimizerName = OptimizerName.ADAMW
     weight_decay_rate: float = 0.01
     adam_bias_correction: bool = True
@@ -103,8 +118,38 @@ class TrainingOptions:
                 f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
                 f"--num_train_steps={self.num_train_steps}"
             )
+        self._check_decay()
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size={self.train_batch_size} must be a multiple of "
                 f"--gradient_accumulation_steps={self.gradient_accumulation_steps}"
             )
+
+    @property
+    def last_stable_step(self) -> int | None:
+        """The step after which a stable learning rate falls; None in other schedules."""
+        return None if self.num_decay_steps is None else self.num_train_steps - self.num_decay_steps
+
+    def _check_decay(self) -> None:
+        """Checks the options of the schedule's decay, and replaces those that are None."""
+        for name, schedule, default in (
+            ("num_decay_steps", ScheduleName.WARMUP_STABLE_DECAY, self.num_train_steps // 10),
+            ("decay_power", ScheduleName.POLYNOMIAL, 1.0),
+        ):
+            if self.learning_rate_schedule == schedule:
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
+            elif (given := getattr(self, name)) is not None:
+                raise UserError(
+                    f"--{name}={given} belongs to --learning_rate_schedule={schedule}: give that, "
+                    f"or remove --{name}"
+                )
+        most = self.num_train_steps - self.num_warmup_steps
+        if self.num_decay_steps is not None and not 0 <= self.num_decay_steps <= most:
+            raise UserError(
+                f"--num_decay_steps={self.num_decay_steps} must lie between 0 and {most}, the part "
+                f"of --num_train_steps={self.num_train_steps} after "
+                f"--num_warmup_steps={self.num_warmup_steps}"
+            )
+        if self.decay_power is not None and not 0 < self.decay_power < math.inf:
+            raise UserError(f"--decay_power={self.decay_power} must be larger than 0 and finite")

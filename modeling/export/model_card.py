@@ -3,11 +3,13 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 from modeling.checkpoints.pretrained import Pretrained, Run
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.config import weight_shapes
 from modeling.training.evaluation import read_results
+from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.templates import template_environment
@@ -108,11 +110,23 @@ def _training(run: Run) -> dict[str, str]:
         "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
         "learning rate": (
             f"{options['learning_rate']}, reached after {options['num_warmup_steps']:,} steps, "
-            "then falling to 0"
+            f"{_decay(options)}"
         ),
         "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }
+
+
+def _decay(options: dict[str, Any]) -> str:
+    """How the learning rate falls after its warm-up."""
+    match options.get("learning_rate_schedule"):  # earlier builds had the linear one alone
+        case ScheduleName.WARMUP_STABLE_DECAY if not options["num_decay_steps"]:
+            return "then constant"
+        case ScheduleName.WARMUP_STABLE_DECAY:
+            return f"then constant, falling to 0 over the last {options['num_decay_steps']:,} steps"
+        case ScheduleName.POLYNOMIAL:
+            return f"then falling to 0 by the power {options['decay_power']}"
+    return "then falling to 0"
 
 
 def _results(run_dir: Path, run: Run) -> tuple[dict[str, str], bool]:

@@ -5,7 +5,7 @@ its backend, and gives them to `Learner.apply`.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -21,9 +21,11 @@ from modeling.optimization import (
     Lamb,
     LinearWarmupAndDecay,
     LossScale,
+    PolynomialWarmupAndDecay,
+    WarmupStableDecay,
     clip_by_global_norm,
 )
-from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 
 Batch = Mapping[str, Any]
 """Arrays of B examples, by the names of `pipeline.records`."""
@@ -182,6 +184,10 @@ def new_learner(config: BertConfig, options: TrainingOptions) -> Learner:
 
 def learning_rate_schedule(options: TrainingOptions) -> LinearWarmupAndDecay:
     """The learning rate of each update."""
-    return LinearWarmupAndDecay(
-        options.learning_rate, options.num_train_steps, options.num_warmup_steps
-    )
+    course = options.learning_rate, options.num_train_steps, options.num_warmup_steps
+    match options.learning_rate_schedule:
+        case ScheduleName.WARMUP_STABLE_DECAY:
+            return WarmupStableDecay(*course, cast("int", options.num_decay_steps))
+        case ScheduleName.POLYNOMIAL:
+            return PolynomialWarmupAndDecay(*course, cast("float", options.decay_power))
+    return LinearWarmupAndDecay(*course)

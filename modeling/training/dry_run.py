@@ -12,7 +12,7 @@ from modeling.step.devices import describe_devices, describe_group
 from modeling.step.learner import new_learner
 from modeling.training.loop import check_can_train
 from modeling.training.workload import describe_update, flops_per_instance
-from modeling.training_options import Precision, TrainingOptions
+from modeling.training_options import Precision, ScheduleName, TrainingOptions
 from pipeline.manifest import DataSet
 
 _STEPS = 2
@@ -72,7 +72,7 @@ def dry_run(
 
     yield (
         f"learning rate        {options.learning_rate:g} after {options.num_warmup_steps:,} steps "
-        f"of warm-up, 0 after {options.num_train_steps:,} steps"
+        f"of warm-up, {_decay(options)}"
     )
 
     step = TrainStep(learner, replicas)
@@ -92,6 +92,18 @@ def dry_run(
         yield f"step {number + 1}               loss {loss:.3f}, {seconds:.2f} s{compiled}"
     if peak := peak_memory():
         yield f"peak memory          {peak / _GIB:,.1f} GiB"
+
+
+def _decay(options: TrainingOptions) -> str:
+    """How the learning rate falls, for people."""
+    end = f"0 after {options.num_train_steps:,} steps"
+    match options.learning_rate_schedule:
+        case ScheduleName.WARMUP_STABLE_DECAY:
+            stable = f"stable until step {options.last_stable_step:,}"
+            return f"{stable}, {end}" if options.num_decay_steps else stable
+        case ScheduleName.POLYNOMIAL:
+            return f"{end}, by the power {options.decay_power:g}"
+    return end
 
 
 def memory_estimate(

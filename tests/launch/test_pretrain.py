@@ -158,6 +158,8 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "learning_rate": 5e-4,
         "num_train_steps": 70,
         "num_warmup_steps": 7,
+        "learning_rate_schedule": "warmup_stable_decay",
+        "num_decay_steps": 9,
         "optimizer": "lamb",
         "weight_decay_rate": 0.1,
         "adam_bias_correction": False,
@@ -173,10 +175,17 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "verify_data": False,
     }
     default = dataclasses.asdict(TrainingOptions())
-    assert given.keys() == default.keys()
+    assert given.keys() | {"decay_power"} == default.keys()
     assert not any(given[name] == default[name] for name in given)
     result = pretrain(*places, "--model=mini", *as_flags(given), is_captured=True)
-    assert captured(result)[1] == given
+    assert captured(result)[1] == given | {"decay_power": None}
+
+
+def test_the_power_of_the_decay_has_its_effect(pretrain, places):
+    flags = "--model=mini", "--learning_rate_schedule=polynomial", "--decay_power=0.5"
+    _, options = captured(pretrain(*places, *flags, is_captured=True))
+    changed = {"learning_rate_schedule": "polynomial", "decay_power": 0.5}
+    assert options == dataclasses.asdict(TrainingOptions()) | changed
 
 
 @pytest.mark.parametrize("source", ["model", "bert_config_file"])
@@ -240,6 +249,7 @@ def test_weights_without_a_config_take_it_and_the_form_of_gelu_from_the_flags(
         (["--model=tiny", "--backend=torch"], "--backend=torch"),
         (["--model=tiny", "--precision=float64"], "--precision=float64"),
         (["--model=tiny", "--optimizer=sgd"], "--optimizer=sgd"),
+        (["--model=tiny", "--learning_rate_schedule=wsd"], "--learning_rate_schedule=wsd"),
         (["--model=tiny", "--gelu_form=gelu"], "--gelu_form=gelu"),
         (["--model=tiny", "--hidden_size=wide"], "--hidden_size=wide"),
         (["--model=tiny", "--train_batchsize=4"], "train_batchsize"),
@@ -262,6 +272,18 @@ def test_wrong_flags_exit_2_and_write_nothing(pretrain, places, tmp_path, flags,
         (
             ["--num_warmup_steps=9", "--num_train_steps=8"],
             ["--num_warmup_steps=9", "--num_train_steps=8"],
+        ),
+        (["--decay_power=0.5"], ["--decay_power=0.5", "polynomial"]),
+        (
+            ["--learning_rate_schedule=polynomial", "--num_decay_steps=5"],
+            ["--num_decay_steps=5", "warmup_stable_decay"],
+        ),
+        (
+            [
+                *("--learning_rate_schedule=warmup_stable_decay", "--num_train_steps=20"),
+                *("--num_warmup_steps=15", "--num_decay_steps=6"),
+            ],
+            ["--num_decay_steps=6", "--num_train_steps=20", "--num_warmup_steps=15"],
         ),
         (["--log_every_steps=0"], ["--log_every_steps=0"]),
         (["--max_position_embeddings=15"], ["max_position_embeddings 15", "16"]),

@@ -10,6 +10,8 @@ from modeling.optimization import (
     Lamb,
     LinearWarmupAndDecay,
     LossScale,
+    PolynomialWarmupAndDecay,
+    WarmupStableDecay,
     clip_by_global_norm,
     is_decayed,
 )
@@ -53,6 +55,85 @@ def test_warm_up_may_last_to_the_end():
     schedule = LinearWarmupAndDecay(0.01, num_train_steps=10, num_warmup_steps=10)
     rates = [float(schedule(step)) for step in range(11)]
     assert rates == pytest.approx([0.001 * step for step in range(10)] + [0.0], abs=1e-8)
+
+
+def rates(schedule, steps):
+    return np.array([float(schedule(step)) for step in steps])
+
+
+def test_linear_rates_are_the_original_ones_to_the_bit():
+    # The original's own expressions, in float32.
+    peak, steps = np.float32(1e-4), np.arange(0, 103, dtype=np.float32)
+    decayed = peak * (1 - np.minimum(steps / np.float32(100), np.float32(1)))
+    original = np.where(steps < 10, peak * steps / np.float32(10), decayed)
+    schedule = LinearWarmupAndDecay(1e-4, num_train_steps=100, num_warmup_steps=10)
+    np.testing.assert_array_equal(rates(schedule, range(103)).astype(np.float32), original)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.0),
+        (5, 0.005),
+        (9, 0.009),
+        (10, 0.01),
+        (59, 0.01),
+        (60, 0.01),
+        (61, 0.01 * (1 - np.sqrt(1 / 40))),
+        (70, 0.005),
+        (99, 0.01 * (1 - np.sqrt(39 / 40))),
+        (100, 0.0),
+        (150, 0.0),
+    ],
+)
+def test_stable_rate_falls_over_the_last_steps(step, rate):
+    schedule = WarmupStableDecay(0.01, num_train_steps=100, num_warmup_steps=10, num_decay_steps=40)
+    assert float(schedule(step)) == pytest.approx(rate, abs=1e-8)
+
+
+def test_runs_of_different_lengths_share_their_stable_part():
+    short, long, endless = (
+        rates(WarmupStableDecay(0.01, num_steps, 10, num_decay_steps), range(51))
+        for num_steps, num_decay_steps in ((60, 10), (120, 70), (70, 0))
+    )
+    assert set(short[10:]) == {np.float32(0.01)}
+    np.testing.assert_array_equal(short, long)
+    np.testing.assert_array_equal(short, endless)
+
+
+@pytest.mark.parametrize("num_decay_steps", [0, 10])
+def test_stable_rate_without_warm_up_begins_at_the_peak(num_decay_steps):
+    schedule = WarmupStableDecay(0.01, 10, 0, num_decay_steps)
+    assert float(schedule(0)) == np.float32(0.01)
+    assert float(schedule(10)) == np.float32(0.0 if num_decay_steps else 0.01)
+
+
+# NVIDIA's PolyWarmUpScheduler is given shares of all steps, and the number of an update from 1.
+@pytest.mark.parametrize(
+    ("peak", "num_steps", "warmup_proportion", "num_warmup_steps"),
+    [(6e-3, 7038, 0.2843, 2000), (4e-3, 1563, 0.128, 200)],
+)
+def test_polynomial_rates_are_those_of_nvidia(peak, num_steps, warmup_proportion, num_warmup_steps):
+    def of_nvidia(number):
+        progress = number / num_steps
+        if progress < warmup_proportion:
+            return peak * progress / warmup_proportion
+        return peak * (1 - progress) ** 0.5
+
+    around = range(num_warmup_steps - 3, num_warmup_steps + 3)
+    steps = [0, 1, 17, *around, num_steps // 2, num_steps - 2, num_steps - 1]
+    schedule = PolynomialWarmupAndDecay(peak, num_steps, num_warmup_steps, 0.5)
+    expected = [of_nvidia(step + 1) for step in steps]
+    # Their warm-up ends between two steps.
+    np.testing.assert_allclose(rates(schedule, steps), expected, rtol=5e-4)
+    assert expected[-1] == 0.0 < expected[0]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_polynomial_rate_stays_0_after_the_end(power):
+    schedule = PolynomialWarmupAndDecay(0.01, 10, 0, power)
+    np.testing.assert_array_equal(rates(schedule, (9, 10, 15)), 0.0)
+    assert float(schedule(4)) == pytest.approx(0.01 * 0.5**power)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.no_backend
@@ -66,6 +66,52 @@ def test_the_warm_up_is_by_default_a_tenth_of_training_up_to_10_000_steps(num_tr
     assert TrainingOptions(num_train_steps=num_train_steps).num_warmup_steps == default
 
 
+@pytest.mark.parametrize(("num_train_steps", "default"), [(1, 0), (19, 1), (500_000, 50_000)])
+def test_a_stable_rate_falls_by_default_over_the_last_tenth(num_train_steps, default):
+    options = TrainingOptions(
+        num_train_steps=num_train_steps, learning_rate_schedule=ScheduleName.WARMUP_STABLE_DECAY
+    )
+    assert options.num_decay_steps == default
+    assert options.last_stable_step == num_train_steps - default
+    assert TrainingOptions(num_train_steps=num_train_steps).last_stable_step is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "value", "named"),
+    [
+        ("linear", "decay_power", 0.5, "polynomial"),
+        ("linear", "num_decay_steps", 0, "warmup_stable_decay"),
+        ("warmup_stable_decay", "decay_power", 1.0, "polynomial"),
+        ("polynomial", "num_decay_steps", 5, "warmup_stable_decay"),
+    ],
+)
+def test_an_option_of_another_schedule_is_refused(schedule, name, value, named):
+    with pytest.raises(
+        UserError, match=f"--{name}={value} belongs to --learning_rate_schedule={named}: "
+    ):
+        TrainingOptions(learning_rate_schedule=ScheduleName(schedule), **{name: value})
+
+
+@pytest.mark.parametrize("num_decay_steps", [-1, 8])
+def test_the_decay_begins_after_the_warm_up(num_decay_steps):
+    given = {
+        "num_train_steps": 10,
+        "num_warmup_steps": 3,
+        "learning_rate_schedule": ScheduleName.WARMUP_STABLE_DECAY,
+    }
+    with pytest.raises(
+        UserError, match=f"--num_decay_steps={num_decay_steps} must lie between 0 and 7, "
+    ):
+        TrainingOptions(**given, num_decay_steps=num_decay_steps)
+    assert TrainingOptions(**given, num_decay_steps=7).last_stable_step == 3
+
+
+@pytest.mark.parametrize("power", [0.0, -0.5, float("inf"), float("nan")])
+def test_the_power_of_a_decay_is_positive_and_finite(power):
+    with pytest.raises(UserError, match=f"--decay_power={power} must be larger than 0 and finite"):
+        TrainingOptions(learning_rate_schedule=ScheduleName.POLYNOMIAL, decay_power=power)
+
+
 def test_a_batch_is_divided_into_equal_parts():
     assert TrainingOptions(train_batch_size=12, gradient_accumulation_steps=4)
     with pytest.raises(
@@ -85,6 +131,7 @@ def test_defaults_are_those_of_the_original_except_for_bias_correction():
         "save_checkpoints_steps": 1_000,
         "max_eval_steps": 100,
         "weight_decay_rate": 0.01,
+        "learning_rate_schedule": ScheduleName.LINEAR,
         "optimizer": OptimizerName.ADAMW,
         "precision": Precision.FLOAT32,
     }

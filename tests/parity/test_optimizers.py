@@ -1,4 +1,4 @@
-"""AdamW and LAMB against the implementations of Keras, PyTorch and Optax, and against the paper."""
+"""AdamW, LAMB and the schedules against Keras, PyTorch, Optax, transformers, and the paper."""
 
 from contextlib import ExitStack
 
@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from modeling.optimization import AdamW, Lamb, LinearWarmupAndDecay
+from modeling.optimization import (
+    AdamW,
+    Lamb,
+    LinearWarmupAndDecay,
+    PolynomialWarmupAndDecay,
+    WarmupStableDecay,
+)
 
 NUM_STEPS = 8
 SCHEDULE = LinearWarmupAndDecay(0.02, num_train_steps=NUM_STEPS + 2, num_warmup_steps=3)
@@ -133,3 +139,34 @@ def lamb_by_hand(x, gradients, bias_correction):
         direction = r + 0.1 * x
         x = x - rate * np.linalg.norm(x) / np.linalg.norm(direction) * direction
     return x
+
+
+def rates_of_pytorch(make_schedule, num_steps):
+    """The rates of updates with a schedule of PyTorch or transformers, at a peak of 0.01."""
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule, rates = make_schedule(optimizer), []
+    for _ in range(num_steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_warmup_stable_decay_is_that_of_transformers():
+    theirs = pytest.importorskip("transformers.optimization").get_wsd_schedule
+    expected = rates_of_pytorch(
+        lambda optimizer: theirs(optimizer, 5, 12, num_training_steps=40, decay_type="1-sqrt"), 42
+    )
+    schedule = WarmupStableDecay(0.01, num_train_steps=40, num_warmup_steps=5, num_decay_steps=12)
+    assert [float(schedule(step)) for step in range(42)] == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_polynomial_decay_is_that_of_pytorch_one_update_later(power):
+    """PyTorch and transformers count the first update as step 0."""
+    scheduler = pytest.importorskip("torch").optim.lr_scheduler.PolynomialLR
+    expected = rates_of_pytorch(lambda optimizer: scheduler(optimizer, 30, power), 32)
+    schedule = PolynomialWarmupAndDecay(0.01, 30, num_warmup_steps=0, decay_power=power)
+    actual = [float(schedule(step)) for step in range(31)]
+    assert actual == pytest.approx(expected[1:], abs=1e-8)

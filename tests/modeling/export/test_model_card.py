@@ -246,6 +246,31 @@ def test_training_is_reported_with_its_own_options(pretrained):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "decay"),
+    [
+        (
+            {"learning_rate_schedule": "warmup_stable_decay", "num_decay_steps": 20_000},
+            "then constant, falling to 0 over the last 20,000 steps",
+        ),
+        (
+            {"learning_rate_schedule": "warmup_stable_decay", "num_decay_steps": 0},
+            "then constant",
+        ),
+        (
+            {"learning_rate_schedule": "polynomial", "decay_power": 0.5},
+            "then falling to 0 by the power 0.5",
+        ),
+    ],
+)
+def test_the_schedule_is_reported(pretrained, options, decay):
+    options = pretrained.run.state.options | options
+    state = dataclasses.replace(pretrained.run.state, options=options)
+    run = dataclasses.replace(pretrained.run, state=state)
+    training = tables(card_of(dataclasses.replace(pretrained, run=run)))[1]
+    assert training["learning rate"] == f"0.0001, reached after 10,000 steps, {decay}"
+
+
 def test_results_of_evaluate_are_reported(own_run):
     write_results(own_run, STEP, RESULTS)
     assert reported_results(own_run) == REPORTED_RESULTS

@@ -5,8 +5,8 @@ from keras import ops
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.losses import batch_totals, pretraining_sums, total_loss
 from modeling.optimization import AdamW, Lamb, LossScale
-from modeling.step.learner import Learner, new_learner
-from modeling.training_options import OptimizerName, Precision, TrainingOptions
+from modeling.step.learner import Learner, learning_rate_schedule, new_learner
+from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 
 
 @pytest.fixture
@@ -200,3 +200,20 @@ def test_options_configure_the_learner(shallow_config):
         for learner in (default, other)
     )
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 0.006),
+        ({"learning_rate_schedule": ScheduleName.WARMUP_STABLE_DECAY, "num_decay_steps": 8}, 0.005),
+        ({"learning_rate_schedule": ScheduleName.WARMUP_STABLE_DECAY}, 0.01),
+        ({"learning_rate_schedule": ScheduleName.POLYNOMIAL, "decay_power": 2}, 0.01 * 0.5**2),
+        ({"learning_rate_schedule": ScheduleName.POLYNOMIAL}, 0.005),
+    ],
+)
+def test_options_choose_the_schedule(options, rate):
+    schedule = learning_rate_schedule(
+        TrainingOptions(learning_rate=0.01, num_train_steps=10, **options)
+    )
+    assert float(schedule(4)) == pytest.approx(rate)

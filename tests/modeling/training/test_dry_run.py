@@ -7,7 +7,7 @@ import pytest
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig
 from modeling.training.dry_run import dry_run, memory_estimate
-from modeling.training_options import Precision, TrainingOptions
+from modeling.training_options import Precision, ScheduleName, TrainingOptions
 from pipeline.errors import UserError
 
 OPTIONS = TrainingOptions(
@@ -37,6 +37,29 @@ def test_passes_over_the_data_are_reported(lines):
 
 def test_the_course_of_the_learning_rate_is_reported(lines):
     assert lines["learning rate"] == "0.01 after 0 steps of warm-up, 0 after 40 steps"
+
+
+@pytest.mark.parametrize(
+    ("options", "decay"),
+    [
+        (
+            {"learning_rate_schedule": ScheduleName.WARMUP_STABLE_DECAY},
+            "stable until step 36, 0 after 40 steps",
+        ),
+        (
+            {"learning_rate_schedule": ScheduleName.WARMUP_STABLE_DECAY, "num_decay_steps": 0},
+            "stable until step 40",
+        ),
+        (
+            {"learning_rate_schedule": ScheduleName.POLYNOMIAL, "decay_power": 0.5},
+            "0 after 40 steps, by the power 0.5",
+        ),
+    ],
+)
+def test_the_decay_of_each_schedule_is_reported(data_set, shallow_config, tmp_path, options, decay):
+    report = dry_run(data_set, tmp_path, shallow_config, dataclasses.replace(OPTIONS, **options))
+    line = next(line for line in report if line.startswith("learning rate"))
+    assert line.endswith(f" 0.01 after 0 steps of warm-up, {decay}")
 
 
 def test_memory_and_device_are_reported(lines):
