@@ -8,6 +8,7 @@ The verbs, in the order in which a user needs them::
     inspect     a data set -> instances as text
     verify      a data set -> whether its files are intact
     pretrain    a data set -> a trained BERT
+    sweep       `pretrain` at each point of a grid of flags
     launch      `pretrain` by several processes on this machine
     slurm       `pretrain` by the nodes of a Slurm cluster
     kubernetes  `pretrain` by the pods of a Kubernetes Job
@@ -29,11 +30,13 @@ Modules that verbs share::
     banners       hides what libraries print while they start
     job           flags of a process's place in a job, and the environment variables instead of them
 
-Modules that start jobs of several processes::
+Modules that start `pretrain` as other processes::
 
     pretrain_command  checks the `pretrain` command after `--` before a job waits in a queue
+    grid              the --grid flag, and the command of each of its points
     gpus              divides this machine's GPUs between processes
-    processes         processes that start and end together
+    processes         processes that start and end together, or run in turn
+    sweep_report      the table and the picture of a sweep
     cluster_flags     flags that `slurm` and `kubernetes` share
     worker            a Beam worker that a runner starts as a process
 """

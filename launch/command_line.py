@@ -25,6 +25,7 @@ VERBS = {
     "inspect": "show instances of a data set as text, with their masks",
     "verify": "check a data set's files against its manifest",
     "pretrain": "train a BERT on a data set, or resume an interrupted run",
+    "sweep": "run pretrain at each point of a grid of flags, and compare the results",
     "launch": "run pretrain as several processes on this machine",
     "slurm": "write a batch script that runs pretrain on several nodes of a Slurm cluster",
     "kubernetes": "write manifests that run pretrain on several nodes of a Kubernetes cluster",
@@ -32,7 +33,7 @@ VERBS = {
     "export": "write a trained BERT in a format that another framework opens",
 }
 USAGE = """usage: clozemill VERB --flag=value …
-       clozemill launch|slurm|kubernetes --flag=value … -- pretrain --flag=value …
+       clozemill sweep|launch|slurm|kubernetes --flag=value … -- pretrain --flag=value …
 
 {verbs}
 

@@ -102,9 +102,9 @@ def flags_as_text(verb: ModuleType, without: Collection[str] = ()) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def flag_values(options: type) -> dict[str, Any]:
+def flag_values(options: type, values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
     """The values of the flags that bear the names of a dataclass's fields, by name."""
-    return {field.name: flags.FLAGS[field.name].value for field in fields(options)}
+    return {field.name: values[field.name].value for field in fields(options)}
 
 
 def flags_of(verb: ModuleType) -> list[flags.Flag]:

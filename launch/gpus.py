@@ -28,15 +28,20 @@ def find_gpus() -> list[str]:
     return [str(index) for index in range(sum(line.startswith("GPU ") for line in lines))]
 
 
-def divide_gpus(gpus: list[str], num_processes: int) -> list[list[str]]:
+def divide_gpus(gpus: list[str], num_processes: int, flag: str = "--processes") -> list[list[str]]:
     """Returns the GPUs of each process; all processes get the same number.
+
+    Args:
+      gpus: the names of all GPUs.
+      num_processes: the number of processes.
+      flag: the flag that says this number.
 
     Raises:
       UserError: there are GPUs, but fewer than processes.
     """
     if 0 < len(gpus) < num_processes:
         raise UserError(
-            f"--processes={num_processes} exceeds the number of GPUs ({len(gpus)}): start fewer "
+            f"{flag}={num_processes} exceeds the number of GPUs ({len(gpus)}): start fewer "
             f"processes, or set {VISIBLE_GPUS} to an empty value to train on the CPU"
         )
     share, left = divmod(len(gpus), num_processes)

@@ -1,4 +1,4 @@
-"""The pretrain command after `--`, for the verbs that start a job of several processes."""
+"""The pretrain command after `--`, for the verbs that start pretrain as other processes."""
 
 import copy
 
@@ -27,14 +27,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
     if command[0] != "pretrain":
         raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}")
-    with at_once():
-        # Imported late, so that the verb's own flags were parsed without pretrain's.
-        from launch import job, pretrain  # noqa: PLC0415
-
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    for flag in (*flags_of(pretrain), *flags.FLAGS.get_flags_for_module("absl.logging")):
-        values[flag.name] = copy.deepcopy(flag)
+    values = pretrain_flags()
     try:
         arguments = expand_flag_files(command[1:])
         if unparsed := values(["pretrain", *arguments])[1:]:
@@ -43,7 +36,22 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         raise flags.Error(
             f"after --: {error} (`clozemill pretrain --help` lists its flags)"
         ) from error
-    for name in job.PLACE_FLAGS:
+    from launch.job import PLACE_FLAGS  # noqa: PLC0415 - defines flags, as pretrain does
+
+    for name in PLACE_FLAGS:
         if values[name].present:
             raise flags.Error(f"after --: remove --{name}, because it is set for each process")
     return ["pretrain", *arguments], values
+
+
+def pretrain_flags() -> flags.FlagValues:
+    """Pretrain's flags with their defaults, apart from those that this process has parsed."""
+    with at_once():
+        # Imported late, so that the verb's own flags were parsed without pretrain's.
+        from launch import pretrain  # noqa: PLC0415
+
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for flag in (*flags_of(pretrain), *flags.FLAGS.get_flags_for_module("absl.logging")):
+        values[flag.name] = copy.deepcopy(flag)
+    return values

@@ -1,4 +1,7 @@
-"""Runs processes on this machine that start, stop and fail together."""
+"""Runs processes on this machine: together, or one after another.
+
+Those that run together start, stop and fail together. Of others, none depends on another.
+"""
 
 import ctypes
 import os
@@ -7,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 # The exit codes of a process that was asked to stop. If one was asked, all were.
 _CODES_OF_STOPPED = (128 + signal.SIGHUP, 128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -19,14 +23,22 @@ _SECONDS_BETWEEN_POLLS = 0.05
 # A child that an ended process left behind may keep its output open.
 _SECONDS_FOR_OUTPUT = 5
 _PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Program:
-    """The command line and the environment of a process."""
+    """The command line and the environment of a process.
+
+    Attributes:
+      arguments: the words of the command line.
+      environment: the environment variables.
+      log: the file that its output is appended to; None if others read it.
+    """
 
     arguments: list[str]
     environment: dict[str, str]
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +93,65 @@ def run_together(programs: list[Program], grace_seconds: float) -> Ending:
     return ending
 
 
+def run_in_turn(
+    jobs: Sequence[T],
+    num_places: int,
+    begin: Callable[[T, int], Program],
+    end: Callable[[T, int], None],
+) -> signal.Signals | None:
+    """Runs a process per job, some at a time. Call it from the main thread only.
+
+    How one ends does not matter to the others. SIGHUP, SIGINT, SIGTERM and SIGUSR1 are passed on to
+    those that run, and none begins after that. No process outlives this one, however this one ends.
+
+    Args:
+      jobs: the jobs, in the order in which they begin.
+      num_places: the number of processes that run at a time.
+      begin: gives the program of a job, which has a log, for a place from 0 on.
+      end: is called with each job that has ended, and with its exit code as `Ending` has it.
+
+    Returns:
+      The signal that has stopped them, if any.
+    """
+    waiting = list(reversed(jobs))
+    running: dict[int, tuple[T, subprocess.Popen[bytes]]] = {}
+    stopped_by = None
+    with _noticing(_PASSED_ON) as signals:
+        try:
+            while running or (waiting and not stopped_by):
+                while signals:
+                    stopped_by = stopped_by or signals[0]
+                    for _, process in running.values():
+                        process.send_signal(signals[0])
+                    del signals[0]
+                for place in range(num_places):
+                    if place in running and running[place][1].poll() is not None:
+                        job, process = running.pop(place)
+                        end(job, process.returncode)
+                    if place not in running and waiting and not stopped_by:
+                        job = waiting.pop()
+                        running[place] = job, _start(begin(job, place))
+                time.sleep(_SECONDS_BETWEEN_POLLS)
+        finally:
+            for _, process in running.values():
+                process.kill()
+                process.wait()
+    return stopped_by
+
+
 def _start(program: Program) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        program.arguments,
-        env=program.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # In its own session, the process gets a terminal's Ctrl-C only once, from this process.
-        start_new_session=True,
-        preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - no other thread holds a lock
-    )
+    with ExitStack() as stack:
+        log = stack.enter_context(program.log.open("ab")) if program.log else subprocess.PIPE
+        return subprocess.Popen(
+            program.arguments,
+            env=program.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # In its own session, the process gets a terminal's Ctrl-C only once, from this process.
+            start_new_session=True,
+            preexec_fn=_ends_with_this_process(),  # noqa: PLW1509 - no other thread holds a lock
+        )
 
 
 def _ends_with_this_process() -> Callable[[], None] | None:

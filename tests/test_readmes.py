@@ -26,7 +26,7 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 ELLIPSIS = "…"
 NUMBER = re.compile(r"(?<==)[NI]$")
 OWN_FLAG_FILE = re.compile(r"--flagfile=[A-Z]")
-JOB_VERBS = ("launch", "slurm", "kubernetes")
+JOB_VERBS = ("sweep", "launch", "slurm", "kubernetes")
 # What the command line says of a required flag that is not given, and of one without its value.
 MISSING_FLAG = re.compile(r"(\w+)=None\b.* must have a value other than None", re.DOTALL)
 MISSING_VALUE = re.compile(r"Missing value for flag|expected one argument")
@@ -124,7 +124,7 @@ def complaint(verb, words):
             for beam_flags in program._parse_flags(verb, own, module):
                 module.parse_beam_options(beam_flags)
             for job_command in job_commands:
-                module.read_command(job_command)
+                importlib.import_module("launch.pretrain_command").read_command(job_command)
         except flags.Error as error:
             return str(error)
     return None

@@ -1,9 +1,9 @@
-"""A plot of the losses and the learning rate: `loss.png` in the run's directory."""
+"""Plots of losses: `loss.png` in a run's directory, and one of several runs."""
 
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ LOSS_PLOT_NAME = "loss.png"
 _WIDTH, _HEIGHT, _DPI = 1000, 700, 100
 # More points would be indistinguishable.
 _MAX_POINTS = 500
+# The names in a legend of runs, and the inches that each takes.
+_MAX_NAMES, _NAME_HEIGHT = 20, 0.2
 
 
 class _Panel(NamedTuple):
@@ -36,6 +38,51 @@ _PANELS = (
     _Panel("next_sentence_loss", "Next sentence loss", "nats", "tab:orange", 3),
     _Panel("learning_rate", "Learning rate", "", "tab:green", 2),
 )
+
+
+def draw_runs(runs: Mapping[str, Path], path: Path) -> bool:
+    """Draws the losses of several runs, those of training as lines and of evaluations as points.
+
+    Args:
+      runs: the runs by their names, in the order of the legend.
+      path: the picture.
+
+    Returns:
+      Whether it was drawn; False if the package matplotlib is missing.
+    """
+    try:
+        from matplotlib import colormaps, colors  # noqa: PLC0415 - an extra
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        return False
+    all_series = {name: _read_series(run_dir) for name, run_dir in runs.items()}
+    panels = [
+        panel
+        for panel in _PANELS
+        if panel.unit and any(len(series[panel.metric]) for series in all_series.values())
+    ] or _PANELS[:1]
+    num_named = min(len(runs), _MAX_NAMES)
+    height = _HEIGHT / _DPI + _NAME_HEIGHT * num_named
+    figure = Figure(figsize=(_WIDTH / _DPI, height), layout="constrained")
+    heights = [panel.height for panel in panels]
+    grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights, squeeze=False)
+    palette = map(colors.to_hex, colormaps["turbo"](np.linspace(0.95, 0.05, len(runs))))
+    color_of = dict(zip(runs, palette, strict=True))
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        for name, series in all_series.items():
+            color = color_of[name]
+            if len(series[panel.metric]):
+                steps, means, _, _ = series[panel.metric].thinned()
+                axes.plot(steps, means, color=color, label=name, marker="." * (len(steps) == 1))
+            _draw_points(axes, series[f"eval_{panel.metric}"], color)
+        _describe(axes, panel)
+    _describe_steps(grid[-1, 0])
+    handles, _ = grid[0, 0].get_legend_handles_labels()
+    handles = [handle for handle in handles if handle.get_label() in runs][:num_named]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
+    return True
 
 
 def draw_losses(run_dir: Path) -> Path | None:
@@ -103,20 +150,28 @@ def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
     for axes, panel in zip(all_axes, _PANELS, strict=True):
         _draw_line(axes, series[panel.metric], panel.color)
         _draw_points(axes, series[f"eval_{panel.metric}"], panel.color)
-        axes.set_title(panel.title, loc="left")
-        axes.set_ylabel(panel.unit)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _describe(axes, panel)
         if len(series[f"eval_{panel.metric}"]):
             # The legend is above the panel, where it covers nothing.
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
-    lowest = all_axes[-1]
-    lowest.set_ylim(bottom=0)
+    all_axes[-1].set_ylim(bottom=0)
+    _describe_steps(all_axes[-1])
+
+
+def _describe(axes: "Axes", panel: _Panel) -> None:
+    axes.set_title(panel.title, loc="left")
+    axes.set_ylabel(panel.unit)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _describe_steps(lowest: "Axes") -> None:
     lowest.set_xlim(left=0)
     lowest.set_xlabel("step")
     lowest.xaxis.set_major_formatter("{x:,.0f}")
-    lowest.xaxis.get_major_locator().set_params(integer=True)
+    locator: Any = lowest.xaxis.get_major_locator()
+    locator.set_params(integer=True)
 
 
 def _draw_line(axes: "Axes", series: _Series, color: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
+from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses, draw_runs
 from modeling.training.metrics import METRICS_NAME
 
 pytest.importorskip("matplotlib")
@@ -86,6 +86,21 @@ def test_both_losses_are_visible(draw, lines):
 def test_evaluation_adds_to_the_picture(draw):
     lines = [train_line(step) for step in range(50, 500, 50)]
     assert draw([*lines, eval_line(450)]) != draw(lines)
+
+
+@pytest.mark.parametrize("num_runs", [0, 1, 30])
+def test_picture_of_any_number_of_runs_shows_them_all(tmp_path, num_runs):
+    runs = {f"run {number}": tmp_path / str(number) for number in range(num_runs)}
+    for number, run_dir in enumerate(runs.values()):
+        lines = [{"step": step, "masked_lm_loss": number + 1 / step} for step in range(1, 9)]
+        write_lines(run_dir, [*lines, {"step": 8, "eval_masked_lm_loss": number + 0.5}])
+    assert draw_runs(runs, tmp_path / "runs.png")
+    with Image.open(tmp_path / "runs.png") as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    saturated = pixels[np.ptp(pixels, axis=-1) > 100]
+    # Lines are drawn with soft edges, so each run has a few colours.
+    assert len(np.unique(saturated, axis=0)) >= num_runs
+    assert bool(len(saturated)) == bool(num_runs)
 
 
 def test_outlier_among_many_lines_is_visible(draw):

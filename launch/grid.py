@@ -1,0 +1,134 @@
+"""The grid of a sweep: the --grid flag, and the pretrain command of each point of the grid."""
+
+import copy
+import csv
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+
+from launch.flag_files import flag_values
+from launch.pretrain_command import pretrain_flags, read_command
+from modeling.training_options import TrainingOptions
+from pipeline.errors import UserError
+
+# A name of a file has at most 255 bytes, and it gets an ending.
+_LONGEST_NAME = 150
+_NOT_SWEPT = {
+    "output_dir": "each point gets a directory of its own there",
+    "dry_run": "it trains nothing",
+}
+
+_GRID = flags.DEFINE_string(
+    "grid",
+    None,
+    "The flags of pretrain to vary, each with its values: "
+    "'learning_rate=1e-4,3e-4;hidden_dropout_prob=0,0.1' has four points. A value with a comma "
+    'stands in double quotes: name="a,b",c.',
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the grid, which is a run.
+
+    Attributes:
+      values: the values of the grid's flags, by name.
+      run_dir: the run: a directory below pretrain's --output_dir, named by the values.
+      arguments: the command: `pretrain` and its flags.
+      flags: the values of all flags of pretrain.
+    """
+
+    values: dict[str, str]
+    run_dir: Path
+    arguments: list[str]
+    flags: flags.FlagValues
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.run_dir.name
+
+    @property
+    def num_train_steps(self) -> int:
+        """The last step of the run."""
+        return int(str(self.flags["num_train_steps"].value))
+
+
+def read_points(command: list[str]) -> list[Point]:
+    """The points of the grid of --grid, whose flags pretrain accepts, in the order of the grid.
+
+    Args:
+      command: the words after `--`, whose --output_dir is the directory of all runs.
+
+    Raises:
+      flags.Error: the grid or the command is wrong, or pretrain does not accept a flag.
+      UserError: pretrain does not accept the flags of a point together.
+    """
+    axes = _read_axes(_GRID.value or "", command)
+    points = []
+    for chosen in itertools.product(*axes.values()):
+        values = dict(zip(axes, chosen, strict=True))
+        own = [f"--{name}={value}" for name, value in values.items()]
+        arguments, parsed = read_command([*command, *own])
+        run_dir = Path(str(parsed["output_dir"].value)) / _name_of(values)
+        try:
+            TrainingOptions(**flag_values(TrainingOptions, parsed))
+        except UserError as error:
+            raise UserError(f"{run_dir.name}: {error}") from error
+        points.append(Point(values, run_dir, [*arguments, f"--output_dir={run_dir}"], parsed))
+    return points
+
+
+def _read_axes(grid: str, command: list[str]) -> dict[str, list[str]]:
+    """The flags of a grid, each with its values as pretrain understands them: 0.0001 for 1e-4."""
+    known = pretrain_flags()
+    axes: dict[str, list[str]] = {}
+    for part in filter(str.strip, grid.split(";")):
+        name, _, text = part.partition("=")
+        name = name.strip().removeprefix("--")
+        if name in axes:
+            raise flags.Error(f"--grid has --{name} twice")
+        if reason := _NOT_SWEPT.get(name):
+            raise flags.Error(f"--grid cannot vary --{name}: {reason}")
+        if name not in known:
+            raise flags.Error(f"--grid: pretrain has no flag {name!r}")
+        # A flag file may give a default to what the grid varies, the command line may not.
+        if any(re.fullmatch(rf"--?(no)?{name}(=.*)?", word, re.DOTALL) for word in command):
+            raise flags.Error(f"--{name} is in --grid and after --: remove one of them")
+        axes[name] = [_as_parsed(known[name], value) for value in _split(name, text)]
+        if len(set(axes[name])) < len(axes[name]):
+            raise flags.Error(f"--grid has a value of --{name} twice")
+    if not axes:
+        raise flags.Error("--grid is empty: give NAME=VALUE,VALUE")
+    return axes
+
+
+def _split(name: str, text: str) -> list[str]:
+    try:
+        (values,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise flags.Error(f"--grid: the values of --{name} cannot be read: {text!r}") from error
+    return [value.strip() for value in values or [""]]
+
+
+def _as_parsed(flag: flags.Flag, value: str) -> str:
+    if not value:
+        raise flags.Error(f"--grid has an empty value of --{flag.name}")
+    parsed = copy.deepcopy(flag)
+    try:
+        parsed.parse(value)
+    except flags.Error as error:
+        raise flags.Error(f"--grid: {error}") from error
+    return str(parsed.value).removesuffix(".0")
+
+
+def _name_of(values: dict[str, str]) -> str:
+    """A readable name of a file for these values, whatever the order of the grid."""
+    name = ",".join(f"{flag}={value}" for flag, value in sorted(values.items()))
+    safe = re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)[:_LONGEST_NAME]
+    # Values of which this leaves too little to tell them apart also have a digest.
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
