@@ -172,7 +172,7 @@ class RecordReader:
     def _changed_by(self, normalize: Callable[[str], str]) -> list[int]:
         """The ids of the tokens of the text that a function changes, without special ones."""
         tokens = self._vocabulary.tokens
-        used = np.intersect1d(np.flatnonzero(self._tokens), self._vocabulary.ordinary_ids())
+        used = np.intersect1d(np.flatnonzero(self._tokens), self._vocabulary.ordinary_ids)
         return [number for number in used.tolist() if normalize(tokens[number]) != tokens[number]]
 
     def _decode(self, records: list[bytes], path: Path, num_before: int) -> Instances:

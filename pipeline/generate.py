@@ -79,7 +79,7 @@ def generate(
             len(repeated),
             repeated[0],
         )
-    if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
+    if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids):
         raise UserError(f"the vocabulary {options.vocab_file} has only special tokens")
     _warn_of_few_predictions(options.instances)
     if options.word_segmenter:

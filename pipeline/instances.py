@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.corpus import DocumentBatch
+from pipeline.draws import Draws, generator_draws
 from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
 from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.records import Instances
@@ -80,13 +81,13 @@ def generate_instances(
     pairs, batches = plan
     statistics["chunks_without_next"] += pairs.chunks_without_next
     statistics["tokens_truncated"] += pairs.tokens_truncated
-    ordinary_only = options.random_token == RandomToken.WORDS
-    replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
     windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
     for first, end in pairwise([*batches, len(pairs)]):
         rows = slice(first, end)
         layout = lay_out(windows, pairs, rows, vocabulary)
-        masks = mask_instances(layout, vocabulary, replacement_ids, options, rng)
+        lengths = layout.input_mask.sum(axis=1, dtype=np.int64)
+        budget = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
+        masks = mask_instances(layout, budget, vocabulary, options, generator_draws(rng))
         instances = {
             "input_ids": masks.input_ids,
             "input_mask": layout.input_mask,
@@ -143,39 +144,38 @@ def lay_out(
 
 def mask_instances(
     layout: Layout,
+    budget: np.ndarray,
     vocabulary: Vocabulary,
-    replacement_ids: np.ndarray,
     options: InstanceOptions,
-    rng: np.random.Generator,
+    draws: Draws,
 ) -> Masks:
     """Masks N instances.
 
     Args:
       layout: the instances.
-      vocabulary: gives the ids of `[SEP]` and `[MASK]`.
-      replacement_ids: the ids that random replacements are drawn from.
-      options: share and number of masked pieces, whole words or pieces.
-      rng: the source of all draws.
+      budget: int64 [N], the largest number of pieces to mask, at most P.
+      vocabulary: gives the ids of `[SEP]` and `[MASK]`, and of random pieces.
+      options: P, and how pieces are chosen and replaced.
+      draws: the source of all random numbers.
     """
     input_ids, is_word_start = layout.input_ids.copy(), layout.is_word_start
-    num_slots = options.max_predictions_per_seq
     is_special = (input_ids == vocabulary.ids["[SEP]"]) | (layout.input_mask == 0)
     is_special[:, 0] = True
     if not options.do_whole_word_mask:
         is_word_start = ~is_special
 
-    lengths = layout.input_mask.sum(axis=1, dtype=np.int64)
-    budget = num_to_mask(lengths, options.masked_lm_prob, num_slots)
-    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, rng)
+    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, draws)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
     begins_word = is_word_start.reshape(-1)[pieces.position]
     begins_word |= options.masked_word_action == MaskedWordAction.PER_PIECE
     acts_like = first_piece_of_word(pieces.position, begins_word)
+    ordinary_only = options.random_token == RandomToken.WORDS
+    replacement_ids = vocabulary.ordinary_ids if ordinary_only else np.arange(len(vocabulary))
     flat_ids[pieces.position], actions = replace_pieces(
-        labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
+        labels, vocabulary.ids["[MASK]"], replacement_ids, draws, pieces.position, acts_like
     )
-    is_used = np.arange(num_slots) < pieces.num_of_row[:, np.newaxis]
+    is_used = np.arange(options.max_predictions_per_seq) < pieces.num_of_row[:, np.newaxis]
     positions, ids = np.zeros((2, *is_used.shape), np.int64)
     positions[is_used], ids[is_used] = pieces.column, labels
     return Masks(input_ids, positions, ids, is_used.astype(np.float32), actions)
@@ -190,9 +190,8 @@ def _windows(*arrays: np.ndarray, length: int) -> list[np.ndarray]:
 
 
 def _count(instances: Instances, actions: np.ndarray, statistics: Counter[str]) -> None:
-    by_action = np.bincount(actions, minlength=3).tolist()
     names = ("masked_by_mask", "masked_kept", "masked_by_random")
-    statistics.update(dict(zip(names, by_action, strict=True)))
+    statistics.update(dict(zip(names, np.bincount(actions, minlength=3).tolist(), strict=True)))
     statistics.update(
         instances=len(instances["input_ids"]),
         tokens=int(instances["input_mask"].sum(dtype=np.int64)),
