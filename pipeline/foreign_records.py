@@ -306,6 +306,11 @@ def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
             f"{where} has no next_sentence_labels: the model is also trained to tell whether B "
             "follows A, so records of masked words alone, such as RoBERTa's, cannot be adopted"
         )
+    if "word_starts" in found:
+        raise UserError(
+            f"{where} has no masks, because `generate --masking=training` made it: train on its "
+            "data set, which need not be adopted"
+        )
     if missing:
         raise UserError(
             f"{where} is no instance for pretraining BERT: it has no {listed(missing)}, only "

@@ -183,9 +183,9 @@ def _words_in_random_order(is_word_start: np.ndarray, draws: Draws) -> tuple[np.
     """Sorted keys, uint32 [N, S], with `_NO_WORD` last; and the bit mask of a key's column."""
     seq_length = is_word_start.shape[1]
     column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
-    position = np.arange(is_word_start.size, dtype=np.uint32).reshape(is_word_start.shape)
-    random = draws(Draw.ORDER, 1 << 32, position) >> 1
-    keys = (random & ~column_mask) | np.arange(seq_length, dtype=np.uint32)
+    random = draws(Draw.ORDER, 1 << 32, np.arange(is_word_start.size, dtype=np.uint32)) >> 1
+    keys = random.reshape(is_word_start.shape) & ~column_mask
+    keys |= np.arange(seq_length, dtype=np.uint32)
     keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is _NO_WORD
     keys.sort(axis=1)
     return keys, column_mask
