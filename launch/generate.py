@@ -18,7 +18,13 @@ from pipeline.documents import Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
-from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.options import (
+    GenerateOptions,
+    InstanceOptions,
+    MaskedWordAction,
+    Masking,
+    RandomToken,
+)
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances
 from pipeline.worker_processes import number_of_processes, worker_processes
@@ -115,12 +121,14 @@ flags.DEFINE_integer(
     "max_predictions_per_seq",
     None,
     "The maximum number of masked pieces per instance. By default, what --masked_lm_prob asks of "
-    "--max_seq_length tokens, rounded up: 20 of 128; but 76 of 512, as published.",
+    "--max_seq_length tokens, rounded up: 20 of 128; but 76 of 512, as published. With "
+    "--masking=training, it concerns the eval shards only.",
 )
 flags.DEFINE_float(
     "masked_lm_prob",
     _DEFAULTS.masked_lm_prob,
-    "The share of an instance's tokens that are masked.",
+    "The share of an instance's tokens that are masked. With --masking=training, that of the eval "
+    "shards; `pretrain` has a flag of the same name, and this for its default.",
 )
 flags.DEFINE_float(
     "short_seq_prob",
@@ -157,6 +165,15 @@ flags.DEFINE_integer(
     "Pack several sequences of up to --max_seq_length tokens into each record, a row of this many "
     "tokens, so that next to nothing is padding. Worth it where documents are short. Only "
     "`clozemill pretrain` reads such records. 0: each record is one sequence, as in the original.",
+)
+flags.DEFINE_enum_class(
+    "masking",
+    _DEFAULTS.masking,
+    Masking,
+    "When the masks of the train instances are drawn. stored: here, as in the original BERT, new "
+    "ones in each of the --dupe_factor passes. training: by `clozemill pretrain`, new ones in each "
+    "epoch, and with a rate that may change. Then --dupe_factor=1 is usually enough, and only "
+    "`clozemill pretrain` reads the train shards. Eval shards always have stored masks.",
 )
 
 
@@ -321,13 +338,14 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
 
 def _describe(manifest: Manifest, output_dir: Path) -> str:
     corpus, train = manifest.statistics["corpus"], manifest.statistics["train"]
+    masked = f"{train['share_masked']:.1%} masked" if "masked" in train else "masked while training"
     lines = [
         f"{output_dir}: {len(manifest.shards)} shards, "
         f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
         f"  corpus     {corpus['documents_tokenized']:,} documents, {corpus['sentences_read']:,} "
         f"sentences, {corpus['tokens']:,} tokens ({corpus['share_unknown']:.2%} [UNK])",
         f"  training   {describe_instances(train)}, {train['share_random_next']:.1%} random "
-        f"next, {train['share_masked']:.1%} masked, {train['share_padding']:.1%} padding",
+        f"next, {masked}, {train['share_padding']:.1%} padding",
     ]
     if "eval" in manifest.statistics:
         evaluation = manifest.statistics["eval"]

@@ -28,6 +28,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,7 +157,8 @@ def training_batches(
 
     groups = tf.data.Dataset.from_generator(lanes_of_groups, output_signature=_LANES_OF_GROUP)
     records = groups.flat_map(_records_of_lanes)
-    return _parsed_batches(records, manifest, batch_size // num_processes, drop_remainder=True)
+    batches = records.batch(batch_size // num_processes, drop_remainder=True)
+    return _parsed(batches, manifest.features_of("train"))
 
 
 def evaluation_batches(
@@ -190,7 +192,7 @@ def batches_in_order(
 
     files = tf.data.Dataset.from_generator(opened_files, output_signature=_FILE)
     records = files.flat_map(_records_of_file)
-    return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
+    return _parsed(records.batch(batch_size), data_set.manifest.features_of(shards[0].split))
 
 
 def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, np.ndarray]]:
@@ -200,7 +202,8 @@ def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, 
       UserError: a shard cannot be read, or a value is out of its range; the message names file and
         record.
     """
-    features = data_set.manifest.features
+    of_train, of_eval = map(data_set.manifest.features_of, ("train", "eval"))
+    features = of_train | of_eval
     try:
         for batch in batches.as_numpy_iterator():
             yield _narrow(batch, features)
@@ -257,11 +260,9 @@ def shard_groups(manifest: Manifest, seed: int, first_instance: int = 0) -> Iter
 
 def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
     """The train shards that hold anything, for each pass that has any."""
-    passes: dict[int, list[Shard]] = {}
-    for shard in manifest.shards_of("train"):
-        if shard.instances:
-            passes.setdefault(shard.pass_index, []).append(shard)
-    return [passes[index] for index in sorted(passes)]
+    shards = [shard for shard in manifest.shards_of("train") if shard.instances]
+    by_pass = attrgetter("pass_index")
+    return [list(each) for _, each in itertools.groupby(sorted(shards, key=by_pass), by_pass)]
 
 
 def _narrow(
@@ -283,8 +284,8 @@ def _narrow(
 
 def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
-    features = data_set.manifest.features
     for shard in data_set.manifest.shards:
+        features = data_set.manifest.features_of(shard.split)
         batches = batches_in_order(data_set, [shard], _RECORDS_AT_A_TIME)
         try:
             for batch in batches.as_numpy_iterator():
@@ -404,20 +405,15 @@ def _records_of_lanes(files: tf.Tensor, lanes: tf.Tensor, seen: tf.Tensor) -> tf
     return records.skip(seen)
 
 
-def _parsed_batches(
-    records: tf.data.Dataset, manifest: Manifest, batch_size: int, drop_remainder: bool
-) -> tf.data.Dataset:
+def _parsed(batches: tf.data.Dataset, features: dict[str, Feature]) -> tf.data.Dataset:
     schema = {
         feature.name: tf.io.FixedLenFeature([feature.length], feature.dtype)
-        for feature in manifest.features.values()
+        for feature in features.values()
     }
     # TensorFlow's tuner is slower here than the parallelism that it begins with. Where an iterator
     # ends, it may miss that and delay the end of the process by ten seconds and more.
     options = tf.data.Options()
     options.autotune.enabled = False
-    return (
-        records.batch(batch_size, drop_remainder=drop_remainder)
-        .map(partial(tf.io.parse_example, features=schema), num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-        .with_options(options)
-    )
+    parse = partial(tf.io.parse_example, features=schema)
+    parsed = batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return parsed.prefetch(tf.data.AUTOTUNE).with_options(options)

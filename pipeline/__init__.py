@@ -19,6 +19,7 @@ The files that text goes through, in the order of the flow::
     corpus             tokenized documents, as arrays and as Parquet files
     duplicates         documents with the same text
     segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP]
+    draws              random numbers for masks, from a generator or from a hash
     masking            the choice of masked words and of their replacements
     instances          plans -> arrays [N, S] of masked instances
     packing            which sequences share a row, for --packed_row_length

@@ -172,7 +172,7 @@ class RecordReader:
     def _changed_by(self, normalize: Callable[[str], str]) -> list[int]:
         """The ids of the tokens of the text that a function changes, without special ones."""
         tokens = self._vocabulary.tokens
-        used = np.intersect1d(np.flatnonzero(self._tokens), self._vocabulary.ordinary_ids())
+        used = np.intersect1d(np.flatnonzero(self._tokens), self._vocabulary.ordinary_ids)
         return [number for number in used.tolist() if normalize(tokens[number]) != tokens[number]]
 
     def _decode(self, records: list[bytes], path: Path, num_before: int) -> Instances:
@@ -305,6 +305,11 @@ def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
         raise UserError(
             f"{where} has no next_sentence_labels: the model is also trained to tell whether B "
             "follows A, so records of masked words alone, such as RoBERTa's, cannot be adopted"
+        )
+    if "word_starts" in found:
+        raise UserError(
+            f"{where} has no masks, because `generate --masking=training` made it: train on its "
+            "data set, which need not be adopted"
         )
     if missing:
         raise UserError(

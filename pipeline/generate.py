@@ -16,7 +16,7 @@ from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
-from pipeline.options import GenerateOptions, InstanceOptions, RandomToken
+from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import plan_portions
 from pipeline.progress import report_progress
@@ -79,7 +79,7 @@ def generate(
             len(repeated),
             repeated[0],
         )
-    if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids()):
+    if options.instances.random_token == RandomToken.WORDS and not len(vocabulary.ordinary_ids):
         raise UserError(f"the vocabulary {options.vocab_file} has only special tokens")
     _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
@@ -122,7 +122,10 @@ def generate(
         _warn_without_eval_instances(results, options)
         _warn_without_blank_lines(results)
         statistics = summarize(
-            results, options.instances.max_seq_length, options.instances.packed_row_length
+            results,
+            options.instances.max_seq_length,
+            options.instances.packed_row_length,
+            options.instances.masking == Masking.TRAINING,
         )
         health = health_lines(statistics, options, sample, case)
         _check_health(health, options)
@@ -261,10 +264,12 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
 
 
 def _instance_options(options: InstanceOptions) -> dict[str, Any]:
-    """The options by name. Without rows, they are the same as in builds that knew no rows."""
+    """The options by name; without those that earlier builds did not know, unless they are used."""
     given = asdict(options)
     if not options.packed_row_length:
         del given["packed_row_length"]
+    if options.masking == Masking.STORED:
+        del given["masking"]
     return given
 
 
@@ -317,6 +322,7 @@ def _make_manifest(
     vocabulary: Vocabulary,
     buckets: BucketPlan,
 ) -> Manifest:
+    limits, masking = options.instances.limits_of_rows, options.instances.masking
     return Manifest(
         max_seq_length=options.instances.max_seq_length,
         max_predictions_per_seq=options.instances.max_predictions_per_seq,
@@ -333,10 +339,10 @@ def _make_manifest(
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
             **_instance_options(options.instances),
-            **row_options(options.instances.limits_of_rows),
+            **row_options(limits),
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version_of(options.instances.limits_of_rows),
+        format_version=format_version_of(limits, masking),
         health=health,
     )

@@ -47,6 +47,8 @@ def health_lines(
 ) -> list[str]:
     """A line for each share of the training instances, or of the text, that is out of bounds.
 
+    The shares of masks that are drawn while training are those of the eval instances.
+
     Args:
       statistics: those of the manifest.
       options: how the data set was made.
@@ -54,9 +56,11 @@ def health_lines(
       case: the result of `case_line`.
     """
     corpus, train = statistics["corpus"], statistics["train"]
+    # Masks that the trainer draws are like those of the eval instances.
+    masked = train if "masked" in train else statistics.get("eval")
     lines = [
         *_of_text(corpus, sample, options, case),
-        *_of_masks(train, options.instances),
+        *(_of_masks(masked, options.instances) if masked else []),
         *_of_next_sentences(corpus, train, sample, options),
     ]
     if truncated := _share(
@@ -162,8 +166,8 @@ def _of_text(
         )
 
 
-def _of_masks(train: Mapping[str, Any], options: "InstanceOptions") -> Iterator[str]:
-    if train["masked"] < train["tokens"] * options.masked_lm_prob * _LEAST_OF_MASKED_LM_PROB:
+def _of_masks(split: Mapping[str, Any], options: "InstanceOptions") -> Iterator[str]:
+    if split["masked"] < split["tokens"] * options.masked_lm_prob * _LEAST_OF_MASKED_LM_PROB:
         advice = "the words have too many pieces, so give --nodo_whole_word_mask"
         if options.max_predictions_per_seq < options.default_predictions:
             advice = (
@@ -171,11 +175,11 @@ def _of_masks(train: Mapping[str, Any], options: "InstanceOptions") -> Iterator[
                 f"{options.default_predictions}"
             )
         yield (
-            f"{train['share_masked']:.1%} of the tokens are masked; usual is "
+            f"{split['share_masked']:.1%} of the tokens are masked; usual is "
             f"{options.masked_lm_prob:.1%}, as --masked_lm_prob says: {advice}"
         )
     if unmasked := _share(
-        train["instances_without_mask"], num_sequences(train), above=_MOST_WITHOUT_MASK
+        split["instances_without_mask"], num_sequences(split), above=_MOST_WITHOUT_MASK
     ):
         yield _WITHOUT_MASK.format(
             unmasked, "the words have too many pieces, so give --nodo_whole_word_mask"

@@ -8,7 +8,13 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
-from pipeline.records import decode_instances, open_records, read_frames, record_of
+from pipeline.records import (
+    decode_instances,
+    open_records,
+    read_frames,
+    record_of,
+    unpack_word_starts,
+)
 from pipeline.rows import unpack
 from pipeline.vocabulary import Vocabulary
 
@@ -48,11 +54,12 @@ def read_sequences(data_set: DataSet, shard: Shard) -> Iterator[list[dict[str, n
       UserError: the file cannot be read, or a record is not an instance of this data set.
     """
     path, whole_records = data_set.path_of(shard), 0
-    features = data_set.manifest.features
+    features = data_set.manifest.features_of(shard.split)
     try:
         with open_records(path) as file:
             for frame in read_frames(file):
-                sequences = unpack(decode_instances([record_of(frame)], features))
+                record = decode_instances([record_of(frame)], features)
+                sequences = unpack(unpack_word_starts(record))
                 yield [
                     {name: values[i] for name, values in sequences.items()}
                     for i in range(len(sequences["input_mask"]))
@@ -69,14 +76,11 @@ def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> lis
       instance: one of `read_sequences`.
       vocabulary: the data set's vocabulary.
     """
-    is_real = instance["masked_lm_weights"] > 0
-    labels = dict(
-        zip(
-            instance["masked_lm_positions"][is_real].tolist(),
-            instance["masked_lm_ids"][is_real].tolist(),
-            strict=True,
-        )
-    )
+    labels = {}
+    if has_masks(instance):
+        is_real = instance["masked_lm_weights"] > 0
+        columns = instance["masked_lm_positions"][is_real].tolist()
+        labels = dict(zip(columns, instance["masked_lm_ids"][is_real].tolist(), strict=True))
     pieces = []
     for position in range(int(instance["input_mask"].sum())):
         number = int(instance["input_ids"][position])
@@ -90,6 +94,11 @@ def pieces_of(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> lis
             )
         )
     return pieces
+
+
+def has_masks(instance: Mapping[str, np.ndarray]) -> bool:
+    """Whether an instance has masks; otherwise the trainer draws them."""
+    return "masked_lm_weights" in instance
 
 
 def is_random_next(instance: Mapping[str, np.ndarray]) -> bool:
@@ -108,12 +117,13 @@ def describe_instance(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary
     """
     pieces = pieces_of(instance, vocabulary)
     num_masked = sum(piece.replacement is not None for piece in pieces)
+    masked = f"{num_masked} masked" if has_masks(instance) else "masked while training"
     relation = "is random" if is_random_next(instance) else "follows A"
     a, b = (
         " ".join(_describe_piece(piece) for piece in pieces if piece.segment == segment)
         for segment in ("A", "B")
     )
-    return f"{len(pieces)} tokens, {num_masked} masked; B {relation}\n  A: {a}\n  B: {b}"
+    return f"{len(pieces)} tokens, {masked}; B {relation}\n  A: {a}\n  B: {b}"
 
 
 def _describe_piece(piece: Piece) -> str:

@@ -2,55 +2,21 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.corpus import DocumentBatch
+from pipeline.draws import Draws, generator_draws
 from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
-from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
+from pipeline.options import InstanceOptions, MaskedWordAction, Masking, RandomToken
 from pipeline.records import Instances
 from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
 from pipeline.vocabulary import Vocabulary
 
 # A part of what decides the bytes, because the draws for masks are made batch by batch.
 INSTANCES_PER_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class Layout:
-    """N pairs as `[CLS] A [SEP] B [SEP]` and padding, before any piece is masked.
-
-    Attributes:
-      input_ids: `Vocabulary.id_dtype` [N, S].
-      input_mask, segment_ids: uint8 [N, S].
-      is_word_start: bool [N, S], whether a word begins here.
-    """
-
-    input_ids: np.ndarray
-    input_mask: np.ndarray
-    segment_ids: np.ndarray
-    is_word_start: np.ndarray
-
-
-@dataclass(frozen=True)
-class Masks:
-    """The masks of N instances, and the ids that a model then reads.
-
-    Attributes:
-      input_ids: as of `Layout`, with M pieces replaced.
-      positions, ids: int64 [N, P], columns of the masked pieces and their ids before.
-      weights: float32 [N, P], 1.0 for a masked piece and 0.0 for an unused slot.
-      actions: int64 [M], 0 for `[MASK]`, 1 for kept, 2 for a random piece.
-    """
-
-    input_ids: np.ndarray
-    positions: np.ndarray
-    ids: np.ndarray
-    weights: np.ndarray
-    actions: np.ndarray
 
 
 def generate_instances(
@@ -62,6 +28,8 @@ def generate_instances(
     plan: tuple[SegmentPairs, Sequence[int]] | None = None,
 ) -> Iterator[Instances]:
     """One pass over a bucket's documents: shuffled, masked instances in batches.
+
+    With `Masking.TRAINING` they have no masks, but `word_starts`, bool [N, S].
 
     Args:
       documents: the bucket's documents.
@@ -80,29 +48,24 @@ def generate_instances(
     pairs, batches = plan
     statistics["chunks_without_next"] += pairs.chunks_without_next
     statistics["tokens_truncated"] += pairs.tokens_truncated
-    ordinary_only = options.random_token == RandomToken.WORDS
-    replacement_ids = vocabulary.ordinary_ids() if ordinary_only else np.arange(len(vocabulary))
     windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
-    for first, end in pairwise([*batches, len(pairs)]):
-        rows = slice(first, end)
-        layout = lay_out(windows, pairs, rows, vocabulary)
-        masks = mask_instances(layout, vocabulary, replacement_ids, options, rng)
-        instances = {
-            "input_ids": masks.input_ids,
-            "input_mask": layout.input_mask,
-            "segment_ids": layout.segment_ids,
-            "masked_lm_positions": masks.positions,
-            "masked_lm_ids": masks.ids,
-            "masked_lm_weights": masks.weights,
-            "next_sentence_labels": pairs.is_random_next[rows, np.newaxis].astype(np.uint8),
-        }
-        _count(instances, masks.actions, statistics)
+    for rows in starmap(slice, pairwise([*batches, len(pairs)])):
+        instances = lay_out(windows, pairs, rows, vocabulary)
+        is_random_next = pairs.is_random_next[rows, np.newaxis]
+        instances["next_sentence_labels"] = is_random_next.astype(np.uint8)
+        lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
+        statistics.update(instances=len(lengths), tokens=int(lengths.sum()))
+        statistics["random_next"] += int(is_random_next.sum())
+        if options.masking == Masking.STORED:
+            budget = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
+            actions = mask_instances(instances, budget, vocabulary, options, generator_draws(rng))
+            _count_masks(instances["masked_lm_weights"], actions, statistics)
         yield instances
 
 
 def lay_out(
     windows: list[np.ndarray], pairs: SegmentPairs, rows: slice, vocabulary: Vocabulary
-) -> Layout:
+) -> Instances:
     """Puts `[CLS] A [SEP] B [SEP]` and padding in place for some of the pairs.
 
     Args:
@@ -110,6 +73,10 @@ def lay_out(
       pairs: all pairs of the documents.
       rows: which of them to lay out, N.
       vocabulary: gives the ids of `[CLS]`, `[SEP]` and `[PAD]`.
+
+    Returns:
+      Arrays [N, S]: `input_ids` before any piece is masked, of `Vocabulary.id_dtype`; `input_mask`
+      and `segment_ids`, uint8; and `word_starts`, bool, whether a word begins here.
     """
     ids, word_starts = windows
     max_seq_length = ids.shape[1]
@@ -133,52 +100,59 @@ def lay_out(
     # The rest of a truncated word is a word of its own, not part of the word before a [SEP].
     is_word_start[:, 1] = True
     is_word_start |= column == first_separator + 1
-    return Layout(
-        input_ids=input_ids,
-        input_mask=(column <= last_separator).astype(np.uint8),
-        segment_ids=(in_b | (column == last_separator)).astype(np.uint8),
-        is_word_start=is_word_start,
-    )
+    return {
+        "input_ids": input_ids,
+        "input_mask": (column <= last_separator).astype(np.uint8),
+        "segment_ids": (in_b | (column == last_separator)).astype(np.uint8),
+        "word_starts": is_word_start,
+    }
 
 
 def mask_instances(
-    layout: Layout,
+    instances: Instances,
+    budget: np.ndarray,
     vocabulary: Vocabulary,
-    replacement_ids: np.ndarray,
     options: InstanceOptions,
-    rng: np.random.Generator,
-) -> Masks:
-    """Masks N instances.
+    draws: Draws,
+) -> np.ndarray:
+    """Masks N instances in place: replaces pieces, and puts the masks where `word_starts` were.
 
     Args:
-      layout: the instances.
-      vocabulary: gives the ids of `[SEP]` and `[MASK]`.
-      replacement_ids: the ids that random replacements are drawn from.
-      options: share and number of masked pieces, whole words or pieces.
-      rng: the source of all draws.
+      instances: the arrays of `lay_out`, and others.
+      budget: int64 [N], the largest number of pieces to mask, at most P.
+      vocabulary: gives the ids of `[SEP]` and `[MASK]`, and of random pieces.
+      options: P, and how pieces are chosen and replaced.
+      draws: the source of all random numbers.
+
+    Returns:
+      What became of the M masked pieces, int64 [M]: 0 for `[MASK]`, 1 for kept, 2 for random.
     """
-    input_ids, is_word_start = layout.input_ids.copy(), layout.is_word_start
-    num_slots = options.max_predictions_per_seq
-    is_special = (input_ids == vocabulary.ids["[SEP]"]) | (layout.input_mask == 0)
+    input_ids, is_word_start = instances["input_ids"], instances.pop("word_starts")
+    is_special = (input_ids == vocabulary.ids["[SEP]"]) | (instances["input_mask"] == 0)
     is_special[:, 0] = True
     if not options.do_whole_word_mask:
         is_word_start = ~is_special
 
-    lengths = layout.input_mask.sum(axis=1, dtype=np.int64)
-    budget = num_to_mask(lengths, options.masked_lm_prob, num_slots)
-    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, rng)
+    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, draws)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
     begins_word = is_word_start.reshape(-1)[pieces.position]
     begins_word |= options.masked_word_action == MaskedWordAction.PER_PIECE
     acts_like = first_piece_of_word(pieces.position, begins_word)
+    ordinary_only = options.random_token == RandomToken.WORDS
+    replacement_ids = vocabulary.ordinary_ids if ordinary_only else np.arange(len(vocabulary))
     flat_ids[pieces.position], actions = replace_pieces(
-        labels, vocabulary.ids["[MASK]"], replacement_ids, rng, acts_like
+        labels, vocabulary.ids["[MASK]"], replacement_ids, draws, pieces.position, acts_like
     )
-    is_used = np.arange(num_slots) < pieces.num_of_row[:, np.newaxis]
+    is_used = np.arange(options.max_predictions_per_seq) < pieces.num_of_row[:, np.newaxis]
     positions, ids = np.zeros((2, *is_used.shape), np.int64)
     positions[is_used], ids[is_used] = pieces.column, labels
-    return Masks(input_ids, positions, ids, is_used.astype(np.float32), actions)
+    instances |= {
+        "masked_lm_positions": positions,
+        "masked_lm_ids": ids,
+        "masked_lm_weights": is_used.astype(np.float32),
+    }
+    return actions
 
 
 def _windows(*arrays: np.ndarray, length: int) -> list[np.ndarray]:
@@ -189,14 +163,8 @@ def _windows(*arrays: np.ndarray, length: int) -> list[np.ndarray]:
     return [sliding_window_view(np.pad(flat, length), length) for flat in arrays]
 
 
-def _count(instances: Instances, actions: np.ndarray, statistics: Counter[str]) -> None:
-    by_action = np.bincount(actions, minlength=3).tolist()
+def _count_masks(weights: np.ndarray, actions: np.ndarray, statistics: Counter[str]) -> None:
     names = ("masked_by_mask", "masked_kept", "masked_by_random")
-    statistics.update(dict(zip(names, by_action, strict=True)))
-    statistics.update(
-        instances=len(instances["input_ids"]),
-        tokens=int(instances["input_mask"].sum(dtype=np.int64)),
-        random_next=int(instances["next_sentence_labels"].sum()),
-        masked=len(actions),
-        instances_without_mask=int((instances["masked_lm_weights"].max(axis=1) == 0).sum()),
-    )
+    statistics.update(dict(zip(names, np.bincount(actions, minlength=3).tolist(), strict=True)))
+    statistics["masked"] += len(actions)
+    statistics["instances_without_mask"] += int((weights.max(axis=1) == 0).sum())

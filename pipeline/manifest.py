@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.records import ALIASES, Feature, RowLimits, instance_features
+from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -22,11 +22,14 @@ FLAGS_NAME = "flags.txt"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
-# That of packed rows, which older releases cannot read.
+# That of packed rows and of masks drawn while training, which older releases cannot read.
 FORMAT_VERSION_OF_ROWS = 2
 
 # Among the options of records that another program wrote: one of `records.ALIASES`.
 FEATURE_NAMES_OPTION = "feature_names"
+
+# Among the options, where the trainer draws the masks of the train instances.
+_MASKING_OPTION, _TRAINING = "masking", "training"
 
 # Among the options of packed rows: their length, and the most that they hold, as in `RowLimits`.
 _ROW_OPTIONS = ("packed_row_length", "max_predictions_per_row", "max_sequences_per_row")
@@ -37,9 +40,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
 
 
-def format_version_of(limits: RowLimits) -> int:
-    """The version of the manifest of records with these limits."""
-    return FORMAT_VERSION if limits.sequences == 1 else FORMAT_VERSION_OF_ROWS
+def format_version_of(limits: RowLimits, masking: str = "stored") -> int:
+    """The version of the manifest of records with these limits, and with masks drawn then."""
+    is_new = limits.sequences > 1 or masking == _TRAINING
+    return FORMAT_VERSION_OF_ROWS if is_new else FORMAT_VERSION
 
 
 def row_options(limits: RowLimits) -> dict[str, int]:
@@ -141,18 +145,24 @@ class Manifest:
         """Writes `manifest.json`."""
         write_json(data_dir / MANIFEST_NAME, vars(self))
 
-    @property
-    def features(self) -> dict[str, Feature]:
-        """The features of its records."""
+    def features_of(self, split: str) -> dict[str, Feature]:
+        """The features of the records of the "train" or "eval" split."""
+        if split == "train" and self.masks_while_training:
+            return unmasked_features(self.row_limits, self.vocab_size)
         names = self.options.get(FEATURE_NAMES_OPTION, "original")
         return instance_features(self.row_limits, self.vocab_size, names)
 
     @property
     def row_limits(self) -> RowLimits:
         """The most that a record holds: a row of packed sequences, or one sequence."""
-        if self.format_version == FORMAT_VERSION:
+        if _ROW_OPTIONS[0] not in self.options:
             return RowLimits(self.max_seq_length, self.max_predictions_per_seq)
         return RowLimits(*(self.options[name] for name in _ROW_OPTIONS))
+
+    @property
+    def masks_while_training(self) -> bool:
+        """Whether the trainer draws the masks of the train instances, which have none."""
+        return self.options.get(_MASKING_OPTION) == _TRAINING
 
     @property
     def is_adopted(self) -> bool:
@@ -163,6 +173,7 @@ class Manifest:
         """What cannot be true of any data set, each in a few words; nothing if all is well."""
         if min(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size) < 1:
             yield "a length or the size of the vocabulary is below 1"
+        yield from self._contradictions_of_format()
         yield from self._contradictions_of_rows()
         for name, count in Counter(shard.name for shard in self.shards).items():
             if count > 1:
@@ -189,8 +200,16 @@ class Manifest:
         names = {shard.name for shard in self.shards if not self.is_adopted}
         yield from _missing_shards(names)
 
+    def _contradictions_of_format(self) -> Iterator[str]:
+        masking = self.options.get(_MASKING_OPTION, _TRAINING)
+        if masking != _TRAINING:
+            yield f"its {_MASKING_OPTION} is {masking!r}"
+        is_new = _ROW_OPTIONS[0] in self.options or self.masks_while_training
+        if is_new != (self.format_version == FORMAT_VERSION_OF_ROWS):
+            yield f"its records are not those of its format version {self.format_version}"
+
     def _contradictions_of_rows(self) -> Iterator[str]:
-        if self.format_version == FORMAT_VERSION:
+        if not any(name in self.options for name in _ROW_OPTIONS):
             return
         limits: list[Any] = [self.options.get(name) for name in _ROW_OPTIONS]
         if not all(type(limit) is int and limit > 0 for limit in limits) or limits[2] == 1:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.draws import Draw, Draws
+
 # The key of a column where no word begins; it sorts last.
 _NO_WORD = np.uint32(0xFFFFFFFF)
 _RANKS_PER_BLOCK = 32
@@ -42,7 +44,7 @@ def num_to_mask(lengths: np.ndarray, masked_lm_prob: float, most: int) -> np.nda
 
 
 def choose_masked_pieces(
-    is_word_start: np.ndarray, is_boundary: np.ndarray, budget: np.ndarray, rng: np.random.Generator
+    is_word_start: np.ndarray, is_boundary: np.ndarray, budget: np.ndarray, draws: Draws
 ) -> MaskedPieces:
     """Chooses whole words in random order; a word that would exceed the budget is skipped.
 
@@ -54,11 +56,11 @@ def choose_masked_pieces(
       is_boundary: bool [N, S], whether a word must have ended before this column: word starts,
         special tokens, padding. Column 0 must be one; the end of a row is one, too.
       budget: int64 [N], the largest number of pieces to mask.
-      rng: the source of all draws.
+      draws: the source of all random numbers.
     """
     num_rows, seq_length = is_word_start.shape
     word_lengths = _word_lengths(is_boundary)
-    keys, column_mask = _words_in_random_order(is_word_start, rng)
+    keys, column_mask = _words_in_random_order(is_word_start, draws)
 
     used = np.zeros(num_rows, np.int32)
     starts, lengths = [], []
@@ -92,7 +94,8 @@ def replace_pieces(
     ids: np.ndarray,
     mask_id: int,
     replacement_ids: np.ndarray,
-    rng: np.random.Generator,
+    draws: Draws,
+    position: np.ndarray,
     acts_like: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replaces pieces: 80 % by `[MASK]`, 10 % by themselves, 10 % by a random piece.
@@ -101,15 +104,15 @@ def replace_pieces(
       ids: [M], the pieces to replace.
       mask_id: the id of `[MASK]`.
       replacement_ids: the ids that random replacements are drawn from.
-      rng: the source of all draws.
+      draws: the source of all random numbers.
+      position: int64 [M], where they stand.
       acts_like: int64 [M], the number of the piece whose draw decides for this one.
 
     Returns:
       The new ids [M], and int64 [M]: 0 for `[MASK]`, 1 for kept, 2 for a random piece.
     """
-    tenth = rng.integers(0, 10, len(ids))
-    action = np.maximum(tenth - 7, 0)[acts_like]
-    random_ids = replacement_ids[rng.integers(0, len(replacement_ids), len(ids))]
+    action = np.maximum(draws(Draw.ACTION, 10, position) - 7, 0)[acts_like]
+    random_ids = replacement_ids[draws(Draw.REPLACEMENT, len(replacement_ids), position)]
     return np.select([action == 0, action == 1], [mask_id, ids], random_ids), action
 
 
@@ -176,14 +179,13 @@ def _word_lengths(is_boundary: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def _words_in_random_order(
-    is_word_start: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.uint32]:
+def _words_in_random_order(is_word_start: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.uint32]:
     """Sorted keys, uint32 [N, S], with `_NO_WORD` last; and the bit mask of a key's column."""
     seq_length = is_word_start.shape[1]
     column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
-    random = rng.integers(0, 1 << 32, is_word_start.shape, dtype=np.uint32) >> 1
-    keys = (random & ~column_mask) | np.arange(seq_length, dtype=np.uint32)
+    random = draws(Draw.ORDER, 1 << 32, np.arange(is_word_start.size, dtype=np.uint32)) >> 1
+    keys = random.reshape(is_word_start.shape) & ~column_mask
+    keys |= np.arange(seq_length, dtype=np.uint32)
     keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is _NO_WORD
     keys.sort(axis=1)
     return keys, column_mask

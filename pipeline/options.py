@@ -34,6 +34,15 @@ class MaskedWordAction(StrEnum):
     """A whole word: all its pieces become `[MASK]`, or are kept, or become random pieces."""
 
 
+class Masking(StrEnum):
+    """When the masks of train instances are drawn; eval instances always have stored ones."""
+
+    STORED = "stored"
+    """By `generate`, as in the original."""
+    TRAINING = "training"
+    """By the trainer, anew in each epoch; its rate may change while it trains."""
+
+
 @dataclass(frozen=True)
 class InstanceOptions:
     """Options with the names and defaults of the original's create_pretraining_data.py.
@@ -51,6 +60,8 @@ class InstanceOptions:
       random_seed: seeds every draw, together with the bucket and the pass.
       packed_row_length: R, the length of the rows into which several sequences are packed; None,
         or 0, which becomes None: each sequence is a record of its own, padded to S.
+      masking: when the masks of train instances are drawn. With `Masking.TRAINING`, the options
+        of masks are those of eval instances, and defaults of the trainer.
 
     Raises:
       UserError: an option is out of range.
@@ -66,6 +77,7 @@ class InstanceOptions:
     random_token: RandomToken = RandomToken.WORDS
     random_seed: int = 12345
     packed_row_length: int | None = None
+    masking: Masking = Masking.STORED
 
     def __post_init__(self) -> None:
         if not SHORTEST_SEQ_LENGTH <= self.max_seq_length <= LONGEST_SEQ_LENGTH:

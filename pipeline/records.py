@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_BITS_PER_VARINT_BYTE = 7
+_BITS = 7  # of a number in each byte of its varint
 _MORE_FOLLOWS = 0x80
 _LONGEST_VARINT = 10
 _LENGTH_BYTES, _CRC_BYTES = 8, 4
@@ -99,6 +99,39 @@ def instance_features(
         "next_sentence_labels": ("int64", limits.sequences, 2),
     }
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
+
+
+def unmasked_features(limits: RowLimits, vocab_size: int) -> dict[str, Feature]:
+    """The features of a record whose masks are drawn while training, as `instance_features`.
+
+    It has none of those of masks. Instead, `word_starts` tells where words begin: for each
+    position one bit, in numbers of seven bits, the first position in the lowest bit of the first.
+    `instance_number` is the bucket of its documents, and its number in their shard.
+    """
+    features = instance_features(limits, vocab_size)
+    kept = {name: each for name, each in features.items() if not name.startswith("masked_lm")}
+    return kept | {
+        "word_starts": Feature("int64", -(-limits.tokens // _BITS), 1 << _BITS, "word_starts"),
+        "instance_number": Feature("int64", 2, 1 << 31, "instance_number"),
+    }
+
+
+def pack_word_starts(instances: Instances) -> Instances:
+    """The instances, with `word_starts`, bool [N, S], as records hold them: uint8 [N, ⌈S / 7⌉]."""
+    flags = instances["word_starts"]
+    padded = np.pad(flags, ((0, 0), (0, -flags.shape[1] % _BITS)))
+    bits = padded.reshape(len(flags), -1, _BITS)
+    return instances | {"word_starts": np.packbits(bits, axis=2, bitorder="little")[:, :, 0]}
+
+
+def unpack_word_starts(instances: Instances) -> Instances:
+    """The instances of records, with `word_starts` as bool [N, S], if they have any."""
+    if "word_starts" not in instances:
+        return instances
+    numbers = instances["word_starts"].astype(np.uint8)[:, :, np.newaxis]
+    bits = np.unpackbits(numbers, axis=2, count=_BITS, bitorder="little")
+    flags = bits.reshape(len(numbers), -1)[:, : instances["input_ids"].shape[1]]
+    return instances | {"word_starts": flags.astype(bool)}
 
 
 def tfrecord_compression(path: Path) -> str:
@@ -301,7 +334,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             while more >= _MORE_FOLLOWS:
                 more = message[position]
                 position += 1
-                shift += _BITS_PER_VARINT_BYTE
+                shift += _BITS
                 length |= (more & (_MORE_FOLLOWS - 1)) << shift
         end = position + length
         if tag & ((1 << _TAG_TYPE_BITS) - 1) != _DELIMITED or end > len(message):
@@ -332,7 +365,7 @@ def _unpacked(rows: list[bytes], dtype: str) -> tuple[np.ndarray, np.ndarray]:
     values = bits[starts]
     for place in range(1, longest):
         has_more = np.flatnonzero(widths > place)
-        shift = np.uint64(place * _BITS_PER_VARINT_BYTE)
+        shift = np.uint64(place * _BITS)
         # The varint of a negative number is that of its 64 bits.
         values[has_more] |= bits[starts[has_more] + place] << shift
     return values.view(np.int64), np.diff(np.searchsorted(ends, ends_of_rows, "right"), prepend=0)
@@ -417,7 +450,7 @@ def _varint(value: int) -> bytes:
     varint = bytearray()
     while value >= _MORE_FOLLOWS:
         varint.append(value & (_MORE_FOLLOWS - 1) | _MORE_FOLLOWS)
-        value >>= _BITS_PER_VARINT_BYTE
+        value >>= _BITS
     varint.append(value)
     return bytes(varint)
 

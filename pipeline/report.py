@@ -24,6 +24,7 @@ _REASONS_OF_SPLITS = {
     "tokens_truncated": "tokens cut from pairs that were too long",
     "instances_without_mask": "pairs without a masked piece (these are kept)",
 }
+_OF_MASKS = ("masked", "instances_without_mask")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class _Split:
     def counts(self) -> Counter[str]:
         """The statistics, with 0 for anything not counted, as in a split without instances."""
         return Counter(self.statistics)
+
+    def count(self, name: str) -> str:
+        """A count for people; a dash for one of masks that are not drawn yet."""
+        is_unknown = name in _OF_MASKS and self.statistics and "masked" not in self.statistics
+        return "–" if is_unknown else _format_number(self.counts[name])
 
     @property
     def num_sequences(self) -> int:

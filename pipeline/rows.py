@@ -39,7 +39,7 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
     """Puts N instances of one sequence each into M rows.
 
     In the rows, `input_mask` is the number of the sequence from 1 on, and 0 for padding;
-    `masked_lm_positions` are places in the row.
+    `masked_lm_positions` are places in the row. Instances have masks, or `word_starts`.
 
     Args:
       instances: arrays [N, …] from `generate_instances`, in the order of the rows.
@@ -49,9 +49,7 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
     """
     row, number = _rows_and_numbers(sizes)
     is_token = instances["input_mask"] > 0
-    is_masked = instances["masked_lm_weights"] > 0
     starts, to_tokens = _places(is_token, sizes, limits.tokens)
-    _, to_slots = _places(is_masked, sizes, limits.predictions)
     labels = np.zeros((len(sizes), limits.sequences), np.uint8)
     labels[row, number - 1] = instances["next_sentence_labels"][:, 0]
 
@@ -63,18 +61,26 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
     def of_tokens(values: np.ndarray, unused: int = 0) -> np.ndarray:
         return rows_of(values[is_token], to_tokens, limits.tokens, unused)
 
-    def of_slots(values: np.ndarray) -> np.ndarray:
-        return rows_of(values[is_masked], to_slots, limits.predictions)
-
     numbers = np.broadcast_to(number.astype(np.int16)[:, np.newaxis], is_token.shape)
-    return {
+    rows = {
         "input_ids": of_tokens(instances["input_ids"], padding_id),
         "input_mask": of_tokens(numbers),
         "segment_ids": of_tokens(instances["segment_ids"]),
+        "next_sentence_labels": labels,
+    }
+    if "word_starts" in instances:
+        return rows | {"word_starts": of_tokens(instances["word_starts"])}
+
+    is_masked = instances["masked_lm_weights"] > 0
+    _, to_slots = _places(is_masked, sizes, limits.predictions)
+
+    def of_slots(values: np.ndarray) -> np.ndarray:
+        return rows_of(values[is_masked], to_slots, limits.predictions)
+
+    return rows | {
         "masked_lm_positions": of_slots(instances["masked_lm_positions"] + starts[:, np.newaxis]),
         "masked_lm_ids": of_slots(instances["masked_lm_ids"]),
         "masked_lm_weights": of_slots(instances["masked_lm_weights"]),
-        "next_sentence_labels": labels,
     }
 
 
@@ -97,6 +103,21 @@ def unpack(rows: Instances) -> Instances:
     if (numbers != as_it_should_be).any():
         raise wrong
 
+    def padded(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        is_used = np.arange(max(counts.max(), 1)) < counts[:, np.newaxis]
+        array = np.zeros(is_used.shape, values.dtype)
+        array[is_used] = values
+        return array
+
+    instances = {
+        "input_ids": padded(rows["input_ids"][is_token], lengths),
+        "input_mask": padded(np.ones(is_token.sum(), np.int64), lengths),
+        "segment_ids": padded(rows["segment_ids"][is_token], lengths),
+        "next_sentence_labels": rows["next_sentence_labels"][row, number - 1, np.newaxis],
+    }
+    if "word_starts" in rows:
+        return instances | {"word_starts": padded(rows["word_starts"][is_token], lengths)}
+
     is_real = rows["masked_lm_weights"] > 0
     row_of_mask, slot = np.nonzero(is_real)
     position = rows["masked_lm_positions"][row_of_mask, slot]
@@ -106,25 +127,14 @@ def unpack(rows: Instances) -> Instances:
     sequence = first_of_row[row_of_mask] + numbers[row_of_mask, position] - 1
     by_sequence = np.argsort(sequence, kind="stable")
     masks = np.bincount(sequence, minlength=len(row))
-    begins = _starts(lengths, sizes)
-
-    def padded(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        is_used = np.arange(max(counts.max(), 1)) < counts[:, np.newaxis]
-        array = np.zeros(is_used.shape, values.dtype)
-        array[is_used] = values
-        return array
 
     def of_masks(values: np.ndarray) -> np.ndarray:
         return padded(values[by_sequence], masks)
 
-    return {
-        "input_ids": padded(rows["input_ids"][is_token], lengths),
-        "input_mask": padded(np.ones(is_token.sum(), np.int64), lengths),
-        "segment_ids": padded(rows["segment_ids"][is_token], lengths),
-        "masked_lm_positions": of_masks(position - begins[sequence]),
+    return instances | {
+        "masked_lm_positions": of_masks(position - _starts(lengths, sizes)[sequence]),
         "masked_lm_ids": of_masks(rows["masked_lm_ids"][is_real]),
         "masked_lm_weights": of_masks(rows["masked_lm_weights"][is_real]),
-        "next_sentence_labels": rows["next_sentence_labels"][row, number - 1, np.newaxis],
     }
 
 

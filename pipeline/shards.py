@@ -1,9 +1,10 @@
 """One bucket of documents, one pass: one shuffled TFRecord file."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from pipeline.errors import UserError
 from pipeline.files import whole_file
 from pipeline.instances import generate_instances
 from pipeline.manifest import Shard
-from pipeline.options import InstanceOptions
+from pipeline.options import InstanceOptions, Masking
 from pipeline.packing import generate_rows
-from pipeline.records import Instances, encode_examples, frame_record
+from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 
@@ -69,10 +70,20 @@ def make_instances(
     options: InstanceOptions,
     rng: np.random.Generator,
     statistics: Counter[str],
+    bucket: int = 0,
 ) -> Iterator[Instances]:
-    """`generate_rows` for packed rows, otherwise `generate_instances`."""
+    """`generate_rows` for packed rows, otherwise `generate_instances`; as records hold them.
+
+    Those without masks are numbered, so that the trainer's draws do not depend on their order.
+    """
     make = generate_rows if options.packed_row_length else generate_instances
-    return make(documents, vocabulary, options, rng, statistics)
+    numbers = itertools.count()
+    for instances in make(documents, vocabulary, options, rng, statistics):
+        if options.masking == Masking.STORED:
+            yield instances
+        else:
+            of_bucket = np.array([(bucket, next(numbers)) for _ in instances["input_ids"]])
+            yield pack_word_starts(instances) | {"instance_number": of_bucket}
 
 
 def build_shard(
@@ -88,6 +99,8 @@ def build_shard(
     All draws come from a generator seeded by (random_seed, split, bucket, pass). So a shard has the
     same bytes wherever and however often it is built.
     """
+    if plan.bucket.split == "eval":
+        options = replace(options, masking=Masking.STORED)
     seed = np.random.SeedSequence(
         [options.random_seed, _SPLIT_NUMBERS[plan.bucket.split], plan.bucket.index, plan.pass_index]
     )
@@ -97,7 +110,9 @@ def build_shard(
     digest = hashlib.sha256()
     path = output_dir / plan.name
     with whole_file(path, temporary_dir) as temporary, temporary.open("wb") as file:
-        for instances in make_instances(documents, vocabulary, options, rng, counts):
+        for instances in make_instances(
+            documents, vocabulary, options, rng, counts, plan.bucket.index
+        ):
             histograms.add(instances)
             content = b"".join(map(frame_record, encode_examples(instances)))
             digest.update(content)

@@ -46,8 +46,9 @@ class InstanceHistograms:
         """Counts a batch of instances."""
         lengths = sequence_lengths(instances["input_mask"])
         self._lengths += np.bincount(lengths, minlength=len(self._lengths))
-        labels = instances["masked_lm_ids"][instances["masked_lm_weights"] > 0]
-        self._masked += np.bincount(labels, minlength=len(self._masked))
+        if "masked_lm_ids" in instances:
+            labels = instances["masked_lm_ids"][instances["masked_lm_weights"] > 0]
+            self._masked += np.bincount(labels, minlength=len(self._masked))
 
     def lengths(self) -> Counter[int]:
         """Returns the number of instances of each length that occurs."""
@@ -145,7 +146,10 @@ def describe_instances(counts: Mapping[str, int]) -> str:
 
 
 def summarize(
-    results: BuildResults, max_seq_length: int, packed_row_length: int | None = None
+    results: BuildResults,
+    max_seq_length: int,
+    packed_row_length: int | None = None,
+    masks_while_training: bool = False,
 ) -> dict[str, Any]:
     """Returns the manifest's statistics: counts, and shares that show if a data set is sound.
 
@@ -153,6 +157,8 @@ def summarize(
       results: the counts from all workers.
       max_seq_length: S, the largest number of tokens of a sequence.
       packed_row_length: R, the length of a record if rows are packed; by default S.
+      masks_while_training: whether the train instances have no masks, of which all shares are left
+        out.
     """
     corpus = sum_counters([dict.fromkeys(DROP_REASONS, 0), results.corpus])
     summary: dict[str, Any] = {
@@ -191,6 +197,9 @@ def summarize(
                     ]
                 ),
             }
+            if masks_while_training and split == "train":
+                facts = summary[split]
+                summary[split] = {name: facts[name] for name in facts if "masked" not in name}
     return summary
 
 

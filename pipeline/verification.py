@@ -64,7 +64,7 @@ def verify_finished(data_set: DataSet, how: str, problem: str) -> None:
 
 def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:
     """Yields the most informative difference of a shard, if any."""
-    path, features = data_set.path_of(shard), data_set.manifest.features
+    path, features = data_set.path_of(shard), data_set.manifest.features_of(shard.split)
     if not path.is_file():
         yield f"{path} is missing"
         return

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,9 @@ class Vocabulary:
         """Returns the tokens on more than one line; only the last of a token's ids is ever used."""
         return [token for number, token in enumerate(self.tokens) if self.ids[token] != number]
 
+    @cached_property
     def ordinary_ids(self) -> np.ndarray:
-        """Returns the ids of all tokens except special and `[unused…]` ones, in ascending order."""
+        """The ids of all tokens except special and `[unused…]` ones, in ascending order."""
         special = {*SPECIAL_TOKENS, ""}
         return np.flatnonzero(
             [token not in special and not token.startswith("[unused") for token in self.tokens]

@@ -93,7 +93,7 @@ def check_tables(config: BertConfig, data_set: DataSet) -> None:
             f"the model's vocab_size {config.vocab_size} is smaller than the {vocab_size} entries "
             f"of {data_set.vocabulary}: set a larger vocab_size"
         )
-    if config.type_vocab_size < data_set.manifest.features["segment_ids"].limit:
+    if config.type_vocab_size < data_set.manifest.features_of("train")["segment_ids"].limit:
         raise UserError(
             f"the model's type_vocab_size is {config.type_vocab_size}, but the instances of "
             f"{data_set.directory} are pairs with the segment ids 0 and 1: set type_vocab_size to 2"

@@ -307,7 +307,7 @@ def test_training_batches_have_static_shapes(data_set):
     batches = training_batches(data_set, batch_size=4, seed=0)
     assert {name: (spec.shape, spec.dtype) for name, spec in batches.element_spec.items()} == {
         name: ((4, feature.length), tf.dtypes.as_dtype(feature.dtype))
-        for name, feature in data_set.manifest.features.items()
+        for name, feature in data_set.manifest.features_of("train").items()
     }
     assert next(iter(batches))["input_ids"].shape == (4, 16)
 

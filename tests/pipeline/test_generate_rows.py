@@ -35,7 +35,7 @@ def rows_of(data_set, split):
     for shard in data_set.manifest.shards_of(split):
         with open_records(data_set.path_of(shard)) as file:
             records += map(record_of, read_frames(file))
-    return decode_instances(records, data_set.manifest.features)
+    return decode_instances(records, data_set.manifest.features_of(split))
 
 
 def test_manifest_and_records_agree(packed):

@@ -55,3 +55,13 @@ def test_the_description_says_whether_b_follows_a(instance, vocabulary):
     instance["next_sentence_labels"][0] = 0
     assert not is_random_next(instance)
     assert "B follows A" in describe_instance(instance, vocabulary)
+
+
+def test_an_instance_without_masks_says_so(instance, vocabulary):
+    for name in [name for name in instance if name.startswith("masked_lm")]:
+        del instance[name]
+    assert describe_instance(instance, vocabulary) == (
+        "7 tokens, masked while training; B is random\n"
+        "  A: [CLS] tea [MASK] [SEP]\n"
+        "  B: is red [SEP]"
+    )

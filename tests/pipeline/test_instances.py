@@ -141,7 +141,7 @@ def check_masks(instance, ids, words, options, vocabulary):
     if options.random_token == RandomToken.WORDS:
         mask_id = vocabulary.ids["[MASK]"]
         changed = [column for column in masked if instance["input_ids"][column] != ids[column]]
-        assert set(instance["input_ids"][changed]) <= {*vocabulary.ordinary_ids(), mask_id}
+        assert set(instance["input_ids"][changed]) <= {*vocabulary.ordinary_ids, mask_id}
         if options.masked_word_action == MaskedWordAction.PER_WORD:
             is_mask = instance["input_ids"] == mask_id
             assert all(len(set(is_mask[word])) == 1 for word in (*whole, *spans))

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.draws import generator_draws
 from pipeline.masking import (
     _words_in_random_order,
     choose_masked_pieces,
@@ -12,6 +13,10 @@ from pipeline.masking import (
 )
 
 EACH = np.arange(100_000)
+
+
+def drawn(seed):
+    return generator_draws(np.random.default_rng(seed))
 
 
 @st.composite
@@ -67,12 +72,12 @@ def test_number_to_mask_is_what_pythons_round_gives(masked_lm_prob, most):
 @given(rows_of_words(), st.integers(0, 9), st.integers(0, 2**32), st.integers(1, 20))
 def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ranks_per_block):
     is_word_start, is_boundary, budget, words = lay_out(rows, padding)
-    rng = np.random.default_rng(seed)
+    draws = drawn(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.masking._RANKS_PER_BLOCK", ranks_per_block)
-        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, rng)
+        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws)
 
-    keys, column_mask = _words_in_random_order(is_word_start, np.random.default_rng(seed))
+    keys, column_mask = _words_in_random_order(is_word_start, drawn(seed))
     expected = []
     for row, row_words in enumerate(words):
         by_first_column = {columns[0]: columns for columns in row_words}
@@ -101,7 +106,7 @@ def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ran
 
 def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop():
     is_word_start, is_boundary, budget, _ = lay_out([([5], [2], 4)] * 100, padding=0)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     assert per_row(pieces) == [[7, 8]] * 100
 
 
@@ -109,8 +114,7 @@ def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused():
     rows = [([9], [40], 4), ([1, 9], [40], 4), ([2, 9], [40], 4), ([2], [1], 8)]
     is_word_start, is_boundary, budget, words = lay_out(rows, padding=2)
     pieces = [
-        choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(seed))
-        for seed in range(200)
+        choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed)) for seed in range(200)
     ]
     found = list(zip(*map(per_row, pieces), strict=True))
     for row, whole in ((0, []), (1, [1])):
@@ -126,7 +130,7 @@ def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused():
 
 def test_the_word_of_a_span_and_its_place_are_equally_likely():
     is_word_start, is_boundary, budget, _ = lay_out([([10] * 3, [10] * 3, 4)] * 20_000, padding=3)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     starts = np.bincount(pieces.column[::4], minlength=63)
     allowed = [column + place for column in (1, 11, 21, 32, 42, 52) for place in range(7)]
     assert starts.sum() == starts[allowed].sum() == 20_000
@@ -139,14 +143,14 @@ def test_a_word_may_end_at_the_last_column():
         is_word_start,
         is_word_start | np.array([True, False, False, False]),
         np.array([3, 3]),
-        np.random.default_rng(1),
+        drawn(1),
     )
     assert per_row(pieces) == [[1, 2, 3]] * 2
 
 
 def test_every_word_is_equally_likely():
     is_word_start, is_boundary, budget, _ = lay_out([([1] * 5, [1] * 5, 3)] * 10_000, padding=3)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, np.random.default_rng(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     counts = np.bincount(pieces.column, minlength=16)
     assert counts[[0, 6, 12, 13, 14, 15]].tolist() == [0] * 6
     assert counts[[*range(1, 6), *range(7, 12)]] == pytest.approx([3000] * 10, abs=250)
@@ -155,7 +159,7 @@ def test_every_word_is_equally_likely():
 def test_pieces_become_mask_stay_or_turn_random_in_the_shares_of_the_original():
     ids = np.arange(100_000) % 50 + 100
     replacements = np.arange(200, 210)
-    new_ids, action = replace_pieces(ids, 4, replacements, np.random.default_rng(1), EACH)
+    new_ids, action = replace_pieces(ids, 4, replacements, drawn(1), EACH, EACH)
     assert np.bincount(action) / len(ids) == pytest.approx([0.8, 0.1, 0.1], abs=0.005)
     assert (new_ids[action == 0] == 4).all()
     assert (new_ids[action == 1] == ids[action == 1]).all()
@@ -165,7 +169,7 @@ def test_pieces_become_mask_stay_or_turn_random_in_the_shares_of_the_original():
 
 
 def test_pieces_of_one_word_draw_independently():
-    _, action = replace_pieces(EACH, 4, np.arange(9), np.random.default_rng(1), EACH)
+    _, action = replace_pieces(EACH, 4, np.arange(9), drawn(1), EACH, EACH)
     both_masked = (action[::2] == 0) & (action[1::2] == 0)
     assert both_masked.mean() == pytest.approx(0.64, abs=0.02)
 
@@ -177,7 +181,7 @@ def test_pieces_of_one_word_may_share_a_draw():
 
     acts_like = first_piece_of_word(np.arange(1, 60_001), np.arange(60_000) % 2 == 0)
     ids = np.arange(60_000) + 100
-    new_ids, action = replace_pieces(ids, 4, np.arange(9), np.random.default_rng(1), acts_like)
+    new_ids, action = replace_pieces(ids, 4, np.arange(9), drawn(1), EACH[:60_000], acts_like)
     assert (action[::2] == action[1::2]).all()
     assert np.bincount(action) / 60_000 == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
     random_pairs = new_ids[action == 2].reshape(-1, 2)
@@ -192,6 +196,6 @@ def test_a_span_within_a_word_shares_a_draw_of_its_own():
 
 def test_nothing_to_replace_is_fine():
     new_ids, action = replace_pieces(
-        np.zeros(0, np.uint16), 4, np.arange(9), np.random.default_rng(1), np.zeros(0, int)
+        np.zeros(0, np.uint16), 4, np.arange(9), drawn(1), *np.zeros((2, 0), int)
     )
     assert new_ids.shape == action.shape == (0,)

@@ -17,8 +17,11 @@ from pipeline.records import (
     encode_examples,
     frame_record,
     instance_features,
+    pack_word_starts,
     read_frames,
     record_of,
+    unmasked_features,
+    unpack_word_starts,
 )
 
 
@@ -236,3 +239,21 @@ def test_any_number_of_64_bits_is_decoded(values):
     example = tf.train.Example()
     example.features.feature["x"].int64_list.value.extend(values)
     assert decode_example(example.SerializeToString())["x"].tolist() == values
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 8, 127, 128])
+def test_where_words_begin_is_one_bit_a_position(length):
+    rng = np.random.default_rng(length)
+    instances = {
+        "input_ids": rng.integers(0, 9, (5, length)),
+        "word_starts": rng.random((5, length)) < 0.5,
+    }
+    feature = unmasked_features(RowLimits(length, 3), 9)["word_starts"]
+    packed = pack_word_starts(instances)
+    assert packed["word_starts"].shape == (5, feature.length)
+    assert packed["word_starts"].max() < feature.limit == 128
+    first = sum(int(flag) << place for place, flag in enumerate(instances["word_starts"][0, :7]))
+    assert packed["word_starts"][0, 0] == first
+    unpacked = unpack_word_starts({**packed, "word_starts": packed["word_starts"].astype(int)})
+    assert unpacked["word_starts"].dtype == bool
+    assert (unpacked["word_starts"] == instances["word_starts"]).all()

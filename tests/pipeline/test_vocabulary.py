@@ -33,7 +33,7 @@ def test_only_line_feeds_end_a_vocabulary_line(write_vocabulary):
 
 def test_ordinary_ids_exclude_special_unused_and_empty_tokens(write_vocabulary):
     vocabulary = Vocabulary(write_vocabulary("[unused0]", "a", "", "##b", "[unused99]", "[", "c"))
-    assert vocabulary.ordinary_ids().tolist() == [6, 8, 10, 11]
+    assert vocabulary.ordinary_ids.tolist() == [6, 8, 10, 11]
 
 
 @pytest.mark.parametrize(
