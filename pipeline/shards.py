@@ -17,6 +17,7 @@ from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions
 from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record
+from pipeline.sentence_pairs import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 
@@ -70,9 +71,19 @@ def make_instances(
     rng: np.random.Generator,
     statistics: Counter[str],
 ) -> Iterator[Instances]:
-    """`generate_rows` for packed rows, otherwise `generate_instances`."""
+    """One pass over a bucket's documents: shuffled instances in batches, or packed rows of them.
+
+    Args:
+      documents: the bucket's documents.
+      vocabulary: the vocabulary of their ids.
+      options: how instances are made.
+      rng: the source of all draws.
+      statistics: the counts of `plan_pairs`, and of `generate_instances` or `generate_rows`, are
+        added to it.
+    """
+    pairs = plan_pairs(documents, options, rng, statistics)
     make = generate_rows if options.packed_row_length else generate_instances
-    return make(documents, vocabulary, options, rng, statistics)
+    return make(documents, pairs, vocabulary, options, rng, statistics)
 
 
 def build_shard(

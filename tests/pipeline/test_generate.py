@@ -52,9 +52,9 @@ def test_the_manifest_says_how_the_data_set_was_made(data_set, corpus):
     assert (manifest.max_seq_length, manifest.max_predictions_per_seq) == (16, 3)
     assert manifest.do_lower_case
     instances = asdict(corpus.instances)
-    # So that it is the manifest of a build that knew no rows.
-    assert instances.pop("packed_row_length") is None
-    assert "packed_row_length" not in manifest.options
+    # So that it is the manifest of a build that knew no rows and no other pairs.
+    assert (instances.pop("packed_row_length"), instances.pop("sentence_pairs")) == (None, "next")
+    assert not {"packed_row_length", "sentence_pairs"} & manifest.options.keys()
     assert instances.items() <= manifest.options.items()
     assert asdict(ReadOptions()).items() <= manifest.options.items()
     assert manifest.options["input_format"] == "text"
