@@ -15,7 +15,7 @@ from launch.file_lists import patterns_of
 from launch.flag_files import flags_as_text
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.manifest import Manifest
-from pipeline.statistics import describe_instances
+from pipeline.statistics import describe_instances, describe_pairs
 
 _INPUT_FILE = flags.DEFINE_list(
     "input_file",
@@ -84,8 +84,8 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
         if counts := manifest.statistics.get(split):
             lines.append(
                 f"  {name:<10} {describe_instances(counts)}, "
-                f"{counts['share_random_next']:.1%} random next, {counts['share_masked']:.1%} "
-                f"masked, {counts['share_padding']:.1%} padding"
+                f"{describe_pairs(counts)}{counts['share_masked']:.1%} masked, "
+                f"{counts['share_padding']:.1%} padding"
             )
     lines.append(f"  tokens     {manifest.statistics['corpus']['share_unknown']:.2%} [UNK]")
     lines += [f"  health     {line}" for line in manifest.health]

@@ -25,8 +25,9 @@ from pipeline.options import (
     Masking,
     RandomToken,
 )
+from pipeline.records import SentencePairs
 from pipeline.spark import SparkOptions
-from pipeline.statistics import describe_instances
+from pipeline.statistics import describe_instances, describe_pairs
 from pipeline.worker_processes import number_of_processes, worker_processes
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ _NUM_SHARDS = flags.DEFINE_integer(
 flags.DEFINE_integer(
     "max_seq_length",
     _DEFAULTS.max_seq_length,
-    "The maximum number of tokens per instance, including [CLS] and both [SEP].",
+    "The maximum number of tokens per instance, including [CLS] and each [SEP].",
 )
 flags.DEFINE_integer(
     "max_predictions_per_seq",
@@ -159,6 +160,15 @@ flags.DEFINE_enum_class(
     "and [unused] tokens. any: the whole vocabulary, as in the original BERT.",
 )
 flags.DEFINE_integer("random_seed", _DEFAULTS.random_seed, "Seeds all random choices.")
+flags.DEFINE_enum_class(
+    "sentence_pairs",
+    _DEFAULTS.sentence_pairs,
+    SentencePairs,
+    "What an instance holds, and so which heads a model has that is trained on it. next: two "
+    "segments of text, of which the second is random in half of the instances, as in the original "
+    "BERT. order: two segments that follow each other, swapped in half of the instances, as in "
+    "ALBERT. none: one segment; the model has neither pooler nor next-sentence head.",
+)
 flags.DEFINE_integer(
     "packed_row_length",
     0,
@@ -344,8 +354,8 @@ def _describe(manifest: Manifest, output_dir: Path) -> str:
         f"{sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
         f"  corpus     {corpus['documents_tokenized']:,} documents, {corpus['sentences_read']:,} "
         f"sentences, {corpus['tokens']:,} tokens ({corpus['share_unknown']:.2%} [UNK])",
-        f"  training   {describe_instances(train)}, {train['share_random_next']:.1%} random "
-        f"next, {masked}, {train['share_padding']:.1%} padding",
+        f"  training   {describe_instances(train)}, {describe_pairs(train)}"
+        f"{masked}, {train['share_padding']:.1%} padding",
     ]
     if "eval" in manifest.statistics:
         evaluation = manifest.statistics["eval"]

@@ -41,5 +41,5 @@ def main() -> None:
     for number, sequences in enumerate(instances):
         for place, sequence in enumerate(sequences, 1):
             of_row = f", sequence {place} of {len(sequences)}" if is_packed else ""
-            described = describe_instance(sequence, vocabulary)
+            described = describe_instance(sequence, vocabulary, data_set.manifest.sentence_pairs)
             print(f"{shard.name}, instance {number}{of_row}: {described}\n")

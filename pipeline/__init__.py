@@ -18,7 +18,8 @@ The files that text goes through, in the order of the flow::
     buckets            the bucket of each document; documents are paired within a bucket
     corpus             tokenized documents, as arrays and as Parquet files
     duplicates         documents with the same text
-    segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP]
+    segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP], as in the original
+    sentence_pairs     plans of other pairs, or of single segments, for --sentence_pairs
     draws              random numbers for masks, from a generator or from a hash
     masking            the choice of masked words and of their replacements
     instances          plans -> arrays [N, S] of masked instances

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.options import GenerateOptions
 from pipeline.records import encode_examples, frame_record
 from pipeline.rows import sequence_lengths
 from pipeline.sample import Sample
-from pipeline.segment_pairs import plan_segment_pairs
+from pipeline.sentence_pairs import plan_pairs
 from pipeline.shards import make_instances
 from pipeline.tokenization import FullTokenizer
 
@@ -60,7 +60,7 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
     rng = np.random.default_rng(how.random_seed)
     # Both ways for all documents, because the few that would be drawn may be far from the mean.
     num_sequences = sum(
-        share * len(plan_segment_pairs(batch, how.max_seq_length, short_seq_prob, rng))
+        share * len(plan_pairs(batch, replace(how, short_seq_prob=short_seq_prob), rng, Counter()))
         for short_seq_prob, share in ((0.0, 1 - how.short_seq_prob), (1.0, how.short_seq_prob))
     )
     some = next(make_instances(batch, tokenizer.vocabulary, how, rng, Counter()), None)

@@ -15,12 +15,20 @@ from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
-from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
+from pipeline.manifest import (
+    FLAGS_NAME,
+    SENTENCE_PAIRS_OPTION,
+    DataSet,
+    Manifest,
+    format_version_of,
+    row_options,
+)
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
+from pipeline.records import SentencePairs
 from pipeline.report import write_report
 from pipeline.sample import Sample, take_sample
 from pipeline.shards import plan_shards
@@ -264,12 +272,14 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
 
 
 def _instance_options(options: InstanceOptions) -> dict[str, Any]:
-    """The options by name; without those that earlier builds did not know, unless they are used."""
+    """The options by name, without the defaults of those that earlier builds did not know."""
     given = asdict(options)
     if not options.packed_row_length:
         del given["packed_row_length"]
     if options.masking == Masking.STORED:
         del given["masking"]
+    if options.sentence_pairs == SentencePairs.NEXT:
+        del given[SENTENCE_PAIRS_OPTION]
     return given
 
 
@@ -282,6 +292,11 @@ def _check_any_instance(
             f"{results.corpus['documents_read']} documents were read, "
             f"{results.corpus['documents_tokenized']} of them have tokens; check "
             f"--input_format={options.input_format} and --eval_fraction, or provide more text"
+            + (
+                "; with --sentence_pairs=order, a document needs two sentences"
+                if options.instances.sentence_pairs == SentencePairs.ORDER
+                else ""
+            )
         )
 
 
@@ -343,6 +358,6 @@ def _make_manifest(
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version_of(limits, masking),
+        format_version=format_version_of(limits, masking, options.instances.sentence_pairs),
         health=health,
     )

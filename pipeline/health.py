@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.records import SentencePairs
 from pipeline.sentences import split_sentences
 from pipeline.statistics import num_sequences
 from pipeline.tokenization import FullTokenizer
@@ -20,12 +21,13 @@ if TYPE_CHECKING:  # these load Beam, which `adopt` does without
 _MOST_UNKNOWN = 0.05
 _LEAST_OF_MASKED_LM_PROB = 0.5
 _MOST_WITHOUT_MASK = 0.05
-_LEAST_RANDOM_NEXT, _MOST_RANDOM_NEXT = 0.1, 0.9
+_LEAST_RANDOM_NEXT, _MOST_RANDOM_NEXT = 0.1, 0.9  # and of swapped pairs
+_MOST_WITHOUT_PAIR = 0.2
 _MOST_INVALID_LINES = 0.01
 _MOST_TRUNCATED = 0.2
 # The share of capitals among a text's characters up to which its case does not matter.
 _FEWEST_CAPITALS = 0.001
-# Below this, the share of random next sentences may be out of bounds by chance alone.
+# Below this, the share of random or of swapped B may be out of bounds by chance alone.
 _FEWEST_INSTANCES = 10
 # As many of the sample's words are tokenized, the most frequent ones.
 _MOST_WORDS = 5000
@@ -61,11 +63,12 @@ def health_lines(
     lines = [
         *_of_text(corpus, sample, options, case),
         *(_of_masks(masked, options.instances) if masked else []),
-        *_of_next_sentences(corpus, train, sample, options),
+        *_of_pairs(corpus, train, sample, options),
     ]
+    special = 2 if options.instances.sentence_pairs == SentencePairs.NONE else 3
     if truncated := _share(
         train["tokens_truncated"],
-        train["tokens_truncated"] + train["tokens"] - 3 * num_sequences(train),
+        train["tokens_truncated"] + train["tokens"] - special * num_sequences(train),
         above=_MOST_TRUNCATED,
     ):
         advice = "most sentences are too long, so increase --max_seq_length"
@@ -186,6 +189,41 @@ def _of_masks(split: Mapping[str, Any], options: "InstanceOptions") -> Iterator[
         )
 
 
+def _of_pairs(
+    corpus: Mapping[str, Any],
+    train: Mapping[str, Any],
+    sample: "Sample",
+    options: "GenerateOptions",
+) -> Iterator[str]:
+    match options.instances.sentence_pairs:
+        case SentencePairs.NEXT:
+            yield from _of_next_sentences(corpus, train, sample, options)
+        case SentencePairs.ORDER:
+            yield from _of_sentence_order(train, sample)
+
+
+def _of_sentence_order(train: Mapping[str, Any], sample: "Sample") -> Iterator[str]:
+    pairs, dropped = num_sequences(train), train["chunks_without_next"]
+    if without := _share(dropped, dropped + pairs, above=_MOST_WITHOUT_PAIR):
+        yield (
+            f"{without} of the pairs are left out, because their document is a single sentence; "
+            f"usual is below 20%: {_single_sentences_advice(sample)}"
+        )
+    share = train["swapped"] / pairs
+    is_usual = _LEAST_RANDOM_NEXT <= share <= _MOST_RANDOM_NEXT
+    if pairs >= _FEWEST_INSTANCES and not is_usual:
+        yield (
+            f"{share:.1%} of the pairs are swapped; usual is about 50%: there are too few, so "
+            "give more text"
+        )
+
+
+def _single_sentences_advice(sample: "Sample") -> str:
+    if _is_running_text(sample):
+        return "the lines are running text, so give --sentences=split"
+    return "most documents are one sentence, so remove the blank lines within documents"
+
+
 def _of_next_sentences(
     corpus: Mapping[str, Any],
     train: Mapping[str, Any],
@@ -200,9 +238,7 @@ def _of_next_sentences(
     if _LEAST_RANDOM_NEXT <= share <= _MOST_RANDOM_NEXT:
         return
     if share > _MOST_RANDOM_NEXT:
-        advice = "most documents are one sentence, so remove the blank lines within documents"
-        if _is_running_text(sample):
-            advice = "the lines are running text, so give --sentences=split"
+        advice = _single_sentences_advice(sample)
     elif options.num_shards and documents < 2 * options.num_shards:
         advice = "most shards have only one document, so decrease --num_shards"
     elif corpus.get("text_files_without_blank_line"):

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
 from pipeline.records import (
+    SentencePairs,
     decode_instances,
     open_records,
     read_frames,
@@ -17,6 +18,13 @@ from pipeline.records import (
 )
 from pipeline.rows import unpack
 from pipeline.vocabulary import Vocabulary
+
+# What B does, by its label.
+_RELATIONS = {
+    SentencePairs.NEXT: ("follows A", "is random"),
+    SentencePairs.ORDER: ("follows A", "precedes A"),
+    SentencePairs.NONE: ("",),
+}
 
 
 class Replacement(StrEnum):
@@ -38,7 +46,7 @@ class Piece:
       text: the piece that the model reads.
       original: the piece in the original text; the model must predict it if the piece is masked.
       replacement: how a masked piece was replaced; None if the piece is not masked.
-      segment: "A" or "B".
+      segment: "A" or "B"; a single segment is "A".
     """
 
     text: str
@@ -101,29 +109,38 @@ def has_masks(instance: Mapping[str, np.ndarray]) -> bool:
     return "masked_lm_weights" in instance
 
 
-def is_random_next(instance: Mapping[str, np.ndarray]) -> bool:
-    """Whether segment B is random; otherwise it follows A."""
-    return bool(instance["next_sentence_labels"][0])
+def relation_of_b(
+    instance: Mapping[str, np.ndarray], sentence_pairs: SentencePairs = SentencePairs.NEXT
+) -> str:
+    """What segment B does: that it "follows A", "is random" or "precedes A"; "" without B."""
+    return _RELATIONS[sentence_pairs][instance["next_sentence_labels"][0]]
 
 
-def describe_instance(instance: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> str:
-    """Describes an instance on three lines: a summary, then the pieces of A and of B.
+def describe_instance(
+    instance: Mapping[str, np.ndarray],
+    vocabulary: Vocabulary,
+    sentence_pairs: SentencePairs = SentencePairs.NEXT,
+) -> str:
+    """Describes an instance on a line of its own for a summary, and one for each segment.
 
     A masked piece is shown as `{what the model reads → what it must predict}`.
 
     Args:
       instance: one of `read_sequences`.
       vocabulary: the data set's vocabulary.
+      sentence_pairs: what the data set's instances hold.
     """
     pieces = pieces_of(instance, vocabulary)
     num_masked = sum(piece.replacement is not None for piece in pieces)
     masked = f"{num_masked} masked" if has_masks(instance) else "masked while training"
-    relation = "is random" if is_random_next(instance) else "follows A"
+    summary = f"{len(pieces)} tokens, {masked}"
     a, b = (
         " ".join(_describe_piece(piece) for piece in pieces if piece.segment == segment)
         for segment in ("A", "B")
     )
-    return f"{len(pieces)} tokens, {masked}; B {relation}\n  A: {a}\n  B: {b}"
+    if not (relation := relation_of_b(instance, sentence_pairs)):
+        return f"{summary}\n  {a}"
+    return f"{summary}; B {relation}\n  A: {a}\n  B: {b}"
 
 
 def _describe_piece(piece: Piece) -> str:

@@ -12,7 +12,7 @@ from pipeline.draws import Draws, generator_draws
 from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
 from pipeline.options import InstanceOptions, MaskedWordAction, Masking, RandomToken
 from pipeline.records import Instances
-from pipeline.segment_pairs import SegmentPairs, plan_segment_pairs
+from pipeline.segment_pairs import SegmentPairs
 from pipeline.vocabulary import Vocabulary
 
 # A part of what decides the bytes, because the draws for masks are made batch by batch.
@@ -21,41 +21,35 @@ INSTANCES_PER_BATCH = 1024
 
 def generate_instances(
     documents: DocumentBatch,
+    pairs: SegmentPairs,
     vocabulary: Vocabulary,
     options: InstanceOptions,
     rng: np.random.Generator,
     statistics: Counter[str],
-    plan: tuple[SegmentPairs, Sequence[int]] | None = None,
+    batches: Sequence[int] | None = None,
 ) -> Iterator[Instances]:
-    """One pass over a bucket's documents: shuffled, masked instances in batches.
+    """One pass over a bucket's documents: masked instances in batches.
 
     With `Masking.TRAINING` they have no masks, but `word_starts`, bool [N, S].
 
     Args:
       documents: the bucket's documents.
+      pairs: the segments of the instances, in their order.
       vocabulary: the vocabulary of their ids.
       options: how instances are made.
       rng: the source of all draws.
-      statistics: counts are added to it: instances, tokens, random_next, chunks_without_next,
-        tokens_truncated, masked, masked_by_mask, masked_kept, masked_by_random,
-        instances_without_mask.
-      plan: the pairs, and the number of the first pair of each batch, for rows that are packed;
-        by default both are planned here.
+      statistics: counts are added to it: instances, tokens, masked, masked_by_mask, masked_kept,
+        masked_by_random, instances_without_mask.
+      batches: the number of the first pair of each batch; by default, batches are of one size.
     """
-    if plan is None:
-        pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
-        plan = pairs, range(0, len(pairs), INSTANCES_PER_BATCH)
-    pairs, batches = plan
-    statistics["chunks_without_next"] += pairs.chunks_without_next
-    statistics["tokens_truncated"] += pairs.tokens_truncated
+    if batches is None:
+        batches = range(0, len(pairs), INSTANCES_PER_BATCH)
     windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
     for rows in starmap(slice, pairwise([*batches, len(pairs)])):
         instances = lay_out(windows, pairs, rows, vocabulary)
-        is_random_next = pairs.is_random_next[rows, np.newaxis]
-        instances["next_sentence_labels"] = is_random_next.astype(np.uint8)
+        instances["next_sentence_labels"] = pairs.labels[rows, np.newaxis].astype(np.uint8)
         lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
         statistics.update(instances=len(lengths), tokens=int(lengths.sum()))
-        statistics["random_next"] += int(is_random_next.sum())
         if options.masking == Masking.STORED:
             budget = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
             actions = mask_instances(instances, budget, vocabulary, options, generator_draws(rng))
@@ -66,7 +60,7 @@ def generate_instances(
 def lay_out(
     windows: list[np.ndarray], pairs: SegmentPairs, rows: slice, vocabulary: Vocabulary
 ) -> Instances:
-    """Puts `[CLS] A [SEP] B [SEP]` and padding in place for some of the pairs.
+    """Puts `[CLS] A [SEP] B [SEP]`, or `[CLS] A [SEP]`, in place for some of the pairs.
 
     Args:
       windows: the documents' ids and word starts, from `_windows`, of length S.
@@ -83,9 +77,12 @@ def lay_out(
     # Narrow integers, because the speed of what follows is that of memory.
     column = np.arange(max_seq_length, dtype=np.int16)
     first_separator = (pairs.a_length[rows, np.newaxis] + 1).astype(np.int16)
-    last_separator = (first_separator + pairs.b_length[rows, np.newaxis] + 1).astype(np.int16)
+    b_length = pairs.b_length[rows, np.newaxis]
+    # Without B, the first separator is also the last one.
+    last_separator = (first_separator + b_length + (b_length > 0)).astype(np.int16)
     in_a = (column > 0) & (column < first_separator)
-    in_b = (column > first_separator) & (column < last_separator)
+    is_after_a, is_token = column > first_separator, column <= last_separator
+    in_b = is_after_a & (column < last_separator)
     is_separator = (column == first_separator) | (column == last_separator)
     # A's first token stands in column 1, B's after the first separator.
     a_window = pairs.a_start[rows] + max_seq_length - 1
@@ -93,17 +90,17 @@ def lay_out(
 
     input_ids = ids[a_window] * in_a + ids[b_window] * in_b
     input_ids += is_separator * ids.dtype.type(vocabulary.ids["[SEP]"])
-    input_ids += (column > last_separator) * ids.dtype.type(vocabulary.ids["[PAD]"])
+    input_ids += ~is_token * ids.dtype.type(vocabulary.ids["[PAD]"])
     input_ids[:, 0] = vocabulary.ids["[CLS]"]
 
     is_word_start = word_starts[a_window] & in_a | word_starts[b_window] & in_b
     # The rest of a truncated word is a word of its own, not part of the word before a [SEP].
     is_word_start[:, 1] = True
-    is_word_start |= column == first_separator + 1
+    is_word_start |= in_b & (column == first_separator + 1)
     return {
         "input_ids": input_ids,
-        "input_mask": (column <= last_separator).astype(np.uint8),
-        "segment_ids": (in_b | (column == last_separator)).astype(np.uint8),
+        "input_mask": is_token.astype(np.uint8),
+        "segment_ids": (is_after_a & is_token).astype(np.uint8),
         "word_starts": is_word_start,
     }
 

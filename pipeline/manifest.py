@@ -14,7 +14,14 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
+from pipeline.records import (
+    ALIASES,
+    Feature,
+    RowLimits,
+    SentencePairs,
+    instance_features,
+    unmasked_features,
+)
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -22,14 +29,17 @@ FLAGS_NAME = "flags.txt"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
-# That of packed rows and of masks drawn while training, which older releases cannot read.
-FORMAT_VERSION_OF_ROWS = 2
+# That of records which older releases would not read, or would train on as if they were pairs.
+NEWER_FORMAT_VERSION = 2
 
 # Among the options of records that another program wrote: one of `records.ALIASES`.
 FEATURE_NAMES_OPTION = "feature_names"
 
 # Among the options, where the trainer draws the masks of the train instances.
 _MASKING_OPTION, _TRAINING = "masking", "training"
+
+# Among the options of instances that are not the original's pairs: one of `SentencePairs`.
+SENTENCE_PAIRS_OPTION = "sentence_pairs"
 
 # Among the options of packed rows: their length, and the most that they hold, as in `RowLimits`.
 _ROW_OPTIONS = ("packed_row_length", "max_predictions_per_row", "max_sequences_per_row")
@@ -40,10 +50,14 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GENERATED_NAME = re.compile(r"(?P<split>train|eval)-(?P<number>\d+)-of-(?P<total>\d+)\.tfrecord")
 
 
-def format_version_of(limits: RowLimits, masking: str = "stored") -> int:
-    """The version of the manifest of records with these limits, and with masks drawn then."""
-    is_new = limits.sequences > 1 or masking == _TRAINING
-    return FORMAT_VERSION_OF_ROWS if is_new else FORMAT_VERSION
+def format_version_of(
+    limits: RowLimits,
+    masking: str = "stored",
+    sentence_pairs: SentencePairs = SentencePairs.NEXT,
+) -> int:
+    """The version of the manifest of records with these limits, masks and pairs."""
+    is_newer = limits.sequences > 1 or masking == _TRAINING or sentence_pairs == SentencePairs.NONE
+    return NEWER_FORMAT_VERSION if is_newer else FORMAT_VERSION
 
 
 def row_options(limits: RowLimits) -> dict[str, int]:
@@ -122,10 +136,10 @@ class Manifest:
         path = data_dir / MANIFEST_NAME
         try:
             version = read_json(path, dict[str, Any]).get("format_version")
-            if version not in (FORMAT_VERSION, FORMAT_VERSION_OF_ROWS):
+            if version not in (FORMAT_VERSION, NEWER_FORMAT_VERSION):
                 raise UserError(
-                    f"{path} is not of format version {FORMAT_VERSION} or "
-                    f"{FORMAT_VERSION_OF_ROWS}, which this release reads; {_AGAIN}"
+                    f"{path} is not of format version {FORMAT_VERSION} or {NEWER_FORMAT_VERSION}, "
+                    f"which this release reads; {_AGAIN}"
                 )
             manifest = read_json(path, cls)
         except DamagedFileError as error:
@@ -148,9 +162,9 @@ class Manifest:
     def features_of(self, split: str) -> dict[str, Feature]:
         """The features of the records of the "train" or "eval" split."""
         if split == "train" and self.masks_while_training:
-            return unmasked_features(self.row_limits, self.vocab_size)
+            return unmasked_features(self.row_limits, self.vocab_size, self.sentence_pairs)
         names = self.options.get(FEATURE_NAMES_OPTION, "original")
-        return instance_features(self.row_limits, self.vocab_size, names)
+        return instance_features(self.row_limits, self.vocab_size, names, self.sentence_pairs)
 
     @property
     def row_limits(self) -> RowLimits:
@@ -165,6 +179,11 @@ class Manifest:
         return self.options.get(_MASKING_OPTION) == _TRAINING
 
     @property
+    def sentence_pairs(self) -> SentencePairs:
+        """What an instance holds: two segments, or one."""
+        return SentencePairs(self.options.get(SENTENCE_PAIRS_OPTION, SentencePairs.NEXT))
+
+    @property
     def is_adopted(self) -> bool:
         """Whether another program wrote the records."""
         return FEATURE_NAMES_OPTION in self.options
@@ -173,8 +192,7 @@ class Manifest:
         """What cannot be true of any data set, each in a few words; nothing if all is well."""
         if min(self.max_seq_length, self.max_predictions_per_seq, self.vocab_size) < 1:
             yield "a length or the size of the vocabulary is below 1"
-        yield from self._contradictions_of_format()
-        yield from self._contradictions_of_rows()
+        yield from self._contradictions_of_records()
         for name, count in Counter(shard.name for shard in self.shards).items():
             if count > 1:
                 yield f"it lists {name} {count} times"
@@ -200,16 +218,18 @@ class Manifest:
         names = {shard.name for shard in self.shards if not self.is_adopted}
         yield from _missing_shards(names)
 
-    def _contradictions_of_format(self) -> Iterator[str]:
+    def _contradictions_of_records(self) -> Iterator[str]:
+        if self.options.get(SENTENCE_PAIRS_OPTION, SentencePairs.NEXT) not in list(SentencePairs):
+            yield f"its instances have unknown {SENTENCE_PAIRS_OPTION}"
         masking = self.options.get(_MASKING_OPTION, _TRAINING)
         if masking != _TRAINING:
             yield f"its {_MASKING_OPTION} is {masking!r}"
-        is_new = _ROW_OPTIONS[0] in self.options or self.masks_while_training
-        if is_new != (self.format_version == FORMAT_VERSION_OF_ROWS):
+        has_rows = not self.options.keys().isdisjoint(_ROW_OPTIONS)
+        is_single = self.options.get(SENTENCE_PAIRS_OPTION) == SentencePairs.NONE
+        is_newer = has_rows or is_single or self.masks_while_training
+        if is_newer != (self.format_version == NEWER_FORMAT_VERSION):
             yield f"its records are not those of its format version {self.format_version}"
-
-    def _contradictions_of_rows(self) -> Iterator[str]:
-        if not any(name in self.options for name in _ROW_OPTIONS):
+        if not has_rows:
             return
         limits: list[Any] = [self.options.get(name) for name in _ROW_OPTIONS]
         if not all(type(limit) is int and limit > 0 for limit in limits) or limits[2] == 1:

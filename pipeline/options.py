@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
-from pipeline.records import RowLimits
+from pipeline.records import RowLimits, SentencePairs
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
@@ -48,7 +48,7 @@ class InstanceOptions:
     """Options with the names and defaults of the original's create_pretraining_data.py.
 
     Attributes:
-      max_seq_length: S, the largest number of tokens of an instance, with `[CLS]` and both `[SEP]`.
+      max_seq_length: S, the largest number of tokens of an instance, with `[CLS]` and each `[SEP]`.
       max_predictions_per_seq: P, the largest number of masked pieces of an instance. None becomes
         what `masked_lm_prob` asks of S tokens, rounded up; but 76 for 15 % of 512, as published.
       masked_lm_prob: the share of an instance's tokens that are masked, at most P tokens.
@@ -58,6 +58,7 @@ class InstanceOptions:
       masked_word_action: whether all pieces of a masked word are replaced alike.
       random_token: the tokens that random replacements are drawn from.
       random_seed: seeds every draw, together with the bucket and the pass.
+      sentence_pairs: what an instance holds: two segments, or one.
       packed_row_length: R, the length of the rows into which several sequences are packed; None,
         or 0, which becomes None: each sequence is a record of its own, padded to S.
       masking: when the masks of train instances are drawn. With `Masking.TRAINING`, the options
@@ -76,6 +77,7 @@ class InstanceOptions:
     masked_word_action: MaskedWordAction = MaskedWordAction.PER_PIECE
     random_token: RandomToken = RandomToken.WORDS
     random_seed: int = 12345
+    sentence_pairs: SentencePairs = SentencePairs.NEXT
     packed_row_length: int | None = None
     masking: Masking = Masking.STORED
 

@@ -24,7 +24,7 @@ from pipeline.masking import num_to_mask
 from pipeline.options import InstanceOptions
 from pipeline.records import Instances, RowLimits
 from pipeline.rows import count_rows, pack
-from pipeline.segment_pairs import plan_segment_pairs
+from pipeline.segment_pairs import SegmentPairs
 from pipeline.vocabulary import Vocabulary
 
 
@@ -43,6 +43,7 @@ class Rows:
 
 def generate_rows(
     documents: DocumentBatch,
+    pairs: SegmentPairs,
     vocabulary: Vocabulary,
     options: InstanceOptions,
     rng: np.random.Generator,
@@ -52,13 +53,13 @@ def generate_rows(
 
     Args:
       documents: as there.
+      pairs: as there, but the rows have another order.
       vocabulary: as there.
       options: as there.
       rng: as there.
       statistics: as there, but `instances` counts rows. `sequences` counts their sequences, and
         `attended_pairs` the pairs of tokens of the same sequence.
     """
-    pairs = plan_segment_pairs(documents, options.max_seq_length, options.short_seq_prob, rng)
     limits, lengths = options.limits_of_rows, pairs.lengths
     predictions = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
     rows = plan_rows(lengths, predictions, limits, rng)
@@ -67,7 +68,7 @@ def generate_rows(
     ends = np.cumsum(rows.sizes)
     first_rows = np.flatnonzero(np.diff((ends - 1) // INSTANCES_PER_BATCH, prepend=-1))
     firsts = (ends - rows.sizes)[first_rows].tolist()
-    batches = generate_instances(documents, vocabulary, options, rng, statistics, (pairs, firsts))
+    batches = generate_instances(documents, pairs, vocabulary, options, rng, statistics, firsts)
     for instances, sizes in zip(batches, np.split(rows.sizes, first_rows)[1:], strict=True):
         count_rows(len(sizes), instances, statistics)
         yield pack(instances, sizes, limits, vocabulary.ids["[PAD]"])

@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -41,6 +42,17 @@ ALIASES: dict[str, dict[str, str]] = {
 """The names that features have in records, by their own names, where these differ."""
 Instances = dict[str, np.ndarray]
 """A batch of N instances: arrays [N, length] under the names of `instance_features`."""
+
+
+class SentencePairs(StrEnum):
+    """What an instance holds, and what its `next_sentence_labels` say."""
+
+    NEXT = "next"
+    """`[CLS] A [SEP] B [SEP]`; 0: B follows A in its document, 1: B is from another one."""
+    ORDER = "order"
+    """`[CLS] A [SEP] B [SEP]`; 0: B follows A in its document, 1: A follows B."""
+    NONE = "none"
+    """`[CLS] text [SEP]`; always 0."""
 
 
 @dataclass(frozen=True)
@@ -76,39 +88,46 @@ class RowLimits:
 
 
 def instance_features(
-    limits: RowLimits, vocab_size: int, names: str = "original"
+    limits: RowLimits,
+    vocab_size: int,
+    names: str = "original",
+    sentence_pairs: SentencePairs = SentencePairs.NEXT,
 ) -> dict[str, Feature]:
     """The features of a record of S tokens, P predictions and K sequences; of V tokens in all.
 
     They have the names of the original. `names`, one of `ALIASES`, are those in the record.
 
-    `next_sentence_labels` is 0 if B follows A and 1 if B is random. `masked_lm_positions` are
-    ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0 for unused slots.
+    `sentence_pairs` tells what `next_sentence_labels` say. Without pairs, they are 0, and so are
+    `segment_ids`. `masked_lm_positions` are ascending. `masked_lm_weights` are 1.0 for real
+    predictions and 0.0 for unused slots.
 
     A record with K > 1 is a packed row. It has one sequence after the other, then padding.
     `input_mask` is the number of the sequence, from 1 on, and 0 for padding; so it is 1 for all
     tokens of a single sequence. `next_sentence_labels` has a label for each sequence.
     """
+    segments = 1 if sentence_pairs == SentencePairs.NONE else 2
     shapes = {
         "input_ids": ("int64", limits.tokens, vocab_size),
         "input_mask": ("int64", limits.tokens, limits.sequences + 1),
-        "segment_ids": ("int64", limits.tokens, 2),
+        "segment_ids": ("int64", limits.tokens, segments),
         "masked_lm_positions": ("int64", limits.predictions, limits.tokens),
         "masked_lm_ids": ("int64", limits.predictions, vocab_size),
         "masked_lm_weights": ("float32", limits.predictions, 2),
-        "next_sentence_labels": ("int64", limits.sequences, 2),
+        "next_sentence_labels": ("int64", limits.sequences, segments),
     }
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
 
 
-def unmasked_features(limits: RowLimits, vocab_size: int) -> dict[str, Feature]:
+def unmasked_features(
+    limits: RowLimits, vocab_size: int, sentence_pairs: SentencePairs = SentencePairs.NEXT
+) -> dict[str, Feature]:
     """The features of a record whose masks are drawn while training, as `instance_features`.
 
     It has none of those of masks. Instead, `word_starts` tells where words begin: for each
     position one bit, in numbers of seven bits, the first position in the lowest bit of the first.
     `instance_number` is the bucket of its documents, and its number in their shard.
     """
-    features = instance_features(limits, vocab_size)
+    features = instance_features(limits, vocab_size, sentence_pairs=sentence_pairs)
     kept = {name: each for name, each in features.items() if not name.startswith("masked_lm")}
     return kept | {
         "word_starts": Feature("int64", -(-limits.tokens // _BITS), 1 << _BITS, "word_starts"),

@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment
 
 from pipeline.files import describe_size, write_whole
-from pipeline.inspection import Piece, is_random_next, pieces_of, read_sequences
+from pipeline.inspection import Piece, pieces_of, read_sequences, relation_of_b
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
+from pipeline.records import SentencePairs
 from pipeline.statistics import DROP_REASONS, num_sequences
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
@@ -19,8 +20,12 @@ from pipeline.vocabulary import Vocabulary
 _TEMPLATE_NAME = "report.html.jinja"
 _NUM_EXAMPLES = 10
 _SPLIT_NAMES = {"train": "Training", "eval": "Evaluation"}
+# Why there is no pair. Without pairs, there is no such reason.
+_REASONS_WITHOUT_PAIR = {
+    SentencePairs.NEXT: "chunks with no next sentence and no other document to draw B from",
+    SentencePairs.ORDER: "documents of a single sentence, which has no order",
+}
 _REASONS_OF_SPLITS = {
-    "chunks_without_next": "chunks with no next sentence and no other document to draw B from",
     "tokens_truncated": "tokens cut from pairs that were too long",
     "instances_without_mask": "pairs without a masked piece (these are kept)",
 }
@@ -66,8 +71,8 @@ class _Example:
       shard, number: name of its shard, and its index within that shard.
       sequence: the number of its sequence in a packed row, from 1; None if it has no other.
       num_tokens, num_masked: number of tokens, and of those that are masked.
-      is_random_next: whether B is random.
-      segments: the words of A and of B; each word is a list of one or more pieces.
+      relation: what B does, see `inspection.relation_of_b`.
+      segments: the words of A and of B, if any; each word is a list of one or more pieces.
     """
 
     shard: str
@@ -75,7 +80,7 @@ class _Example:
     sequence: int | None
     num_tokens: int
     num_masked: int
-    is_random_next: bool
+    relation: str
     segments: dict[str, list[list[Piece]]]
 
 
@@ -100,7 +105,7 @@ def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -
             corpus=manifest.statistics["corpus"],
             splits=splits,
             drop_reasons=DROP_REASONS,
-            reasons_of_splits=_REASONS_OF_SPLITS,
+            reasons_of_splits=_reasons_of_splits(manifest.sentence_pairs),
             options=_all_options(manifest),
             examples=list(islice(_examples(output_dir, manifest, vocabulary), _NUM_EXAMPLES)),
         ),
@@ -114,6 +119,15 @@ def _template_environment() -> Environment:
     )
     environment.tests["special"] = _is_special
     return environment
+
+
+def _reasons_of_splits(sentence_pairs: SentencePairs) -> dict[str, str]:
+    if sentence_pairs == SentencePairs.NONE:
+        return {
+            name: reason.replace("pairs", "sequences")
+            for name, reason in _REASONS_OF_SPLITS.items()
+        }
+    return {"chunks_without_next": _REASONS_WITHOUT_PAIR[sentence_pairs], **_REASONS_OF_SPLITS}
 
 
 def _all_options(manifest: Manifest) -> dict[str, Any]:
@@ -130,16 +144,17 @@ def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> I
         for number, sequences in enumerate(read_sequences(DataSet(output_dir, manifest), shard)):
             for place, sequence in enumerate(sequences, 1):
                 pieces = pieces_of(sequence, vocabulary)
+                relation = relation_of_b(sequence, manifest.sentence_pairs)
                 yield _Example(
                     shard=shard.name,
                     number=number,
                     sequence=place if manifest.row_limits.sequences > 1 else None,
                     num_tokens=len(pieces),
                     num_masked=sum(piece.replacement is not None for piece in pieces),
-                    is_random_next=is_random_next(sequence),
+                    relation=relation,
                     segments={
                         segment: _words([piece for piece in pieces if piece.segment == segment])
-                        for segment in ("A", "B")
+                        for segment in ("AB" if relation else "A")
                     },
                 )
 

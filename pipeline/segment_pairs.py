@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.corpus import DocumentBatch
 
-SPECIAL_TOKENS_PER_INSTANCE = 3
+SPECIAL_TOKENS_PER_PAIR = 3
 _BITS_PER_DRAW = 64
 
 
@@ -28,10 +28,12 @@ class SegmentPairs:
     """N pairs of segments, as spans of a `DocumentBatch`'s tokens.
 
     Attributes:
-      a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1.
-      is_random_next: bool [N], whether B comes from another document instead of following A.
+      a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1, but 0 of B
+        where instances have no B.
+      labels: bool [N], what is to be told of B, see `records.SentencePairs`; False where B follows
+        A, and where there is no B.
       chunks_without_next: the number of chunks that were dropped, because they had no next sentence
-        and there was no other document.
+        and B was not to be, or could not be, from another document.
       tokens_truncated: the number of tokens that did not fit.
     """
 
@@ -39,22 +41,38 @@ class SegmentPairs:
     a_length: np.ndarray
     b_start: np.ndarray
     b_length: np.ndarray
-    is_random_next: np.ndarray
-    chunks_without_next: int
-    tokens_truncated: int
+    labels: np.ndarray
+    chunks_without_next: int = 0
+    tokens_truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.a_start)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Int64 [N], the tokens of each instance, with `[CLS]` and both `[SEP]`."""
-        return self.a_length + self.b_length + SPECIAL_TOKENS_PER_INSTANCE
+        """Int64 [N], the tokens of each instance, with `[CLS]` and each `[SEP]`."""
+        return self.a_length + self.b_length + SPECIAL_TOKENS_PER_PAIR - (self.b_length == 0)
 
     def in_order(self, order: np.ndarray) -> "SegmentPairs":
         """The same pairs in the order of their numbers, int64 [N]."""
-        spans = ("a_start", "a_length", "b_start", "b_length", "is_random_next")
+        spans = ("a_start", "a_length", "b_start", "b_length", "labels")
         return replace(self, **{name: getattr(self, name)[order] for name in spans})
+
+    def truncated(self, max_tokens: int, rng: np.random.Generator) -> "SegmentPairs":
+        """The same pairs with at most so many tokens each; those that are removed are counted."""
+        a_removed, b_removed = _tokens_to_remove(self.a_length, self.b_length, max_tokens)
+        return replace(
+            self,
+            a_start=self.a_start + _count_heads(a_removed, rng),
+            a_length=self.a_length - a_removed,
+            b_start=self.b_start + _count_heads(b_removed, rng),
+            b_length=self.b_length - b_removed,
+            tokens_truncated=int(a_removed.sum() + b_removed.sum()),
+        )
+
+    def shuffled(self, rng: np.random.Generator) -> "SegmentPairs":
+        """The same pairs in random order."""
+        return self.in_order(np.argsort(rng.random(len(self)), kind="stable"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ def plan_segment_pairs(
       short_seq_prob: the share of documents whose pairs aim at a length drawn from [2, S - 3].
       rng: the source of all draws.
     """
-    max_tokens = max_seq_length - SPECIAL_TOKENS_PER_INSTANCE
+    max_tokens = max_seq_length - SPECIAL_TOKENS_PER_PAIR
     chunks = _plan_chunks(documents, max_tokens, short_seq_prob, rng)
     sentence_starts = np.concatenate([[0], documents.sentence_ends])
 
@@ -93,28 +111,25 @@ def plan_segment_pairs(
     b_start[random], b_length[random] = _draw_random_segments(
         documents, chunks.document[random], chunks.target_length[random] - a_length[random], rng
     )
-
-    a_removed, b_removed = _tokens_to_remove(a_length, b_length, max_tokens)
-    a_start += _count_heads(a_removed, rng)
-    b_start += _count_heads(b_removed, rng)
-    order = np.argsort(rng.random(len(a_start)), kind="stable")
-    return SegmentPairs(
-        a_start=a_start[order],
-        a_length=(a_length - a_removed)[order],
-        b_start=b_start[order],
-        b_length=(b_length - b_removed)[order],
-        is_random_next=chunks.is_random_next[order],
-        chunks_without_next=chunks.dropped,
-        tokens_truncated=int(a_removed.sum() + b_removed.sum()),
+    pairs = SegmentPairs(
+        a_start, a_length, b_start, b_length, chunks.is_random_next, chunks.dropped
     )
+    return pairs.truncated(max_tokens, rng).shuffled(rng)
+
+
+def target_lengths(
+    num_documents: int, max_tokens: int, short_seq_prob: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The tokens that the segments of each document aim at, int64 [documents]."""
+    is_short = rng.random(num_documents) < short_seq_prob
+    return np.where(is_short, rng.integers(2, max_tokens + 1, num_documents), max_tokens)
 
 
 def _plan_chunks(
     documents: DocumentBatch, max_tokens: int, short_seq_prob: float, rng: np.random.Generator
 ) -> _Chunks:
     num_sentences, num_documents = len(documents.sentence_ends), len(documents.document_ends)
-    is_short = rng.random(num_documents) < short_seq_prob
-    targets = np.where(is_short, rng.integers(2, max_tokens + 1, num_documents), max_tokens)
+    targets = target_lengths(num_documents, max_tokens, short_seq_prob, rng)
     # A draw for each sentence that could begin a chunk.
     wants_random = (rng.random(num_sentences) < 0.5).tolist()
     a_share = rng.random(num_sentences).tolist()

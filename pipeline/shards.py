@@ -18,6 +18,7 @@ from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions, Masking
 from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
+from pipeline.sentence_pairs import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 
@@ -72,13 +73,24 @@ def make_instances(
     statistics: Counter[str],
     bucket: int = 0,
 ) -> Iterator[Instances]:
-    """`generate_rows` for packed rows, otherwise `generate_instances`; as records hold them.
+    """One pass over a bucket's documents: shuffled instances in batches, or packed rows of them.
 
-    Those without masks are numbered, so that the trainer's draws do not depend on their order.
+    They are as records hold them. Those without masks are numbered, so that the trainer's draws do
+    not depend on their order.
+
+    Args:
+      documents: the bucket's documents.
+      vocabulary: the vocabulary of their ids.
+      options: how instances are made.
+      rng: the source of all draws.
+      statistics: the counts of `plan_pairs`, and of `generate_instances` or `generate_rows`, are
+        added to it.
+      bucket: the bucket's number.
     """
+    pairs = plan_pairs(documents, options, rng, statistics)
     make = generate_rows if options.packed_row_length else generate_instances
     numbers = itertools.count()
-    for instances in make(documents, vocabulary, options, rng, statistics):
+    for instances in make(documents, pairs, vocabulary, options, rng, statistics):
         if options.masking == Masking.STORED:
             yield instances
         else:

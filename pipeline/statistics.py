@@ -68,7 +68,7 @@ class ShardResults:
 
     Attributes:
       shard: the shard.
-      counts: the counts from `instances.generate_instances`.
+      counts: the counts from `shards.make_instances`.
       lengths: number of instances of each length.
       masked_tokens: number of times each of the most often masked tokens is masked.
     """
@@ -145,6 +145,14 @@ def describe_instances(counts: Mapping[str, int]) -> str:
     return f"{counts['sequences']:,} sequences in {counts['instances']:,} rows"
 
 
+def describe_pairs(counts: Mapping[str, float]) -> str:
+    """The share of the pairs whose B does not follow A, for people; nothing without pairs."""
+    for name, what in (("random_next", "random next"), ("swapped", "swapped")):
+        if f"share_{name}" in counts:
+            return f"{counts[f'share_{name}']:.1%} {what}, "
+    return ""
+
+
 def summarize(
     results: BuildResults,
     max_seq_length: int,
@@ -181,7 +189,11 @@ def summarize(
             summary[split] = {
                 **dict(sorted(counts.items())),
                 **(per_row if "sequences" in counts else {}),
-                "share_random_next": _share(counts["random_next"], sequences),
+                **{
+                    f"share_{name}": _share(counts[name], sequences)
+                    for name in ("random_next", "swapped")
+                    if name in counts
+                },
                 "share_padding": _share(positions - counts["tokens"], positions),
                 "share_masked": _share(counts["masked"], counts["tokens"]),
                 "share_masked_by_mask": _share(counts["masked_by_mask"], counts["masked"]),

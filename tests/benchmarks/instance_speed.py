@@ -14,9 +14,9 @@ import numpy as np
 from harness import CORES, parser_of, read_documents
 
 from pipeline.corpus import DocumentBatch
-from pipeline.instances import generate_instances
 from pipeline.options import InstanceOptions
 from pipeline.records import encode_examples, frame_record
+from pipeline.shards import make_instances
 from pipeline.tokenization import FullTokenizer
 
 CHARACTERS = 16_000_000  # about a bucket of `generate`
@@ -60,7 +60,7 @@ def measure(documents, vocabulary, options):
         counts = Counter()
         rng = np.random.default_rng(1)
         start = time.perf_counter()
-        batches = list(generate_instances(documents, vocabulary, options, rng, counts))
+        batches = list(make_instances(documents, vocabulary, options, rng, counts))
         between = time.perf_counter()
         for batch in batches:
             b"".join(map(frame_record, encode_examples(batch)))

@@ -52,9 +52,10 @@ def test_the_manifest_says_how_the_data_set_was_made(data_set, corpus):
     assert (manifest.max_seq_length, manifest.max_predictions_per_seq) == (16, 3)
     assert manifest.do_lower_case
     instances = asdict(corpus.instances)
-    # So that it is the manifest of a build that knew no rows and no other masks.
-    assert (instances.pop("packed_row_length"), instances.pop("masking")) == (None, "stored")
-    assert not {"packed_row_length", "masking"} & manifest.options.keys()
+    # So that it is the manifest of a build that knew none of these.
+    newer = {"packed_row_length": None, "masking": "stored", "sentence_pairs": "next"}
+    assert {name: instances.pop(name) for name in newer} == newer
+    assert not newer.keys() & manifest.options.keys()
     assert instances.items() <= manifest.options.items()
     assert asdict(ReadOptions()).items() <= manifest.options.items()
     assert manifest.options["input_format"] == "text"

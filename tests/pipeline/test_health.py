@@ -231,3 +231,34 @@ def test_words_that_are_longer_than_their_masks_are_masked(tmp_path, write_vocab
     assert train["instances_without_mask"] == 0
     assert train["share_masked"] == pytest.approx(0.15, abs=0.01)
     assert manifest.health == []
+
+
+def with_pairs(sentence_pairs):
+    return {"instances": InstanceOptions(sentence_pairs=sentence_pairs)}
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence", "line"),
+    [
+        ({"swapped": 1}, "a a", "5.0% of the pairs are swapped; usual is about 50%"),
+        ({"swapped": 19}, "a a", "95.0% of the pairs are swapped"),
+        ({"chunks_without_next": 6}, "a a", "23.1% of the pairs are left out, because their docum"),
+        ({"chunks_without_next": 6}, "A one. A two. A three.", "so give --sentences=split"),
+    ],
+)
+def test_sentence_order_has_shares_of_its_own(lines_of, train, sentence, line):
+    order, sound = with_pairs("order"), {"swapped": 10, "chunks_without_next": 5, "random_next": 0}
+    assert lines_of(sentence, train=sound, **order) == []
+    (found,) = lines_of(sentence, train=sound | train, **order)
+    assert line in found
+    few = {"instances": 9, "tokens": 1027, "instances_without_mask": 0, "swapped": 0}
+    few["chunks_without_next"] = 2
+    assert lines_of(sentence, train=sound | few, **order) == []
+
+
+def test_single_segments_have_no_share_of_pairs_and_two_special_tokens(lines_of):
+    alone, whole = with_pairs("none"), {"tokens": 1040, "chunks_without_next": 0, "random_next": 0}
+    # Without [CLS] and [SEP], each instance has 50 tokens.
+    assert lines_of("a a", train=whole | {"tokens_truncated": 250}, **alone) == []
+    (line,) = lines_of("a a", train=whole | {"tokens_truncated": 251}, **alone)
+    assert "20.1% of the tokens are cut off" in line

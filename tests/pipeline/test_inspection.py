@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.inspection import Piece, Replacement, describe_instance, is_random_next, pieces_of
+from pipeline.inspection import Piece, Replacement, describe_instance, pieces_of, relation_of_b
 from pipeline.vocabulary import Vocabulary
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tea", "##pot", "is", "hot", "red"]
@@ -51,9 +51,9 @@ def test_pieces_record_how_they_were_replaced(instance, vocabulary):
 
 
 def test_the_description_says_whether_b_follows_a(instance, vocabulary):
-    assert is_random_next(instance)
+    assert relation_of_b(instance) == "is random"
     instance["next_sentence_labels"][0] = 0
-    assert not is_random_next(instance)
+    assert relation_of_b(instance) == "follows A"
     assert "B follows A" in describe_instance(instance, vocabulary)
 
 

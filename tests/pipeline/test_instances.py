@@ -14,10 +14,10 @@ from pipeline.corpus import (
     write_documents,
 )
 from pipeline.documents import Document
-from pipeline.instances import generate_instances
 from pipeline.options import InstanceOptions, MaskedWordAction, RandomToken
 from pipeline.records import decode_example, encode_examples
 from pipeline.segment_pairs import plan_segment_pairs
+from pipeline.shards import make_instances
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import WordFinder
@@ -155,7 +155,7 @@ def test_instances_of_any_documents_keep_the_rules(batch_of, vocabulary, documen
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.instances.INSTANCES_PER_BATCH", 3)
         batches = list(
-            generate_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
+            make_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
         )
     assert all(len(batch["input_ids"]) == 3 for batch in batches[:-1])
     pairs = plan_segment_pairs(
@@ -166,7 +166,7 @@ def test_instances_of_any_documents_keep_the_rules(batch_of, vocabulary, documen
     if not batches:
         return
     instances = stack(batches)
-    assert instances["next_sentence_labels"][:, 0].tolist() == pairs.is_random_next.tolist()
+    assert instances["next_sentence_labels"][:, 0].tolist() == pairs.labels.tolist()
     for row in range(len(pairs)):
         instance = {name: values[row] for name, values in instances.items()}
         ids, columns_of_a, columns_of_b = segments_of(instance, vocabulary)
@@ -207,7 +207,7 @@ def test_no_word_reaches_across_a_separator(batch_of, vocabulary):
     leading_pieces = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+        instances = stack(list(make_instances(batch, vocabulary, options, rng, Counter())))
         for row in range(len(instances["input_ids"])):
             instance = {name: values[row] for name, values in instances.items()}
             ids, columns_of_a, columns_of_b = segments_of(instance, vocabulary)
@@ -226,7 +226,7 @@ def test_pieces_are_masked_one_by_one_without_whole_word_masks(batch_of, vocabul
     batch.word_starts[:] = False
     options = InstanceOptions(max_seq_length=43, do_whole_word_mask=False)
     rng = np.random.default_rng(1)
-    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    instances = stack(list(make_instances(batch, vocabulary, options, rng, Counter())))
     lengths = instances["input_mask"].sum(axis=1, dtype=np.int64)
     assert instances["masked_lm_weights"].sum(axis=1).tolist() == [
         round(length * 0.15) for length in lengths.tolist()
@@ -246,7 +246,7 @@ def test_full_instances_mask_the_numbers_of_the_original(
     found = set()
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        for instances in generate_instances(batch, vocabulary, options, rng, Counter()):
+        for instances in make_instances(batch, vocabulary, options, rng, Counter()):
             is_full = instances["input_mask"].all(axis=1)
             found |= set(instances["masked_lm_weights"].sum(axis=1)[is_full])
     assert found == {num_masked}
@@ -256,7 +256,7 @@ def test_predictions_are_capped(batch_of, vocabulary):
     batch = batch_of([[100] * 3, [100] * 2], FIRST_ID)
     options = InstanceOptions(max_seq_length=203, max_predictions_per_seq=20)
     rng = np.random.default_rng(1)
-    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    instances = stack(list(make_instances(batch, vocabulary, options, rng, Counter())))
     assert instances["masked_lm_weights"].shape[1] == 20
     assert instances["masked_lm_weights"].all()
 
@@ -268,7 +268,7 @@ def test_a_single_document_has_no_random_next_and_drops_chunks_of_one_sentence(
     statistics = Counter()
     batch = batch_of([[13, 13, 2, 2, 13, 13, 1]], FIRST_ID)
     rng = np.random.default_rng(1)
-    instances = stack(list(generate_instances(batch, vocabulary, options, rng, statistics)))
+    instances = stack(list(make_instances(batch, vocabulary, options, rng, statistics)))
     assert instances["next_sentence_labels"].tolist() == [[0]]
     assert statistics["chunks_without_next"] == 4
 
@@ -277,7 +277,7 @@ def test_nothing_comes_of_one_sentence_alone(batch_of, vocabulary):
     statistics = Counter()
     batch = batch_of([[13]], FIRST_ID)
     rng = np.random.default_rng(1)
-    assert list(generate_instances(batch, vocabulary, InstanceOptions(), rng, statistics)) == []
+    assert list(make_instances(batch, vocabulary, InstanceOptions(), rng, statistics)) == []
     assert statistics["chunks_without_next"] == 1
 
 
@@ -287,7 +287,7 @@ def test_padding_has_the_id_of_the_padding_token(batch_of, tmp_path):
     rng = np.random.default_rng(1)
     options = InstanceOptions(max_seq_length=32, max_predictions_per_seq=4, short_seq_prob=1)
     vocabulary, batch = Vocabulary(tmp_path / "vocab.txt"), batch_of([[5, 4], [7, 3]], 6)
-    instances = stack(list(generate_instances(batch, vocabulary, options, rng, Counter())))
+    instances = stack(list(make_instances(batch, vocabulary, options, rng, Counter())))
     is_padding = instances["input_mask"] == 0
     assert is_padding.any()
     assert (instances["input_ids"][is_padding] == 5).all()
@@ -306,7 +306,7 @@ def many_masks(batch_of, write_vocabulary):
         statistics = Counter()
         options = InstanceOptions(max_seq_length=64, random_token=random_token)
         rng = np.random.default_rng(2)
-        instances = stack(list(generate_instances(batch, vocabulary, options, rng, statistics)))
+        instances = stack(list(make_instances(batch, vocabulary, options, rng, statistics)))
         is_real = instances["masked_lm_weights"] > 0
         rows, _ = np.nonzero(is_real)
         new_ids = instances["input_ids"][rows, instances["masked_lm_positions"][is_real]]
@@ -355,7 +355,7 @@ def test_a_masked_word_acts_piece_by_piece_or_as_a_whole(
     is_mask = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        for instances in generate_instances(batch, vocabulary, options, rng, Counter()):
+        for instances in make_instances(batch, vocabulary, options, rng, Counter()):
             rows, _ = np.nonzero(instances["masked_lm_weights"])
             positions = instances["masked_lm_positions"][instances["masked_lm_weights"] > 0]
             new_ids = instances["input_ids"][rows, positions]
@@ -370,7 +370,7 @@ def test_draws_come_from_the_generator_alone(batch_of, vocabulary):
 
     def instances_of(seed):
         rng = np.random.default_rng(seed)
-        return stack(list(generate_instances(batch, vocabulary, InstanceOptions(), rng, Counter())))
+        return stack(list(make_instances(batch, vocabulary, InstanceOptions(), rng, Counter())))
 
     first, again, other = instances_of(1), instances_of(1), instances_of(2)
     assert all((first[name] == again[name]).all() for name in first)
@@ -445,7 +445,7 @@ def test_instances_of_any_text_keep_the_rules(
 
     statistics = Counter()
     batches = list(
-        generate_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
+        make_instances(batch, vocabulary, options, np.random.default_rng(seed), statistics)
     )
     # The plan says where in the text A and B are; it is tested apart.
     pairs = plan_segment_pairs(

@@ -9,8 +9,8 @@ from pipeline.inputs import InputFormat
 from pipeline.json_files import DIGEST_KEY, write_json
 from pipeline.manifest import (
     FORMAT_VERSION,
-    FORMAT_VERSION_OF_ROWS,
     MANIFEST_NAME,
+    NEWER_FORMAT_VERSION,
     DataSet,
     Manifest,
     Shard,
@@ -110,7 +110,7 @@ def test_a_manifest_with_other_keys_is_damaged(change, damaged):
         Manifest.read(folder)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION_OF_ROWS + 1, None])
+@pytest.mark.parametrize("version", [0, NEWER_FORMAT_VERSION + 1, None])
 def test_another_format_version_is_refused(version, damaged):
     folder = damaged(lambda content: content.update(format_version=version))
     with pytest.raises(UserError, match="format version"):

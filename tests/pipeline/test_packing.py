@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.instances import generate_instances
 from pipeline.options import InstanceOptions
-from pipeline.packing import generate_rows, plan_rows
+from pipeline.packing import plan_rows
 from pipeline.records import RowLimits
 from pipeline.rows import sequence_lengths, unpack
+from pipeline.shards import make_instances
 from pipeline.vocabulary import Vocabulary
 
 
@@ -131,12 +131,12 @@ def test_rows_hold_the_sequences_that_there_are_without_packing(
     )
     alone, counts, rows = [], Counter(), []
     rng = np.random.default_rng(seed)
-    for instances in generate_instances(batch, vocabulary, plain, rng, Counter()):
+    for instances in make_instances(batch, vocabulary, plain, rng, Counter()):
         alone += restored(instances)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.packing.INSTANCES_PER_BATCH", 3)
         rng = np.random.default_rng(seed)
-        for instances in generate_rows(batch, vocabulary, packed, rng, counts):
+        for instances in make_instances(batch, vocabulary, packed, rng, counts):
             limits = packed.limits_of_rows
             assert instances["input_mask"].shape[1] == limits.tokens
             assert instances["masked_lm_ids"].shape[1] == limits.predictions

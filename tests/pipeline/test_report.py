@@ -112,6 +112,7 @@ def write_shard(folder, vocabulary, split, pass_index, instances):
         "instances": num_instances,
         "tokens": int(num_tokens),
         "masked": int(num_masked),
+        "random_next": int(instances["next_sentence_labels"].sum()),
         "chunks_without_next": 7,
         "instances_without_mask": 1,
     }

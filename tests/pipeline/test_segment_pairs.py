@@ -186,7 +186,7 @@ def test_pairs_lie_in_documents_and_are_labelled_truly(
         )
         return number
 
-    columns = (pairs.a_start, pairs.a_length, pairs.b_start, pairs.b_length, pairs.is_random_next)
+    columns = (pairs.a_start, pairs.a_length, pairs.b_start, pairs.b_length, pairs.labels)
     for a_start, a_length, b_start, b_length, is_random in zip(*columns, strict=True):
         assert a_length >= 1
         assert b_length >= 1
@@ -208,7 +208,7 @@ def test_pairs_lie_in_documents_and_are_labelled_truly(
 def test_a_single_document_gives_true_continuations_only(batch_of, document, seq_length, seed):
     rng = np.random.default_rng(seed)
     pairs = plan_segment_pairs(batch_of([document]), seq_length, 0.5, rng)
-    assert not pairs.is_random_next.any()
+    assert not pairs.labels.any()
     _, dropped = chunks_by_the_original_loop(
         [document], seq_length - 3, 0.5, np.random.default_rng(seed)
     )
@@ -238,7 +238,7 @@ def test_truncation_takes_from_the_front_and_the_back_alike(batch_of):
 
 def test_one_sentence_documents_are_paired_with_others(batch_of):
     pairs = plan_segment_pairs(batch_of([[3], [2], [4]]), 12, 0.0, np.random.default_rng(1))
-    assert pairs.is_random_next.tolist() == [True] * 3
+    assert pairs.labels.tolist() == [True] * 3
     assert sorted(pairs.a_start) == [0, 3, 5]
 
 
@@ -246,7 +246,7 @@ def test_pairs_are_shuffled(batch_of):
     pairs = plan_segment_pairs(batch_of([[4, 4]] * 200), 12, 0.0, np.random.default_rng(1))
     position = np.arange(len(pairs))
     assert abs(np.corrcoef(position, pairs.a_start)[0, 1]) < 0.25
-    assert abs(np.corrcoef(position, pairs.is_random_next)[0, 1]) < 0.25
+    assert abs(np.corrcoef(position, pairs.labels)[0, 1]) < 0.25
 
 
 def test_tokens_that_do_not_fit_are_counted(batch_of):

@@ -13,6 +13,7 @@ from pipeline.statistics import (
     InstanceHistograms,
     ShardResults,
     check_documents_agree,
+    describe_pairs,
     sum_counters,
     summarize,
 )
@@ -267,8 +268,20 @@ def test_results_of_a_shard_survive_json(tmp_path):
 
 
 def test_shares_without_tokens_are_0():
-    summary = summarize(results(shard(instances=1, tokens=0)), max_seq_length=8)
+    summary = summarize(results(shard(instances=1, tokens=0, random_next=0)), max_seq_length=8)
     assert {name: summary["train"][name] for name in SHARES} == {
         **dict.fromkeys(SHARES, 0.0),
         "share_padding": 1.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [({"random_next": 3}, "75.0% random next, "), ({"swapped": 1}, "25.0% swapped, "), ({}, "")],
+)
+def test_a_summary_has_the_share_of_its_own_pairs(counts, says):
+    train = summarize(results(shard(instances=4, tokens=40, **counts)), max_seq_length=16)["train"]
+    shares = {f"share_{name}": count / 4 for name, count in counts.items()}
+    pairs = ("share_random_next", "share_swapped")
+    assert {name: train[name] for name in pairs if name in train} == shares
+    assert describe_pairs(train) == says
