@@ -232,7 +232,7 @@ def test_a_data_set_tells_which_pairs_it_has(made):
         assert train["share_swapped"] == pytest.approx(0.5, abs=0.1)
     else:
         assert "share_swapped" not in train
-        assert manifest.features["segment_ids"].limit == 1
+        assert manifest.features_of("train")["segment_ids"].limit == 1
 
 
 def test_people_see_which_pairs_a_data_set_has(made):
