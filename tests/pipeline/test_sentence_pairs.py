@@ -279,10 +279,10 @@ def test_the_original_pairs_are_not_named(data_set):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format_version": 1}, "its format version is not that of such records"),
+        ({"format_version": 1}, "its records are not those of its format version"),
         ({"options": {"sentence_pairs": "some"}}, "unknown sentence_pairs"),
         ({"options": {"sentence_pairs": ["none"]}}, "unknown sentence_pairs"),
-        ({"options": {}}, "its format version is not that of such records"),
+        ({"options": {}}, "its records are not those of its format version"),
         ({"options": {"packed_row_length": 64}}, "does not tell how long its rows are"),
     ],
 )
