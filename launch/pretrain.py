@@ -127,6 +127,13 @@ flags.DEFINE_boolean(
     "Recompute activations in the backward pass instead of storing them. This saves memory and "
     "costs about a third more work.",
 )
+flags.DEFINE_string(
+    "masked_lm_prob",
+    None,
+    "The share of tokens to mask, for data of `generate --masking=training`: 0.3, or one that "
+    "changes: 0.3:0.15 falls linearly over the run, 0.3,0.15@50000 is 0.3, and 0.15 after step "
+    "50,000. By default, the data's --masked_lm_prob.",
+)
 flags.DEFINE_integer(
     "save_checkpoints_steps",
     _DEFAULTS.save_checkpoints_steps,
@@ -157,7 +164,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "random_seed",
     _DEFAULTS.random_seed,
-    "Seeds the initial weights, dropout and the order of the data.",
+    "Seeds the initial weights, dropout, the order of the data, and masks drawn while training.",
 )
 flags.DEFINE_boolean(
     "verify_data",

@@ -25,7 +25,7 @@ N does not divide the number of lanes, N / gcd(N, lanes) processes share each la
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -195,7 +195,7 @@ def batches_in_order(
     return _parsed(records.batch(batch_size), data_set.manifest.features_of(shards[0].split))
 
 
-def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, np.ndarray]]:
+def readable(batches: tf.data.Dataset, data_set: DataSet) -> Generator[dict[str, np.ndarray]]:
     """The batches of a data set as NumPy arrays of int32 and float32, with checked values.
 
     Raises:

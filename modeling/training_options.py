@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import cast
 
+from modeling.masking_schedule import MaskingSchedule
 from pipeline.errors import UserError
 
 _LARGEST = (1 << 31) - 1  # of the integers that every library takes
@@ -57,13 +58,16 @@ class TrainingOptions:
       precision: the number type of the model's computations.
       recompute_activations: whether the backward pass recomputes activations instead of keeping
         them.
+      masked_lm_prob: the share of tokens to mask, or a schedule of it, also given as text; only
+        with data whose masks are drawn while training. By default, the share in the eval instances.
       save_checkpoints_steps: the number of updates between checkpoints.
       keep_checkpoints: the number of newest checkpoints that are kept.
       log_every_steps: the number of updates between lines of metrics.
       eval_every_steps: the number of updates between evaluations; 0 for none.
       eval_batch_size: the number of sequences per batch of an evaluation.
       max_eval_steps: the largest number of batches in an evaluation.
-      random_seed: seeds the initial weights, dropout and the order of the data.
+      random_seed: seeds the initial weights, dropout, the order of the data, and masks that are
+        drawn while training.
       verify_data: whether the SHA-256 of each shard is compared with the manifest.
 
     Raises:
@@ -83,6 +87,7 @@ class TrainingOptions:
     adam_bias_correction: bool = True
     precision: Precision = Precision.FLOAT32
     recompute_activations: bool = False
+    masked_lm_prob: MaskingSchedule | None = None
     save_checkpoints_steps: int = 1_000
     keep_checkpoints: int = 5
     log_every_steps: int = 50
@@ -110,6 +115,9 @@ class TrainingOptions:
         for name in ("learning_rate", "weight_decay_rate", "eval_every_steps", "random_seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and finite")
+        if self.masked_lm_prob is not None:
+            schedule = MaskingSchedule(str(self.masked_lm_prob))
+            object.__setattr__(self, "masked_lm_prob", schedule)  # the class is frozen
         if self.num_warmup_steps is None:
             warmup = min(self.num_train_steps // 10, _LONGEST_DEFAULT_WARMUP)
             object.__setattr__(self, "num_warmup_steps", warmup)  # the class is frozen

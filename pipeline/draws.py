@@ -62,7 +62,8 @@ def fold_in(keys: np.ndarray, numbers: np.ndarray | int) -> np.ndarray:
 
 def first_key(seed: int) -> np.ndarray:
     """The first key of a seed, uint32 [1]; `fold_in` derives all others from it."""
-    return np.random.SeedSequence(seed).generate_state(1)
+    # Not that of dropout, which is of the same seed.
+    return np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)
 
 
 def _hash(x: np.ndarray) -> np.ndarray:

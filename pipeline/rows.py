@@ -84,8 +84,12 @@ def pack(instances: Instances, sizes: np.ndarray, limits: RowLimits, padding_id:
     }
 
 
-def unpack(rows: Instances) -> Instances:
+def unpack(rows: Instances, length: int | None = None) -> Instances:
     """The N sequences of M rows, each as an instance of its own with padding.
+
+    Args:
+      rows: arrays [M, …].
+      length: that of the instances, at least that of the longest sequence, which is the default.
 
     Raises:
       ValueError: the rows are not sequences one after the other, then padding.
@@ -103,20 +107,20 @@ def unpack(rows: Instances) -> Instances:
     if (numbers != as_it_should_be).any():
         raise wrong
 
-    def padded(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        is_used = np.arange(max(counts.max(), 1)) < counts[:, np.newaxis]
+    def padded(values: np.ndarray, counts: np.ndarray, length: int | None = None) -> np.ndarray:
+        is_used = np.arange(length or max(counts.max(), 1)) < counts[:, np.newaxis]
         array = np.zeros(is_used.shape, values.dtype)
         array[is_used] = values
         return array
 
     instances = {
-        "input_ids": padded(rows["input_ids"][is_token], lengths),
-        "input_mask": padded(np.ones(is_token.sum(), np.int64), lengths),
-        "segment_ids": padded(rows["segment_ids"][is_token], lengths),
+        "input_ids": padded(rows["input_ids"][is_token], lengths, length),
+        "input_mask": padded(np.ones(is_token.sum(), np.int64), lengths, length),
+        "segment_ids": padded(rows["segment_ids"][is_token], lengths, length),
         "next_sentence_labels": rows["next_sentence_labels"][row, number - 1, np.newaxis],
     }
     if "word_starts" in rows:
-        return instances | {"word_starts": padded(rows["word_starts"][is_token], lengths)}
+        return instances | {"word_starts": padded(rows["word_starts"][is_token], lengths, length)}
 
     is_real = rows["masked_lm_weights"] > 0
     row_of_mask, slot = np.nonzero(is_real)

@@ -12,6 +12,7 @@ from modeling.step.devices import describe_devices, describe_group
 from modeling.step.learner import new_learner
 from modeling.training.loop import check_can_train
 from modeling.training.workload import describe_update, flops_per_instance
+from modeling.training_masks import masked_batches, schedule_of, training_limits
 from modeling.training_options import Precision, ScheduleName, TrainingOptions
 from pipeline.manifest import DataSet
 
@@ -43,15 +44,16 @@ def dry_run(
     check_can_train(data_set, run_dir, config, options, replicas)
     learner = new_learner(config, options)
     parameters = learner.model.count_params()
-    row = manifest.row_limits
+    row = training_limits(manifest, options)
     instance, records = ("sequence", "instances") if row.sequences == 1 else ("row", "rows")
     yield f"device               {describe_devices(device_names())}"
     if replicas.count > 1:
         described = describe_group(group, replicas.count, options.train_batch_size)
         yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
+    flops = flops_per_instance(config, manifest, row)
     yield (
-        f"{f'work per {instance}':<20} {flops_per_instance(config, manifest) / 1e9:,.3g} GFLOP, "
+        f"{f'work per {instance}':<20} {flops / 1e9:,.3g} GFLOP, "
         f"forward and backward, {instance} length {row.tokens}"
     )
     part = options.train_batch_size // replicas.count // options.gradient_accumulation_steps
@@ -70,6 +72,11 @@ def dry_run(
         trained_passes = trained * passes / instances
         yield f"whole run            {trained:,} {instance}s, {trained_passes:,.1f} passes"
 
+    if schedule := schedule_of(manifest, options):
+        yield (
+            f"masks                drawn while training: {schedule.describe()} of the tokens, at "
+            f"most {row.predictions} of {row.tokens}"
+        )
     yield (
         f"learning rate        {options.learning_rate:g} after {options.num_warmup_steps:,} steps "
         f"of warm-up, {_decay(options)}"
@@ -83,7 +90,11 @@ def dry_run(
         process_id=group.process_id,
         num_processes=group.num_processes,
     )
-    for number, batch in zip(range(_STEPS), readable(batches, data_set), strict=False):
+    read = readable(batches, data_set)
+    if schedule:
+        place = (group.process_id, group.num_processes)
+        read = masked_batches(read, data_set, options, 0, 0, *place)
+    for number, batch in zip(range(_STEPS), read, strict=False):
         started = time.perf_counter()
         results = {name: float(value) for name, value in step(batch).items()}
         seconds = time.perf_counter() - started

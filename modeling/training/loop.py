@@ -6,8 +6,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +49,13 @@ from modeling.training.resume import restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.shard_verifier import ShardVerifier
 from modeling.training.workload import describe_update, flops_per_instance
+from modeling.training_masks import (
+    check_masking,
+    in_background,
+    masked_batches,
+    schedule_of,
+    training_limits,
+)
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
@@ -115,11 +122,12 @@ def train(
         state,
         options.num_train_steps,
         options.train_batch_size,
-        flops_per_instance(config, manifest),
+        flops_per_instance(config, manifest, training_limits(manifest, options)),
         (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
     )
-    with metrics:
-        _Loop(data_set, run_dir, options, learner, state, metrics, replicas).run()
+    loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas)
+    with metrics, closing(loop):
+        loop.run()
     if group.is_first:
         _draw(run_dir)
 
@@ -134,11 +142,13 @@ def check_can_train(
     """Checks that a model can be trained with these options, on these data and devices.
 
     Raises:
-      UserError: the model does not fit the data or the run, the devices cannot compute in the
-        precision, or the batch or the data set cannot be divided among devices and processes.
+      UserError: the model or the options do not fit the data or the run, the devices cannot compute
+        in the precision, or the batch or the data set cannot be divided among devices and
+        processes.
     """
     if replicas.group.is_first:
         check_run(run_dir, config, data_set)
+    check_masking(data_set, options)
     check_precision(options.precision)
     check_divisible(options, replicas.count)
     check_enough_shards(data_set, replicas.group.num_processes)
@@ -184,6 +194,8 @@ class _Loop:
         self._group = replicas.group
         self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
+        self._masking = schedule_of(data_set.manifest, options)
+        self._batches = self._open_batches()
         self._eval_step = eval_step(learner.model)
         self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
         # Before the first step, so that a data set without eval instances is an error at once.
@@ -199,7 +211,7 @@ class _Loop:
         """Trains to the last step, or until a signal asks to stop."""
         options, metrics, last = self._options, self._metrics, self._options.num_train_steps
         train_step = TrainStep(self._learner, self._replicas)
-        batches = self._batches()
+        batches = self._batches
         manifest = self._data_set.manifest
         metrics.log(f"an update: {describe_update(manifest, options.train_batch_size)}")
         metrics.log("compiling the first step")
@@ -229,24 +241,33 @@ class _Loop:
             if due(options.save_checkpoints_steps):
                 self._save(step)
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def close(self) -> None:
+        """Ends the reading."""
+        self._batches.close()
+
+    def _open_batches(self) -> Generator[dict[str, np.ndarray]]:
         """The parts of the batches that this process has, from the first step on."""
+        place = (self._start.instances_seen, self._group.process_id, self._group.num_processes)
         batches = training_batches(
             self._data_set,
             self._options.train_batch_size,
             self._options.random_seed,
-            self._start.instances_seen,
-            self._group.process_id,
-            self._group.num_processes,
+            *place,
             self._verifier.open,
         )
-        return readable(batches, self._data_set)
+        read = readable(batches, self._data_set)
+        if self._masking:
+            step = self._start.step
+            read = in_background(masked_batches(read, self._data_set, self._options, step, *place))
+        return read
 
     def _log(self, step: int) -> None:
         sums = self._read_results()
         scale = self._learner.loss_scale
         learning_rate = float(self._schedule(step - 1))
-        self._metrics.write(step, sums, learning_rate, float(scale.scale) if scale else None)
+        steps = self._options.num_train_steps
+        rate = self._masking.at(step, steps) if self._masking else None
+        self._metrics.write(step, sums, learning_rate, float(scale.scale) if scale else None, rate)
         self._results = _Results({})
 
     def _evaluate(self, step: int) -> None:

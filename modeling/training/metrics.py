@@ -180,6 +180,7 @@ class MetricsWriter:
         sums: Mapping[str, float],
         learning_rate: float,
         loss_scale: float | None = None,
+        masked_lm_prob: float | None = None,
     ) -> None:
         """Appends a line about the steps since the last line, and shows it.
 
@@ -188,6 +189,8 @@ class MetricsWriter:
           sums: the sums of the steps' results.
           learning_rate: the learning rate of the last step.
           loss_scale: float16's loss scale.
+          masked_lm_prob: the share of tokens to mask in the last step, if masks are drawn while
+            training.
         """
         line = {
             "step": step,
@@ -195,6 +198,8 @@ class MetricsWriter:
             "learning_rate": learning_rate,
             "gradient_norm": sums["gradient_norm"] / max(sums["updates"], 1),
         }
+        if masked_lm_prob:
+            line["masked_lm_prob"] = masked_lm_prob
         if loss_scale:
             line["loss_scale"] = loss_scale
             line["updates_left_out"] = sums["updates_left_out"]

@@ -2,14 +2,19 @@
 
 from modeling.config import BertConfig
 from pipeline.manifest import Manifest
+from pipeline.records import RowLimits
 
 
-def flops_per_instance(config: BertConfig, manifest: Manifest) -> float:
+def flops_per_instance(config: BertConfig, manifest: Manifest, row: RowLimits) -> float:
     """The FLOPs of a record's forward and backward pass, see `BertConfig.flops_per_instance`.
 
     A row of packed sequences counts with the means of the train split.
+
+    Args:
+      config: the model's size.
+      manifest: that of the data.
+      row: the most that a record of a batch holds.
     """
-    row = manifest.row_limits
     if row.sequences == 1:
         return config.flops_per_instance(row.tokens, row.predictions)
     train = manifest.statistics["train"]

@@ -1,0 +1,56 @@
+"""The share of tokens to mask, which may change while a model trains."""
+
+from bisect import bisect_left
+from math import inf
+
+from pipeline.errors import UserError
+
+
+class MaskingSchedule(str):
+    """A schedule in its text form, such as a flag gives it.
+
+    `0.3` is always 0.3. `0.3:0.15` falls linearly from 0.3 at the first step to 0.15 at the last.
+    `0.3,0.15@50000` is 0.3, and 0.15 after step 50,000; more steps may follow.
+
+    Attributes:
+      largest: the largest share of all steps.
+
+    Raises:
+      UserError: the text is no schedule, or a share is not between 0 and 1.
+    """
+
+    def __init__(self, text: str):
+        try:
+            first, *later = text.split(",")
+            rates, steps = [float(rate) for rate in first.split(":")], []
+            self._is_linear = len(rates) > 1
+            for each in later:
+                rate, _, step = each.partition("@")
+                rates.append(float(rate))
+                steps.append(int(step))
+        except ValueError:
+            rates, steps = [inf], []
+        is_known_form = not self._is_linear or (len(rates) == 2 and not steps)
+        is_in_order = [0, *steps] == sorted({0, *steps})
+        if not (is_known_form and is_in_order and all(0 < rate < 1 for rate in rates)):
+            raise UserError(
+                f"--masked_lm_prob={text} must be a share between 0 and 1, such as 0.3, or change "
+                "while training: 0.3:0.15 falls linearly over the run, 0.3,0.15@50000 after a step"
+            )
+        self._rates, self._steps = rates, steps
+        self.largest = max(rates)
+
+    def at(self, step: int, num_train_steps: int) -> float:
+        """The share at a step, from 1, of a run of so many steps."""
+        if self._is_linear:
+            first, last = self._rates
+            return first + (last - first) * (step - 1) / max(num_train_steps - 1, 1)
+        return self._rates[bisect_left(self._steps, step)]
+
+    def describe(self) -> str:
+        """The schedule for people."""
+        shares = [f"{rate:.3g}" for rate in (100 * rate for rate in self._rates)]
+        if self._is_linear:
+            return f"{shares[0]}% at first, {shares[1]}% at the end"
+        changes = zip(shares[1:], self._steps, strict=True)
+        return ", ".join([f"{shares[0]}%", *(f"{x}% after step {step:,}" for x, step in changes)])
