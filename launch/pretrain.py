@@ -25,6 +25,7 @@ from pipeline.manifest import DataSet, Manifest
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
+    from modeling.training.resume import Branch
 
 SHARED_FLAGS = (backend, config_flags, job)
 _DEFAULTS = TrainingOptions()
@@ -45,6 +46,13 @@ _INIT_CHECKPOINT = flags.DEFINE_string(
     "Start from these weights: a run, one of its checkpoints, a TensorFlow checkpoint of the "
     "original or the Model Garden, or a Hugging Face directory. Without --model and "
     "--bert_config_file, the model's config also comes from there.",
+)
+_BRANCH_FROM = flags.DEFINE_string(
+    "branch_from",
+    None,
+    "Go on from this checkpoint of another run (RUN/checkpoints/step-…) in a run of its own: with "
+    "its weights, moments, step and position in the data, but with the schedule and "
+    "--num_train_steps that are given here. The model's config also comes from there.",
 )
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
@@ -143,6 +151,12 @@ flags.DEFINE_integer(
     "keep_checkpoints", _DEFAULTS.keep_checkpoints, "The number of newest checkpoints to keep."
 )
 flags.DEFINE_integer(
+    "keep_every_steps",
+    _DEFAULTS.keep_every_steps,
+    "Also save a checkpoint at each multiple of this number of updates, and keep it for good, so "
+    "that --branch_from can name it. 0: none.",
+)
+flags.DEFINE_integer(
     "log_every_steps",
     _DEFAULTS.log_every_steps,
     "The number of updates between lines of metrics.",
@@ -215,7 +229,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
     # Only process 0 writes to the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
     with replicas, locked_directory(run_dir) if is_writing else nullcontext():
-        config, pretrained = _model(data_set, group)
+        config, origin = _model(data_set, options, group)
         if _DRY_RUN.value:
             for line in dry_run(data_set, run_dir, config, options, replicas):
                 if group.is_first:
@@ -223,11 +237,13 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
             return
         flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
         termination.ask(group)
-        train(data_set, run_dir, config, options, pretrained, flag_lines, replicas)
+        train(data_set, run_dir, config, options, origin, flag_lines, replicas)
 
 
-def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrained | None]":
-    """The model's config, and the pretrained weights that a new run starts from."""
+def _model(
+    data_set: DataSet, options: TrainingOptions, group: ProcessGroup
+) -> "tuple[BertConfig, Pretrained | Branch | None]":
+    """The model's config, and what a new run starts from, instead of random weights."""
     from modeling.checkpoints.pretrained import (  # noqa: PLC0415
         check_normalization,
         check_vocabulary,
@@ -235,26 +251,42 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
         read_pretrained,
     )
     from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
+    from modeling.training.resume import Branch, check_branch, read_branch  # noqa: PLC0415
 
     run_dir = Path(_OUTPUT_DIR.value)
+    given = [flag for flag in (_INIT_CHECKPOINT, _BRANCH_FROM) if flag.value]
+    if len(given) > 1:
+        raise flags.Error("give --init_checkpoint or --branch_from, not both")
+    if _BRANCH_FROM.value and run_dir.resolve() in Path(_BRANCH_FROM.value).resolve().parents:
+        raise UserError(
+            f"--branch_from={_BRANCH_FROM.value} is a checkpoint of --output_dir={run_dir}: give "
+            "the new run another --output_dir"
+        )
     started_config = None
     if group.is_first and list_checkpoints(run_dir):
         started_config = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
-    pretrained, default = None, None
+    origin: Pretrained | Branch | None = None
+    default = None
     # What process 0 finds counts, because others may see the directory a little later.
     if started_config := group.gather(started_config)[0]:
         default = BertConfig(**started_config)
-        if _INIT_CHECKPOINT.value:
-            logging.info("--init_checkpoint is ignored: %s already has checkpoints", run_dir)
+        for flag in given:
+            logging.info("--%s is ignored: %s already has checkpoints", flag.name, run_dir)
+    elif _BRANCH_FROM.value:
+        origin = read_branch(Path(_BRANCH_FROM.value))
+        default = origin.config
     elif _INIT_CHECKPOINT.value:
         path = Path(_INIT_CHECKPOINT.value)
         # Beside weights with a config of their own, --bert_config_file is compared with that.
         config_file = config_flags.config_file() if lacks_config(path) else None
-        pretrained = read_pretrained(path, config_file, config_flags.gelu_form())
-        check_vocabulary(pretrained, data_set.vocabulary)
-        check_normalization(pretrained, data_set.manifest)
-        default = pretrained.config
-    return config_flags.bert_config(data_set.manifest.vocab_size, default), pretrained
+        origin = read_pretrained(path, config_file, config_flags.gelu_form())
+        check_vocabulary(origin, data_set.vocabulary)
+        check_normalization(origin, data_set.manifest)
+        default = origin.config
+    config = config_flags.bert_config(data_set.manifest.vocab_size, default)
+    if isinstance(origin, Branch):
+        check_branch(origin, config, data_set, options)
+    return config, origin
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

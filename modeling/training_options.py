@@ -62,6 +62,8 @@ class TrainingOptions:
         with data whose masks are drawn while training. By default, the share in the eval instances.
       save_checkpoints_steps: the number of updates between checkpoints.
       keep_checkpoints: the number of newest checkpoints that are kept.
+      keep_every_steps: the checkpoint of each multiple of this is saved and kept for good; 0 for
+        none.
       log_every_steps: the number of updates between lines of metrics.
       eval_every_steps: the number of updates between evaluations; 0 for none.
       eval_batch_size: the number of sequences per batch of an evaluation.
@@ -90,6 +92,7 @@ class TrainingOptions:
     masked_lm_prob: MaskingSchedule | None = None
     save_checkpoints_steps: int = 1_000
     keep_checkpoints: int = 5
+    keep_every_steps: int = 0
     log_every_steps: int = 50
     eval_every_steps: int = 0
     eval_batch_size: int = 32
@@ -112,7 +115,13 @@ class TrainingOptions:
                 raise UserError(
                     f"--{name}={getattr(self, name)} must lie between 1 and {_LARGEST:,}"
                 )
-        for name in ("learning_rate", "weight_decay_rate", "eval_every_steps", "random_seed"):
+        for name in (
+            "learning_rate",
+            "weight_decay_rate",
+            "keep_every_steps",
+            "eval_every_steps",
+            "random_seed",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must be at least 0 and finite")
         if self.masked_lm_prob is not None:
@@ -137,6 +146,19 @@ class TrainingOptions:
     def last_stable_step(self) -> int | None:
         """The step after which a stable learning rate falls; None in other schedules."""
         return None if self.num_decay_steps is None else self.num_train_steps - self.num_decay_steps
+
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is saved at a step."""
+        return (
+            step % self.save_checkpoints_steps == 0
+            or step == self.num_train_steps
+            or self.is_kept(step)
+        )
+
+    def is_kept(self, step: int) -> bool:
+        """Whether the checkpoint of a step is kept for good, so that a run can branch from it."""
+        is_multiple = self.keep_every_steps > 0 and step % self.keep_every_steps == 0
+        return is_multiple or step == self.last_stable_step
 
     def _check_decay(self) -> None:
         """Checks the options of the schedule's decay, and replaces those that are None."""

@@ -175,7 +175,7 @@ def read_average(
     config_file: Path | None = None,
     gelu_form: GeluForm | None = None,
 ) -> Pretrained:
-    """The mean of a run's newest checkpoints.
+    """The mean of a run's newest checkpoints, without those that --keep_every_steps kept.
 
     Args:
       run_dir: the run.
@@ -190,12 +190,15 @@ def read_average(
         raise UserError(f"{run_dir} is not a run: give the --output_dir of `clozemill pretrain`")
     latest_checkpoint(run_dir)  # its error says that there is no checkpoint at all
     found = list_checkpoints(run_dir)
-    if len(found) < number:
+    keep = read_state(found[-1]).options.get("keep_checkpoints", number)
+    newest = found[-keep:]  # those before them are kept for good, far from the end
+    if len(newest) < number:
+        beside = " beside those that it keeps for good" if len(newest) < len(found) else ""
         raise UserError(
-            f"{run_dir} holds {len(found)} checkpoints, not {number}: --keep_checkpoints sets how "
-            "many a run keeps"
+            f"{run_dir} holds {len(newest)} checkpoints{beside}, not {number}: --keep_checkpoints "
+            "sets how many a run keeps"
         )
-    pretrained = _read_run(run_dir, found[-number:])
+    pretrained = _read_run(run_dir, newest[-number:])
     _check_needless(pretrained, config_file, gelu_form)
     return pretrained
 

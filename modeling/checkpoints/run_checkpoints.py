@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,8 @@ class TrainingState:
       sums: the sums collected so far for the next line of metrics.
       loss_scale: float16's loss scale, and the number of good updates since it last doubled.
       started_from: the source of the weights at step 0, in words; None if they were random.
+      branched_from: the checkpoint of another run from which this one went on, in words; None for a
+        run that began at step 0.
       metrics: the lines of `metrics.jsonl` up to this step; None in checkpoints of earlier builds.
       sha256: the SHA-256 (in hexadecimal) of files of the run and the checkpoint, by name; empty in
         checkpoints of earlier builds.
@@ -97,6 +99,7 @@ class TrainingState:
     sums: dict[str, FiniteFloat] = dataclasses.field(default_factory=dict)
     loss_scale: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
     started_from: str | None = None
+    branched_from: str | None = None
     metrics: FileStart | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -107,14 +110,21 @@ class DamagedCheckpointError(UserError):
     """A checkpoint's content is not what was written."""
 
 
-def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep: int) -> Path:
-    """Writes a checkpoint and removes all but the newest `keep`.
+def save_checkpoint(
+    run_dir: Path,
+    learner: Learner,
+    state: TrainingState,
+    keep: int,
+    is_kept: Callable[[int], bool] = lambda _step: False,
+) -> Path:
+    """Writes a checkpoint, and removes old ones as `remove_old_checkpoints` does.
 
     Args:
       run_dir: the run.
       learner: the variables.
       state: the state, whose `sha256` has the digests of the run's files.
-      keep: the number of checkpoints to keep.
+      keep: the number of newest checkpoints to keep.
+      is_kept: whether the checkpoint of a step is kept for good.
 
     Raises:
       UserError: it cannot be written; earlier checkpoints are unchanged.
@@ -140,13 +150,17 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
             f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is "
             "fixed, the same command resumes from the checkpoint before it"
         ) from error
-    remove_old_checkpoints(run_dir, keep)
+    remove_old_checkpoints(run_dir, keep, is_kept)
     return directory
 
 
-def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+def remove_old_checkpoints(
+    run_dir: Path, keep: int, is_kept: Callable[[int], bool] = lambda _step: False
+) -> None:
+    """Removes all checkpoints but the newest `keep`, and but those whose steps are kept."""
     for old in list_checkpoints(run_dir)[:-keep]:
+        if is_kept(_step_of(old)):
+            continue
         if old.is_dir() and not old.is_symlink():
             remove_directory(old)
         else:
@@ -176,11 +190,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     """
     directory = run_dir / CHECKPOINTS_NAME
     try:
-        steps = {path: path.name.removeprefix(_PREFIX) for path in directory.iterdir()}
+        paths = list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    complete = [path for path, step in steps.items() if step.isdecimal()]
-    return sorted(complete, key=lambda path: int(steps[path]))
+    complete = [path for path in paths if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(complete, key=_step_of)
 
 
 def latest_checkpoint(run_dir: Path) -> Path:
@@ -360,6 +374,10 @@ def _as_arrays(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]
 
 def _name_of(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def _read_arrays(

@@ -101,9 +101,9 @@ def _training(run: Run) -> dict[str, str]:
     """The checkpoint's facts about the training."""
     options = run.state.options
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
-    started = {"started from": run.state.started_from} if run.state.started_from else {}
+    sources = {"started from": run.state.started_from, "branched from": run.state.branched_from}
     return {
-        **started,
+        **{name: source for name, source in sources.items() if source},
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
         **(averaged if run.averaged > 1 else {}),
         "sequences per step": f"{options['train_batch_size']:,}",

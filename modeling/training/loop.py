@@ -45,7 +45,7 @@ from modeling.step.learner import Learner, learning_rate_schedule, new_learner
 from modeling.training.evaluation import add_up, evaluation_sums
 from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.training.metrics import METRICS_NAME, MetricsWriter
-from modeling.training.resume import restore_or_begin
+from modeling.training.resume import Branch, restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.shard_verifier import ShardVerifier
 from modeling.training.workload import describe_update, flops_per_instance
@@ -70,7 +70,7 @@ def train(
     run_dir: Path,
     config: BertConfig,
     options: TrainingOptions,
-    pretrained: Pretrained | None = None,
+    origin: Pretrained | Branch | None = None,
     flags: str = "",
     replicas: Replicas | None = None,
 ) -> None:
@@ -85,7 +85,7 @@ def train(
       run_dir: the run.
       config: the model's size.
       options: how to train.
-      pretrained: the weights that a new run starts from, instead of random ones.
+      origin: what a new run starts from, instead of random weights.
       flags: the content of the run's flags.txt.
       replicas: the devices to train on; by default those of this process.
 
@@ -105,11 +105,11 @@ def train(
         logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
     if group.is_first:
         remove_unfinished_checkpoints(run_dir)
-    state = restore_or_begin(run_dir, learner, options, pretrained, group)
+    state = restore_or_begin(run_dir, learner, options, origin, group)
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
         if group.is_first:
-            _complete(run_dir, options.keep_checkpoints)
+            _complete(run_dir, options)
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
@@ -154,9 +154,9 @@ def check_can_train(
     check_enough_shards(data_set, replicas.group.num_processes)
 
 
-def _complete(run_dir: Path, keep_checkpoints: int) -> None:
+def _complete(run_dir: Path, options: TrainingOptions) -> None:
     """Does what a run that was killed after its last step has left to do."""
-    remove_old_checkpoints(run_dir, keep_checkpoints)
+    remove_old_checkpoints(run_dir, options.keep_checkpoints, options.is_kept)
     picture, metrics = run_dir / LOSS_PLOT_NAME, run_dir / METRICS_NAME
     if not picture.exists() or (
         metrics.exists() and picture.stat().st_mtime_ns < metrics.stat().st_mtime_ns
@@ -238,7 +238,7 @@ class _Loop:
                 self._log(step)
             if due(options.eval_every_steps):
                 self._evaluate(step)
-            if due(options.save_checkpoints_steps):
+            if options.is_saved(step):
                 self._save(step)
 
     def close(self) -> None:
@@ -293,7 +293,11 @@ class _Loop:
                     metrics=self._metrics.flushed(),
                 )
                 path = save_checkpoint(
-                    self._run_dir, self._learner, state, self._options.keep_checkpoints
+                    self._run_dir,
+                    self._learner,
+                    state,
+                    self._options.keep_checkpoints,
+                    self._options.is_kept,
                 )
                 self._metrics.log(f"saved {path}")
             # The others wait here, because the next step has the time limits of its backend.
@@ -303,7 +307,7 @@ class _Loop:
         """Ends the run after a step, as all processes have agreed."""
         stop = self._group.stop
         assert stop
-        if step > self._start.step and step % self._options.save_checkpoints_steps:
+        if step > self._start.step and not self._options.is_saved(step):
             self._save(step)
         by = f" to {stop.process}" if self._group.num_processes > 1 else ""
         self._metrics.log(

@@ -1,8 +1,13 @@
-"""The first step: from the run's newest checkpoint, pretrained weights, or random weights."""
+"""The first step: from the run's newest checkpoint, another run's, or pretrained or random weights.
+
+A branch is a new run that goes on from a checkpoint of another run, which stays as it is.
+"""
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +18,88 @@ from absl import logging
 from modeling.checkpoints.pretrained import Pretrained, initialize
 from modeling.checkpoints.run_checkpoints import (
     CHECKPOINTS_NAME,
+    FileStart,
     TrainingState,
+    list_checkpoints,
     load_checkpoint,
     load_newest_checkpoint,
+    read_run,
+    read_state,
 )
+from modeling.config import BertConfig
 from modeling.job.group import ProcessGroup
 from modeling.step.learner import Learner
+from modeling.training.run_directory import check_same_data, check_same_model
 from modeling.training_options import TrainingOptions
-from pipeline.errors import UserError
+from pipeline.errors import UserError, listed
+from pipeline.manifest import DataSet, Manifest
+
+_DEFAULTS = dataclasses.asdict(TrainingOptions())
+_NO_LINES = FileStart(0, hashlib.sha256().hexdigest())
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A checkpoint of another run, from which a new run goes on.
+
+    Attributes:
+      checkpoint: its directory.
+      run_dir: the run.
+      config: the run's model.
+      manifest: the manifest of the run's data.
+      state: the point that training had reached.
+    """
+
+    checkpoint: Path
+    run_dir: Path
+    config: BertConfig
+    manifest: Manifest
+    state: TrainingState
+
+
+def read_branch(checkpoint: Path) -> Branch:
+    """Reads all of a checkpoint of a run but its arrays.
+
+    Raises:
+      UserError: it is not a checkpoint of a run, or it cannot be read or is damaged.
+    """
+    real = Path(os.path.realpath(checkpoint))
+    run_dir = real.parent.parent
+    if real not in list_checkpoints(run_dir):
+        names = [path.name for path in list_checkpoints(checkpoint)]
+        holds = f" (it is a run, which holds {listed(names)})" if names else ""
+        raise UserError(
+            f"--branch_from={checkpoint} is not a checkpoint of a run{holds}: give "
+            f"RUN/{CHECKPOINTS_NAME}/step-…"
+        )
+    config, manifest = read_run(run_dir)
+    return Branch(real, run_dir, config, manifest, read_state(real))
+
+
+def check_branch(
+    branch: Branch, config: BertConfig, data_set: DataSet, options: TrainingOptions
+) -> None:
+    """Checks that a new run can go on from a checkpoint.
+
+    Raises:
+      UserError: the model, the data, the seed or the optimizer is another one, or no step is left.
+    """
+    check_same_model(branch.run_dir, branch.config, config, "branch_from")
+    check_same_data(branch.run_dir, branch.manifest, data_set, "branch_from")
+    _check_options(branch.run_dir, branch.state.options, options, "branch with that, or give")
+    step = branch.state.step
+    if options.num_train_steps <= step:
+        raise UserError(
+            f"--num_train_steps={options.num_train_steps} leaves no step after step {step} of "
+            f"--branch_from={branch.checkpoint}: give all steps, with those before the branch"
+        )
 
 
 def restore_or_begin(
     run_dir: Path,
     learner: Learner,
     options: TrainingOptions,
-    pretrained: Pretrained | None,
+    origin: Pretrained | Branch | None,
     group: ProcessGroup,
 ) -> TrainingState:
     """Sets all variables to their values at the step where training resumes or begins.
@@ -36,7 +108,7 @@ def restore_or_begin(
       run_dir: the run.
       learner: the variables.
       options: how training continues.
-      pretrained: the weights that a new run starts from, instead of random ones.
+      origin: what a new run starts from, instead of random weights.
       group: the processes, which all start alike.
 
     Raises:
@@ -58,10 +130,14 @@ def restore_or_begin(
     if found:
         checkpoint, state = found
         logging.info("resuming from %s", checkpoint)
-        _check_options(run_dir, state.options, dataclasses.asdict(options))
-    elif pretrained:
-        _begin_with(pretrained, learner)
-        state = TrainingState(started_from=pretrained.source)
+        remedy = "resume with that, or give another --output_dir and"
+        _check_options(run_dir, state.options, options, remedy)
+        _log_changes(state.options, options)
+    elif isinstance(origin, Branch):
+        state = _branch_off(origin, learner, options)
+    elif origin:
+        _begin_with(origin, learner)
+        state = TrainingState(started_from=origin.source)
     if group.num_processes > 1:
         group.check_same(
             {
@@ -70,6 +146,23 @@ def restore_or_begin(
             }
         )
     return dataclasses.replace(state, options=dataclasses.asdict(options))
+
+
+def _branch_off(branch: Branch, learner: Learner, options: TrainingOptions) -> TrainingState:
+    state = load_checkpoint(branch.checkpoint, learner)
+    source = f"{branch.checkpoint.name} of {branch.run_dir}"
+    logging.info("branching from %s", source)
+    _log_changes(state.options, options)
+    if options.last_stable_step is not None and options.last_stable_step < state.step:
+        logging.warning(
+            "the learning rate falls from step %d on, before the branch at step %d: give a "
+            "--num_decay_steps of at most %d to see all of its decay",
+            options.last_stable_step,
+            state.step,
+            options.num_train_steps - state.step,
+        )
+    # Its metrics are those of its own steps.
+    return dataclasses.replace(state, branched_from=source, metrics=_NO_LINES)
 
 
 def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
@@ -89,15 +182,21 @@ def _sha256_of_weights(learner: Learner) -> str:
     return digest.hexdigest()
 
 
-def _check_options(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuses options that a run cannot resume with, and logs all others that have changed."""
+def _check_options(
+    run_dir: Path, old: Mapping[str, Any], new: TrainingOptions, remedy: str
+) -> None:
+    """Refuses options with which a run cannot go on."""
     for name in ("random_seed", "optimizer"):
-        if (begun_with := old.get(name)) != new[name]:
+        if (begun_with := old.get(name)) != getattr(new, name):
             raise UserError(
-                f"{run_dir} was begun with --{name}={begun_with}: resume with that, or give "
-                "another --output_dir (and this run as --init_checkpoint, to start from its "
-                "weights)"
+                f"{run_dir} was begun with --{name}={begun_with}: {remedy} this run as "
+                "--init_checkpoint, to start from its weights alone"
             )
-    for name, value in new.items():
-        if old.get(name) != value:
-            logging.warning("changed: --%s was %s, is %s", name, old.get(name), value)
+
+
+def _log_changes(old: Mapping[str, Any], new: TrainingOptions) -> None:
+    # An earlier build did as the defaults say where it had no option.
+    old = _DEFAULTS | dict(old)
+    for name, value in dataclasses.asdict(new).items():
+        if old[name] != value:
+            logging.warning("changed: --%s was %s, is %s", name, old[name], value)

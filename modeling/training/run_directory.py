@@ -28,8 +28,8 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
     check_tables(config, data_set)
     if list_checkpoints(run_dir):
         saved, trained_on = read_run(run_dir)
-        _check_same_model(run_dir, saved, config)
-        _check_same_data(run_dir, trained_on, data_set)
+        check_same_model(run_dir, saved, config)
+        check_same_data(run_dir, trained_on, data_set)
     elif run_dir.exists() and not _may_hold_run(run_dir):
         raise UserError(
             f"{run_dir} is a file, or holds files that are not a run: give an empty --output_dir"
@@ -119,15 +119,20 @@ def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet
         )
 
 
-def _may_hold_run(run_dir: Path) -> bool:
-    """Whether the directory is a run, is empty, or was left by a run killed as it started."""
-    if not run_dir.is_dir():
-        return False
-    files = {path.name for path in run_dir.iterdir() if path.suffix != ".tmp"}
-    return is_run(run_dir) or files <= {CONFIG_NAME, VOCABULARY_NAME}
+def check_same_model(
+    run_dir: Path, saved: BertConfig, config: BertConfig, flag: str = "output_dir"
+) -> None:
+    """Checks that a run is of a model.
 
+    Args:
+      run_dir: the run.
+      saved: the run's config.
+      config: the model's.
+      flag: the flag that names the run.
 
-def _check_same_model(run_dir: Path, saved: BertConfig, config: BertConfig) -> None:
+    Raises:
+      UserError: they differ.
+    """
     changed = [
         f"{name} was {getattr(saved, name)!r}, is {value!r}"
         for name, value in vars(config).items()
@@ -135,19 +140,38 @@ def _check_same_model(run_dir: Path, saved: BertConfig, config: BertConfig) -> N
     ]
     if changed:
         raise UserError(
-            f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another "
-            "--output_dir"
+            f"{run_dir} holds a run of another model ({'; '.join(changed)}): give another --{flag}"
         )
 
 
-def _check_same_data(run_dir: Path, trained_on: Manifest, data_set: DataSet) -> None:
-    """Checks the data set, because a run resumes at a position that is only valid in its own."""
+def check_same_data(
+    run_dir: Path, trained_on: Manifest, data_set: DataSet, flag: str = "output_dir"
+) -> None:
+    """Checks the data set, because a run resumes at a position that is only valid in its own.
+
+    Args:
+      run_dir: the run.
+      trained_on: the manifest of the run's data.
+      data_set: the data set.
+      flag: the flag that names the run.
+
+    Raises:
+      UserError: the run is on another data set.
+    """
     check_same_vocabulary(run_dir, trained_on, data_set)
     if trained_on != data_set.manifest:
         raise UserError(
             f"{run_dir} holds a run on a data set that differs from {data_set.directory} "
-            f"({_difference(trained_on, data_set.manifest)}): give another --output_dir"
+            f"({_difference(trained_on, data_set.manifest)}): give another --{flag}"
         )
+
+
+def _may_hold_run(run_dir: Path) -> bool:
+    """Whether the directory is a run, is empty, or was left by a run killed as it started."""
+    if not run_dir.is_dir():
+        return False
+    files = {path.name for path in run_dir.iterdir() if path.suffix != ".tmp"}
+    return is_run(run_dir) or files <= {CONFIG_NAME, VOCABULARY_NAME}
 
 
 def _difference(trained_on: Manifest, manifest: Manifest) -> str:

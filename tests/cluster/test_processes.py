@@ -205,14 +205,41 @@ def test_a_run_on_packed_rows_that_two_processes_resume_is_that_of_one(backend, 
     assert_same_run(tmp_path / "changing", tmp_path / "straight")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_branch_from_a_run_of_the_other_backend(backend, data_dir, tmp_path):
+    other = {"tensorflow": "jax", "jax": "tensorflow"}[backend]
+    pytest.importorskip("jax")
+    # A lower rate, because it stays longer at its peak.
+    schedule = "--learning_rate_schedule=warmup_stable_decay", "--num_decay_steps=20"
+    flags = *schedule, "--learning_rate=1e-3"
+    source = command(other, data_dir, "source", *flags, "--keep_every_steps=30")
+    run(tmp_path, *source, f"--num_train_steps={2 * NUM_STEPS}")
+    branch = command(backend, data_dir, "branch", *flags, "--num_warmup_steps=2")
+    stderr = run(tmp_path, *two(*branch, "--branch_from=source/checkpoints/step-00000030"))
+    assert f"branching from step-00000030 of {tmp_path / 'source'}" in stderr
+    run(tmp_path, *command(backend, data_dir, "straight", *flags))
+    lines = [line for line in read_metrics(tmp_path / "straight") if line["step"] > 30]
+    assert_near(list(read_metrics(tmp_path / "branch")), lines)
+    assert_near_weights(tmp_path / "branch", tmp_path / "straight")
+
+
 def assert_same_run(run_dir, expected_dir):
-    expected, actual = list(read_metrics(expected_dir)), list(read_metrics(run_dir))
+    assert_near(list(read_metrics(run_dir)), list(read_metrics(expected_dir)))
+    assert_near_weights(run_dir, expected_dir)
+
+
+def assert_near(actual, expected):
+    """Checks that lines of metrics differ by rounding alone."""
     assert [line["step"] for line in actual] == [line["step"] for line in expected]
     for line, other in zip(actual, expected, strict=True):
         for name in FIGURES:
             for prefix in ("", "eval_"):
                 if prefix + name in other:
                     assert line[prefix + name] == pytest.approx(other[prefix + name], abs=1e-5)
+
+
+def assert_near_weights(run_dir, expected_dir):
     weights = read_weights(run_dir)
     for name, values in read_weights(expected_dir).items():
         np.testing.assert_allclose(weights[name], values, atol=1e-5, err_msg=name)

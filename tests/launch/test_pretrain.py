@@ -136,7 +136,7 @@ def test_every_field_of_config_and_options_has_a_flag():
     names = re.findall(r"^  --(?:\[no\])?(\w+)$", result.stdout, re.MULTILINE)
     assert len(names) == len(set(names))
     others = {
-        *("data_dir", "output_dir", "init_checkpoint", "dry_run"),
+        *("data_dir", "output_dir", "init_checkpoint", "branch_from", "dry_run"),
         *("backend", "model", "bert_config_file"),
         *("coordinator_address", "num_processes", "process_id", "coordinator_timeout"),
         "job_token_file",
@@ -167,6 +167,7 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "recompute_activations": True,
         "save_checkpoints_steps": 11,
         "keep_checkpoints": 2,
+        "keep_every_steps": 22,
         "log_every_steps": 13,
         "eval_every_steps": 17,
         "eval_batch_size": 19,
@@ -590,6 +591,78 @@ def test_instances_too_long_for_the_checkpoint_are_refused(
         f"--init_checkpoint={first_run[0]}",
     )
     assert_fails(result, data_dir, "max_position_embeddings 32", "33")
+    assert not (tmp_path / "run").exists()
+
+
+# --branch_from.
+
+
+def test_a_branch_of_a_run_ends_and_resumes_as_a_run_of_its_own(pretrain, first_run, tmp_path):
+    first_dir, _ = first_run
+    before = {path: path.read_bytes() for path in first_dir.rglob("*") if path.is_file()}
+    source = first_dir / "checkpoints" / "step-00000002"
+    flags = [
+        *(
+            flag
+            for flag in (first_dir / "flags.txt").read_text().splitlines()
+            if "model" not in flag
+        ),
+        f"--output_dir={tmp_path / 'branch'}",
+        f"--branch_from={source}",
+        *("--num_train_steps=3", "--learning_rate_schedule=warmup_stable_decay"),
+    ]
+    result = pretrain(*flags)
+    assert_works(result)
+    assert f"branching from step-00000002 of {first_dir}" in result.stderr
+    assert [line["step"] for line in read_metrics(tmp_path / "branch")] == [3, 3]
+    assert {path: path.read_bytes() for path in first_dir.rglob("*") if path.is_file()} == before
+    result = pretrain(*flags)
+    assert_works(result)
+    assert "--branch_from is ignored" in result.stderr
+    assert "nothing to do: the run has reached step 3" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--branch_from=nowhere"], ["--branch_from=nowhere", "RUN/checkpoints/step-"]),
+        (
+            ["--branch_from=SOURCE"],
+            ["SOURCE is not a checkpoint", "step-00000002", "step-00000004"],
+        ),
+        (["--branch_from=STEP", "--num_train_steps=2"], ["--num_train_steps=2", "step 2", "STEP"]),
+        (["--branch_from=STEP", "--random_seed=7"], ["SOURCE", "--random_seed=12345"]),
+        (["--branch_from=STEP", "--optimizer=lamb"], ["SOURCE", "--optimizer=adamw"]),
+        (["--branch_from=STEP", "--hidden_size=32"], ["SOURCE", "hidden_size was 16, is 32"]),
+        (["--branch_from=STEP", "--data_dir=OTHER"], ["SOURCE", "OTHER", "another --branch_from"]),
+        (["--branch_from=STEP", "--output_dir=SOURCE"], ["STEP", "--output_dir=SOURCE", "another"]),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)], ids=["", "dry"])
+def test_an_impossible_branch_is_refused_and_nothing_is_left(
+    pretrain, first_run, places, write_data_set, tmp_path, flags, named, dry
+):
+    run_dir = first_run[0]
+    paths = {"STEP": run_dir / "checkpoints" / "step-00000002", "SOURCE": run_dir}
+    if any("OTHER" in flag for flag in flags):
+        paths["OTHER"] = write_data_set(tmp_path / "other", num_eval=5)
+
+    def with_paths(text):
+        for name, path in paths.items():
+            text = text.replace(name, str(path))
+        return text
+
+    given = f"--flagfile={run_dir / 'flags.txt'}", *places, *map(with_paths, flags), *dry
+    assert_fails(pretrain(*given), *map(with_paths, named))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_branch_has_no_other_origin(pretrain, first_run, places, tmp_path):
+    checkpoint = first_run[0] / "checkpoints" / "step-00000002"
+    flags = f"--init_checkpoint={first_run[0]}", f"--branch_from={checkpoint}"
+    result = pretrain(*places, *flags)
+    assert_fails(result, "--init_checkpoint or --branch_from, not both", code=2)
     assert not (tmp_path / "run").exists()
 
 

@@ -113,7 +113,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
     opened, steps = [], []
     draw_losses = loop.draw_losses
 
-    def run(options=FEW_STEPS, data_set=data_set, pretrained=None, flags="", draws=False, **kwargs):
+    def run(options=FEW_STEPS, data_set=data_set, origin=None, flags="", draws=False, **kwargs):
         def make_step(learner, _replicas):
             steps.append(FakeStep(learner, **kwargs))
             return steps[-1]
@@ -121,7 +121,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
         monkeypatch.setattr(loop, "TrainStep", make_step)
         monkeypatch.setattr(loop, "draw_losses", draw_losses if draws else lambda _run_dir: None)
         replicas = Replicas()
-        arguments = (tmp_path / "run", shallow_config, options, pretrained, flags, replicas)
+        arguments = (tmp_path / "run", shallow_config, options, origin, flags, replicas)
         with noticing_termination() as termination:
             termination.ask(replicas.group)
             train(data_set, *arguments)

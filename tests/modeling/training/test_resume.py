@@ -96,7 +96,7 @@ def test_new_run_starts_from_the_pretrained_weights(
     write_run(tmp_path / "first", shallow_config, step=3)
     pretrained = read_pretrained(tmp_path / "first")
     with caplog.at_level(logging.INFO, logger="absl"):
-        run_dir, _ = fake_run(pretrained=pretrained)
+        run_dir, _ = fake_run(origin=pretrained)
     weights = read_weights(list_checkpoints(run_dir)[0], shallow_config)
     for name, values in pretrained.weights.items():
         np.testing.assert_array_equal(weights[name], values)
@@ -117,7 +117,7 @@ def test_variables_without_pretrained_values_start_random_and_are_logged(
     weights = {name: values for name, values in whole.weights.items() if name != head}
     pretrained = dataclasses.replace(whole, weights=weights, ignored=["classifier/bias"])
     with caplog.at_level(logging.INFO, logger="absl"):
-        run_dir, _ = fake_run(pretrained=pretrained)
+        run_dir, _ = fake_run(origin=pretrained)
     assert f"1 start from random values: {head}" in caplog.messages
     assert "not used: classifier/bias" in caplog.messages
     values = read_weights(list_checkpoints(run_dir)[0], shallow_config)[head]
@@ -131,7 +131,7 @@ def test_resumed_run_keeps_its_own_weights(
     before = read_weights(list_checkpoints(run_dir)[-1], shallow_config)
     write_run(tmp_path / "first", shallow_config)
     options = dataclasses.replace(few_steps, num_train_steps=25)
-    fake_run(options, pretrained=read_pretrained(tmp_path / "first"))
+    fake_run(options, origin=read_pretrained(tmp_path / "first"))
     after = read_weights(list_checkpoints(run_dir)[-1], shallow_config)
     assert list_checkpoints(run_dir)[-1].name == "step-00000025"
     for name, values in before.items():
