@@ -38,12 +38,14 @@ class Point:
     Attributes:
       values: the values of the grid's flags, by name.
       run_dir: the run: a directory below pretrain's --output_dir, named by the values.
-      arguments: the command: `pretrain` and its flags.
+      own: the flags that only this run has.
+      arguments: the whole command: `pretrain` and its flags, of which these are the last.
       flags: the values of all flags of pretrain.
     """
 
     values: dict[str, str]
     run_dir: Path
+    own: list[str]
     arguments: list[str]
     flags: flags.FlagValues
 
@@ -56,6 +58,11 @@ class Point:
     def num_train_steps(self) -> int:
         """The last step of the run."""
         return int(str(self.flags["num_train_steps"].value))
+
+
+def grid_is_given() -> bool:
+    """Whether there is a grid."""
+    return _GRID.value is not None
 
 
 def read_points(command: list[str]) -> list[Point]:
@@ -79,7 +86,8 @@ def read_points(command: list[str]) -> list[Point]:
             TrainingOptions(**flag_values(TrainingOptions, parsed))
         except UserError as error:
             raise UserError(f"{run_dir.name}: {error}") from error
-        points.append(Point(values, run_dir, [*arguments, f"--output_dir={run_dir}"], parsed))
+        own.append(f"--output_dir={run_dir}")
+        points.append(Point(values, run_dir, own, [*arguments, own[-1]], parsed))
     return points
 
 

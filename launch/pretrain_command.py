@@ -26,7 +26,8 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     if not command:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
     if command[0] != "pretrain":
-        raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}")
+        hint = " (slurm and sweep take the grid: --grid)" if command[0] == "sweep" else ""
+        raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}{hint}")
     values = pretrain_flags()
     try:
         arguments = expand_flag_files(command[1:])

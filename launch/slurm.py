@@ -5,6 +5,9 @@ The pretrain command comes after --:
   clozemill slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 --submit -- \
       pretrain --data_dir=DATA --output_dir=RUN --model=base
 
+With --grid, each point of the grid is a task of an array of jobs: a run of its own, as `clozemill
+sweep` makes it. `clozemill sweep --report_only` then makes the table.
+
 The nodes use this Python environment and this directory, so both must be on a file system that the
 nodes share. A job that is preempted, loses a node or reaches its time limit is requeued and resumes
 from its newest checkpoint. A job that fails ends with pretrain's exit code.
@@ -18,13 +21,13 @@ from pathlib import Path
 
 from absl import flags
 
-from launch import cluster_flags
+from launch import cluster_flags, grid
 from launch.pretrain_command import read_command
 from modeling.job.messages import printable
 from pipeline.errors import UserError
 
 TAKES_COMMAND = True
-SHARED_FLAGS = (cluster_flags,)
+SHARED_FLAGS = (cluster_flags, grid)
 _TEMPLATE_NAME = "slurm.sbatch.jinja"
 # The forms that sbatch accepts: [days-]hours:minutes:seconds and shorter ones.
 _TIME_PATTERN = re.compile(
@@ -59,7 +62,11 @@ for _name in ("partition", "account"):
 
 def main(command: list[str]) -> None:
     """Writes the script and, with --submit, submits it; prints the job's ID or how to submit."""
-    arguments, _ = read_command(command)
+    if grid.grid_is_given():
+        points = grid.read_points(command)
+        arguments = points[0].arguments[: -len(points[0].own)]
+    else:
+        points, arguments = [], read_command(command)[0]
     values = cluster_flags.cluster_values()
     if values["seconds_to_save"] >= seconds_of(_TIME.value):
         raise flags.Error(
@@ -79,6 +86,7 @@ def main(command: list[str]) -> None:
             "directory": _directory(),
             "python": sys.executable,
             "arguments": arguments,
+            "points": [point.own for point in points],
         },
     )
     if _SUBMIT.value:

@@ -50,10 +50,10 @@ def submit(cluster, tmp_path):
     directory = tmp_path / 'it\'s a "folder"'
     directory.mkdir()
 
-    def run(fails=False):
+    def run(fails=False, flags=NODES):
         if fails:
             (directory / "fails").touch()
-        command = ["slurm", *NODES, "--", "pretrain", "--data_dir=its data", "--output_dir=run"]
+        command = ["slurm", *flags, "--", "pretrain", "--data_dir=its data", "--output_dir=run"]
         subprocess.run(
             [sys.executable, "-m", "launch", *command],
             cwd=directory,
@@ -75,12 +75,14 @@ def submit(cluster, tmp_path):
     return run
 
 
-def has_lines(log, *lines):
-    """Whether both processes have printed these lines."""
+def has_lines(log, *lines, num_processes=2):
+    """Whether all processes have printed these lines."""
     if not log.exists():
         return False
     found = log.read_text().splitlines()
-    return all(f"{process_id}: {line}" in found for line in lines for process_id in range(2))
+    return all(
+        f"{process_id}: {line}" in found for line in lines for process_id in range(num_processes)
+    )
 
 
 @pytest.mark.slow
@@ -110,6 +112,30 @@ def test_a_preempted_job_stops_cleanly(cluster, submit, tmp_path):
         *(f"--output={tmp_path}/high.log", "--wrap=sleep 1"),
     )
     assert_stops_cleanly_and_runs_again(cluster, job, log)
+
+
+@pytest.mark.slow
+def test_a_task_of_a_sweeps_array_is_requeued_alone(cluster, submit):
+    one_node = ("--nodes=1", "--gpus_per_node=0", "--time=60", "--grid=learning_rate=0.1,0.2")
+    job, log = submit(flags=one_node)
+    logs = [log.with_name(f"clozemill-{job}_{task}.log") for task in range(2)]
+    ready = [
+        f"{READY} --learning_rate=0.{task + 1} --output_dir=run/learning_rate=0.{task + 1}"
+        for task in range(2)
+    ]
+
+    def is_ready(task, restarts):
+        return has_lines(logs[task], ready[task].format(restarts), num_processes=1)
+
+    for task in range(2):
+        cluster.wait_for(lambda task=task: is_ready(task, 0), logs[task])
+    # The last task has the number of the whole array.
+    assert cluster.fact(f"{job}_1", "JobId") == job
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    cluster.wait_for(lambda: is_ready(1, 1), logs[1])
+    assert "got SIGTERM" in logs[1].read_text()
+    assert "got SIGTERM" not in logs[0].read_text()
+    cluster.run("scancel", job)
 
 
 def assert_stops_cleanly_and_runs_again(cluster, job, log):

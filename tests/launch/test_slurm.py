@@ -43,14 +43,14 @@ def write_program(directory, name, script):
     return directory
 
 
-def run_script(directory, srun, scontrol="exit 1"):
+def run_script(directory, srun, scontrol="exit 1", **variables):
     """Runs the script in this folder with stubs in place of srun and scontrol."""
     bin_dir = write_program(directory / "bin", "srun", srun)
     write_program(bin_dir, "scontrol", scontrol)
     return subprocess.run(
         ["bash", "pretrain.sbatch"],
         cwd=directory,
-        env={"PATH": f"{bin_dir}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"},
+        env={"PATH": f"{bin_dir}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", **variables},
         capture_output=True,
         text=True,
         timeout=60,
@@ -119,6 +119,29 @@ def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path,
         assert token not in command + script
         tokens.add(token)
     assert len(tokens) == 2
+
+
+def test_each_task_of_a_sweeps_array_runs_a_point(tmp_path, slurm):
+    grid = "--grid=learning_rate=1e-3,1e-4;init_checkpoint=it's $HOME"
+    result = slurm(tmp_path, *LIMITS, grid, *PRETRAIN)
+    assert result.returncode == 0, result.stderr
+    assert {"--array=0-1", "--output=%x-%A_%a.log"} < set(directives(tmp_path / "pretrain.sbatch"))
+    for task, rate in enumerate(("0.001", "0.0001")):
+        environment = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": str(task)}
+        run = run_script(
+            tmp_path,
+            srun='printf "%s\n" "$@"; exit 143',
+            scontrol='echo "$@ PreemptTime=2026-11-26T14:05:42"',
+            **environment,
+        )
+        words = run.stdout.splitlines()
+        assert f"--learning_rate={rate}" in words
+        assert "--init_checkpoint=it's $HOME" in words
+        (output_dir,) = {word for word in words if word.startswith("--output_dir=run/")}
+        assert f"learning_rate={rate}" in output_dir
+        assert words.index("--output_dir=run") < words.index(output_dir)
+        # Only this task, which may have the number of the whole array.
+        assert words[-1].startswith(f"requeue 1_{task} ")
 
 
 AWKWARD = (
