@@ -211,7 +211,7 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
     run_dir = Path(_OUTPUT_DIR.value)
     started_config = None
     if group.is_first and list_checkpoints(run_dir):
-        started_config = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
+        started_config = BertConfig.read(run_dir / CONFIG_NAME).to_dict()
     pretrained, default = None, None
     # What process 0 finds counts, because others may see the directory a little later.
     if started_config := group.gather(started_config)[0]:
@@ -226,7 +226,9 @@ def _model(data_set: DataSet, group: ProcessGroup) -> "tuple[BertConfig, Pretrai
         check_vocabulary(pretrained, data_set.vocabulary)
         check_normalization(pretrained, data_set.manifest)
         default = pretrained.config
-    return config_flags.bert_config(data_set.manifest.vocab_size, default), pretrained
+    config = config_flags.bert_config(data_set.manifest.vocab_size, default)
+    pairs = data_set.manifest.sentence_pairs
+    return dataclasses.replace(config, sentence_pairs=pairs), pretrained
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

@@ -131,12 +131,8 @@ def lay_out(
     # The rest of a truncated word is a word of its own, not part of the word before a [SEP].
     is_word_start[:, 1] = True
     is_word_start |= in_b & (column == first_separator + 1)
-    return Layout(
-        input_ids=input_ids,
-        input_mask=is_token.astype(np.uint8),
-        segment_ids=(is_after_a & is_token).astype(np.uint8),
-        is_word_start=is_word_start,
-    )
+    input_mask, segment_ids = is_token.astype(np.uint8), (is_after_a & is_token).astype(np.uint8)
+    return Layout(input_ids, input_mask, segment_ids, is_word_start)
 
 
 def mask_instances(
