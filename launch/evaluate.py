@@ -10,6 +10,7 @@ from absl import flags
 from launch import backend, checkpoint_flags
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import DataSet
+from pipeline.records import SentencePairs
 
 SHARED_FLAGS = (backend, checkpoint_flags)
 
@@ -37,5 +38,7 @@ def main() -> None:
     pretrained = checkpoint_flags.read_given()
     results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
     print(f"{'checkpoint':<24} {pretrained.source}")
-    for name, value in results.items():
+    is_order = pretrained.config.sentence_pairs == SentencePairs.ORDER
+    for key, value in results.items():
+        name = key.replace("next_sentence", "sentence_order") if is_order else key
         print(f"{name:<24} {value if isinstance(value, str) else format(value, '.6g')}")

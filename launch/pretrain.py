@@ -264,7 +264,7 @@ def _model(
         )
     started_config = None
     if group.is_first and list_checkpoints(run_dir):
-        started_config = dataclasses.asdict(BertConfig.read(run_dir / CONFIG_NAME))
+        started_config = BertConfig.read(run_dir / CONFIG_NAME).to_dict()
     origin: Pretrained | Branch | None = None
     default = None
     # What process 0 finds counts, because others may see the directory a little later.
@@ -284,6 +284,7 @@ def _model(
         check_normalization(origin, data_set.manifest)
         default = origin.config
     config = config_flags.bert_config(data_set.manifest.vocab_size, default)
+    config = dataclasses.replace(config, sentence_pairs=data_set.manifest.sentence_pairs)
     if isinstance(origin, Branch):
         check_branch(origin, config, data_set, options)
     return config, origin

@@ -279,7 +279,7 @@ class Pooler(keras.layers.Layer):
 
 
 class BertModel(keras.layers.Layer):
-    """The encoder with its embeddings and its pooler.
+    """The encoder with its embeddings, and its pooler if the config has one.
 
     Args:
       config: its size.
@@ -293,14 +293,15 @@ class BertModel(keras.layers.Layer):
         self.initializer = truncated_normal(np.random.default_rng(seed), config.initializer_range)
         self.embeddings = Embeddings(config, self.initializer)
         self.encoder = Encoder(config, self.initializer, recompute_activations)
-        self.pooler = Pooler(config, self.initializer)
+        self.pooler = Pooler(config, self.initializer) if config.has_pooler else None
 
     def build(self, input_shape: Any = None) -> None:
         """Creates all variables; their shapes depend on the config alone."""
         hidden_shape = (None, None, self.config.hidden_size)
         self.embeddings.build()
         self.encoder.build(hidden_shape)
-        self.pooler.build((None, self.config.hidden_size))
+        if self.pooler:
+            self.pooler.build((None, self.config.hidden_size))
 
     def call(
         self,
@@ -324,7 +325,8 @@ class BertModel(keras.layers.Layer):
 
         Returns:
           The sequence output [B, S, H], and the pooled outputs: [B, H] with one sequence a row,
-          else [B, K, H], of which those of sequences that a row does not have mean nothing.
+          else [B, K, H], of which those of sequences that a row does not have mean nothing. Without
+          a pooler, None.
         """
         starts_BK, places_BS = None, None
         if max_sequences > 1:
@@ -334,7 +336,7 @@ class BertModel(keras.layers.Layer):
         kernel = choose_kernel(self.config, self.compute_dtype, max_sequences, keys is not None)
         attend = kernel.attention(input_mask, max_sequences)
         sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1))
-        return sequence_output_BSH, self.pooler(sequence_output_BSH, starts_BK)
+        return sequence_output_BSH, self.pooler and self.pooler(sequence_output_BSH, starts_BK)
 
 
 def sequence_starts(input_mask_BS: Any, max_sequences: int) -> Any:

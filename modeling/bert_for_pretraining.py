@@ -1,10 +1,9 @@
-"""BertForPreTraining: BertModel with the masked-LM and the next-sentence head.
+"""BertForPreTraining: BertModel with the masked-LM head and, on pairs, the next-sentence head.
 
 Shape suffixes of tensors: B batch, S positions of a row, K sequences of a row, P predictions,
 H hidden, V vocabulary.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -64,7 +63,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
 
 
 class NextSentenceHead(keras.layers.Layer):
-    """Logits of "B follows A" and "B is random"."""
+    """Logits of "B follows A" and of what else B may do, see `records.SentencePairs`."""
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="seq_relationship")
@@ -84,26 +83,27 @@ class NextSentenceHead(keras.layers.Layer):
 
 
 class PretrainingHeads(keras.layers.Layer):
-    """Both heads, under the original's name."""
+    """The heads, under the original's name."""
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="cls")
         self.hidden_size = config.hidden_size
         self.predictions = MaskedLanguageModelHead(config, initializer)
-        self.seq_relationship = NextSentenceHead(config, initializer)
+        self.seq_relationship = NextSentenceHead(config, initializer) if config.has_pooler else None
 
     def build(self, input_shape: Any = None) -> None:
-        """Builds both heads."""
+        """Builds the heads."""
         self.predictions.build((None, None, self.hidden_size))
-        self.seq_relationship.build()
+        if self.seq_relationship:
+            self.seq_relationship.build()
 
 
 @keras.saving.register_keras_serializable("clozemill")
 class BertForPreTraining(keras.Model):
-    """BERT with its two pretraining heads; built on construction.
+    """BERT with its pretraining heads; built on construction.
 
     Args:
-      config: its size.
+      config: its size, and whether it has a pooler and a next-sentence head.
       seed: seeds the initial weights.
       precision: the precision of the computation; variables, softmax, layer normalization and
         losses are always float32.
@@ -144,25 +144,23 @@ class BertForPreTraining(keras.Model):
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
           `next_sentence_logits` [B, 2]. If K is more than 1, `pooled_output` is [B, K, H] and
-          `next_sentence_logits` is [B, K, 2].
+          `next_sentence_logits` is [B, K, 2]. Without a pooler, there are neither of the two.
         """
         labels = batch.get("next_sentence_labels")
         most = 1 if labels is None else labels.shape[-1]
         tokens = (batch[name] for name in ("input_ids", "input_mask", "segment_ids"))
         sequence_output, pooled_output = self.bert(*tokens, keys, max_sequences=most)
-        word_embeddings = self.bert.embeddings.word_embeddings
-        return {
-            "sequence_output": sequence_output,
-            "pooled_output": pooled_output,
-            "masked_lm_logits": self.cls.predictions(
-                sequence_output, batch["masked_lm_positions"], word_embeddings
-            ),
-            "next_sentence_logits": self.cls.seq_relationship(pooled_output),
-        }
+        words = self.bert.embeddings.word_embeddings
+        logits = self.cls.predictions(sequence_output, batch["masked_lm_positions"], words)
+        outputs = {"sequence_output": sequence_output, "masked_lm_logits": logits}
+        if self.cls.seq_relationship:
+            outputs["pooled_output"] = pooled_output
+            outputs["next_sentence_logits"] = self.cls.seq_relationship(pooled_output)
+        return outputs
 
     def get_config(self) -> dict[str, Any]:
         """The arguments from which `from_config` makes the model again, without its weights."""
-        return {"bert_config": dataclasses.asdict(self.config)}
+        return {"bert_config": self.config.to_dict()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "BertForPreTraining":

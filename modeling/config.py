@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError, listed
 from pipeline.json_files import read_foreign_json
+from pipeline.records import SentencePairs
 
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
@@ -37,6 +38,13 @@ class GeluForm(StrEnum):
     """The exact form, which Hugging Face calls "gelu"."""
 
 
+_KNOWN = {
+    "hidden_act": ("gelu", "relu"),
+    "gelu_form": tuple(GeluForm),
+    "sentence_pairs": tuple(SentencePairs),
+}
+
+
 @dataclass(frozen=True)
 class BertConfig:
     """A BERT's size, under the names of the original's bert_config.json.
@@ -55,6 +63,7 @@ class BertConfig:
       initializer_range: the standard deviation of the truncated normal distribution from which
         initial weights are drawn.
       gelu_form: the formula that "gelu" stands for.
+      sentence_pairs: what the instances hold that the BERT is trained on, which decides the heads.
 
     Raises:
       UserError: a value is impossible.
@@ -72,6 +81,7 @@ class BertConfig:
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     gelu_form: GeluForm = GeluForm.TANH
+    sentence_pairs: SentencePairs = SentencePairs.NEXT
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -83,7 +93,7 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        for name, known in (("hidden_act", ("gelu", "relu")), ("gelu_form", tuple(GeluForm))):
+        for name, known in _KNOWN.items():
             if (value := getattr(self, name)) not in known:
                 raise _impossible(name, value, " or ".join(known))
         for name in _SHARES:
@@ -102,6 +112,11 @@ class BertConfig:
             num_attention_heads=hidden_size // 64,
             intermediate_size=4 * hidden_size,
         )
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether there are a pooler and a next-sentence head."""
+        return self.sentence_pairs != SentencePairs.NONE
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
@@ -122,9 +137,16 @@ class BertConfig:
         except UserError as error:
             raise UserError(f"in the model config {path}: {error}") from error
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name; the sentence pairs only where they are not the original's."""
+        fields = dataclasses.asdict(self)
+        if self.sentence_pairs == SentencePairs.NEXT:
+            del fields["sentence_pairs"]
+        return fields
+
     def to_json(self) -> str:
         """The content of a bert_config.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def flops_per_instance(
         self,
@@ -150,7 +172,7 @@ class BertConfig:
         dense = 6 * num_tokens * (4 * h * h + 2 * h * self.intermediate_size)
         attention = 12 * h * pairs
         masked_lm_head = 6 * num_predictions * (h * h + h * self.vocab_size)
-        next_sentence_head = 6 * num_sequences * (h * h + 2 * h)
+        next_sentence_head = 6 * num_sequences * (h * h + 2 * h) if self.has_pooler else 0
         blocks = self.num_hidden_layers * (dense + attention)
         return blocks + masked_lm_head + next_sentence_head
 
@@ -202,14 +224,15 @@ def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
         shapes |= layer_norm(f"{block}/attention/output")
         shapes |= dense(f"{block}/intermediate/dense", h, f)
         shapes |= dense(f"{block}/output/dense", f, h) | layer_norm(f"{block}/output")
-    shapes |= dense("bert/pooler/dense", h, h)
+    if config.has_pooler:
+        shapes |= dense("bert/pooler/dense", h, h)
     shapes |= dense("cls/predictions/transform/dense", h, h)
     shapes |= layer_norm("cls/predictions/transform")
-    return shapes | {
-        "cls/predictions/output_bias": (config.vocab_size,),
-        "cls/seq_relationship/output_weights": (2, h),
-        "cls/seq_relationship/output_bias": (2,),
-    }
+    shapes["cls/predictions/output_bias"] = (config.vocab_size,)
+    if config.has_pooler:
+        shapes["cls/seq_relationship/output_weights"] = (2, h)
+        shapes["cls/seq_relationship/output_bias"] = (2,)
+    return shapes
 
 
 def check_shape(

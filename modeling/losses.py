@@ -13,8 +13,15 @@ from typing import Any
 
 from keras import ops
 
+from pipeline.records import SentencePairs
+
 SUMS = ("masked_lm_nll", "masked_lm_correct", "next_sentence_nll", "next_sentence_correct")
-"""The names of `pretraining_sums`."""
+"""The names of `pretraining_sums`; a model without next-sentence head has only the first two."""
+NAMES_OF_PAIRS = {
+    SentencePairs.NEXT: "next sentence",
+    SentencePairs.ORDER: "sentence order",
+}
+"""What people call the task of the next-sentence head; without pairs, there is none."""
 # Is added to the denominator of the masked-LM mean, as in the original.
 _EPSILON = 1e-5
 
@@ -39,20 +46,14 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> di
       outputs: the outputs of `BertForPreTraining`.
       batch: a batch as for `batch_totals`.
     """
-    masked_lm_weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
-    masked_lm_nll_BP, masked_lm_hit_BP = _nll_and_hit(
-        outputs["masked_lm_logits"], batch["masked_lm_ids"]
-    )
-    labels_BK, weights_BK = batch["next_sentence_labels"], _sequence_weights(batch)
-    logits_BK2 = ops.reshape(outputs["next_sentence_logits"], (*labels_BK.shape, 2))
-    next_sentence_nll_BK, next_sentence_hit_BK = _nll_and_hit(logits_BK2, labels_BK)
-    sums = (
-        ops.sum(masked_lm_weights_BP * masked_lm_nll_BP),
-        ops.sum(masked_lm_weights_BP * masked_lm_hit_BP),
-        ops.sum(weights_BK * next_sentence_nll_BK),
-        ops.sum(weights_BK * next_sentence_hit_BK),
-    )
-    return dict(zip(SUMS, sums, strict=True))
+    weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
+    logits_BPV, ids_BP = outputs["masked_lm_logits"], batch["masked_lm_ids"]
+    sums = _sums("masked_lm", logits_BPV, ids_BP, weights_BP)
+    if "next_sentence_logits" in outputs:
+        labels_BK = batch["next_sentence_labels"]
+        logits_BK2 = ops.reshape(outputs["next_sentence_logits"], (*labels_BK.shape, 2))
+        sums |= _sums("next_sentence", logits_BK2, labels_BK, _sequence_weights(batch))
+    return sums
 
 
 def masked_lm_loss(sums: Mapping[str, Any]) -> Any:
@@ -66,22 +67,33 @@ def next_sentence_loss(sums: Mapping[str, Any]) -> Any:
 
 
 def total_loss(sums: Mapping[str, Any]) -> Any:
-    """The loss that training minimizes: the sum of both losses."""
-    return masked_lm_loss(sums) + next_sentence_loss(sums)
+    """The loss that training minimizes: the sum of the losses of the model's heads."""
+    loss = masked_lm_loss(sums)
+    return loss + next_sentence_loss(sums) if "next_sentence_nll" in sums else loss
 
 
 def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
-    """The four figures that describe a model's quality; two where there was nothing to predict."""
-    figures = {
-        "masked_lm_loss": masked_lm_loss(sums),
-        "next_sentence_loss": next_sentence_loss(sums),
-        "masked_lm_accuracy": sums["masked_lm_correct"] / (sums["masked_lm_weights"] + _EPSILON),
-        "next_sentence_accuracy": sums["next_sentence_correct"] / sums["sequences"],
-    }
-    if not sums["masked_lm_weights"]:
-        # A loss of 0 would look like perfect training.
-        del figures["masked_lm_loss"], figures["masked_lm_accuracy"]
-    return figures
+    """Loss and accuracy of each head, which describe a model's quality.
+
+    Those of a head that had nothing to predict are left out: a loss of 0 would look like perfect
+    training.
+    """
+    losses, accuracies = {}, {}
+    if sums["masked_lm_weights"]:
+        losses["masked_lm_loss"] = masked_lm_loss(sums)
+        accuracies["masked_lm_accuracy"] = sums["masked_lm_correct"] / (
+            sums["masked_lm_weights"] + _EPSILON
+        )
+    if "next_sentence_nll" in sums:
+        losses["next_sentence_loss"] = next_sentence_loss(sums)
+        accuracies["next_sentence_accuracy"] = sums["next_sentence_correct"] / sums["sequences"]
+    return losses | accuracies
+
+
+def _sums(head: str, logits: Any, labels: Any, weights: Any) -> dict[str, Any]:
+    """The two sums of a head, with weights of the labels' shape."""
+    nll, hit = _nll_and_hit(logits, labels)
+    return {f"{head}_nll": ops.sum(weights * nll), f"{head}_correct": ops.sum(weights * hit)}
 
 
 def _sequence_weights(batch: Mapping[str, Any]) -> Any:

@@ -107,13 +107,12 @@ def plan_segment_pairs(
     a_length = sentence_starts[chunks.a_end_sentence] - a_start
     b_start = sentence_starts[chunks.a_end_sentence]
     b_length = sentence_starts[chunks.end_sentence] - b_start
-    random = np.flatnonzero(chunks.is_random_next)
+    labels = chunks.is_random_next
+    random = np.flatnonzero(labels)
     b_start[random], b_length[random] = _draw_random_segments(
         documents, chunks.document[random], chunks.target_length[random] - a_length[random], rng
     )
-    pairs = SegmentPairs(
-        a_start, a_length, b_start, b_length, chunks.is_random_next, chunks.dropped
-    )
+    pairs = SegmentPairs(a_start, a_length, b_start, b_length, labels, chunks.dropped)
     return pairs.truncated(max_tokens, rng).shuffled(rng)
 
 
@@ -154,19 +153,9 @@ def _plan_chunks(
             # With a random B, the sentences after A are still unused.
             first = a_end if is_random else end
             token = sentence_ends[first - 1]
-    first_sentence, a_end_sentence, end_sentence, is_random_next = (
-        np.array(chunks, np.int64).reshape(-1, 4).T
-    )
-    document = np.searchsorted(documents.document_ends, first_sentence, side="right")
-    return _Chunks(
-        document=document,
-        first_sentence=first_sentence,
-        a_end_sentence=a_end_sentence,
-        end_sentence=end_sentence,
-        target_length=targets[document],
-        is_random_next=is_random_next.astype(bool),
-        dropped=dropped,
-    )
+    starts, a_ends, ends, random = np.array(chunks, np.int64).reshape(-1, 4).T
+    document = np.searchsorted(documents.document_ends, starts, side="right")
+    return _Chunks(document, starts, a_ends, ends, targets[document], random.astype(bool), dropped)
 
 
 def _draw_random_segments(

@@ -21,6 +21,7 @@ from modeling.config import (
 )
 from pipeline.errors import UserError, listed
 from pipeline.json_files import DamagedFileError, read_foreign_json
+from pipeline.records import SentencePairs
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
@@ -246,6 +247,8 @@ def _is_kernel(name: str) -> bool:
 def huggingface_config(config: BertConfig, pad_id: int = 0) -> dict[str, Any]:
     """The content of config.json, where "gelu" is the exact form and "gelu_new" the tanh form."""
     is_tanh_gelu = config.hidden_act == "gelu" and config.gelu_form == GeluForm.TANH
+    # Only Clozemill reads it. Whether there are pairs at all, the weights tell.
+    is_order = config.sentence_pairs == SentencePairs.ORDER
     return {
         "model_type": "bert",
         "vocab_size": config.vocab_size,
@@ -262,13 +265,14 @@ def huggingface_config(config: BertConfig, pad_id: int = 0) -> dict[str, Any]:
         "layer_norm_eps": LAYER_NORM_EPSILON,
         "pad_token_id": pad_id,
         "torch_dtype": "float32",
+        **({"sentence_pairs": config.sentence_pairs} if is_order else {}),
     }
 
 
 def _architecture(config: BertConfig, weights: Mapping[str, np.ndarray]) -> str:
     """The class of `transformers` whose variables are all present."""
     missing = weight_shapes(config).keys() - weights.keys()
-    if not missing:
+    if not missing and config.has_pooler:
         return "BertForPreTraining"
     if not any(name.startswith("cls/predictions/") for name in missing):
         return "BertForMaskedLM"

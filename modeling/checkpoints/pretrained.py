@@ -45,6 +45,7 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.records import SentencePairs
 
 _CONFIG_NAMES = (CONFIG_NAME, HUGGINGFACE_CONFIG_NAME)
 # Files of weights that are pickles or of other frameworks.
@@ -52,6 +53,8 @@ _IN_OTHER_FORM = (
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
     *("tf_model.h5", "tf_model.h5.index.json", "flax_model.msgpack"),
 )
+# What a BERT without pairs lacks.
+_OF_PAIRS = ("bert/pooler/", "cls/seq_relationship/")
 # Not a variable, though older versions of transformers store it as one.
 _POSITION_IDS = frozenset({"bert.embeddings.position_ids"})
 
@@ -80,7 +83,8 @@ class Pretrained:
       directory: the directory of the run, or of the files that were read.
       config: its size.
       weights: its variables as float32, under the names of the original's checkpoints. The
-        embeddings and the encoder are complete; pooler and heads may be missing.
+        embeddings and the encoder are complete; pooler and heads may be missing. If pooler and
+        next-sentence head are, the config has neither, too.
       ignored: the names of tensors there that are not part of a `BertForPreTraining`.
       tokenizer: its vocabulary and text normalization; None if it has no vocabulary.
       run: the run that trained it; None if `clozemill pretrain` did not.
@@ -204,7 +208,7 @@ def read_average(
 
 
 def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
-    """Sets the model's variables to the values of a trained BERT.
+    """Sets the model's variables to the values of a trained BERT, as far as the model has them.
 
     Returns:
       The names of the pooler's and heads' variables that the trained BERT lacks. They keep their
@@ -215,8 +219,8 @@ def initialize(model: BertForPreTraining, pretrained: Pretrained) -> list[str]:
     """
     check_config(pretrained, model.config)
     variables = model.named_weights()
-    for name, values in pretrained.weights.items():
-        variables[name].assign(values)
+    for name in variables.keys() & pretrained.weights.keys():
+        variables[name].assign(pretrained.weights[name])
     return [name for name in variables if name not in pretrained.weights]
 
 
@@ -338,7 +342,7 @@ def _read_original(
     read = _read_foreign(source, prefix.parent, _CONFIG_NAMES, files, config_file, gelu_form)
     config = read.config
     weights, others = read_original(prefix, weight_shapes(config), config.num_attention_heads)
-    return _checked(dataclasses.replace(read, weights=weights, ignored=_printable(others)))
+    return _checked(_with_weights(read, weights, others))
 
 
 def _read_huggingface(
@@ -348,8 +352,17 @@ def _read_huggingface(
     names = _CONFIG_NAMES[::-1]
     read = _read_foreign(source, directory, names, files, config_file, gelu_form)
     weights, others = read_huggingface(directory, weight_shapes(read.config))
-    others = _printable(set(others) - _POSITION_IDS)
-    return _checked(dataclasses.replace(read, weights=weights, ignored=others))
+    return _checked(_with_weights(read, weights, set(others) - _POSITION_IDS))
+
+
+def _with_weights(
+    read: Pretrained, weights: dict[str, np.ndarray], others: Iterable[str]
+) -> Pretrained:
+    """A BERT of others with its weights, which tell whether it has a pooler and a head for it."""
+    config = read.config
+    if not any(name.startswith(_OF_PAIRS) for name in weights):
+        config = dataclasses.replace(config, sentence_pairs=SentencePairs.NONE)
+    return dataclasses.replace(read, config=config, weights=weights, ignored=_printable(others))
 
 
 def _read_foreign(

@@ -8,12 +8,19 @@ from typing import Any
 from modeling.checkpoints.pretrained import Pretrained, Run
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.config import weight_shapes
+from modeling.losses import NAMES_OF_PAIRS
 from modeling.training.evaluation import read_results
 from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
+from pipeline.records import SentencePairs
 from pipeline.templates import template_environment
 
+_PAIRS = {
+    SentencePairs.NEXT: "next sentences, or random ones",
+    SentencePairs.ORDER: "two segments in their order, or swapped",
+    SentencePairs.NONE: "none: each instance is one segment",
+}
 _TEMPLATE_NAME = "model_card.md.jinja"
 
 
@@ -44,7 +51,9 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         config=pretrained.config,
         parameters=sum(values.size for values in pretrained.weights.values()),
         has_masked_lm_head=not any(name.startswith("cls/predictions/") for name in missing),
-        has_next_sentence_head=not any(name.startswith("cls/seq_") for name in missing),
+        has_pooler=pretrained.config.has_pooler,
+        has_next_sentence_head=pretrained.config.has_pooler
+        and not any(name.startswith("cls/seq_") for name in missing),
         tokenizer=tokenizer,
         strips_accents=tokenizer.strips_accents,
         run=run,
@@ -90,6 +99,7 @@ def _data(manifest: Manifest) -> dict[str, str]:
         "text": f"{corpus['input_bytes'] / 1e6:,.1f} MB",
         "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
         **tokens,
+        "sentence pairs": _PAIRS[manifest.sentence_pairs],
         "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
         "word segmenter": str(options["word_segmenter"] or "none"),
@@ -147,11 +157,17 @@ def _results(run_dir: Path, run: Run) -> tuple[dict[str, str], bool]:
             "masked-LM loss": f"{loss:.4f} nats, a perplexity of {math.exp(loss):.2f}",
             "masked-LM accuracy": f"{results['masked_lm_accuracy']:.2%}",
         }
+    of_pairs = {}
+    if (loss := results.get("next_sentence_loss")) is not None:
+        task = NAMES_OF_PAIRS[run.manifest.sentence_pairs].replace(" ", "-")
+        of_pairs = {
+            f"{task} loss": f"{loss:.4f} nats",
+            f"{task} accuracy": f"{results['next_sentence_accuracy']:.2%}",
+        }
     facts = {
         "data set": results.get("data_dir") or unnamed,
         **({"SHA-256 of its manifest.json": sha256} if sha256 else {}),
         **masked_lm,
-        "next-sentence loss": f"{results['next_sentence_loss']:.4f} nats",
-        "next-sentence accuracy": f"{results['next_sentence_accuracy']:.2%}",
+        **of_pairs,
     }
     return facts, are_held_out

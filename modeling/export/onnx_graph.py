@@ -51,7 +51,8 @@ def onnx_model(config: BertConfig, weights: Mapping[str, np.ndarray]) -> onnx.Mo
     """
 
     def has(part: str) -> bool:
-        return all(name in weights for name in weight_shapes(config) if name.startswith(part))
+        names = [name for name in weight_shapes(config) if name.startswith(part)]
+        return bool(names) and all(name in weights for name in names)
 
     parts = ["bert/embeddings/", "bert/encoder/"]
     if has_heads := has("cls/predictions/"):

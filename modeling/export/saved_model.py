@@ -25,7 +25,7 @@ def write_saved_model(
     Its signatures take int32 tensors of any batch and length:
 
     - "encode", the default signature, maps `input_ids`, `input_mask` and `segment_ids` [B, S] to
-      `sequence_output` [B, S, H] and `pooled_output` [B, H].
+      `sequence_output` [B, S, H] and, if there is a pooler, `pooled_output` [B, H].
     - "predict", with `heads`, also takes `masked_lm_positions` [B, P] and returns all outputs of
       `BertForPreTraining`.
 
@@ -85,7 +85,7 @@ class _Encoder(tf.train.Checkpoint):
 
     @tf.function
     def __call__(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """`sequence_output` [B, S, H] and `pooled_output` [B, H] of the inputs, [B, S]."""
+        """`sequence_output` [B, S, H], and any `pooled_output` [B, H], of the inputs, [B, S]."""
         keys = None
         if training:
             batch = tf.shape(inputs["input_ids"])[0]
@@ -96,7 +96,8 @@ class _Encoder(tf.train.Checkpoint):
 
 
 def _outputs(outputs: tuple[Any, Any]) -> dict[str, Any]:
-    return dict(zip(("sequence_output", "pooled_output"), outputs, strict=True))
+    named = dict(zip(("sequence_output", "pooled_output"), outputs, strict=True))
+    return {name: output for name, output in named.items() if output is not None}
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from modeling.attention import Kernel, choose_kernel
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig
 from modeling.dropout import dropout_key, example_keys, fold_in
-from modeling.losses import pretraining_sums, total_loss
+from modeling.losses import SUMS, pretraining_sums, total_loss
 from modeling.optimization import (
     AdamW,
     Lamb,
@@ -73,6 +73,11 @@ class Learner:
         """All variables that an update changes; the weights come first."""
         scale = self.loss_scale.variables if self.loss_scale else []
         return [*self.weights, *self.optimizer.variables, *scale]
+
+    @property
+    def names_of_sums(self) -> tuple[str, ...]:
+        """The names of the sums that `loss` returns."""
+        return SUMS if self.model.config.has_pooler else SUMS[:2]
 
     def copy(self) -> "Learner":
         """Another learner whose variables have the values that these have now."""

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.job.group import ProcessGroup
-from modeling.losses import SUMS, batch_totals, pretraining_sums
+from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
 from modeling.training_options import Precision
@@ -218,7 +218,8 @@ class _Replica:
             new = self._sums_and_gradients_of(part, totals)
             return number + 1, tf.nest.map_structure(tf.add, so_far, new)
 
-        zeros = dict.fromkeys(SUMS, tf.zeros(())), [tf.zeros(w.shape) for w in self._weights]
+        sums = dict.fromkeys(self._learner.names_of_sums, tf.zeros(()))
+        zeros = sums, [tf.zeros(weight.shape) for weight in self._weights]
         steps = self._learner.accumulation_steps
         return tf.while_loop(lambda number, _: number < steps, add_part, (0, zeros))[1]
 

@@ -46,16 +46,17 @@ class Evaluation:
       step: the checkpoint's step.
       masked_lm_loss, next_sentence_loss: in nats.
       masked_lm_accuracy, next_sentence_accuracy: shares of right answers. What concerns masked
-        words is None if no word is masked.
+        words is None if no word is masked; what concerns pairs, if the BERT has no head for those
+        of the data.
       data_dir: where the data set was; None if an earlier build evaluated.
       manifest_sha256: the SHA-256 of its manifest.json (in hexadecimal); None as `data_dir`.
     """
 
     step: int
     masked_lm_loss: float | None = None
-    next_sentence_loss: float
+    next_sentence_loss: float | None = None
     masked_lm_accuracy: float | None = None
-    next_sentence_accuracy: float
+    next_sentence_accuracy: float | None = None
     data_dir: str | None = None
     manifest_sha256: str | None = None
 
@@ -79,8 +80,8 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
 
     Returns:
       The losses and accuracies by name, without those of next sentences if the BERT has no head for
-      them, and without those of masked words if no word is masked; and the other fields of an
-      `Evaluation`, without `step` if it is not a run's.
+      pairs of the data's kind, and without those of masked words if no word is masked; and the
+      other fields of an `Evaluation`, without `step` if it is not a run's.
 
     Raises:
       UserError: the BERT or the data set is unusable or damaged, or they do not fit.
@@ -104,8 +105,18 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
     verifier.wait()
     figures = losses_and_accuracies(sums)
     data_dir, sha256 = str(data_set.directory), _sha256_of(data_set.manifest)
+    pairs, pairs_of_data = config.sentence_pairs, data_set.manifest.sentence_pairs
     if missing:
         logging.warning("no results of next sentences: there is no %s", ", ".join(missing))
+    elif pairs != pairs_of_data:
+        logging.info(
+            "no results of pairs: %s was trained with --sentence_pairs=%s, %s was made with %s",
+            pretrained.source,
+            pairs,
+            data_set.directory,
+            pairs_of_data,
+        )
+    if missing or pairs != pairs_of_data:
         figures = {name: value for name, value in figures.items() if "next_sentence" not in name}
     if not run:
         return {**figures, "data_dir": data_dir, "manifest_sha256": sha256}
@@ -142,7 +153,7 @@ def read_results(
         if each.manifest_sha256 == _sha256_of(trained_on):
             return vars(each), True
     for line in read_metrics_of(run_dir, state):
-        if line["step"] == state.step and f"{EVAL_PREFIX}next_sentence_loss" in line:
+        if line["step"] == state.step and any(name.startswith(EVAL_PREFIX) for name in line):
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}, True
     return (vars(found[-1]), False) if found else None
 

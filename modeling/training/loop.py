@@ -60,6 +60,7 @@ from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, DataSet
+from pipeline.records import SentencePairs
 
 # Numbers that are added up to measure an exchange: few beside a model for which memory is short.
 _MEASURED_NUMBERS = 1 << 24
@@ -109,7 +110,7 @@ def train(
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
         if group.is_first:
-            _complete(run_dir, options)
+            _complete(run_dir, options, config.sentence_pairs)
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
@@ -124,12 +125,13 @@ def train(
         options.train_batch_size,
         flops_per_instance(config, manifest, training_limits(manifest, options)),
         (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+        manifest.sentence_pairs,
     )
     loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas)
     with metrics, closing(loop):
         loop.run()
     if group.is_first:
-        _draw(run_dir)
+        _draw(run_dir, manifest.sentence_pairs)
 
 
 def check_can_train(
@@ -154,18 +156,18 @@ def check_can_train(
     check_enough_shards(data_set, replicas.group.num_processes)
 
 
-def _complete(run_dir: Path, options: TrainingOptions) -> None:
+def _complete(run_dir: Path, options: TrainingOptions, sentence_pairs: SentencePairs) -> None:
     """Does what a run that was killed after its last step has left to do."""
     remove_old_checkpoints(run_dir, options.keep_checkpoints, options.is_kept)
     picture, metrics = run_dir / LOSS_PLOT_NAME, run_dir / METRICS_NAME
     if not picture.exists() or (
         metrics.exists() and picture.stat().st_mtime_ns < metrics.stat().st_mtime_ns
     ):
-        _draw(run_dir)
+        _draw(run_dir, sentence_pairs)
 
 
-def _draw(run_dir: Path) -> None:
-    if plot := draw_losses(run_dir):
+def _draw(run_dir: Path, sentence_pairs: SentencePairs) -> None:
+    if plot := draw_losses(run_dir, sentence_pairs):
         logging.info("drew %s", plot)
     else:
         logging.info("no loss.png, because matplotlib is missing: pip install 'clozemill[plot]'")

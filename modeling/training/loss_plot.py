@@ -1,14 +1,16 @@
 """Plots of losses: `loss.png` in a run's directory, and one of several runs."""
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from modeling.losses import NAMES_OF_PAIRS
 from modeling.training.metrics import read_metrics
 from pipeline.files import whole_file
+from pipeline.records import SentencePairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +37,7 @@ class _Panel(NamedTuple):
 
 _PANELS = (
     _Panel("masked_lm_loss", "Masked LM loss", "nats", "tab:blue", 5),
-    _Panel("next_sentence_loss", "Next sentence loss", "nats", "tab:orange", 3),
+    _Panel("next_sentence_loss", "{} loss", "nats", "tab:orange", 3),
     _Panel("learning_rate", "Learning rate", "", "tab:green", 2),
 )
 
@@ -57,7 +59,7 @@ def draw_runs(runs: Mapping[str, Path], path: Path) -> bool:
         return False
     all_series = {name: _read_series(run_dir) for name, run_dir in runs.items()}
     panels = [
-        panel
+        panel._replace(title=panel.title.format("Sentence pair"))
         for panel in _PANELS
         if panel.unit and any(len(series[panel.metric]) for series in all_series.values())
     ] or _PANELS[:1]
@@ -85,10 +87,14 @@ def draw_runs(runs: Mapping[str, Path], path: Path) -> bool:
     return True
 
 
-def draw_losses(run_dir: Path) -> Path | None:
+def draw_losses(run_dir: Path, sentence_pairs: SentencePairs = SentencePairs.NEXT) -> Path | None:
     """Draws the losses and the learning rate in `metrics.jsonl` over the steps so far.
 
     The same metrics give the same bytes under the same version of matplotlib.
+
+    Args:
+      run_dir: the run.
+      sentence_pairs: what its data's instances hold.
 
     Returns:
       The path of the plot, or None if the package matplotlib is missing.
@@ -99,7 +105,7 @@ def draw_losses(run_dir: Path) -> Path | None:
     except ImportError:
         return None
     figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), layout="constrained")
-    _draw_panels(figure, _read_series(run_dir))
+    _draw_panels(figure, _read_series(run_dir), _panels(sentence_pairs))
     path = run_dir / LOSS_PLOT_NAME
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
@@ -143,11 +149,18 @@ def _read_series(run_dir: Path) -> Mapping[str, _Series]:
     return series
 
 
-def _draw_panels(figure: "Figure", series: Mapping[str, _Series]) -> None:
-    heights = [panel.height for panel in _PANELS]
+def _panels(sentence_pairs: SentencePairs) -> list[_Panel]:
+    """The panels of a run on such data, with their titles."""
+    name = NAMES_OF_PAIRS.get(sentence_pairs)
+    panels = [panel for panel in _PANELS if name or panel.metric != "next_sentence_loss"]
+    return [panel._replace(title=panel.title.format((name or "").capitalize())) for panel in panels]
+
+
+def _draw_panels(figure: "Figure", series: Mapping[str, _Series], panels: Sequence[_Panel]) -> None:
+    heights = [panel.height for panel in panels]
     # Each panel has its own scale, because one loss is many times the other.
-    all_axes = figure.subplots(len(_PANELS), 1, sharex=True, height_ratios=heights)
-    for axes, panel in zip(all_axes, _PANELS, strict=True):
+    all_axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
+    for axes, panel in zip(all_axes, panels, strict=True):
         _draw_line(axes, series[panel.metric], panel.color)
         _draw_points(axes, series[f"eval_{panel.metric}"], panel.color)
         _describe(axes, panel)

@@ -18,9 +18,10 @@ from rich.live import Live
 from rich.text import Text
 
 from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
-from modeling.losses import losses_and_accuracies
+from modeling.losses import NAMES_OF_PAIRS, losses_and_accuracies
 from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
 from pipeline.files import whole_file
+from pipeline.records import SentencePairs
 
 METRICS_NAME = "metrics.jsonl"
 # The share of time spent waiting above which it is shown.
@@ -110,6 +111,7 @@ class MetricsWriter:
       batch_size: the number of instances per step: sequences, or rows of packed ones.
       flops_per_instance: the model's FLOPs per instance, forward and backward.
       peak_flops: the peak of all devices together, in FLOP/s; None if unknown.
+      sentence_pairs: what the data's instances hold.
 
     Attributes:
       all_reduce_seconds: the seconds per step that the devices' all-reduce takes; 0 until it is
@@ -124,12 +126,16 @@ class MetricsWriter:
         batch_size: int,
         flops_per_instance: float,
         peak_flops: float | None = None,
+        sentence_pairs: SentencePairs = SentencePairs.NEXT,
     ):
         self._run_dir = run_dir
         self._num_train_steps = num_train_steps
         self._batch_size = batch_size
         self._flops_per_instance = flops_per_instance
         self._peak_flops = peak_flops
+        self._tasks = {"masked_lm": "masked LM"}
+        if name := NAMES_OF_PAIRS.get(sentence_pairs):
+            self._tasks["next_sentence"] = name
         self.all_reduce_seconds = 0.0
         self._live: Live | None = None
         if run_dir:
@@ -214,7 +220,7 @@ class MetricsWriter:
         """Appends a line about an evaluation, and logs it."""
         results = losses_and_accuracies(sums)
         self._append({"step": step, **{EVAL_PREFIX + name: x for name, x in results.items()}})
-        self.log(f"evaluation at step {step}: {_describe(results)}")
+        self.log(f"evaluation at step {step}: {self._describe(results)}")
 
     def flushed(self) -> FileStart:
         """The lines of `metrics.jsonl` so far, which are on disk after this."""
@@ -261,7 +267,7 @@ class MetricsWriter:
     def _show(self, line: Mapping[str, float]) -> None:
         parts = [
             f"step {line['step']}/{self._num_train_steps}",
-            _describe(line),
+            self._describe(line),
             f"lr {line['learning_rate']:.2e}",
             f"gradient {line['gradient_norm']:.2f}",
         ]
@@ -286,6 +292,16 @@ class MetricsWriter:
         else:
             logging.info("%s", shown)
 
+    def _describe(self, results: Mapping[str, float]) -> str:
+        """The losses, each followed by its accuracy; a dash where there was nothing to predict."""
+        parts = []
+        for task, name in self._tasks.items():
+            if (loss := results.get(f"{task}_loss")) is None:
+                parts.append(f"{name} –")
+            else:
+                parts.append(f"{name} {loss:.3f} ({results[f'{task}_accuracy']:.1%})")
+        return " | ".join(parts)
+
 
 def _lines_up_to(state: TrainingState, path: Path) -> bytes:
     """The lines of metrics up to a checkpoint: those that were written, or else the readable."""
@@ -300,17 +316,6 @@ def _lines_up_to(state: TrainingState, path: Path) -> bytes:
         )
     lines = _readable_lines(io.BytesIO(content), path)
     return b"".join(line for line, figures in lines if figures["step"] <= state.step)
-
-
-def _describe(results: Mapping[str, float]) -> str:
-    """The losses, each followed by its accuracy; a dash where there was nothing to predict."""
-    parts = []
-    for name, task in (("masked LM", "masked_lm"), ("next sentence", "next_sentence")):
-        if (loss := results.get(f"{task}_loss")) is None:
-            parts.append(f"{name} –")
-        else:
-            parts.append(f"{name} {loss:.3f} ({results[f'{task}_accuracy']:.1%})")
-    return " | ".join(parts)
 
 
 def _describe_step(line: Mapping[str, float]) -> str:

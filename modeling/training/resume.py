@@ -167,12 +167,14 @@ def _branch_off(branch: Branch, learner: Learner, options: TrainingOptions) -> T
 
 def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
     missing = initialize(learner.model, pretrained)
-    loaded = len(learner.model.named_weights()) - len(missing)
+    variables = learner.model.named_weights()
+    loaded = len(variables) - len(missing)
     logging.info("loaded %d variables from %s", loaded, pretrained.source)
     if missing:
         logging.info("%d start from random values: %s", len(missing), ", ".join(missing))
-    if pretrained.ignored:
-        logging.info("not used: %s", ", ".join(pretrained.ignored))
+    unused = [name for name in pretrained.weights if name not in variables]
+    if unused := [*unused, *pretrained.ignored]:
+        logging.info("not used: %s", ", ".join(unused))
 
 
 def _sha256_of_weights(learner: Learner) -> str:

@@ -26,10 +26,16 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
         of this model on this data.
     """
     check_tables(config, data_set)
+    if config.sentence_pairs != data_set.manifest.sentence_pairs:
+        raise UserError(
+            f"the model has the heads for sentence_pairs {config.sentence_pairs}, but "
+            f"{data_set.directory} was made with --sentence_pairs="
+            f"{data_set.manifest.sentence_pairs}"
+        )
     if list_checkpoints(run_dir):
         saved, trained_on = read_run(run_dir)
-        check_same_model(run_dir, saved, config)
         check_same_data(run_dir, trained_on, data_set)
+        check_same_model(run_dir, saved, config)
     elif run_dir.exists() and not _may_hold_run(run_dir):
         raise UserError(
             f"{run_dir} is a file, or holds files that are not a run: give an empty --output_dir"

@@ -119,7 +119,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
             return steps[-1]
 
         monkeypatch.setattr(loop, "TrainStep", make_step)
-        monkeypatch.setattr(loop, "draw_losses", draw_losses if draws else lambda _run_dir: None)
+        monkeypatch.setattr(loop, "draw_losses", draw_losses if draws else lambda *_: None)
         replicas = Replicas()
         arguments = (tmp_path / "run", shallow_config, options, origin, flags, replicas)
         with noticing_termination() as termination:
