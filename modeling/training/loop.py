@@ -197,7 +197,6 @@ class _Loop:
         self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
         self._masking = schedule_of(data_set.manifest, options)
-        self._batches = self._open_batches()
         self._eval_step = eval_step(learner.model)
         self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
         # Before the first step, so that a data set without eval instances is an error at once.
@@ -208,6 +207,7 @@ class _Loop:
             if options.eval_every_steps
             else None
         )
+        self._batches = self._open_batches()
 
     def run(self) -> None:
         """Trains to the last step, or until a signal asks to stop."""
