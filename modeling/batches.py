@@ -120,6 +120,7 @@ def training_batches(
     process_id: int = 0,
     num_processes: int = 1,
     on_open: OnOpen = lambda _: None,
+    sizes: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Endless batches of the train shards, in an order that `seed` decides.
 
@@ -131,6 +132,8 @@ def training_batches(
       process_id: i, the number of this process, from 0.
       num_processes: N, processes that share the instances; a divisor of B.
       on_open: is called with the shards of a lane that this process reads, group by group.
+      sizes: int64, the numbers of instances of the batches, each a multiple of N, if not all are B.
+        After the last one, they begin anew.
 
     Raises:
       UserError: the data set has no training instance, or a shard is missing or truncated.
@@ -156,7 +159,10 @@ def training_batches(
 
     groups = tf.data.Dataset.from_generator(lanes_of_groups, output_signature=_LANES_OF_GROUP)
     records = groups.flat_map(_records_of_lanes)
-    return _parsed_batches(records, manifest, batch_size // num_processes, drop_remainder=True)
+    batches = records.batch(batch_size // num_processes, drop_remainder=True)
+    if sizes is not None:
+        batches = batches.rebatch(sizes // num_processes)
+    return _parsed(batches, manifest)
 
 
 def evaluation_batches(
@@ -190,7 +196,7 @@ def batches_in_order(
 
     files = tf.data.Dataset.from_generator(opened_files, output_signature=_FILE)
     records = files.flat_map(_records_of_file)
-    return _parsed_batches(records, data_set.manifest, batch_size, drop_remainder=False)
+    return _parsed(records.batch(batch_size), data_set.manifest)
 
 
 def readable(batches: tf.data.Dataset, data_set: DataSet) -> Iterator[dict[str, np.ndarray]]:
@@ -404,9 +410,7 @@ def _records_of_lanes(files: tf.Tensor, lanes: tf.Tensor, seen: tf.Tensor) -> tf
     return records.skip(seen)
 
 
-def _parsed_batches(
-    records: tf.data.Dataset, manifest: Manifest, batch_size: int, drop_remainder: bool
-) -> tf.data.Dataset:
+def _parsed(batches: tf.data.Dataset, manifest: Manifest) -> tf.data.Dataset:
     schema = {
         feature.name: tf.io.FixedLenFeature([feature.length], feature.dtype)
         for feature in manifest.features.values()
@@ -416,8 +420,9 @@ def _parsed_batches(
     options = tf.data.Options()
     options.autotune.enabled = False
     return (
-        records.batch(batch_size, drop_remainder=drop_remainder)
-        .map(partial(tf.io.parse_example, features=schema), num_parallel_calls=tf.data.AUTOTUNE)
+        batches.map(
+            partial(tf.io.parse_example, features=schema), num_parallel_calls=tf.data.AUTOTUNE
+        )
         .prefetch(tf.data.AUTOTUNE)
         .with_options(options)
     )
