@@ -67,6 +67,12 @@ flags.DEFINE_integer(
     "The number of sequences, or packed rows, per update, over all devices of all processes.",
 )
 flags.DEFINE_integer(
+    "batch_size_warmup_steps",
+    _DEFAULTS.batch_size_warmup_steps,
+    "Over the first so many updates, batches grow from a sixth of --train_batch_size to all of it, "
+    "in six equal stretches. 0: all batches are whole.",
+)
+flags.DEFINE_integer(
     "gradient_accumulation_steps",
     _DEFAULTS.gradient_accumulation_steps,
     "Compute each batch in this many parts, one after another, to save memory. The result is the "

@@ -121,6 +121,7 @@ def training_batches(
     process_id: int = 0,
     num_processes: int = 1,
     on_open: OnOpen = lambda _: None,
+    sizes: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Endless batches of the train shards, in an order that `seed` decides.
 
@@ -132,6 +133,8 @@ def training_batches(
       process_id: i, the number of this process, from 0.
       num_processes: N, processes that share the instances; a divisor of B.
       on_open: is called with the shards of a lane that this process reads, group by group.
+      sizes: int64, the numbers of instances of the batches, each a multiple of N, if not all are B.
+        After the last one, they begin anew.
 
     Raises:
       UserError: the data set has no training instance, or a shard is missing or truncated.
@@ -158,6 +161,8 @@ def training_batches(
     groups = tf.data.Dataset.from_generator(lanes_of_groups, output_signature=_LANES_OF_GROUP)
     records = groups.flat_map(_records_of_lanes)
     batches = records.batch(batch_size // num_processes, drop_remainder=True)
+    if sizes is not None:
+        batches = batches.rebatch(sizes // num_processes)
     return _parsed(batches, manifest.features_of("train"))
 
 

@@ -42,6 +42,8 @@ class TrainingOptions:
 
     Attributes:
       train_batch_size: B, the number of sequences per update.
+      batch_size_warmup_steps: the number of updates until a batch has B sequences; 0 for B from the
+        first update on.
       gradient_accumulation_steps: the number of parts in which a batch is computed, in turn.
       learning_rate: the peak learning rate.
       num_train_steps: the total number of updates.
@@ -77,6 +79,7 @@ class TrainingOptions:
     """
 
     train_batch_size: int = 32
+    batch_size_warmup_steps: int = 0
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     num_train_steps: int = 100_000
@@ -130,11 +133,12 @@ class TrainingOptions:
         if self.num_warmup_steps is None:
             warmup = min(self.num_train_steps // 10, _LONGEST_DEFAULT_WARMUP)
             object.__setattr__(self, "num_warmup_steps", warmup)  # the class is frozen
-        if not 0 <= self.num_warmup_steps <= self.num_train_steps:
-            raise UserError(
-                f"--num_warmup_steps={self.num_warmup_steps} must lie between 0 and "
-                f"--num_train_steps={self.num_train_steps}"
-            )
+        for name in ("num_warmup_steps", "batch_size_warmup_steps"):
+            if not 0 <= getattr(self, name) <= self.num_train_steps:
+                raise UserError(
+                    f"--{name}={getattr(self, name)} must lie between 0 and "
+                    f"--num_train_steps={self.num_train_steps}"
+                )
         self._check_decay()
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(

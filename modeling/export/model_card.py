@@ -116,7 +116,7 @@ def _training(run: Run) -> dict[str, str]:
         **{name: source for name, source in sources.items() if source},
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
         **(averaged if run.averaged > 1 else {}),
-        "sequences per step": f"{options['train_batch_size']:,}",
+        "sequences per step": f"{options['train_batch_size']:,}" + _batch_warmup(options),
         "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
         "learning rate": (
             f"{options['learning_rate']}, reached after {options['num_warmup_steps']:,} steps, "
@@ -125,6 +125,11 @@ def _training(run: Run) -> dict[str, str]:
         "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }
+
+
+def _batch_warmup(options: dict[str, Any]) -> str:
+    steps = options.get("batch_size_warmup_steps")  # earlier builds had no warm-up
+    return f", growing from a sixth of that over the first {steps:,} steps" if steps else ""
 
 
 def _decay(options: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ class Replicas(Protocol):
 
 
 class TrainStep(Protocol):
-    """Updates the weights by one batch at each call; the first call compiles."""
+    """Updates the weights by one batch at each call; the first call of a new size compiles."""
 
     @abstractmethod
     def __init__(self, learner: Learner, replicas: Replicas | None = None):

@@ -155,6 +155,7 @@ class TrainStep(interface.TrainStep):
         self._variables = self._learner.variables
         self._replicas.share(self._variables)
         self._compiled: Any = None
+        self._compiled_size = 0
         self._results: dict[str, Any] = {}
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
@@ -162,7 +163,8 @@ class TrainStep(interface.TrainStep):
             jax.block_until_ready(self._results)
         values = [variable.value for variable in self._variables]
         batch = self._replicas.divide(batch)
-        if self._compiled is None:
+        if (size := len(batch["input_ids"])) != self._compiled_size:
+            self._compiled_size = size
             self._kernel = self._learner.attention_kernel(batch)
             with _kernel_errors_explained(self._kernel):
                 self._compiled = self._replicas.compiled(self._step, values, batch)

@@ -11,7 +11,7 @@ from modeling.step.backend import Replicas, TrainStep, device_names, peak_memory
 from modeling.step.devices import describe_devices, describe_group
 from modeling.step.learner import new_learner
 from modeling.training.loop import check_can_train
-from modeling.training.workload import describe_update, flops_per_instance
+from modeling.training.workload import BatchSizes, describe_update, flops_per_instance
 from modeling.training_masks import masked_batches, schedule_of, training_limits
 from modeling.training_options import Precision, ScheduleName, TrainingOptions
 from pipeline.manifest import DataSet
@@ -62,13 +62,14 @@ def dry_run(
     shards = manifest.shards_of("train")
     passes = 1 + max((shard.pass_index for shard in shards), default=0)
     instances = sum(shard.instances for shard in shards)
-    trained = options.num_train_steps * options.train_batch_size
+    sizes = BatchSizes(options, replicas.count)
+    trained = sizes.total(0, options.num_train_steps)
     yield (
         f"data                 {instances:,} {records} in {passes} passes, "
         f"{instances / passes / options.train_batch_size:,.3g} steps per pass"
     )
     if instances:
-        yield f"update               {describe_update(manifest, options.train_batch_size)}"
+        yield f"update               {describe_update(manifest, sizes)}"
         trained_passes = trained * passes / instances
         yield f"whole run            {trained:,} {instance}s, {trained_passes:,.1f} passes"
 

@@ -48,7 +48,7 @@ from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import Branch, restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.shard_verifier import ShardVerifier
-from modeling.training.workload import describe_update, flops_per_instance
+from modeling.training.workload import BatchSizes, describe_update, flops_per_instance
 from modeling.training_masks import (
     check_masking,
     in_background,
@@ -122,7 +122,7 @@ def train(
         run_dir if group.is_first else None,
         state,
         options.num_train_steps,
-        options.train_batch_size,
+        BatchSizes(options, replicas.count),
         flops_per_instance(config, manifest, training_limits(manifest, options)),
         (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
         manifest.sentence_pairs,
@@ -196,6 +196,7 @@ class _Loop:
         self._group = replicas.group
         self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
+        self._batch_sizes = BatchSizes(options, replicas.count)
         self._masking = schedule_of(data_set.manifest, options)
         self._eval_step = eval_step(learner.model)
         self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
@@ -215,7 +216,7 @@ class _Loop:
         train_step = TrainStep(self._learner, self._replicas)
         batches = self._batches
         manifest = self._data_set.manifest
-        metrics.log(f"an update: {describe_update(manifest, options.train_batch_size)}")
+        metrics.log(f"an update: {describe_update(manifest, self._batch_sizes)}")
         metrics.log("compiling the first step")
         started = time.perf_counter()
         for step in range(self._start.step + 1, last + 1):
@@ -225,12 +226,19 @@ class _Loop:
 
             if not self._group.may_begin(step):
                 self._stop_after(step - 1)
+            is_first, size = step == self._start.step + 1, self._batch_sizes.of(step)
+            is_of_new_size = not is_first and size != self._batch_sizes.of(step - 1)
+            if is_of_new_size:
+                metrics.log(f"compiling the step for batches of {size:,}")
             with metrics.waiting_for_input(train_step.is_idle):
                 batch = next(batches)
             self._verifier.check()
             with _memory_errors_explained():
                 self._results.add(step, train_step(batch))
-            if step == self._start.step + 1:
+            if is_of_new_size:
+                self._read_results()
+                metrics.start_timing(step)
+            elif is_first:
                 self._read_results()
                 seconds, attention = time.perf_counter() - started, train_step.attention_kernel
                 metrics.log(f"first step done after {seconds:.1f} s; attention: {attention}")
@@ -256,6 +264,7 @@ class _Loop:
             self._options.random_seed,
             *place,
             self._verifier.open,
+            self._batch_sizes.each(self._start.step, self._options.num_train_steps),
         )
         read = readable(batches, self._data_set)
         if self._masking:
@@ -335,7 +344,7 @@ class _Loop:
             self._data_set.manifest,
             self._options.random_seed,
             self._instances_seen(step - 1),
-            self._options.train_batch_size,
+            self._batch_sizes.of(step),
         )
         return UserError(
             f"the loss or the gradient is no longer finite at step {step}, whose batch is from "
@@ -344,8 +353,7 @@ class _Loop:
         )
 
     def _instances_seen(self, step: int) -> int:
-        steps = step - self._start.step
-        return self._start.instances_seen + steps * self._options.train_batch_size
+        return self._start.instances_seen + self._batch_sizes.total(self._start.step, step)
 
     def _all_reduce_seconds(self) -> float:
         """The seconds to add the gradients up over all devices, measured with some of them."""

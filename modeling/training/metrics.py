@@ -20,6 +20,7 @@ from rich.text import Text
 from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
 from modeling.losses import NAMES_OF_PAIRS, losses_and_accuracies
 from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
+from modeling.training.workload import BatchSizes
 from pipeline.files import whole_file
 from pipeline.records import SentencePairs
 
@@ -123,14 +124,14 @@ class MetricsWriter:
         run_dir: Path | None,
         start: TrainingState,
         num_train_steps: int,
-        batch_size: int,
+        batch_sizes: BatchSizes,
         flops_per_instance: float,
         peak_flops: float | None = None,
         sentence_pairs: SentencePairs = SentencePairs.NEXT,
     ):
         self._run_dir = run_dir
         self._num_train_steps = num_train_steps
-        self._batch_size = batch_size
+        self._batch_sizes = batch_sizes
         self._flops_per_instance = flops_per_instance
         self._peak_flops = peak_flops
         self._tasks = {"masked_lm": "masked LM"}
@@ -247,10 +248,11 @@ class MetricsWriter:
 
     def _speeds(self, step: int, sums: Mapping[str, float]) -> dict[str, float]:
         seconds = time.perf_counter() - self._started
-        instances_per_second = (step - self._timed_from) * self._batch_size / seconds
+        instances_per_second = self._batch_sizes.total(self._timed_from, step) / seconds
         flops_per_second = instances_per_second * self._flops_per_instance
         # The sums may be of some steps more, which are not timed.
-        instances = (sums["updates"] + sums.get("updates_left_out", 0)) * self._batch_size
+        updates = round(sums["updates"] + sums.get("updates_left_out", 0))
+        instances = self._batch_sizes.total(step - updates, step)
         speeds = {
             "sequences_per_second": instances_per_second * sums["sequences"] / instances,
             "tokens_per_second": instances_per_second * sums["tokens"] / instances,
@@ -272,8 +274,8 @@ class MetricsWriter:
             f"gradient {line['gradient_norm']:.2f}",
         ]
         if speed := line.get("sequences_per_second"):
-            steps_left = self._num_train_steps - line["step"]
-            flops_left = steps_left * self._batch_size * self._flops_per_instance
+            instances_left = self._batch_sizes.total(int(line["step"]), self._num_train_steps)
+            flops_left = instances_left * self._flops_per_instance
             seconds_left = flops_left / line["model_flops_per_second"]
             utilization = line.get("model_flops_utilization")
             parts[0] += f", {timedelta(seconds=round(seconds_left))} left"

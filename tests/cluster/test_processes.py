@@ -191,6 +191,17 @@ def test_a_run_resumed_by_two_and_then_by_one_is_that_of_one(backend, data_dir, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_of_two_processes_grow_as_those_of_one(backend, data_dir, tmp_path):
+    flags = "--train_batch_size=12", "--batch_size_warmup_steps=60"
+    run(tmp_path, *command(backend, data_dir, "straight", *flags))
+    stderr = run(tmp_path, *two(*command(backend, data_dir, "run", *flags)))
+    sizes = re.findall(r"compiling the step for batches of (\d+)", stderr)
+    assert sizes == ["4", "6", "8", "10", "12"]
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
 def test_a_run_on_packed_rows_that_two_processes_resume_is_that_of_one(backend, tmp_path):
     generate(tmp_path / "rows", "--packed_row_length=40")

@@ -154,6 +154,7 @@ def test_defaults_are_those_of_the_options_and_of_the_model_size(pretrain, place
 def test_every_flag_of_training_has_its_effect(pretrain, places):
     given = {
         "train_batch_size": 24,
+        "batch_size_warmup_steps": 12,
         "gradient_accumulation_steps": 3,
         "learning_rate": 5e-4,
         "num_train_steps": 70,

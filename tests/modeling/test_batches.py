@@ -239,6 +239,23 @@ def test_a_process_gets_its_part_of_each_batch(read_numbers):
             assert part[2 * step : 2 * (step + 1)] == batch[process_id::4]
 
 
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+@pytest.mark.parametrize("first_instance", [0, 21])
+def test_batches_of_several_sizes_share_the_order_of_equal_ones(
+    passes_data_set, instance_numbers, read_numbers, num_processes, first_instance
+):
+    sizes = np.array([4, 4, 8, 4, 16, 16, 16])
+    ends = np.cumsum(sizes)
+    numbers = read_numbers(sum(sizes), first_instance=first_instance)
+    for process_id in range(num_processes):
+        batches = training_batches(
+            passes_data_set, 16, 1, first_instance, process_id, num_processes, sizes=sizes
+        )
+        for end, size, batch in zip(ends, sizes, batches.take(len(sizes)), strict=True):
+            whole = numbers[end - size : end]
+            assert instance_numbers(batch) == whole[process_id::num_processes]
+
+
 def many_shards(counts_by_pass):
     return Manifest(
         max_seq_length=16,

@@ -44,12 +44,11 @@ def test_options_that_may_be_0_are_not_negative(name, value):
     assert getattr(TrainingOptions(**{name: 0}), name) == 0
 
 
-@pytest.mark.parametrize("num_warmup_steps", [-1, 11])
-def test_the_warm_up_lies_within_training(num_warmup_steps):
-    with pytest.raises(
-        UserError, match=f"--num_warmup_steps={num_warmup_steps} .* --num_train_steps=10$"
-    ):
-        TrainingOptions(num_train_steps=10, num_warmup_steps=num_warmup_steps)
+@pytest.mark.parametrize("name", ["num_warmup_steps", "batch_size_warmup_steps"])
+@pytest.mark.parametrize("steps", [-1, 11])
+def test_a_warm_up_lies_within_training(name, steps):
+    with pytest.raises(UserError, match=f"--{name}={steps} .* --num_train_steps=10$"):
+        TrainingOptions(num_train_steps=10, **{name: steps})
 
 
 @pytest.mark.parametrize("num_warmup_steps", [0, 10])

@@ -17,6 +17,8 @@ from modeling.checkpoints.run_checkpoints import (
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.export.model_card import model_card
 from modeling.training.metrics import MetricsWriter
+from modeling.training.workload import BatchSizes
+from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import write_json
@@ -222,6 +224,7 @@ def test_training_is_reported_with_its_own_options(pretrained):
         "num_train_steps": 4000,
         "num_warmup_steps": 400,
         "train_batch_size": 2048,
+        "batch_size_warmup_steps": 600,
         "optimizer": "lamb",
         "weight_decay_rate": 0.1,
         "learning_rate": 0.005,
@@ -233,12 +236,14 @@ def test_training_is_reported_with_its_own_options(pretrained):
         step=1234,
         options=options,
         started_from="step-00090000 of runs/phase1",
+        branched_from="step-00001000 of runs/stable",
     )
     run = dataclasses.replace(pretrained.run, state=state)
     assert tables(card_of(dataclasses.replace(pretrained, run=run)))[1] == {
         "started from": "step-00090000 of runs/phase1",
+        "branched from": "step-00001000 of runs/stable",
         "steps": "1,234 of 4,000 planned",
-        "sequences per step": "2,048",
+        "sequences per step": "2,048, growing from a sixth of that over the first 600 steps",
         "optimizer": "lamb, weight decay 0.1",
         "learning rate": "0.005, reached after 400 steps, then falling to 0",
         "precision": "bfloat16",
@@ -340,7 +345,8 @@ def test_evaluations_written_in_training_are_read(own_run):
         "next_sentence_correct": 7.0,
         "sequences": 8.0,
     }
-    writer = MetricsWriter(own_run, TrainingState(step=STEP), 100, 8, 1)
+    sizes = BatchSizes(TrainingOptions())
+    writer = MetricsWriter(own_run, TrainingState(step=STEP), 100, sizes, 1)
     writer.write_evaluation(STEP, sums)
     change_state(latest_checkpoint(own_run), metrics=writer.flushed())
     assert reported_results(own_run) == REPORTED_RESULTS

@@ -391,3 +391,14 @@ def test_eval_step_follows_the_weights(steps, batch):
 
 def test_peak_memory_is_known_only_for_gpus():
     assert (peak_memory() is None) == (not device_names())
+
+
+# The last test of the shared step, which it compiles for another size.
+def test_batches_may_change_their_size(steps_without_dropout, batch):
+    steps = steps_without_dropout
+    for size in (8, 2, 2):
+        part = {name: values[:size] for name, values in batch.items()}
+        expected = sums_without_dropout(steps.model, part)
+        results = steps.train(part)
+        assert {name: results[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert int(steps.optimizer.iterations) == 3

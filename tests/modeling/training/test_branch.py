@@ -106,9 +106,11 @@ def test_a_branch_goes_on_as_the_run_itself(
 
 @pytest.mark.slow
 def test_branches_of_three_lengths_are_straight_runs(data_set, shallow_config, stable, tmp_path):
+    # Batches have one instance until step 15, and then two.
+    stable = dataclasses.replace(stable, train_batch_size=2, batch_size_warmup_steps=18)
     endless = dataclasses.replace(stable, num_train_steps=20, num_decay_steps=0)
     train(data_set, tmp_path / "source", shallow_config, endless)
-    for num_train_steps, num_decay_steps in ((14, 2), (20, 9), (30, 18)):
+    for num_train_steps, num_decay_steps in ((18, 2), (20, 9), (30, 18)):
         options = dataclasses.replace(
             stable, num_train_steps=num_train_steps, num_decay_steps=num_decay_steps
         )

@@ -35,6 +35,13 @@ def test_passes_over_the_data_are_reported(lines):
     assert lines["whole run"] == "160 sequences, 12.3 passes"
 
 
+def test_smaller_batches_of_a_warm_up_are_counted(data_set, shallow_config, tmp_path):
+    options = dataclasses.replace(OPTIONS, train_batch_size=6, batch_size_warmup_steps=36)
+    report = dry_run(data_set, tmp_path, shallow_config, options)
+    line = next(line for line in report if line.startswith("whole run"))
+    assert line.split()[2] == f"{6 * (1 + 2 + 3 + 4 + 5 + 6) + 4 * 6}"
+
+
 def test_the_course_of_the_learning_rate_is_reported(lines):
     assert lines["learning rate"] == "0.01 after 0 steps of warm-up, 0 after 40 steps"
 

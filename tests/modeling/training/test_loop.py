@@ -1,5 +1,6 @@
 """The training loop, with steps that compute nothing."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from modeling import batches
-from modeling.checkpoints.run_checkpoints import list_checkpoints
+from modeling.checkpoints.run_checkpoints import list_checkpoints, read_state
 from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS
 from modeling.training import loop, shard_verifier
@@ -129,6 +130,60 @@ def test_compiling_does_not_count_as_training(fake_run, few_steps, training_line
     run_dir, _ = fake_run(options, at_step=lambda step: time.sleep(0.5 * (step == 1)))
     (line,) = training_lines(run_dir)
     assert line["sequences_per_second"] > 3 * 4 / 0.5
+
+
+@pytest.mark.no_backend
+def test_batches_grow_during_their_warm_up_and_keep_the_order_of_the_data(
+    fake_run, passes, few_steps, instance_numbers, first_batches, caplog
+):
+    options = dataclasses.replace(few_steps, num_train_steps=20, batch_size_warmup_steps=12)
+    sizes = [*np.repeat([1, 1, 2, 2, 3, 4], 2), *[4] * 8]
+    for last in (7, 13, 21):
+        with contextlib.suppress(KeyboardInterrupt), caplog.at_level("INFO", logger="absl"):
+            run_dir, steps = fake_run(
+                options, passes, at_step=lambda step, last=last: end(step, last)
+            )
+    assert [len(batch["input_ids"]) for batch in steps.batches] == sizes[10:]
+    batches = [instance_numbers(batch) for batch in first_batches(passes, 20)]
+    numbers = list(itertools.chain(*batches))
+    ends = np.cumsum(sizes)
+    expected = [numbers[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    assert [instance_numbers(batch) for batch in steps.batches] == expected[10:]
+    assert read_state(list_checkpoints(run_dir)[-1]).instances_seen == sum(sizes)
+    (described,) = {message for message in caplog.messages if message.startswith("an update:")}
+    assert described.endswith("; over the first 12 steps, batches of 1, 2, 3, 4")
+    # The last start is of one size alone.
+    compiled = [message[-1] for message in caplog.messages if "for batches of" in message]
+    assert compiled == ["2", "3", "4"]
+
+
+def end(step, last):
+    if step == last:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.no_backend
+def test_compiling_for_another_size_does_not_count_as_training(fake_run, few_steps, training_lines):
+    options = dataclasses.replace(
+        few_steps, num_train_steps=9, log_every_steps=9, batch_size_warmup_steps=7
+    )
+    run_dir, _ = fake_run(options, at_step=lambda step: time.sleep(0.5 * (step in (1, 3, 6, 7))))
+    (line,) = training_lines(run_dir)
+    assert line["sequences_per_second"] > 2 * 4 / 0.5
+
+
+@pytest.mark.no_backend
+def test_the_shards_of_a_small_batch_are_named(
+    fake_run, passes, few_steps, instance_numbers, first_batches
+):
+    options = dataclasses.replace(few_steps, batch_size_warmup_steps=24)
+    with pytest.raises(UserError, match="at step 11,") as raised:
+        fake_run(options, passes, results_at={11: {"masked_lm_nll": np.nan}})
+    # After 8 batches of one instance and 2 of two.
+    numbers = list(itertools.chain(*map(instance_numbers, first_batches(passes, 4))))[12:14]
+    named = {shard.name for shard in passes.manifest.shards if shard.name in str(raised.value)}
+    assert {passes.manifest.shards[number // 5].name for number in numbers} <= named
+    assert len(named) <= 4
 
 
 @pytest.mark.no_backend

@@ -10,6 +10,8 @@ import tensorflow as tf
 from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
 from modeling.training.metrics import METRICS_NAME, MetricsWriter, read_metrics, read_metrics_of
 from modeling.training.tensorboard import SUMMARIES_NAME
+from modeling.training.workload import BatchSizes
+from modeling.training_options import TrainingOptions
 from pipeline.records import read_frames, record_of
 
 pytestmark = pytest.mark.no_backend
@@ -66,9 +68,10 @@ def make_terminal(monkeypatch):
 def make_writer(tmp_path):
     """A function that makes a writer for steps of 4 sequences, each of 1000 FLOPs."""
 
-    def make(first_step=0, num_train_steps=10, peak_flops=None, written=None):
+    def make(first_step=0, num_train_steps=10, peak_flops=None, written=None, **options):
         start = TrainingState(step=first_step, metrics=written)
-        return MetricsWriter(tmp_path, start, num_train_steps, 4, 1000, peak_flops)
+        sizes = BatchSizes(TrainingOptions(**{"train_batch_size": 4} | options))
+        return MetricsWriter(tmp_path, start, num_train_steps, sizes, 1000, peak_flops)
 
     return make
 
@@ -185,6 +188,22 @@ def test_speed_is_measured_since_the_last_line(tmp_path, make_writer):
     line = read_lines(tmp_path)[1]
     assert 24 / (longest + 0.05) < line["sequences_per_second"] < 24 / 0.05
     assert line["tokens_per_second"] == pytest.approx(line["sequences_per_second"] * 100 / 8)
+    assert line["model_flops_per_second"] == pytest.approx(line["sequences_per_second"] * 1000)
+
+
+def test_speed_counts_the_true_sizes_of_batches(tmp_path, make_writer, caplog):
+    # Batches of 1, 2, 3, 4, 5 and 6 sequences, and then of 6.
+    writer = make_writer(train_batch_size=6, batch_size_warmup_steps=6)
+    writer.start_timing(3)
+    before = time.perf_counter()
+    time.sleep(0.02)
+    sums = SUMS | {"updates": 5.0, "sequences": 15.0, "tokens": 150.0}
+    with caplog.at_level("INFO", logger="absl"):
+        writer.write(5, sums, 1e-3)
+    longest = time.perf_counter() - before
+    (line,) = read_lines(tmp_path)
+    assert 9 / longest <= line["sequences_per_second"] < 9 / 0.02
+    assert line["tokens_per_second"] == pytest.approx(line["sequences_per_second"] * 10)
     assert line["model_flops_per_second"] == pytest.approx(line["sequences_per_second"] * 1000)
 
 
