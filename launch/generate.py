@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
 from pipeline.options import GenerateOptions, InstanceOptions, MaskedWordAction, RandomToken
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances, describe_pairs
 from pipeline.worker_processes import number_of_processes, worker_processes

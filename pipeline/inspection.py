@@ -8,14 +8,9 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
-from pipeline.records import (
-    SentencePairs,
-    decode_instances,
-    open_records,
-    read_frames,
-    record_of,
-)
+from pipeline.records import decode_instances, open_records, read_frames, record_of
 from pipeline.rows import unpack
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.vocabulary import Vocabulary
 
 # What B does, by its label.

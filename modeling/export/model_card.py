@@ -11,7 +11,7 @@ from modeling.losses import NAMES_OF_PAIRS
 from modeling.training.evaluation import read_results
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.templates import template_environment
 
 _PAIRS = {
