@@ -10,7 +10,7 @@ from absl import flags
 from launch import backend, checkpoint_flags
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import DataSet
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 SHARED_FLAGS = (backend, checkpoint_flags)
 

@@ -25,7 +25,7 @@ from pipeline.options import (
     Masking,
     RandomToken,
 )
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances, describe_pairs
 from pipeline.worker_processes import number_of_processes, worker_processes

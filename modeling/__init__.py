@@ -21,6 +21,6 @@ Five rooms do the rest. A room imports the spine and the rooms above it, never o
     training     a run: the loop, how it resumes, its metrics and its evaluation
     export       trained weights in the formats that other software opens
 
-Of `pipeline`, it imports the contract of a data set, `records`, `manifest` and `vocabulary`, and
-what all packages share: `files`, `errors` and `templates`.
+Of `pipeline`, it imports the contract of a data set, `sentence_pairs`, `records`, `manifest` and
+`vocabulary`, and what all packages share: `files`, `errors` and `templates`.
 """

@@ -63,7 +63,7 @@ class MaskedLanguageModelHead(keras.layers.Layer):
 
 
 class NextSentenceHead(keras.layers.Layer):
-    """Logits of "B follows A" and of what else B may do, see `records.SentencePairs`."""
+    """Logits of "B follows A" and of what else B may do, see `SentencePairs`."""
 
     def __init__(self, config: BertConfig, initializer: Initializer):
         super().__init__(name="seq_relationship")

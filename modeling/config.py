@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import UserError, listed
 from pipeline.json_files import read_foreign_json
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12

@@ -13,7 +13,7 @@ from typing import Any
 
 from keras import ops
 
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 SUMS = ("masked_lm_nll", "masked_lm_correct", "next_sentence_nll", "next_sentence_correct")
 """The names of `pretraining_sums`; a model without next-sentence head has only the first two."""

@@ -3,6 +3,7 @@
 The files that text goes through, in the order of the flow::
 
     options            what to read, where to write, how instances are made
+    sentence_pairs     what an instance holds; part of the contract with `modeling`
     patterns           paths and globs -> the files that they name
     inputs             these files, and what the first bytes of each say that it is
     signatures         the first bytes of files that are no text
@@ -19,7 +20,7 @@ The files that text goes through, in the order of the flow::
     corpus             tokenized documents, as arrays and as Parquet files
     duplicates         documents with the same text
     segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP], as in the original
-    sentence_pairs     plans of other pairs, or of single segments, for --sentence_pairs
+    segments           plans of other pairs, or of single segments, for --sentence_pairs
     draws              random numbers for masks, from a generator or from a hash
     masking            the choice of masked words and of their replacements
     instances          plans -> arrays [N, S] of masked instances

@@ -17,7 +17,7 @@ from pipeline.options import GenerateOptions
 from pipeline.records import encode_examples, frame_record
 from pipeline.rows import sequence_lengths
 from pipeline.sample import Sample
-from pipeline.sentence_pairs import plan_pairs
+from pipeline.segments import plan_pairs
 from pipeline.shards import make_instances
 from pipeline.tokenization import FullTokenizer
 

@@ -28,9 +28,9 @@ from pipeline.patterns import check_not_input
 from pipeline.portions import plan_portions
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
-from pipeline.records import SentencePairs
 from pipeline.report import write_report
 from pipeline.sample import Sample, take_sample
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.shards import plan_shards
 from pipeline.spark import SparkOptions, check_spark, run_on_spark
 from pipeline.stages import TokenizePortion, Work, read_results

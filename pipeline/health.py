@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.sentences import split_sentences
 from pipeline.statistics import num_sequences
 from pipeline.tokenization import FullTokenizer

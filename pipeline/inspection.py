@@ -9,7 +9,6 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
 from pipeline.records import (
-    SentencePairs,
     decode_instances,
     open_records,
     read_frames,
@@ -17,6 +16,7 @@ from pipeline.records import (
     unpack_word_starts,
 )
 from pipeline.rows import unpack
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.vocabulary import Vocabulary
 
 # What B does, by its label.

@@ -14,14 +14,8 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
-from pipeline.records import (
-    ALIASES,
-    Feature,
-    RowLimits,
-    SentencePairs,
-    instance_features,
-    unmasked_features,
-)
+from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
+from pipeline.sentence_pairs import SentencePairs
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"

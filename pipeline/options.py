@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
-from pipeline.records import RowLimits, SentencePairs
+from pipeline.records import RowLimits
+from pipeline.sentence_pairs import SentencePairs
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14

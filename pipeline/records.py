@@ -14,7 +14,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,6 +21,8 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.sentence_pairs import SentencePairs
 
 _BITS = 7  # of a number in each byte of its varint
 _MORE_FOLLOWS = 0x80
@@ -42,17 +43,6 @@ ALIASES: dict[str, dict[str, str]] = {
 """The names that features have in records, by their own names, where these differ."""
 Instances = dict[str, np.ndarray]
 """A batch of N instances: arrays [N, length] under the names of `instance_features`."""
-
-
-class SentencePairs(StrEnum):
-    """What an instance holds, and what its `next_sentence_labels` say."""
-
-    NEXT = "next"
-    """`[CLS] A [SEP] B [SEP]`; 0: B follows A in its document, 1: B is from another one."""
-    ORDER = "order"
-    """`[CLS] A [SEP] B [SEP]`; 0: B follows A in its document, 1: A follows B."""
-    NONE = "none"
-    """`[CLS] text [SEP]`; always 0."""
 
 
 @dataclass(frozen=True)

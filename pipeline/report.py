@@ -12,7 +12,7 @@ from jinja2 import Environment
 from pipeline.files import describe_size, write_whole
 from pipeline.inspection import Piece, pieces_of, read_sequences, relation_of_b
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.statistics import DROP_REASONS, num_sequences
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary

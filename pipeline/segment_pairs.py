@@ -30,7 +30,7 @@ class SegmentPairs:
     Attributes:
       a_start, a_length, b_start, b_length: int64 [N], in tokens; lengths are at least 1, but 0 of B
         where instances have no B.
-      labels: bool [N], what is to be told of B, see `records.SentencePairs`; False where B follows
+      labels: bool [N], what is to be told of B, see `SentencePairs`; False where B follows
         A, and where there is no B.
       chunks_without_next: the number of chunks that were dropped, because they had no next sentence
         and B was not to be, or could not be, from another document.

@@ -18,7 +18,7 @@ from pipeline.manifest import Shard
 from pipeline.options import InstanceOptions, Masking
 from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
-from pipeline.sentence_pairs import plan_pairs
+from pipeline.segments import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
 from pipeline.vocabulary import Vocabulary
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (records, manifest, vocabulary), and what all packages share.
+# The contract of a data set (the first four), and what all packages share.
 CONTRACT = {
     f"pipeline.{name}"
     for name in (
+        "sentence_pairs",
         "records",
         "manifest",
         "vocabulary",

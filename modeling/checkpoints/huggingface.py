@@ -21,7 +21,7 @@ from modeling.config import (
 )
 from pipeline.errors import UserError, listed
 from pipeline.json_files import DamagedFileError, read_foreign_json
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"

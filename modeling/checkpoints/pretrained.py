@@ -45,7 +45,7 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 _CONFIG_NAMES = (CONFIG_NAME, HUGGINGFACE_CONFIG_NAME)
 # Files of weights that are pickles or of other frameworks.

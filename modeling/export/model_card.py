@@ -13,7 +13,7 @@ from modeling.training.evaluation import read_results
 from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.templates import template_environment
 
 _PAIRS = {

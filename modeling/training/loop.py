@@ -60,7 +60,7 @@ from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, DataSet
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 # Numbers that are added up to measure an exchange: few beside a model for which memory is short.
 _MEASURED_NUMBERS = 1 << 24

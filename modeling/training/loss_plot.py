@@ -10,7 +10,7 @@ import numpy as np
 from modeling.losses import NAMES_OF_PAIRS
 from modeling.training.metrics import read_metrics
 from pipeline.files import whole_file
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,7 +22,7 @@ from modeling.losses import NAMES_OF_PAIRS, losses_and_accuracies
 from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
 from modeling.training.workload import BatchSizes
 from pipeline.files import whole_file
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 METRICS_NAME = "metrics.jsonl"
 # The share of time spent waiting above which it is shown.

@@ -7,10 +7,11 @@ import pytest
 from keras import ops
 
 from modeling.bert_for_pretraining import BertForPreTraining
-from modeling.config import GeluForm
+from modeling.config import GeluForm, weight_shapes
 from modeling.dropout import dropout_key, example_keys
 from modeling.losses import pretraining_sums
 from modeling.training_options import Precision
+from pipeline.sentence_pairs import SentencePairs
 
 # On a CPU, JAX computes float16 attention only with dropout.
 SIZE = 4
@@ -356,3 +357,22 @@ def test_a_changed_sequence_changes_no_bit_of_the_others(config, make_batch, mak
         for name, values in gradients.items():
             np.testing.assert_array_equal(values, expected_gradients[name], name)
             assert np.abs(values).max() > 0 or name.endswith("key/bias")
+
+
+def test_a_model_without_pairs_predicts_masked_words_alone(model, config, batch, original_shapes):
+    alone = BertForPreTraining(dataclasses.replace(config, sentence_pairs=SentencePairs.NONE))
+    of_pairs = {name for name in original_shapes if name.startswith(("bert/pooler/", "cls/seq_"))}
+    assert len(of_pairs) == 4
+    assert alone.named_weights().keys() == original_shapes.keys() - of_pairs
+    assert weight_shapes(alone.config).keys() == alone.named_weights().keys()
+    alone.set_named_weights(values(model))
+    expected = outputs(model, batch)
+    found = outputs(alone, batch)
+    assert found.keys() == {"sequence_output", "masked_lm_logits"}
+    for name, output in found.items():
+        np.testing.assert_allclose(output, expected[name], atol=1e-6, err_msg=name)
+    sums = {name: float(value) for name, value in pretraining_sums(found, batch).items()}
+    of_both = {name: float(value) for name, value in pretraining_sums(expected, batch).items()}
+    assert sums == pytest.approx({name: of_both[name] for name in of_both if "masked" in name})
+    assert BertForPreTraining.from_config(alone.get_config()).config == alone.config
+    assert "sentence_pairs" not in model.get_config()["bert_config"]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import BertConfig, GeluForm, weight_shapes
 from pipeline.errors import UserError
+from pipeline.sentence_pairs import SentencePairs
 
 BERT_VOCAB_SIZE = 30522
 
@@ -190,3 +192,20 @@ def test_missing_file_or_something_else_is_named(tmp_path, make):
     with pytest.raises(UserError) as raised:
         BertConfig.read(path)
     assert str(path) in str(raised.value)
+
+
+def test_sentence_pairs_are_written_where_they_are_not_the_originals(tmp_path):
+    config, path = BertConfig.preset("tiny", 40), tmp_path / "bert_config.json"
+    assert "sentence_pairs" not in config.to_json()
+    assert config.has_pooler
+    for pairs in ("order", "none"):
+        other = dataclasses.replace(config, sentence_pairs=SentencePairs(pairs))
+        path.write_text(other.to_json())
+        assert json.loads(other.to_json()) == config.to_dict() | {"sentence_pairs": pairs}
+        assert BertConfig.read(path) == other
+    assert not other.has_pooler
+    head = 6 * 2 * (config.hidden_size**2 + 2 * config.hidden_size)
+    flops = [each.flops_per_instance(16, 3, num_sequences=2) for each in (config, other)]
+    assert flops[0] - flops[1] == head
+    with pytest.raises(UserError, match="sentence_pairs is 'some' but must be next or order or no"):
+        dataclasses.replace(config, sentence_pairs="some")

@@ -165,3 +165,14 @@ def test_half_precision_logits_are_summed_in_float32(outputs, batch, dtype):
 def test_totals_are_float32(batch):
     totals = batch_totals(batch)
     assert {keras.backend.standardize_dtype(x.dtype) for x in totals.values()} == {"float32"}
+
+
+def test_without_pairs_the_loss_is_that_of_masked_words(outputs, batch):
+    whole = totals_and_sums(outputs, batch)
+    alone = totals_and_sums({"masked_lm_logits": outputs["masked_lm_logits"]}, batch)
+    assert alone == {name: whole[name] for name in whole if not name.startswith("next_sentence")}
+    assert total_loss(alone) == masked_lm_loss(whole)
+    figures = losses_and_accuracies(whole)
+    assert losses_and_accuracies(alone) == {
+        name: figures[name] for name in ("masked_lm_loss", "masked_lm_accuracy")
+    }

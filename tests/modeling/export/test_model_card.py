@@ -149,6 +149,7 @@ def test_facts_of_the_manifest_are_reported(pretrained, data_set):
         "text": "0.1 MB",
         "training instances": "26, in 2 passes over the text",
         "tokens per instance": "at most 16",
+        "sentence pairs": "next sentences, or random ones",
         "masked": "15% of the tokens",
         "whole words masked": "yes",
         "word segmenter": "none",

@@ -16,6 +16,7 @@ from modeling.step.backend import TrainStep, check_divisible, device_names, eval
 from modeling.step.learner import Learner
 from modeling.training_options import Precision, TrainingOptions
 from pipeline.errors import UserError
+from pipeline.sentence_pairs import SentencePairs
 
 ROOT = Path(__file__).parents[3]
 SEED, CLIP_NORM, NUM_STEPS = 7, 0.5, 3
@@ -391,6 +392,17 @@ def test_eval_step_follows_the_weights(steps, batch):
 
 def test_peak_memory_is_known_only_for_gpus():
     assert (peak_memory() is None) == (not device_names())
+
+
+def test_without_pairs_the_masked_words_alone_are_learnt(no_dropout, randomize, batch):
+    alone = dataclasses.replace(no_dropout, sentence_pairs=SentencePairs.NONE)
+    steps = Steps(alone, randomize, parts=2).started()
+    expected, before = sums_without_dropout(steps.model, batch), steps.weights()
+    results = steps.train(batch)
+    assert {name: results[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert not [name for name in results if "next_sentence" in name]
+    after = steps.weights()
+    assert all(not np.array_equal(after[name], values) for name, values in before.items())
 
 
 # The last test of the shared step, which it compiles for another size.

@@ -382,3 +382,46 @@ def test_segment_ids_beyond_the_table_are_refused(run, data_set):
     config = dataclasses.replace(pretrained.config, type_vocab_size=1)
     with pytest.raises(UserError, match="type_vocab_size is 1, but"):
         evaluate(dataclasses.replace(pretrained, config=config), data_set, batch_size=4)
+
+
+def with_pairs(data_set, pairs):
+    options, version = {**data_set.manifest.options, "sentence_pairs": pairs}, 2
+    manifest = dataclasses.replace(data_set.manifest, options=options, format_version=version)
+    return dataclasses.replace(data_set, manifest=manifest)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_figures_of_pairs_need_the_same_pairs(run, data_set, caplog):
+    pretrained = dataclasses.replace(read_pretrained(run[0]), run=None)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        results = evaluate(pretrained, with_pairs(data_set, "none"), batch_size=4)
+    figures = ["masked_lm_loss", "masked_lm_accuracy"]
+    assert list(results) == [*figures, "data_dir", "manifest_sha256"]
+    assert "no results of pairs: " in caplog.text
+    assert "trained with --sentence_pairs=next" in caplog.text
+    order = dataclasses.replace(pretrained.config, sentence_pairs="order")
+    of_order = dataclasses.replace(pretrained, config=order)
+    assert list(evaluate(of_order, data_set, batch_size=4))[:2] == figures
+    assert len(evaluate(of_order, with_pairs(data_set, "order"), batch_size=4)) == 6
+
+
+@pytest.mark.no_backend
+def test_a_run_without_pairs_has_the_figures_of_masked_words_on_any_data(
+    tmp_path, run, data_set, shallow_config, write_run
+):
+    alone = dataclasses.replace(shallow_config, sentence_pairs="none")
+    model = write_run(tmp_path / "alone", alone, step=12)
+    model.set_named_weights({name: value.numpy() for name, value in run[1].named_weights().items()})
+    optimizer = AdamW(1e-3)
+    optimizer.build(model.trainable_variables)
+    state = read_state(latest_checkpoint(tmp_path / "alone"))
+    shutil.rmtree(latest_checkpoint(tmp_path / "alone"))
+    save_checkpoint(tmp_path / "alone", Learner(model, optimizer), state, keep=1)
+    results = evaluate(read_pretrained(tmp_path / "alone"), data_set, batch_size=4)
+    expected = results_by_hand(run[1], data_set)
+    for name in ("masked_lm_loss", "masked_lm_accuracy"):
+        assert results[name] == pytest.approx(expected[name], rel=1e-4)
+    assert not [name for name in results if "next_sentence" in name]
+    figures, are_held_out = read_results(tmp_path / "alone", state, data_set.manifest)
+    assert are_held_out
+    assert (figures["next_sentence_loss"], figures["next_sentence_accuracy"]) == (None, None)

@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses, draw_runs
+from modeling.training.loss_plot import LOSS_PLOT_NAME, _panels, draw_losses, draw_runs
 from modeling.training.metrics import METRICS_NAME
+from pipeline.sentence_pairs import SentencePairs
 
 pytest.importorskip("matplotlib")
 from PIL import Image
@@ -172,3 +173,15 @@ def test_no_value_stops_the_drawing(draw, value):
     with Image.open(io.BytesIO(draw([train_line(50)], rest + '{"step": 1e300}\n\xff\n'))) as image:
         image.load()
         assert image.size == (1000, 700)
+
+
+def test_a_run_without_pairs_has_no_panel_for_them(tmp_path):
+    write_lines(tmp_path, [train_line(step) for step in range(0, 100, 10)])
+    pictures = {pairs: draw_losses(tmp_path, pairs).read_bytes() for pairs in SentencePairs}
+    assert len(set(pictures.values())) == 3
+    for pairs, picture in pictures.items():
+        blue, orange = colors(picture)
+        assert blue > 0.001
+        assert (orange > 0.001) == (pairs != SentencePairs.NONE)
+    titles = {pairs: [panel.title for panel in _panels(pairs)][1:-1] for pairs in SentencePairs}
+    assert titles == {"next": ["Next sentence loss"], "order": ["Sentence order loss"], "none": []}

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import logging
 import sys
 import time
 
@@ -13,6 +14,7 @@ from modeling.training.tensorboard import SUMMARIES_NAME
 from modeling.training.workload import BatchSizes
 from modeling.training_options import TrainingOptions
 from pipeline.records import read_frames, record_of
+from pipeline.sentence_pairs import SentencePairs
 
 pytestmark = pytest.mark.no_backend
 
@@ -485,3 +487,22 @@ def test_time_left_is_estimated_from_the_remaining_steps(make_writer, caplog):
     left = caplog.messages[0].partition(", ")[2].partition(" left")[0]
     hours, minutes, seconds = map(int, left.split(":"))
     assert 5000 <= 3600 * hours + 60 * minutes + seconds < 10_000
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [("order", "masked LM 3.000 (25.0%) | sentence order 0.500 (75.0%)"), ("none", "masked LM 3.")],
+)
+def test_a_line_names_the_task_that_the_data_have(tmp_path, pairs, says, caplog):
+    sums = {name: SUMS[name] for name in SUMS if pairs == "order" or "next_sentence" not in name}
+    with caplog.at_level(logging.INFO, logger="absl"):
+        writer = MetricsWriter(tmp_path, TrainingState(), 10, 4, 1000, None, SentencePairs(pairs))
+        writer.write(2, sums, 1e-3)
+        writer.write_evaluation(2, sums)
+    for message in caplog.messages:
+        assert says in message
+        assert ("sentence" in message) == (pairs == "order")
+        assert "next sentence" not in message
+        assert "–" not in message
+    figures = {name for line in read_lines(tmp_path) for name in line}
+    assert ("next_sentence_loss" in figures) == (pairs == "order")

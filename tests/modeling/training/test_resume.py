@@ -14,6 +14,10 @@ from modeling.checkpoints.run_checkpoints import (
     read_state,
     read_weights,
 )
+from modeling.config import weight_shapes
+from modeling.job.group import ProcessGroup
+from modeling.step.learner import new_learner
+from modeling.training.resume import restore_or_begin
 from pipeline.errors import UserError
 
 
@@ -137,3 +141,29 @@ def test_resumed_run_keeps_its_own_weights(
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values)
     assert read_state(list_checkpoints(run_dir)[-1]).started_from is None
+
+
+@pytest.mark.no_backend
+def test_what_a_run_with_other_pairs_does_not_use_or_lacks_is_logged(
+    tmp_path, shallow_config, write_run, few_steps, caplog
+):
+    of_pairs = {
+        *("bert/pooler/dense/kernel", "bert/pooler/dense/bias"),
+        *("cls/seq_relationship/output_weights", "cls/seq_relationship/output_bias"),
+    }
+    alone = dataclasses.replace(shallow_config, sentence_pairs="none")
+    for name, first, second in (("a", shallow_config, alone), ("b", alone, shallow_config)):
+        write_run(tmp_path / name, first)
+        pretrained = read_pretrained(tmp_path / name)
+        learner = new_learner(second, few_steps)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="absl"):
+            restore_or_begin(tmp_path / "new", learner, few_steps, pretrained, ProcessGroup())
+        says = "not used: " if first is shallow_config else "4 start from random values: "
+        (line,) = (each for each in caplog.messages if each.startswith(says))
+        assert set(line.removeprefix(says).split(", ")) == of_pairs
+        shared = learner.model.named_weights().keys() & pretrained.weights.keys()
+        assert len(shared) == len(weight_shapes(alone))
+        for variable in shared:
+            value = learner.model.named_weights()[variable].numpy()
+            np.testing.assert_array_equal(value, pretrained.weights[variable])

@@ -256,3 +256,9 @@ def test_run_killed_while_it_was_being_created_is_completed(run_dir, config, dat
         check_run(run_dir, config, data_set)
         prepare_run(run_dir, config, data_set)
         assert contents(run_dir) == complete
+
+
+def test_a_model_with_other_heads_than_the_data_are_for_is_refused(tmp_path, config, data_set):
+    alone = dataclasses.replace(config, sentence_pairs="none")
+    with pytest.raises(UserError, match=r"heads for sentence_pairs none, but .*=next"):
+        check_run(tmp_path / "run", alone, data_set)

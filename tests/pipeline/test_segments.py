@@ -16,8 +16,8 @@ from pipeline.generate import generate
 from pipeline.inspection import describe_instance, read_sequences
 from pipeline.manifest import MANIFEST_NAME, PLAN_NAME, DataSet, Manifest
 from pipeline.options import InstanceOptions
-from pipeline.records import SentencePairs
-from pipeline.sentence_pairs import plan_ordered_segments, plan_pairs, plan_single_segments
+from pipeline.segments import plan_ordered_segments, plan_pairs, plan_single_segments
+from pipeline.sentence_pairs import SentencePairs
 from pipeline.shards import make_instances
 from pipeline.verification import verify
 from pipeline.vocabulary import Vocabulary
