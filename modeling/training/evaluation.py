@@ -170,7 +170,10 @@ def _read_evaluations(run_dir: Path) -> list[Evaluation]:
     try:
         if "evaluations" in read_json(path, dict[str, Any]):
             return read_json(path, _Results).evaluations
-        return [read_json(path, Evaluation)]  # an earlier build wrote one alone
+        alone = read_json(path, Evaluation)  # as an earlier build wrote it, which knew only pairs
+        if alone.next_sentence_loss is None:
+            raise DamagedFileError(f"{path} has no figures")
+        return [alone]
     except DamagedFileError as error:
         raise UserError(f"{error}; remove it, and run `clozemill evaluate` again") from error
 

@@ -142,7 +142,8 @@ def test_every_field_of_config_and_options_has_a_flag():
         "job_token_file",
     }
     fields = (*dataclasses.fields(BertConfig), *dataclasses.fields(TrainingOptions))
-    assert set(names) == others | {field.name for field in fields}
+    # The data tell the model which pairs it learns.
+    assert set(names) == others | {field.name for field in fields} - {"sentence_pairs"}
 
 
 def test_defaults_are_those_of_the_options_and_of_the_model_size(pretrain, places):
@@ -177,10 +178,12 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "verify_data": False,
     }
     default = dataclasses.asdict(TrainingOptions())
-    assert given.keys() | {"decay_power"} == default.keys()
+    # Each of these belongs to other data, or to another schedule.
+    others = {"decay_power": None, "masked_lm_prob": None}
+    assert given.keys() | others.keys() == default.keys()
     assert not any(given[name] == default[name] for name in given)
     result = pretrain(*places, "--model=mini", *as_flags(given), is_captured=True)
-    assert captured(result)[1] == given | {"decay_power": None}
+    assert captured(result)[1] == given | others
 
 
 def test_the_power_of_the_decay_has_its_effect(pretrain, places):
@@ -209,11 +212,11 @@ def test_every_flag_of_the_config_has_its_effect(pretrain, places, tmp_path, sou
     default = BertConfig.preset("tiny", 40)
     (tmp_path / "config.json").write_text(default.to_json())
     flag = {"model": "tiny", "bert_config_file": tmp_path / "config.json"}[source]
-    default = dataclasses.asdict(default)
+    default = default.to_dict()
     assert given.keys() == default.keys()
     assert not any(given[name] == default[name] for name in given)
     result = pretrain(*places, f"--{source}={flag}", *as_flags(given), is_captured=True)
-    assert captured(result)[0] == given
+    assert captured(result)[0] == given | {"sentence_pairs": "next"}
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "hidden_dropout_prob", "gelu_form"])
@@ -342,7 +345,7 @@ def test_the_health_of_the_data_set_is_among_the_first_lines(first_run, data_dir
 
 def test_config_is_the_model_size_with_the_flags(first_run):
     run_dir, _ = first_run
-    expected = dataclasses.asdict(BertConfig.preset("tiny", 40)) | SIZE
+    expected = BertConfig.preset("tiny", 40).to_dict() | SIZE
     expected |= {"vocab_size": 48, "hidden_dropout_prob": 0.2, "gelu_form": "gelu_erf"}
     assert json.loads((run_dir / "bert_config.json").read_text()) == expected
 
@@ -546,7 +549,7 @@ def test_config_flags_override_the_config_of_the_checkpoint(pretrain, first_run,
     flags = f"--init_checkpoint={first_run[0]}", "--hidden_dropout_prob=0"
     config, _ = captured(pretrain(*places, *flags, is_captured=True))
     expected = json.loads((first_run[0] / "bert_config.json").read_text())
-    assert config == expected | {"hidden_dropout_prob": 0}
+    assert config == expected | {"hidden_dropout_prob": 0, "sentence_pairs": "next"}
 
 
 def test_checkpoint_of_another_vocabulary_is_refused(
