@@ -145,12 +145,18 @@ flags.DEFINE_integer(
 flags.DEFINE_boolean(
     "do_whole_word_mask", _DEFAULTS.do_whole_word_mask, "Mask all pieces of a word together."
 )
+flags.DEFINE_integer(
+    "max_ngram_size",
+    _DEFAULTS.max_ngram_size,
+    "Mask n-grams of up to this many whole words; n words are drawn with the weight 1/n. With "
+    "--masked_word_action=per_word, as the Model Garden's script does it.",
+)
 flags.DEFINE_enum_class(
     "masked_word_action",
     _DEFAULTS.masked_word_action,
     MaskedWordAction,
     "Whether to choose between [MASK] (80 %), the same token (10 %) and another token (10 %) for "
-    "each piece separately, as in the original BERT, or once for all pieces of a word.",
+    "each piece separately, as in the original BERT, or once for all pieces of a word or n-gram.",
 )
 flags.DEFINE_enum_class(
     "random_token",

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.instances import mask_instances
 from pipeline.manifest import DataSet, Manifest
 from pipeline.masking import num_to_mask
+from pipeline.ngrams import take_of
 from pipeline.options import InstanceOptions
 from pipeline.records import Instances, RowLimits, unpack_word_starts
 from pipeline.rows import pack, sequence_lengths, unpack
@@ -84,6 +85,7 @@ class TrainingMasks:
         self._manifest = data_set.manifest
         self._key = first_key(seed)
         self._options = _instance_options(self._manifest, largest)
+        self._take = take_of(self._options)
         self._vocabulary = Vocabulary(data_set.vocabulary)
         self._are_packed = self._options.packed_row_length is not None
 
@@ -118,7 +120,7 @@ class TrainingMasks:
         if self._are_packed:
             budget = _within_rows(budget, sizes, at_rate.limits_of_rows.predictions)
         draws = hash_draws(fold_in(key, number_in_row), instances["input_ids"].shape[1])
-        mask_instances(instances, budget, self._vocabulary, self._options, draws)
+        mask_instances(instances, budget, self._vocabulary, self._options, draws, self._take)
         if self._are_packed:
             limits, padding_id = self._options.limits_of_rows, self._vocabulary.ids["[PAD]"]
             instances = pack(instances, sizes, limits, padding_id)

@@ -23,6 +23,7 @@ The files that text goes through, in the order of the flow::
     segments           plans of other pairs, or of single segments, for --sentence_pairs
     draws              random numbers for masks, from a generator or from a hash
     masking            the choice of masked words and of their replacements
+    ngrams             n-grams of words to mask, for --max_ngram_size
     instances          plans -> arrays [N, S] of masked instances
     packing            which sequences share a row, for --packed_row_length
     rows               instances -> packed rows, and back

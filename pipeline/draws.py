@@ -22,9 +22,13 @@ class Draw(IntEnum):
     """Whether a piece becomes `[MASK]`, is kept, or becomes a random piece."""
     REPLACEMENT = 2
     """Which random piece."""
+    ORDER_OF_NGRAMS = 16
+    """Which of the row's n-grams of n words comes first; n - 1 is added."""
+    SIZE_OF_NGRAM = 32
+    """How many words the next n-gram has; the number of those before it is added."""
 
 
-Draws = Callable[[Draw, int, np.ndarray], np.ndarray]
+Draws = Callable[[int, int, np.ndarray], np.ndarray]
 """Gives a whole number from 0 to a limit - 1, at most 2^32 - 1, for each of some positions.
 
 A position is row · S + column. The numbers have the positions' shape and dtype.
@@ -44,7 +48,7 @@ def hash_draws(keys: np.ndarray, row_length: int) -> Draws:
       row_length: S.
     """
 
-    def draws(draw: Draw, limit: int, position: np.ndarray) -> np.ndarray:
+    def draws(draw: int, limit: int, position: np.ndarray) -> np.ndarray:
         row = position // row_length
         column = (position - row * row_length).astype(np.uint32)
         key = fold_in(keys, draw)[row]

@@ -17,7 +17,6 @@ from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
 from pipeline.manifest import (
     FLAGS_NAME,
-    SENTENCE_PAIRS_OPTION,
     DataSet,
     Manifest,
     format_version_of,
@@ -273,13 +272,11 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
 
 def _instance_options(options: InstanceOptions) -> dict[str, Any]:
     """The options by name, without the defaults of those that earlier builds did not know."""
-    given = asdict(options)
-    if not options.packed_row_length:
-        del given["packed_row_length"]
-    if options.masking == Masking.STORED:
-        del given["masking"]
-    if options.sentence_pairs == SentencePairs.NEXT:
-        del given[SENTENCE_PAIRS_OPTION]
+    newer = ("packed_row_length", "masking", "sentence_pairs", "max_ngram_size")
+    given, defaults = asdict(options), asdict(InstanceOptions())
+    for name in newer:
+        if given[name] == defaults[name]:
+            del given[name]
     return given
 
 

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pipeline.corpus import DocumentBatch
 from pipeline.draws import Draws, generator_draws
-from pipeline.masking import choose_masked_pieces, first_piece_of_word, num_to_mask, replace_pieces
+from pipeline.masking import Take, choose_masked_pieces, num_to_mask, replace_pieces, take_words
 from pipeline.options import InstanceOptions, MaskedWordAction, Masking, RandomToken
 from pipeline.records import Instances
 from pipeline.segment_pairs import SegmentPairs
@@ -27,6 +27,7 @@ def generate_instances(
     rng: np.random.Generator,
     statistics: Counter[str],
     batches: Sequence[int] | None = None,
+    take: Take = take_words,
 ) -> Iterator[Instances]:
     """One pass over a bucket's documents: masked instances in batches.
 
@@ -41,6 +42,7 @@ def generate_instances(
       statistics: counts are added to it: instances, tokens, masked, masked_by_mask, masked_kept,
         masked_by_random, instances_without_mask.
       batches: the number of the first pair of each batch; by default, batches are of one size.
+      take: takes single words, or n-grams, to mask.
     """
     if batches is None:
         batches = range(0, len(pairs), INSTANCES_PER_BATCH)
@@ -52,7 +54,8 @@ def generate_instances(
         statistics.update(instances=len(lengths), tokens=int(lengths.sum()))
         if options.masking == Masking.STORED:
             budget = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
-            actions = mask_instances(instances, budget, vocabulary, options, generator_draws(rng))
+            draws = generator_draws(rng)
+            actions = mask_instances(instances, budget, vocabulary, options, draws, take)
             _count_masks(instances["masked_lm_weights"], actions, statistics)
         yield instances
 
@@ -111,6 +114,7 @@ def mask_instances(
     vocabulary: Vocabulary,
     options: InstanceOptions,
     draws: Draws,
+    take: Take = take_words,
 ) -> np.ndarray:
     """Masks N instances in place: replaces pieces, and puts the masks where `word_starts` were.
 
@@ -120,6 +124,7 @@ def mask_instances(
       vocabulary: gives the ids of `[SEP]` and `[MASK]`, and of random pieces.
       options: P, and how pieces are chosen and replaced.
       draws: the source of all random numbers.
+      take: takes single words, or n-grams.
 
     Returns:
       What became of the M masked pieces, int64 [M]: 0 for `[MASK]`, 1 for kept, 2 for random.
@@ -130,12 +135,12 @@ def mask_instances(
     if not options.do_whole_word_mask:
         is_word_start = ~is_special
 
-    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, draws)
+    is_boundary = is_word_start | is_special
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws, take)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
-    begins_word = is_word_start.reshape(-1)[pieces.position]
-    begins_word |= options.masked_word_action == MaskedWordAction.PER_PIECE
-    acts_like = first_piece_of_word(pieces.position, begins_word)
+    is_first = pieces.begins | (options.masked_word_action == MaskedWordAction.PER_PIECE)
+    acts_like = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
     ordinary_only = options.random_token == RandomToken.WORDS
     replacement_ids = vocabulary.ordinary_ids if ordinary_only else np.arange(len(vocabulary))
     flat_ids[pieces.position], actions = replace_pieces(

@@ -12,6 +12,7 @@ If most of a row's budget is unused, because the words that are left do not fit,
 such word uses it up. The random bits of that word's key decide where in the word the span begins.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,30 @@ import numpy as np
 from pipeline.draws import Draw, Draws
 
 # The key of a column where no word begins; it sorts last.
-_NO_WORD = np.uint32(0xFFFFFFFF)
+NO_WORD = np.uint32(0xFFFFFFFF)
 _RANKS_PER_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of N instances of S tokens.
+
+    Attributes:
+      keys: uint32 [N, S], the words of each row in random order, see above.
+      column_mask: the bit mask of a key's column.
+      lengths: int16 [N · S], the pieces of the word that begins here; elsewhere whatever.
+    """
+
+    keys: np.ndarray
+    column_mask: np.uint32
+    lengths: np.ndarray
+
+
+Taken = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
+"""Where the spans that are taken begin, row · S + column, and their lengths, both in parts; and
+int32 [N], the pieces that are taken in each row."""
+Take = Callable[[Words, np.ndarray, Draws], Taken]
+"""Takes words within a budget, int64 [N], the largest number of pieces to take in each row."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +53,13 @@ class MaskedPieces:
     Attributes:
       position: int64 [M], row · S + column.
       column: int64 [M].
+      begins: bool [M], whether it is the first of those that were taken together.
       num_of_row: int64 [N], the number of masked pieces of each row.
     """
 
     position: np.ndarray
     column: np.ndarray
+    begins: np.ndarray
     num_of_row: np.ndarray
 
 
@@ -43,10 +68,37 @@ def num_to_mask(lengths: np.ndarray, masked_lm_prob: float, most: int) -> np.nda
     return np.rint(lengths * masked_lm_prob).astype(np.int64).clip(1, most)
 
 
+def take_words(words: Words, budget: np.ndarray, _: Draws) -> Taken:
+    """Takes words in order; a word that would exceed the budget is skipped."""
+    num_rows, seq_length = words.keys.shape
+    used = np.zeros(num_rows, np.int32)
+    starts, lengths = [], []
+    rows = np.arange(num_rows)
+    # All rows take their first word, then their second word, and so on, in blocks of ranks. Between
+    # two blocks, rows that have enough words leave.
+    for first_rank in range(0, seq_length, _RANKS_PER_BLOCK):
+        rows = rows[(used[rows] < budget[rows]) & (words.keys[rows, first_rank] != NO_WORD)]
+        if not rows.size:
+            break
+        ranks = slice(first_rank, first_rank + _RANKS_PER_BLOCK)
+        keys_by_rank = np.ascontiguousarray(words.keys[rows, ranks].T)
+        is_word = keys_by_rank != NO_WORD
+        start = rows * seq_length + np.where(is_word, keys_by_rank & words.column_mask, 0)
+        length = is_word * words.lengths[start]
+        fits, used[rows] = _words_that_fit(length, used[rows], budget[rows])
+        starts.append(start[fits])
+        lengths.append(length[fits])
+    return starts, lengths, used
+
+
 def choose_masked_pieces(
-    is_word_start: np.ndarray, is_boundary: np.ndarray, budget: np.ndarray, draws: Draws
+    is_word_start: np.ndarray,
+    is_boundary: np.ndarray,
+    budget: np.ndarray,
+    draws: Draws,
+    take: Take = take_words,
 ) -> MaskedPieces:
-    """Chooses whole words in random order; a word that would exceed the budget is skipped.
+    """Chooses whole words in random order.
 
     If that leaves more than half of a row's budget unused, the rest goes to a span of neighbouring
     pieces of one of the words that were skipped. (The original would leave it unused.)
@@ -57,37 +109,21 @@ def choose_masked_pieces(
         special tokens, padding. Column 0 must be one; the end of a row is one, too.
       budget: int64 [N], the largest number of pieces to mask.
       draws: the source of all random numbers.
+      take: takes single words, or n-grams.
     """
-    num_rows, seq_length = is_word_start.shape
-    word_lengths = _word_lengths(is_boundary)
-    keys, column_mask = _words_in_random_order(is_word_start, draws)
-
-    used = np.zeros(num_rows, np.int32)
-    starts, lengths = [], []
-    rows = np.arange(num_rows)
-    # All rows take their first word, then their second word, and so on, in blocks of ranks. Between
-    # two blocks, rows that have enough words leave.
-    for first_rank in range(0, seq_length, _RANKS_PER_BLOCK):
-        rows = rows[(used[rows] < budget[rows]) & (keys[rows, first_rank] != _NO_WORD)]
-        if not rows.size:
-            break
-        ranks = slice(first_rank, first_rank + _RANKS_PER_BLOCK)
-        keys_by_rank = np.ascontiguousarray(keys[rows, ranks].T)
-        is_word = keys_by_rank != _NO_WORD
-        start = rows * seq_length + np.where(is_word, keys_by_rank & column_mask, 0)
-        length = is_word * word_lengths[start]
-        fits, used[rows] = _words_that_fit(length, used[rows], budget[rows])
-        starts.append(start[fits])
-        lengths.append(length[fits])
-
+    seq_length = is_word_start.shape[1]
+    words = Words(*in_random_order(is_word_start, draws), _word_lengths(is_boundary))
+    starts, lengths, used = take(words, budget, draws)
     rows = np.flatnonzero(2 * used < budget)
-    column, length = _spans_of_longer_words(
-        keys[rows], column_mask, word_lengths.reshape(keys.shape)[rows], (budget - used)[rows]
-    )
+    column, length = _spans_of_longer_words(words, rows, (budget - used)[rows])
     used[rows] += length
-    position = _expand([*starts, rows * seq_length + column], [*lengths, length])
+    starts.append((rows * seq_length + column)[length > 0])
+    lengths.append(length[length > 0])
+    position = _expand(starts, lengths)
     position.sort()
-    return MaskedPieces(position, position % seq_length, used.astype(np.int64))
+    begins = np.zeros(is_word_start.size, bool)
+    begins[np.concatenate(starts)] = True
+    return MaskedPieces(position, position % seq_length, begins[position], used.astype(np.int64))
 
 
 def replace_pieces(
@@ -116,17 +152,6 @@ def replace_pieces(
     return np.select([action == 0, action == 1], [mask_id, ids], random_ids), action
 
 
-def first_piece_of_word(position: np.ndarray, begins_word: np.ndarray) -> np.ndarray:
-    """int64 [M]: for each of M masked pieces, the number of the first one of its word.
-
-    Args:
-      position: int64 [M], of the pieces in order; one that follows no other begins a span.
-      begins_word: bool [M], whether a word, or a piece that is treated as one, begins there.
-    """
-    begins = begins_word | (np.diff(position, prepend=-1) > 1)
-    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
-
-
 def _words_that_fit(
     lengths: np.ndarray, used: np.ndarray, budget: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -148,26 +173,26 @@ def _words_that_fit(
 
 
 def _spans_of_longer_words(
-    keys: np.ndarray, column_mask: np.uint32, word_lengths: np.ndarray, rest: np.ndarray
+    words: Words, rows: np.ndarray, rest: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A span of `rest` pieces in the first word of more than `rest` pieces, for each of R rows.
 
     Args:
-      keys: uint32 [R, S], from `_words_in_random_order`.
-      column_mask: the bit mask of a key's column.
-      word_lengths: int16 [R, S], from `_word_lengths`.
+      words: the words of all rows.
+      rows: int64 [R], the numbers of the rows.
       rest: int64 [R], at least 1.
 
     Returns:
       int64 [R], the span's first column; int64 [R], its length: `rest`, or 0 without such a word.
     """
-    row = np.arange(len(keys))
-    columns = np.where(keys == _NO_WORD, 0, keys & column_mask).astype(np.int64)
-    surplus = word_lengths[row[:, np.newaxis], columns] - rest[:, np.newaxis]
+    row, keys = np.arange(len(rows)), words.keys[rows]
+    columns = np.where(keys == NO_WORD, 0, keys & words.column_mask).astype(np.int64)
+    positions = rows[:, np.newaxis] * keys.shape[1] + columns
+    surplus = words.lengths[positions] - rest[:, np.newaxis]
     first = (surplus > 0).argmax(axis=1)
     surplus = surplus[row, first]
     # The low random bits, because a key that comes first has small high ones.
-    random = keys[row, first] >> int(column_mask).bit_length()
+    random = keys[row, first] >> int(words.column_mask).bit_length()
     return columns[row, first] + random % (surplus.clip(0) + 1), rest * (surplus > 0)
 
 
@@ -179,14 +204,16 @@ def _word_lengths(is_boundary: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def _words_in_random_order(is_word_start: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.uint32]:
-    """Sorted keys, uint32 [N, S], with `_NO_WORD` last; and the bit mask of a key's column."""
+def in_random_order(
+    is_word_start: np.ndarray, draws: Draws, draw: int = Draw.ORDER
+) -> tuple[np.ndarray, np.uint32]:
+    """Sorted keys, uint32 [N, S], with `NO_WORD` last; and the bit mask of a key's column."""
     seq_length = is_word_start.shape[1]
     column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
-    random = draws(Draw.ORDER, 1 << 32, np.arange(is_word_start.size, dtype=np.uint32)) >> 1
+    random = draws(draw, 1 << 32, np.arange(is_word_start.size, dtype=np.uint32)) >> 1
     keys = random.reshape(is_word_start.shape) & ~column_mask
     keys |= np.arange(seq_length, dtype=np.uint32)
-    keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is _NO_WORD
+    keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is NO_WORD
     keys.sort(axis=1)
     return keys, column_mask
 

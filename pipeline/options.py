@@ -13,6 +13,7 @@ from pipeline.sentence_pairs import SentencePairs
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
+LARGEST_NGRAM_SIZE = 10
 # A row of long sequences has room for one for so many of its positions.
 _POSITIONS_PER_SEQUENCE = 16
 
@@ -32,7 +33,7 @@ class MaskedWordAction(StrEnum):
     PER_PIECE = "per_piece"
     """Each piece on its own, as in the original."""
     PER_WORD = "per_word"
-    """A whole word: all its pieces become `[MASK]`, or are kept, or become random pieces."""
+    """A whole word or n-gram: all its pieces become `[MASK]`, are kept, or become random pieces."""
 
 
 class Masking(StrEnum):
@@ -56,6 +57,7 @@ class InstanceOptions:
       short_seq_prob: the share of documents whose instances aim at a random, shorter length.
       dupe_factor: the number of passes over the corpus; each draws new pairs and masks.
       do_whole_word_mask: whether all pieces of a word are masked together.
+      max_ngram_size: the largest number of words that are masked together, as an n-gram.
       masked_word_action: whether all pieces of a masked word are replaced alike.
       random_token: the tokens that random replacements are drawn from.
       random_seed: seeds every draw, together with the bucket and the pass.
@@ -75,6 +77,7 @@ class InstanceOptions:
     short_seq_prob: float = 0.1
     dupe_factor: int = 10
     do_whole_word_mask: bool = True
+    max_ngram_size: int = 1
     masked_word_action: MaskedWordAction = MaskedWordAction.PER_PIECE
     random_token: RandomToken = RandomToken.WORDS
     random_seed: int = 12345
@@ -99,6 +102,15 @@ class InstanceOptions:
             raise UserError(
                 f"--max_predictions_per_seq={self.max_predictions_per_seq} must lie between 1 and "
                 f"--max_seq_length={self.max_seq_length}"
+            )
+        if not 1 <= self.max_ngram_size <= LARGEST_NGRAM_SIZE:
+            raise UserError(
+                f"--max_ngram_size={self.max_ngram_size} must lie between 1 and "
+                f"{LARGEST_NGRAM_SIZE}"
+            )
+        if self.max_ngram_size > 1 and not self.do_whole_word_mask:
+            raise UserError(
+                "--max_ngram_size needs --do_whole_word_mask: an n-gram has whole words"
             )
         if not 0 <= self.short_seq_prob <= 1:
             raise UserError(f"--short_seq_prob={self.short_seq_prob} must lie between 0 and 1")

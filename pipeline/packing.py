@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.corpus import DocumentBatch
 from pipeline.instances import INSTANCES_PER_BATCH, generate_instances
-from pipeline.masking import num_to_mask
+from pipeline.masking import Take, num_to_mask
 from pipeline.options import InstanceOptions
 from pipeline.records import Instances, RowLimits
 from pipeline.rows import count_rows, pack
@@ -48,6 +48,7 @@ def generate_rows(
     options: InstanceOptions,
     rng: np.random.Generator,
     statistics: Counter[str],
+    take: Take,
 ) -> Iterator[Instances]:
     """As `instances.generate_instances`, but the instances are rows of several sequences.
 
@@ -59,6 +60,7 @@ def generate_rows(
       rng: as there.
       statistics: as there, but `instances` counts rows. `sequences` counts their sequences, and
         `attended_pairs` the pairs of tokens of the same sequence.
+      take: as there.
     """
     limits, lengths = options.limits_of_rows, pairs.lengths
     predictions = num_to_mask(lengths, options.masked_lm_prob, options.max_predictions_per_seq)
@@ -68,7 +70,9 @@ def generate_rows(
     ends = np.cumsum(rows.sizes)
     first_rows = np.flatnonzero(np.diff((ends - 1) // INSTANCES_PER_BATCH, prepend=-1))
     firsts = (ends - rows.sizes)[first_rows].tolist()
-    batches = generate_instances(documents, pairs, vocabulary, options, rng, statistics, firsts)
+    batches = generate_instances(
+        documents, pairs, vocabulary, options, rng, statistics, firsts, take
+    )
     for instances, sizes in zip(batches, np.split(rows.sizes, first_rows)[1:], strict=True):
         count_rows(len(sizes), instances, statistics)
         yield pack(instances, sizes, limits, vocabulary.ids["[PAD]"])

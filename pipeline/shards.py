@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import whole_file
 from pipeline.instances import generate_instances
 from pipeline.manifest import Shard
+from pipeline.ngrams import take_of
 from pipeline.options import InstanceOptions, Masking
 from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
@@ -89,8 +90,8 @@ def make_instances(
     """
     pairs = plan_pairs(documents, options, rng, statistics)
     make = generate_rows if options.packed_row_length else generate_instances
-    numbers = itertools.count()
-    for instances in make(documents, pairs, vocabulary, options, rng, statistics):
+    take, numbers = take_of(options), itertools.count()
+    for instances in make(documents, pairs, vocabulary, options, rng, statistics, take=take):
         if options.masking == Masking.STORED:
             yield instances
         else:

@@ -290,3 +290,31 @@ def fail_at_call() -> Callable[..., list[Any]]:
         return calls
 
     return patch
+
+
+@pytest.fixture(scope="session")
+def lay_out() -> Callable[..., tuple[Any, ...]]:
+    """A function that lays out rows of words of some lengths; see there."""
+
+    def lay_out(rows, padding):
+        """Word starts, boundaries and budgets of rows; and each row's words as lists of columns."""
+        longest = max(sum(a) + sum(b) for a, b, _ in rows)
+        seq_length = longest + 3 + padding
+        is_word_start = np.zeros((len(rows), seq_length), bool)
+        is_special = np.ones((len(rows), seq_length), bool)
+        words = []
+        for row, (a, b, _) in enumerate(rows):
+            words.append([])
+            column = 1
+            for segment in (a, b):
+                for length in segment:
+                    columns = list(range(column, column + length))
+                    words[-1].append(columns)
+                    is_word_start[row, column] = True
+                    is_special[row, columns] = False
+                    column += length
+                column += 1
+        budget = np.array([budget for _, _, budget in rows])
+        return is_word_start, is_word_start | is_special, budget, words
+
+    return lay_out

@@ -31,12 +31,14 @@ SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=8), min_size
 @st.composite
 def instance_options(draw):
     max_seq_length = draw(st.integers(8, 48))
+    whole_words = draw(st.booleans())
     return InstanceOptions(
         max_seq_length=max_seq_length,
         max_predictions_per_seq=draw(st.integers(1, min(12, max_seq_length))),
         masked_lm_prob=draw(st.sampled_from([0.05, 0.15, 0.5, 0.9])),
         short_seq_prob=draw(st.sampled_from([0.0, 0.1, 1.0])),
-        do_whole_word_mask=draw(st.booleans()),
+        do_whole_word_mask=whole_words,
+        max_ngram_size=draw(st.integers(1, 3)) if whole_words else 1,
         masked_word_action=draw(st.sampled_from(MaskedWordAction)),
         random_token=draw(st.sampled_from(RandomToken)),
     )
@@ -363,6 +365,30 @@ def test_a_masked_word_acts_piece_by_piece_or_as_a_whole(
     first, second = np.concatenate(is_mask).T
     assert (first != second).mean() == pytest.approx(share_of_words_with_both, abs=0.03)
     assert first.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_words_of_an_ngram_act_as_a_whole(batch_of, vocabulary):
+    batch = batch_of([[20, 20]] * 60, FIRST_ID)
+
+    def share_that_act_differently(**options):
+        """Of masked pieces that follow a masked piece; each piece is a word."""
+        options = InstanceOptions(max_seq_length=64, masked_lm_prob=0.1, **options)
+        differ = []
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            for instances in make_instances(batch, vocabulary, options, rng, Counter()):
+                rows, slots = np.nonzero(instances["masked_lm_weights"])
+                columns = instances["masked_lm_positions"][rows, slots]
+                is_mask = instances["input_ids"][rows, columns] == vocabulary.ids["[MASK]"]
+                follows = (np.diff(columns) == 1) & (np.diff(rows) == 0)
+                differ.append(np.diff(is_mask)[follows])
+        return np.concatenate(differ).mean()
+
+    per_word = {"masked_word_action": MaskedWordAction.PER_WORD}
+    assert share_that_act_differently(**per_word) == pytest.approx(0.32, abs=0.04)
+    assert share_that_act_differently(max_ngram_size=3) == pytest.approx(0.32, abs=0.04)
+    # The rest are n-grams that touch.
+    assert share_that_act_differently(max_ngram_size=3, **per_word) < 0.08
 
 
 def test_draws_come_from_the_generator_alone(batch_of, vocabulary):

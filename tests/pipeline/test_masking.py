@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 
 from pipeline.draws import generator_draws
 from pipeline.masking import (
-    _words_in_random_order,
     choose_masked_pieces,
-    first_piece_of_word,
+    in_random_order,
     num_to_mask,
     replace_pieces,
 )
@@ -24,28 +23,6 @@ def rows_of_words(draw):
     """Rows `[CLS] words [SEP] words [SEP] padding`: word lengths of A and of B, and a budget."""
     words = st.lists(st.integers(1, 5), min_size=1, max_size=6)
     return draw(st.lists(st.tuples(words, words, st.integers(1, 12)), min_size=1, max_size=8))
-
-
-def lay_out(rows, padding):
-    """Word starts, boundaries and budgets of rows; and each row's words as lists of columns."""
-    longest = max(sum(a) + sum(b) for a, b, _ in rows)
-    seq_length = longest + 3 + padding
-    is_word_start = np.zeros((len(rows), seq_length), bool)
-    is_special = np.ones((len(rows), seq_length), bool)
-    words = []
-    for row, (a, b, _) in enumerate(rows):
-        words.append([])
-        column = 1
-        for segment in (a, b):
-            for length in segment:
-                columns = list(range(column, column + length))
-                words[-1].append(columns)
-                is_word_start[row, column] = True
-                is_special[row, columns] = False
-                column += length
-            column += 1
-    budget = np.array([budget for _, _, budget in rows])
-    return is_word_start, is_word_start | is_special, budget, words
 
 
 def per_row(pieces):
@@ -70,14 +47,16 @@ def test_number_to_mask_is_what_pythons_round_gives(masked_lm_prob, most):
 
 @settings(max_examples=200, deadline=None)
 @given(rows_of_words(), st.integers(0, 9), st.integers(0, 2**32), st.integers(1, 20))
-def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ranks_per_block):
+def test_words_are_takenin_random_order_while_they_fit(
+    lay_out, rows, padding, seed, ranks_per_block
+):
     is_word_start, is_boundary, budget, words = lay_out(rows, padding)
     draws = drawn(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.masking._RANKS_PER_BLOCK", ranks_per_block)
         pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws)
 
-    keys, column_mask = _words_in_random_order(is_word_start, drawn(seed))
+    keys, column_mask = in_random_order(is_word_start, drawn(seed))
     expected = []
     for row, row_words in enumerate(words):
         by_first_column = {columns[0]: columns for columns in row_words}
@@ -104,13 +83,13 @@ def test_words_are_taken_in_random_order_while_they_fit(rows, padding, seed, ran
     ]
 
 
-def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop():
+def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([5], [2], 4)] * 100, padding=0)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     assert per_row(pieces) == [[7, 8]] * 100
 
 
-def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused():
+def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused(lay_out):
     rows = [([9], [40], 4), ([1, 9], [40], 4), ([2, 9], [40], 4), ([2], [1], 8)]
     is_word_start, is_boundary, budget, words = lay_out(rows, padding=2)
     pieces = [
@@ -128,7 +107,7 @@ def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused():
     assert set(map(tuple, found[3])) == {(1, 2, 4)}
 
 
-def test_the_word_of_a_span_and_its_place_are_equally_likely():
+def test_the_word_of_a_span_and_its_place_are_equally_likely(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([10] * 3, [10] * 3, 4)] * 20_000, padding=3)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     starts = np.bincount(pieces.column[::4], minlength=63)
@@ -148,7 +127,7 @@ def test_a_word_may_end_at_the_last_column():
     assert per_row(pieces) == [[1, 2, 3]] * 2
 
 
-def test_every_word_is_equally_likely():
+def test_every_word_is_equally_likely(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([1] * 5, [1] * 5, 3)] * 10_000, padding=3)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
     counts = np.bincount(pieces.column, minlength=16)
@@ -175,11 +154,7 @@ def test_pieces_of_one_word_draw_independently():
 
 
 def test_pieces_of_one_word_may_share_a_draw():
-    begins_word = np.array([True, False, True, True, False, False, True])
-    first_pieces = first_piece_of_word(np.array([1, 2, 3, 7, 8, 9, 20]), begins_word)
-    assert first_pieces.tolist() == [0, 0, 2, 3, 3, 3, 6]
-
-    acts_like = first_piece_of_word(np.arange(1, 60_001), np.arange(60_000) % 2 == 0)
+    acts_like = EACH[:60_000] // 2 * 2
     ids = np.arange(60_000) + 100
     new_ids, action = replace_pieces(ids, 4, np.arange(9), drawn(1), EACH[:60_000], acts_like)
     assert (action[::2] == action[1::2]).all()
@@ -188,10 +163,17 @@ def test_pieces_of_one_word_may_share_a_draw():
     assert (random_pairs[:, 0] != random_pairs[:, 1]).mean() > 0.8
 
 
-def test_a_span_within_a_word_shares_a_draw_of_its_own():
-    begins_word = np.array([True, False, False, False, False, True])
-    first_pieces = first_piece_of_word(np.array([1, 2, 8, 9, 41, 42]), begins_word)
-    assert first_pieces.tolist() == [0, 0, 2, 2, 4, 5]
+def test_words_and_spans_of_words_begin_where_they_were_chosen(lay_out):
+    # Words that touch, and a span within a word that follows a word.
+    rows = [([1, 2, 1], [2, 2], 8), ([2, 9], [40], 5), ([9], [40], 4)]
+    is_word_start, is_boundary, budget, words = lay_out(rows, padding=1)
+    for seed in range(50):
+        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed))
+        row = pieces.position // is_word_start.shape[1]
+        for number, row_words in enumerate(words):
+            columns, begins = pieces.column[row == number], pieces.begins[row == number]
+            firsts = {min(set(word) & set(columns.tolist()), default=None) for word in row_words}
+            assert set(columns[begins].tolist()) == firsts - {None}
 
 
 def test_nothing_to_replace_is_fine():

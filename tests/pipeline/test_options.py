@@ -90,3 +90,16 @@ def test_the_bounds_themselves_are_allowed():
         max_seq_length=8, max_predictions_per_seq=8, short_seq_prob=1, dupe_factor=1, random_seed=0
     )
     assert options.max_seq_length == options.max_predictions_per_seq
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_ngram_size": 0}, "--max_ngram_size=0 must lie between 1 and 10"),
+        ({"max_ngram_size": 11}, "--max_ngram_size=11 must lie between 1 and 10"),
+        ({"max_ngram_size": 2, "do_whole_word_mask": False}, "needs --do_whole_word_mask"),
+    ],
+)
+def test_ngrams_have_whole_words(options, message):
+    with pytest.raises(UserError, match=message):
+        InstanceOptions(**options)
