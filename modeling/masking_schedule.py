@@ -49,10 +49,8 @@ class MaskingSchedule(str):
 
     def describe(self) -> str:
         """The schedule for people."""
-        shares = [f"{rate:.3g}" for rate in (100 * rate for rate in self._rates)]
+        first, *later = [f"{100 * rate:.3g}%" for rate in self._rates]
         if self._is_linear:
-            return f"{shares[0]}% of the tokens at first, {shares[1]}% at the end"
-        changes = zip(shares[1:], self._steps, strict=True)
-        return ", ".join(
-            [f"{shares[0]}% of the tokens", *(f"{x}% after step {step:,}" for x, step in changes)]
-        )
+            return f"{first} of the tokens at first, {later[0]} at the end"
+        changes = zip(later, self._steps, strict=True)
+        return f"{first} of the tokens" + "".join(f", {x} after step {n:,}" for x, n in changes)
