@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from math import inf
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, in_one_line
 
 
 class MaskingSchedule(str):
@@ -20,10 +20,10 @@ class MaskingSchedule(str):
     """
 
     def __init__(self, text: str):
+        self._is_linear = ":" in text
         try:
             first, *later = text.split(",")
             rates, steps = [float(rate) for rate in first.split(":")], []
-            self._is_linear = len(rates) > 1
             for each in later:
                 rate, _, step = each.partition("@")
                 rates.append(float(rate))
@@ -34,8 +34,8 @@ class MaskingSchedule(str):
         is_in_order = [0, *steps] == sorted({0, *steps})
         if not (is_known_form and is_in_order and all(0 < rate < 1 for rate in rates)):
             raise UserError(
-                f"--masked_lm_prob={text} must be a share between 0 and 1, such as 0.3, or change "
-                "while training: 0.3:0.15 falls linearly over the run, 0.3,0.15@50000 after a step"
+                f"--masked_lm_prob={in_one_line(text)} must be a share between 0 and 1, such as "
+                "0.3, or shares: 0.3:0.15 falls linearly, 0.3,0.15@50000 falls after a step"
             )
         self._rates, self._steps = rates, steps
         self.largest = max(rates)
@@ -49,8 +49,8 @@ class MaskingSchedule(str):
 
     def describe(self) -> str:
         """The schedule for people."""
-        shares = [f"{rate:.3g}" for rate in (100 * rate for rate in self._rates)]
+        first, *later = [f"{100 * rate:.3g}%" for rate in self._rates]
         if self._is_linear:
-            return f"{shares[0]}% at first, {shares[1]}% at the end"
-        changes = zip(shares[1:], self._steps, strict=True)
-        return ", ".join([f"{shares[0]}%", *(f"{x}% after step {step:,}" for x, step in changes)])
+            return f"{first} of the tokens at first, {later[0]} at the end"
+        changes = zip(later, self._steps, strict=True)
+        return f"{first} of the tokens" + "".join(f", {x} after step {n:,}" for x, n in changes)

@@ -107,11 +107,13 @@ class TrainingMasks:
         key = fold_in(self._key, epochs)
         for numbers in instances.pop("instance_number").T:
             key = fold_in(key, numbers)
-        sizes = np.ones(len(key), np.int64)
         if self._are_packed:
             sizes = instances["input_mask"].max(axis=1).astype(np.int64)
             instances = unpack(instances, self._options.max_seq_length)
             key = np.repeat(key, sizes)
+        else:
+            sizes = np.ones(len(key), np.int64)
+            instances["input_ids"] = instances["input_ids"].copy()  # they are masked in place
         row = np.repeat(np.arange(len(sizes)), sizes)
         number_in_row = np.arange(len(row)) - (np.cumsum(sizes) - sizes)[row]
         at_rate = replace(self._options, masked_lm_prob=rate, max_predictions_per_seq=None)  # type: ignore[arg-type]

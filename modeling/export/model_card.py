@@ -9,6 +9,7 @@ from modeling.checkpoints.pretrained import Pretrained, Run
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.config import weight_shapes
 from modeling.losses import NAMES_OF_PAIRS
+from modeling.masking_schedule import MaskingSchedule
 from modeling.training.evaluation import read_results
 from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
@@ -100,7 +101,11 @@ def _data(manifest: Manifest) -> dict[str, str]:
         "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
         **tokens,
         "sentence pairs": _PAIRS[manifest.sentence_pairs],
-        "masked": f"{options['masked_lm_prob']:.0%} of the tokens",
+        "masked": (
+            "anew in each epoch"
+            if manifest.masks_while_training
+            else f"{options['masked_lm_prob']:.0%} of the tokens"
+        ),
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
         "word segmenter": str(options["word_segmenter"] or "none"),
         "SHA-256 of vocab.txt": manifest.vocab_sha256,
@@ -112,6 +117,10 @@ def _training(run: Run) -> dict[str, str]:
     options = run.state.options
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
     sources = {"started from": run.state.started_from, "branched from": run.state.branched_from}
+    masks = {}
+    if run.manifest.masks_while_training:
+        given = options.get("masked_lm_prob") or run.manifest.options["masked_lm_prob"]
+        masks = {"masked": MaskingSchedule(str(given)).describe()}
     return {
         **{name: source for name, source in sources.items() if source},
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
@@ -122,6 +131,7 @@ def _training(run: Run) -> dict[str, str]:
             f"{options['learning_rate']}, reached after {options['num_warmup_steps']:,} steps, "
             f"{_decay(options)}"
         ),
+        **masks,
         "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }

@@ -75,8 +75,8 @@ def dry_run(
 
     if schedule := schedule_of(manifest, options):
         yield (
-            f"masks                drawn while training: {schedule.describe()} of the tokens, at "
-            f"most {row.predictions} of {row.tokens}"
+            f"masks                drawn while training: {schedule.describe()}, at most "
+            f"{row.predictions} of {row.tokens}"
         )
     yield (
         f"learning rate        {options.learning_rate:g} after {options.num_warmup_steps:,} steps "

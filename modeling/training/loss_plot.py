@@ -39,6 +39,7 @@ _PANELS = (
     _Panel("masked_lm_loss", "Masked LM loss", "nats", "tab:blue", 5),
     _Panel("next_sentence_loss", "{} loss", "nats", "tab:orange", 3),
     _Panel("learning_rate", "Learning rate", "", "tab:green", 2),
+    _Panel("masked_lm_prob", "Share of tokens to mask", "", "tab:red", 2),
 )
 
 
@@ -90,6 +91,8 @@ def draw_runs(runs: Mapping[str, Path], path: Path) -> bool:
 def draw_losses(run_dir: Path, sentence_pairs: SentencePairs = SentencePairs.NEXT) -> Path | None:
     """Draws the losses and the learning rate in `metrics.jsonl` over the steps so far.
 
+    And the share of tokens to mask, if masks are drawn while training.
+
     The same metrics give the same bytes under the same version of matplotlib.
 
     Args:
@@ -105,7 +108,8 @@ def draw_losses(run_dir: Path, sentence_pairs: SentencePairs = SentencePairs.NEX
     except ImportError:
         return None
     figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), layout="constrained")
-    _draw_panels(figure, _read_series(run_dir), _panels(sentence_pairs))
+    series = _read_series(run_dir)
+    _draw_panels(figure, series, _panels(sentence_pairs, series))
     path = run_dir / LOSS_PLOT_NAME
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata={"Software": None})
@@ -149,10 +153,11 @@ def _read_series(run_dir: Path) -> Mapping[str, _Series]:
     return series
 
 
-def _panels(sentence_pairs: SentencePairs) -> list[_Panel]:
+def _panels(sentence_pairs: SentencePairs, series: Mapping[str, _Series]) -> list[_Panel]:
     """The panels of a run on such data, with their titles."""
     name = NAMES_OF_PAIRS.get(sentence_pairs)
-    panels = [panel for panel in _PANELS if name or panel.metric != "next_sentence_loss"]
+    needed = {"next_sentence_loss": name, "masked_lm_prob": len(series["masked_lm_prob"])}
+    panels = [panel for panel in _PANELS if needed.get(panel.metric, True)]
     return [panel._replace(title=panel.title.format((name or "").capitalize())) for panel in panels]
 
 
@@ -164,10 +169,11 @@ def _draw_panels(figure: "Figure", series: Mapping[str, _Series], panels: Sequen
         _draw_line(axes, series[panel.metric], panel.color)
         _draw_points(axes, series[f"eval_{panel.metric}"], panel.color)
         _describe(axes, panel)
+        if not panel.unit:
+            axes.set_ylim(bottom=0)
         if len(series[f"eval_{panel.metric}"]):
             # The legend is above the panel, where it covers nothing.
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
-    all_axes[-1].set_ylim(bottom=0)
     _describe_steps(all_axes[-1])
 
 

@@ -34,8 +34,20 @@ from modeling.optimization import AdamW
 from modeling.step.learner import Learner
 from modeling.training.run_directory import prepare_run
 from modeling.training_options import TrainingOptions
-from pipeline.manifest import VOCABULARY_NAME, DataSet, Manifest, Shard
+from pipeline.buckets import Bucket
+from pipeline.corpus import DocumentBatch
+from pipeline.manifest import (
+    VOCABULARY_NAME,
+    DataSet,
+    Manifest,
+    Shard,
+    format_version_of,
+    row_options,
+)
+from pipeline.options import InstanceOptions, Masking
 from pipeline.records import encode_examples, read_frames
+from pipeline.shards import ShardPlan, build_shard
+from pipeline.vocabulary import Vocabulary
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
@@ -209,6 +221,73 @@ def write_data_set():
         )
         manifest.write(data_dir)
         return DataSet(data_dir, manifest)
+
+    return write
+
+
+def _documents(seed, count):
+    """Random documents, of words with one to five pieces."""
+    rng = np.random.default_rng(seed)
+    sentences = rng.integers(3, 14, count * 5)
+    tokens = int(sentences.sum())
+    word_starts = rng.random(tokens) < 0.6
+    word_starts[np.cumsum(sentences) - sentences] = True
+    return DocumentBatch(
+        ids=rng.integers(FIRST_ORDINARY_ID, VOCAB_SIZE, tokens).astype(np.uint16),
+        word_starts=word_starts,
+        sentence_ends=np.cumsum(sentences),
+        document_ends=np.arange(5, count * 5 + 1, 5),
+    )
+
+
+@pytest.fixture(scope="session")
+def write_unmasked():
+    """A function that writes a data set whose masks are drawn while training.
+
+    A shard is (split, pass, documents). There are as many buckets as the first pass has shards.
+    """
+
+    def write(data_dir, shards, **options):
+        data_dir.mkdir(parents=True, exist_ok=True)
+        ordinary = [f"word{i}" for i in range(FIRST_ORDINARY_ID, VOCAB_SIZE)]
+        vocab_file = data_dir / VOCABULARY_NAME
+        vocab_file.write_text("\n".join([*SPECIAL_TOKENS, *ordinary]) + "\n", "utf-8")
+        vocabulary = Vocabulary(vocab_file)
+        options = InstanceOptions(
+            **{"max_seq_length": MAX_SEQ_LENGTH, "masking": Masking.TRAINING, **options}
+        )
+        buckets, counts = Counter(), {"train": Counter(), "eval": Counter()}
+        totals, described = Counter(split for split, _, _ in shards), []
+        numbers = {"train": itertools.count(), "eval": itertools.count()}
+        for split, pass_index, documents in shards:
+            plan = ShardPlan(
+                Bucket(split, buckets[split, pass_index]),
+                pass_index,
+                f"{split}-{next(numbers[split]):05d}-of-{totals[split]:05d}.tfrecord",
+            )
+            buckets[split, pass_index] += 1
+            batch = _documents(plan.bucket.index, documents)
+            built = build_shard(plan, batch, vocabulary, options, data_dir, data_dir)
+            described.append(built.shard)
+            counts[split].update(built.counts)
+        limits = options.limits_of_rows
+        manifest = Manifest(
+            max_seq_length=options.max_seq_length,
+            max_predictions_per_seq=options.max_predictions_per_seq,
+            do_lower_case=True,
+            vocab_size=VOCAB_SIZE,
+            vocab_sha256=vocabulary.sha256,
+            options={
+                **GENERATE_OPTIONS,
+                **{name: value for name, value in vars(options).items() if value is not None},
+                **row_options(limits),
+            },
+            statistics={"corpus": CORPUS, **{name: dict(counts[name]) for name in totals}},
+            shards=described,
+            format_version=format_version_of(limits, options.masking),
+        )
+        manifest.write(data_dir)
+        return DataSet.read(data_dir)
 
     return write
 

@@ -277,6 +277,26 @@ def test_the_schedule_is_reported(pretrained, options, decay):
     assert training["learning rate"] == f"0.0001, reached after 10,000 steps, {decay}"
 
 
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [
+        (None, "15% of the tokens"),
+        ("0.3:0.15", "30% of the tokens at first, 15% at the end"),
+        ("0.3,0.1@500", "30% of the tokens, 10% after step 500"),
+    ],
+)
+def test_masks_drawn_while_training_are_reported(pretrained, given, reported):
+    run = pretrained.run
+    manifest = dataclasses.replace(
+        run.manifest, options=run.manifest.options | {"masking": "training"}, format_version=2
+    )
+    state = dataclasses.replace(run.state, options=run.state.options | {"masked_lm_prob": given})
+    run = dataclasses.replace(run, manifest=manifest, state=state)
+    data, training, *_ = tables(card_of(dataclasses.replace(pretrained, run=run)))
+    assert data["masked"] == "anew in each epoch"
+    assert training["masked"] == reported
+
+
 def test_results_of_evaluate_are_reported(own_run):
     write_results(own_run, STEP, RESULTS)
     assert reported_results(own_run) == REPORTED_RESULTS

@@ -50,6 +50,7 @@ OPTIONS = TrainingOptions(
     eval_every_steps=110,
     eval_batch_size=3,
     max_eval_steps=2,
+    masked_lm_prob="0.4:0.2",
 )
 
 
@@ -87,6 +88,13 @@ def assert_same_checkpoint(first, second):
             assert set(values) == set(others)
             for variable in values:
                 np.testing.assert_array_equal(values[variable], others[variable], variable)
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory, write_unmasked):
+    """Few instances, in packed rows, whose masks are drawn while training."""
+    shards = [("train", 0, 4), ("train", 0, 3), ("train", 1, 4), ("train", 1, 3), ("eval", 0, 3)]
+    return write_unmasked(tmp_path_factory.mktemp("data"), shards, packed_row_length=32)
 
 
 # Processes that are really killed. They run while this process runs its own tests.
@@ -263,6 +271,7 @@ def test_metrics_are_written_at_their_steps_and_at_the_end(straight_run, trainin
             "masked_lm_accuracy",
             "next_sentence_accuracy",
             "learning_rate",
+            "masked_lm_prob",
             "gradient_norm",
         }
         assert line["sequences_per_second"] > 0
@@ -276,12 +285,18 @@ def test_metrics_report_the_rate_of_the_last_update(straight_run, training_lines
     assert rates == pytest.approx(expected, rel=1e-4)
 
 
-def test_few_instances_are_memorized(straight_run, training_lines):
+def test_few_instances_are_learned(straight_run, training_lines):
     first, *_, last = training_lines(straight_run)
     assert first["masked_lm_loss"] < 1.2 * np.log(50)
-    assert last["masked_lm_loss"] < 0.5 * first["masked_lm_loss"]
+    assert last["masked_lm_loss"] < 0.9 * first["masked_lm_loss"]
     assert last["masked_lm_accuracy"] > first["masked_lm_accuracy"]
-    assert last["next_sentence_loss"] < first["next_sentence_loss"]
+    assert last["next_sentence_loss"] < 0.7 * first["next_sentence_loss"]
+
+
+def test_metrics_report_the_share_of_masks_that_are_drawn(straight_run, training_lines):
+    lines = training_lines(straight_run)
+    shares = [0.4 - 0.2 * (line["step"] - 1) / 299 for line in lines]
+    assert [line["masked_lm_prob"] for line in lines] == pytest.approx(shares)
 
 
 def test_evaluations_are_written_at_their_steps_and_at_the_end(
@@ -290,7 +305,7 @@ def test_evaluations_are_written_at_their_steps_and_at_the_end(
     lines = evaluation_lines(straight_run)
     assert [line["step"] for line in lines] == [110, 220, 300]
     assert all(0 <= line["eval_next_sentence_accuracy"] <= 1 for line in lines)
-    # Memorized instances do not help with other instances.
+    # What was learnt by heart does not help with other instances.
     assert lines[-1]["eval_masked_lm_loss"] > training_lines(straight_run)[-1]["masked_lm_loss"]
 
 
@@ -492,6 +507,6 @@ def test_run_resumes_on_the_other_backend(
     )
     assert any(np.any(first[name] != second[name]) for name in second)
     for name, values in second.items():
-        np.testing.assert_allclose(first[name], values, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(first[name], values, rtol=0, atol=5e-5, err_msg=name)
     environment = json.loads((run_dir / "environment.json").read_text())
     assert environment["backend"] == OTHER_BACKEND

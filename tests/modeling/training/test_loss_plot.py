@@ -104,6 +104,18 @@ def test_picture_of_any_number_of_runs_shows_them_all(tmp_path, num_runs):
     assert bool(len(saturated)) == bool(num_runs)
 
 
+def test_masks_drawn_while_training_have_a_panel_of_their_own(draw):
+    lines = [train_line(step) for step in range(50, 500, 50)]
+    masked = [{**line, "masked_lm_prob": 0.3} for line in lines]
+    red = []
+    for picture in (draw(lines), draw(masked)):
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.size == (1000, 700)
+            channels = np.moveaxis(np.asarray(image.convert("RGB"), int), -1, 0)
+        red.append(np.mean(channels[0] > channels[1] + 150))
+    assert red[0] == 0 < red[1]
+
+
 def test_outlier_among_many_lines_is_visible(draw):
     lines = [train_line(step, 20_000) for step in range(1, 20_000)]
     spike = {**lines[9000], "masked_lm_loss": 9.0}

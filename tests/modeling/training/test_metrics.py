@@ -153,6 +153,13 @@ def test_line_holds_the_means_over_its_steps(tmp_path, make_writer):
     assert set(line) == means.keys() | SPEED_FIELDS
 
 
+def test_the_share_of_masks_that_are_drawn_is_a_figure(tmp_path, make_writer):
+    make_writer().write(2, SUMS, learning_rate=1e-3, masked_lm_prob=0.25)
+    (line,) = read_lines(tmp_path)
+    assert line["masked_lm_prob"] == 0.25
+    assert "train/masked_lm_prob" in [tag for tag, _, _ in read_scalars(tmp_path)]
+
+
 def test_gradient_norm_is_the_mean_over_the_updates_made(tmp_path, make_writer):
     writer = make_writer()
     skipped = SUMS | {"updates_left_out": 1.0}
