@@ -36,9 +36,7 @@ def canonical_encoding(name: str) -> str:
         b"a\0\0\0".decode(name, "ignore")  # LookupError if it is no encoding of text
         codecs.getincrementaldecoder(name)
     except (LookupError, UnicodeError, ValueError) as error:
-        raise UserError(
-            f"--encoding={name} is unknown: give an encoding of Python, such as cp1252"
-        ) from error
+        raise UserError(f"--encoding={name} is unknown: give one of Python's, as cp1252") from error
     return "utf-8" if codec.name == "utf-8-sig" else codec.name
 
 

@@ -44,8 +44,7 @@ def generate_instances(
       batches: the number of the first pair of each batch; by default, batches are of one size.
       take: takes single words, or n-grams, to mask.
     """
-    if batches is None:
-        batches = range(0, len(pairs), INSTANCES_PER_BATCH)
+    batches = range(0, len(pairs), INSTANCES_PER_BATCH) if batches is None else batches
     windows = _windows(documents.ids, documents.word_starts, length=options.max_seq_length)
     for rows in starmap(slice, pairwise([*batches, len(pairs)])):
         instances = lay_out(windows, pairs, rows, vocabulary)
@@ -135,8 +134,7 @@ def mask_instances(
     if not options.do_whole_word_mask:
         is_word_start = ~is_special
 
-    is_boundary = is_word_start | is_special
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws, take)
+    pieces = choose_masked_pieces(is_word_start, is_word_start | is_special, budget, draws, take)
     flat_ids = input_ids.reshape(-1)
     labels = flat_ids[pieces.position]
     is_first = pieces.begins | (options.masked_word_action == MaskedWordAction.PER_PIECE)

@@ -155,10 +155,11 @@ class Manifest:
 
     def features_of(self, split: str) -> dict[str, Feature]:
         """The features of the records of the "train" or "eval" split."""
+        segments = 1 if self.sentence_pairs == SentencePairs.NONE else 2
         if split == "train" and self.masks_while_training:
-            return unmasked_features(self.row_limits, self.vocab_size, self.sentence_pairs)
+            return unmasked_features(self.row_limits, self.vocab_size, segments)
         names = self.options.get(FEATURE_NAMES_OPTION, "original")
-        return instance_features(self.row_limits, self.vocab_size, names, self.sentence_pairs)
+        return instance_features(self.row_limits, self.vocab_size, names, segments)
 
     @property
     def row_limits(self) -> RowLimits:

@@ -31,12 +31,12 @@ class Words:
     Attributes:
       keys: uint32 [N, S], the words of each row in random order, see above.
       column_mask: the bit mask of a key's column.
-      lengths: int16 [N · S], the pieces of the word that begins here; elsewhere whatever.
+      word_lengths: int16 [N · S], the pieces of the word that begins here; elsewhere whatever.
     """
 
     keys: np.ndarray
     column_mask: np.uint32
-    lengths: np.ndarray
+    word_lengths: np.ndarray
 
 
 Taken = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
@@ -54,7 +54,7 @@ class MaskedPieces:
       position: int64 [M], row · S + column.
       column: int64 [M].
       begins: bool [M], whether it is the first of those that were taken together.
-      num_of_row: int64 [N], the number of masked pieces of each row.
+      num_of_row: int32 [N], the number of masked pieces of each row.
     """
 
     position: np.ndarray
@@ -84,7 +84,7 @@ def take_words(words: Words, budget: np.ndarray, _: Draws) -> Taken:
         keys_by_rank = np.ascontiguousarray(words.keys[rows, ranks].T)
         is_word = keys_by_rank != NO_WORD
         start = rows * seq_length + np.where(is_word, keys_by_rank & words.column_mask, 0)
-        length = is_word * words.lengths[start]
+        length = is_word * words.word_lengths[start]
         fits, used[rows] = _words_that_fit(length, used[rows], budget[rows])
         starts.append(start[fits])
         lengths.append(length[fits])
@@ -92,11 +92,7 @@ def take_words(words: Words, budget: np.ndarray, _: Draws) -> Taken:
 
 
 def choose_masked_pieces(
-    is_word_start: np.ndarray,
-    is_boundary: np.ndarray,
-    budget: np.ndarray,
-    draws: Draws,
-    take: Take = take_words,
+    is_start: np.ndarray, is_boundary: np.ndarray, budget: np.ndarray, draws: Draws, take: Take
 ) -> MaskedPieces:
     """Chooses whole words in random order.
 
@@ -104,26 +100,24 @@ def choose_masked_pieces(
     pieces of one of the words that were skipped. (The original would leave it unused.)
 
     Args:
-      is_word_start: bool [N, S], whether a word begins here.
+      is_start: bool [N, S], whether a word begins here.
       is_boundary: bool [N, S], whether a word must have ended before this column: word starts,
         special tokens, padding. Column 0 must be one; the end of a row is one, too.
       budget: int64 [N], the largest number of pieces to mask.
       draws: the source of all random numbers.
       take: takes single words, or n-grams.
     """
-    seq_length = is_word_start.shape[1]
-    words = Words(*in_random_order(is_word_start, draws), _word_lengths(is_boundary))
+    words = Words(*in_random_order(is_start, draws, Draw.ORDER), _word_lengths(is_boundary))
     starts, lengths, used = take(words, budget, draws)
-    rows = np.flatnonzero(2 * used < budget)
-    column, length = _spans_of_longer_words(words, rows, (budget - used)[rows])
-    used[rows] += length
-    starts.append((rows * seq_length + column)[length > 0])
-    lengths.append(length[length > 0])
+    rows, start = _spans_of_longer_words(words, budget, used)
+    starts.append(start)
+    lengths.append((budget - used)[rows])
+    used[rows] = budget[rows]
     position = _expand(starts, lengths)
     position.sort()
-    begins = np.zeros(is_word_start.size, bool)
+    begins = np.zeros(is_start.size, bool)
     begins[np.concatenate(starts)] = True
-    return MaskedPieces(position, position % seq_length, begins[position], used.astype(np.int64))
+    return MaskedPieces(position, position % is_start.shape[1], begins[position], used)
 
 
 def replace_pieces(
@@ -173,27 +167,28 @@ def _words_that_fit(
 
 
 def _spans_of_longer_words(
-    words: Words, rows: np.ndarray, rest: np.ndarray
+    words: Words, budget: np.ndarray, used: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A span of `rest` pieces in the first word of more than `rest` pieces, for each of R rows.
+    """A span that uses up the budget, in the first word that is longer, for each row that wants it.
 
     Args:
-      words: the words of all rows.
-      rows: int64 [R], the numbers of the rows.
-      rest: int64 [R], at least 1.
+      words: the words of N rows.
+      budget: int64 [N], the largest number of pieces to take.
+      used: int32 [N], the pieces taken; a row wants a span if these are less than half of it.
 
     Returns:
-      int64 [R], the span's first column; int64 [R], its length: `rest`, or 0 without such a word.
+      int64 [R], the rows that have such a word; int64 [R], where the spans begin, row · S + column.
     """
-    row, keys = np.arange(len(rows)), words.keys[rows]
+    row = np.flatnonzero(2 * used < budget)
+    keys, rest = words.keys[row], (budget - used)[row]
     columns = np.where(keys == NO_WORD, 0, keys & words.column_mask).astype(np.int64)
-    positions = rows[:, np.newaxis] * keys.shape[1] + columns
-    surplus = words.lengths[positions] - rest[:, np.newaxis]
-    first = (surplus > 0).argmax(axis=1)
-    surplus = surplus[row, first]
+    positions = row[:, np.newaxis] * keys.shape[1] + columns
+    surplus = words.word_lengths[positions] - rest[:, np.newaxis]
+    first = np.arange(len(row)), (surplus > 0).argmax(axis=1)
     # The low random bits, because a key that comes first has small high ones.
-    random = keys[row, first] >> int(words.column_mask).bit_length()
-    return columns[row, first] + random % (surplus.clip(0) + 1), rest * (surplus > 0)
+    random = keys[first] >> int(words.column_mask).bit_length()
+    start = positions[first] + random % (surplus[first].clip(0) + 1)
+    return row[surplus[first] > 0], start[surplus[first] > 0]
 
 
 def _word_lengths(is_boundary: np.ndarray) -> np.ndarray:
@@ -204,16 +199,14 @@ def _word_lengths(is_boundary: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def in_random_order(
-    is_word_start: np.ndarray, draws: Draws, draw: int = Draw.ORDER
-) -> tuple[np.ndarray, np.uint32]:
+def in_random_order(is_start: np.ndarray, draws: Draws, draw: int) -> tuple[np.ndarray, np.uint32]:
     """Sorted keys, uint32 [N, S], with `NO_WORD` last; and the bit mask of a key's column."""
-    seq_length = is_word_start.shape[1]
+    seq_length = is_start.shape[1]
     column_mask = np.uint32((1 << int(seq_length - 1).bit_length()) - 1)
-    random = draws(draw, 1 << 32, np.arange(is_word_start.size, dtype=np.uint32)) >> 1
-    keys = random.reshape(is_word_start.shape) & ~column_mask
+    random = draws(draw, 1 << 32, np.arange(is_start.size, dtype=np.uint32)) >> 1
+    keys = random.reshape(is_start.shape) & ~column_mask
     keys |= np.arange(seq_length, dtype=np.uint32)
-    keys |= is_word_start - np.uint32(1)  # 0, or all bits, which is NO_WORD
+    keys |= is_start - np.uint32(1)  # 0, or all bits, which is NO_WORD
     keys.sort(axis=1)
     return keys, column_mask
 

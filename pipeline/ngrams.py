@@ -35,7 +35,7 @@ def take_ngrams(words: Words, budget: np.ndarray, draws: Draws, max_ngram_size: 
     lengths_of_words = np.zeros(words.keys.size, np.int64)
     row, rank_of_word = np.nonzero(words.keys != NO_WORD)
     first = row * seq_length + (words.keys[row, rank_of_word] & words.column_mask)
-    lengths_of_words[first] = words.lengths[first]
+    lengths_of_words[first] = words.word_lengths[first]
     sizes = np.arange(1, max_ngram_size + 1)
     bounds = np.cumsum(_WEIGHT_OF_ONE_WORD // sizes)
     ngram_lengths = _ngram_lengths(lengths_of_words, max_ngram_size)

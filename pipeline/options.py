@@ -1,8 +1,8 @@
 """The options of `generate`: what to read, where to write, and how instances are made."""
 
-import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import ceil, inf
 from pathlib import Path
 
 from pipeline.documents import ReadOptions
@@ -13,7 +13,13 @@ from pipeline.sentence_pairs import SentencePairs
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
-LARGEST_NGRAM_SIZE = 10
+_LIMITS: dict[str, tuple[int, float]] = {
+    "max_seq_length": (SHORTEST_SEQ_LENGTH, LONGEST_SEQ_LENGTH),
+    "short_seq_prob": (0, 1),
+    "dupe_factor": (1, inf),
+    "max_ngram_size": (1, 10),
+    "random_seed": (0, inf),
+}
 # A row of long sequences has room for one for so many of its positions.
 _POSITIONS_PER_SEQUENCE = 16
 
@@ -86,16 +92,15 @@ class InstanceOptions:
     masking: Masking = Masking.STORED
 
     def __post_init__(self) -> None:
-        if not SHORTEST_SEQ_LENGTH <= self.max_seq_length <= LONGEST_SEQ_LENGTH:
-            raise UserError(
-                f"--max_seq_length={self.max_seq_length} must lie between {SHORTEST_SEQ_LENGTH} "
-                f"and {LONGEST_SEQ_LENGTH}"
-            )
+        for name, (least, most) in _LIMITS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                rule = f"be at least {least}" if most == inf else f"lie between {least} and {most}"
+                raise UserError(f"--{name}={value} must {rule}")
         if not 0 < self.masked_lm_prob < 1:
             raise UserError(f"--masked_lm_prob={self.masked_lm_prob} must lie between 0 and 1")
         if self.max_predictions_per_seq is None:
             # Without the rounding, the error of the product could count as one more piece.
-            share = max(1, math.ceil(round(self.max_seq_length * self.masked_lm_prob, 9)))
+            share = max(1, ceil(round(self.max_seq_length * self.masked_lm_prob, 9)))
             is_published = (self.max_seq_length, self.masked_lm_prob) == (512, 0.15)
             object.__setattr__(self, "max_predictions_per_seq", 76 if is_published else share)
         if not 1 <= self.max_predictions_per_seq <= self.max_seq_length:
@@ -103,20 +108,8 @@ class InstanceOptions:
                 f"--max_predictions_per_seq={self.max_predictions_per_seq} must lie between 1 and "
                 f"--max_seq_length={self.max_seq_length}"
             )
-        if not 1 <= self.max_ngram_size <= LARGEST_NGRAM_SIZE:
-            raise UserError(
-                f"--max_ngram_size={self.max_ngram_size} must lie between 1 and "
-                f"{LARGEST_NGRAM_SIZE}"
-            )
         if self.max_ngram_size > 1 and not self.do_whole_word_mask:
-            raise UserError(
-                "--max_ngram_size needs --do_whole_word_mask: an n-gram has whole words"
-            )
-        if not 0 <= self.short_seq_prob <= 1:
-            raise UserError(f"--short_seq_prob={self.short_seq_prob} must lie between 0 and 1")
-        for name, least in (("dupe_factor", 1), ("random_seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least {least}")
+            raise UserError("--max_ngram_size masks whole words, so it needs --do_whole_word_mask")
         if not self.packed_row_length:
             object.__setattr__(self, "packed_row_length", None)
         elif not self.max_seq_length <= self.packed_row_length <= LONGEST_SEQ_LENGTH:

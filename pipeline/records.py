@@ -22,8 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sentence_pairs import SentencePairs
-
 _BITS = 7  # of a number in each byte of its varint
 _MORE_FOLLOWS = 0x80
 _LONGEST_VARINT = 10
@@ -78,24 +76,20 @@ class RowLimits:
 
 
 def instance_features(
-    limits: RowLimits,
-    vocab_size: int,
-    names: str = "original",
-    sentence_pairs: SentencePairs = SentencePairs.NEXT,
+    limits: RowLimits, vocab_size: int, names: str = "original", segments: int = 2
 ) -> dict[str, Feature]:
     """The features of a record of S tokens, P predictions and K sequences; of V tokens in all.
 
     They have the names of the original. `names`, one of `ALIASES`, are those in the record.
 
-    `sentence_pairs` tells what `next_sentence_labels` say. Without pairs, they are 0, and so are
-    `segment_ids`. `masked_lm_positions` are ascending. `masked_lm_weights` are 1.0 for real
-    predictions and 0.0 for unused slots.
+    With one segment in place of two, `segment_ids` and `next_sentence_labels` are 0.
+    `masked_lm_positions` are ascending. `masked_lm_weights` are 1.0 for real predictions and 0.0
+    for unused slots.
 
     A record with K > 1 is a packed row. It has one sequence after the other, then padding.
     `input_mask` is the number of the sequence, from 1 on, and 0 for padding; so it is 1 for all
     tokens of a single sequence. `next_sentence_labels` has a label for each sequence.
     """
-    segments = 1 if sentence_pairs == SentencePairs.NONE else 2
     shapes = {
         "input_ids": ("int64", limits.tokens, vocab_size),
         "input_mask": ("int64", limits.tokens, limits.sequences + 1),
@@ -108,16 +102,14 @@ def instance_features(
     return {name: Feature(*each, ALIASES[names].get(name, name)) for name, each in shapes.items()}
 
 
-def unmasked_features(
-    limits: RowLimits, vocab_size: int, sentence_pairs: SentencePairs = SentencePairs.NEXT
-) -> dict[str, Feature]:
+def unmasked_features(limits: RowLimits, vocab_size: int, segments: int) -> dict[str, Feature]:
     """The features of a record whose masks are drawn while training, as `instance_features`.
 
     It has none of those of masks. Instead, `word_starts` tells where words begin: for each
     position one bit, in numbers of seven bits, the first position in the lowest bit of the first.
     `instance_number` is the bucket of its documents, and its number in their shard.
     """
-    features = instance_features(limits, vocab_size, sentence_pairs=sentence_pairs)
+    features = instance_features(limits, vocab_size, segments=segments)
     kept = {name: each for name, each in features.items() if not name.startswith("masked_lm")}
     return kept | {
         "word_starts": Feature("int64", -(-limits.tokens // _BITS), 1 << _BITS, "word_starts"),

@@ -67,8 +67,7 @@ class Vocabulary:
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         self.id_dtype = np.dtype(np.uint16 if len(self.tokens) <= 1 << 16 else np.uint32)
         self.begins_word = np.array([not token.startswith("##") for token in self.tokens])
-        missing = [token for token in needed if token not in self.ids]
-        if missing:
+        if missing := [token for token in needed if token not in self.ids]:
             raise UserError(
                 f"the vocabulary {vocab_file} has no {', '.join(missing)}: "
                 f"BERT needs {' '.join(needed)}, each on its own line"

@@ -3,12 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.draws import generator_draws
+from pipeline.draws import Draw, generator_draws
 from pipeline.masking import (
     choose_masked_pieces,
     in_random_order,
     num_to_mask,
     replace_pieces,
+    take_words,
 )
 
 EACH = np.arange(100_000)
@@ -54,9 +55,9 @@ def test_words_are_takenin_random_order_while_they_fit(
     draws = drawn(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.masking._RANKS_PER_BLOCK", ranks_per_block)
-        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws)
+        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws, take_words)
 
-    keys, column_mask = in_random_order(is_word_start, drawn(seed))
+    keys, column_mask = in_random_order(is_word_start, drawn(seed), Draw.ORDER)
     expected = []
     for row, row_words in enumerate(words):
         by_first_column = {columns[0]: columns for columns in row_words}
@@ -85,7 +86,7 @@ def test_words_are_takenin_random_order_while_they_fit(
 
 def test_a_word_that_would_exceed_the_budget_is_skipped_and_not_a_stop(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([5], [2], 4)] * 100, padding=0)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1), take_words)
     assert per_row(pieces) == [[7, 8]] * 100
 
 
@@ -93,7 +94,8 @@ def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused(lay_out):
     rows = [([9], [40], 4), ([1, 9], [40], 4), ([2, 9], [40], 4), ([2], [1], 8)]
     is_word_start, is_boundary, budget, words = lay_out(rows, padding=2)
     pieces = [
-        choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed)) for seed in range(200)
+        choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed), take_words)
+        for seed in range(200)
     ]
     found = list(zip(*map(per_row, pieces), strict=True))
     for row, whole in ((0, []), (1, [1])):
@@ -109,7 +111,7 @@ def test_a_span_of_a_longer_word_uses_a_budget_that_is_mostly_unused(lay_out):
 
 def test_the_word_of_a_span_and_its_place_are_equally_likely(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([10] * 3, [10] * 3, 4)] * 20_000, padding=3)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1), take_words)
     starts = np.bincount(pieces.column[::4], minlength=63)
     allowed = [column + place for column in (1, 11, 21, 32, 42, 52) for place in range(7)]
     assert starts.sum() == starts[allowed].sum() == 20_000
@@ -123,13 +125,14 @@ def test_a_word_may_end_at_the_last_column():
         is_word_start | np.array([True, False, False, False]),
         np.array([3, 3]),
         drawn(1),
+        take_words,
     )
     assert per_row(pieces) == [[1, 2, 3]] * 2
 
 
 def test_every_word_is_equally_likely(lay_out):
     is_word_start, is_boundary, budget, _ = lay_out([([1] * 5, [1] * 5, 3)] * 10_000, padding=3)
-    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1))
+    pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(1), take_words)
     counts = np.bincount(pieces.column, minlength=16)
     assert counts[[0, 6, 12, 13, 14, 15]].tolist() == [0] * 6
     assert counts[[*range(1, 6), *range(7, 12)]] == pytest.approx([3000] * 10, abs=250)
@@ -168,7 +171,7 @@ def test_words_and_spans_of_words_begin_where_they_were_chosen(lay_out):
     rows = [([1, 2, 1], [2, 2], 8), ([2, 9], [40], 5), ([9], [40], 4)]
     is_word_start, is_boundary, budget, words = lay_out(rows, padding=1)
     for seed in range(50):
-        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed))
+        pieces = choose_masked_pieces(is_word_start, is_boundary, budget, drawn(seed), take_words)
         row = pieces.position // is_word_start.shape[1]
         for number, row_words in enumerate(words):
             columns, begins = pieces.column[row == number], pieces.begins[row == number]

@@ -97,7 +97,7 @@ def test_the_bounds_themselves_are_allowed():
     [
         ({"max_ngram_size": 0}, "--max_ngram_size=0 must lie between 1 and 10"),
         ({"max_ngram_size": 11}, "--max_ngram_size=11 must lie between 1 and 10"),
-        ({"max_ngram_size": 2, "do_whole_word_mask": False}, "needs --do_whole_word_mask"),
+        ({"max_ngram_size": 2, "do_whole_word_mask": False}, "so it needs --do_whole_word_mask"),
     ],
 )
 def test_ngrams_have_whole_words(options, message):

@@ -248,7 +248,7 @@ def test_where_words_begin_is_one_bit_a_position(length):
         "input_ids": rng.integers(0, 9, (5, length)),
         "word_starts": rng.random((5, length)) < 0.5,
     }
-    feature = unmasked_features(RowLimits(length, 3), 9)["word_starts"]
+    feature = unmasked_features(RowLimits(length, 3), 9, 2)["word_starts"]
     packed = pack_word_starts(instances)
     assert packed["word_starts"].shape == (5, feature.length)
     assert packed["word_starts"].max() < feature.limit == 128
