@@ -1,17 +1,23 @@
 """Shows instances of a data set as text.
 
-A masked piece is shown as {the piece that the model reads → the piece that it must predict}.
+A masked piece is shown as {the piece that the model reads → the piece that it must predict}. Where
+the trainer draws the masks, these are the masks that it will draw, to the bit.
 """
 
 import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
+from modeling.training_masks import TrainingMasks, shards_of_epoch
+from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError
 from pipeline.inspection import describe_instance, read_sequences
 from pipeline.manifest import DataSet
+from pipeline.records import Instances
 from pipeline.verification import verify_shard
 from pipeline.vocabulary import Vocabulary
 
@@ -25,21 +31,66 @@ _NUM_EXAMPLES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=sys.maxsize,
 )
+_EPOCH = flags.DEFINE_integer(
+    "epoch",
+    None,
+    "For data of `generate --masking=training`: show the masks that `pretrain` draws in this "
+    "epoch, from 0, which is the default.",
+    lower_bound=0,
+    upper_bound=sys.maxsize,
+)
+_RANDOM_SEED = flags.DEFINE_integer(
+    "random_seed",
+    None,
+    f"With --epoch: the --random_seed of `pretrain`, {TrainingOptions.random_seed} by default.",
+    lower_bound=0,
+)
+_MASKED_LM_PROB = flags.DEFINE_float(
+    "masked_lm_prob",
+    None,
+    "With --epoch: the share of tokens to mask; of a schedule, that of a step. By default, the "
+    "data's.",
+)
 
 
 def main() -> None:
     """Prints the first instances of the first shard that has any."""
     data_set = DataSet.read(Path(_DATA_DIR.value))
     vocabulary = Vocabulary(data_set.vocabulary)
-    shard = next((shard for shard in data_set.manifest.shards if shard.instances), None)
+    shards = [shard for shard in data_set.manifest.shards if shard.instances]
+    mask = None
+    if data_set.manifest.masks_while_training:
+        epoch = _EPOCH.value or 0
+        shards, mask = shards_of_epoch(data_set.manifest, epoch), _masks(data_set, epoch)
+    else:
+        for flag in (_EPOCH, _RANDOM_SEED, _MASKED_LM_PROB):
+            if flag.value is not None:
+                raise flags.Error(
+                    f"--{flag.name} is for data of `generate --masking=training`, but the masks of "
+                    f"{data_set.directory} are stored"
+                )
+    shard = next(iter(shards), None)
     if shard is None:
         raise UserError(f"{data_set.directory} has no instance: generate it from more text")
     if difference := next(verify_shard(data_set, shard), None):
         raise UserError(f"{difference}: generate the data set again, with --overwrite")
     is_packed = data_set.manifest.row_limits.sequences > 1
-    instances = islice(read_sequences(data_set, shard), _NUM_EXAMPLES.value)
+    instances = islice(read_sequences(data_set, shard, mask), _NUM_EXAMPLES.value)
     for number, sequences in enumerate(instances):
         for place, sequence in enumerate(sequences, 1):
             of_row = f", sequence {place} of {len(sequences)}" if is_packed else ""
             described = describe_instance(sequence, vocabulary, data_set.manifest.sentence_pairs)
             print(f"{shard.name}, instance {number}{of_row}: {described}\n")
+
+
+def _masks(data_set: DataSet, epoch: int) -> Callable[[Instances], Instances]:
+    """Draws the masks of records as the trainer does."""
+    seed, rate = _RANDOM_SEED.value, _MASKED_LM_PROB.value
+    if seed is None:
+        seed = TrainingOptions.random_seed
+    if rate is None:
+        rate = data_set.manifest.options["masked_lm_prob"]
+    masks = TrainingMasks(data_set, seed, rate)
+    return lambda records: masks.draw(
+        records, np.full(len(records["input_ids"]), epoch, np.int64), rate
+    )

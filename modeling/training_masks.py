@@ -22,7 +22,7 @@ from modeling.training_options import TrainingOptions
 from pipeline.draws import first_key, fold_in, hash_draws
 from pipeline.errors import UserError
 from pipeline.instances import mask_instances
-from pipeline.manifest import DataSet, Manifest
+from pipeline.manifest import DataSet, Manifest, Shard
 from pipeline.masking import num_to_mask
 from pipeline.ngrams import take_of
 from pipeline.options import InstanceOptions
@@ -218,6 +218,14 @@ def epochs_of(manifest: Manifest, positions: np.ndarray) -> np.ndarray:
     sizes = list(pass_sizes(manifest).values())
     cycles, rest = np.divmod(positions, sum(sizes))
     return cycles * len(sizes) + np.searchsorted(list(accumulate(sizes)), rest, side="right")
+
+
+def shards_of_epoch(manifest: Manifest, epoch: int) -> list[Shard]:
+    """The train shards that training reads in an epoch, from 0, in the order of the manifest."""
+    passes = list(pass_sizes(manifest))
+    numbers = passes[epoch % len(passes) :][:1] if passes else []
+    shards = manifest.shards_of("train")
+    return [shard for shard in shards if shard.pass_index in numbers and shard.instances]
 
 
 def pass_sizes(manifest: Manifest) -> Mapping[int, int]:

@@ -1,6 +1,6 @@
 """Shows instances as text that a person can check, including what the model must predict."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.manifest import DataSet, Shard
 from pipeline.records import (
+    Instances,
     decode_instances,
     open_records,
     read_frames,
@@ -55,8 +56,15 @@ class Piece:
     segment: str
 
 
-def read_sequences(data_set: DataSet, shard: Shard) -> Iterator[list[dict[str, np.ndarray]]]:
+def read_sequences(
+    data_set: DataSet, shard: Shard, mask: Callable[[Instances], Instances] | None = None
+) -> Iterator[list[dict[str, np.ndarray]]]:
     """Yields the sequences of each record of a shard, as instances of one sequence; slow.
+
+    Args:
+      data_set: the data set.
+      shard: the shard.
+      mask: draws the masks of records that have none; None leaves them as they are.
 
     Raises:
       UserError: the file cannot be read, or a record is not an instance of this data set.
@@ -67,7 +75,7 @@ def read_sequences(data_set: DataSet, shard: Shard) -> Iterator[list[dict[str, n
         with open_records(path) as file:
             for frame in read_frames(file):
                 record = decode_instances([record_of(frame)], features)
-                sequences = unpack(unpack_word_starts(record))
+                sequences = unpack(unpack_word_starts(mask(record) if mask else record))
                 yield [
                     {name: values[i] for name, values in sequences.items()}
                     for i in range(len(sequences["input_mask"]))

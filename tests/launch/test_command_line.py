@@ -145,6 +145,27 @@ def test_inspect_shows_masks_and_the_next_sentence_label(data_dir):
     assert "B is random" in result.stdout or "B follows A" in result.stdout
 
 
+def test_inspect_refuses_flags_of_masks_where_they_are_stored(data_dir):
+    result = clozemill("inspect", f"--data_dir={data_dir}", "--epoch=1")
+    assert result.returncode == 2
+    assert f"--epoch is for data of `generate --masking=training`, but the masks of {data_dir}" in (
+        result.stderr
+    )
+
+
+def test_inspect_shows_the_masks_of_an_epoch(tmp_path):
+    result = generate(tmp_path, "--masking=training")
+    assert result.returncode == 0, result.stderr
+    inspect = ("inspect", f"--data_dir={tmp_path / 'data'}", "--num_examples=2")
+    first = clozemill(*inspect)
+    assert first.returncode == 0, first.stderr
+    assert clozemill(*inspect, "--epoch=0").stdout == first.stdout
+    other = clozemill(*inspect, "--epoch=1", "--masked_lm_prob=0.5").stdout
+    assert other.count(" → ") > 2 * first.stdout.count(" → ") > 0
+    result = clozemill(*inspect, "--masked_lm_prob=2")
+    assert_fails_with_one_line(result, "--masked_lm_prob=2.0 must lie between 0 and 1")
+
+
 def test_saved_flags_repeat_the_run(data_dir, tmp_path):
     result = clozemill(
         "generate", f"--flagfile={data_dir / 'flags.txt'}", f"--output_dir={tmp_path / 'again'}"

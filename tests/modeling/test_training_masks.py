@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import threading
 from collections import Counter
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ from modeling.training_masks import (
     epochs_of,
     in_background,
     masked_batches,
+    shards_of_epoch,
     training_limits,
 )
 from modeling.training_options import TrainingOptions
 from pipeline.corpus import DocumentBatch
 from pipeline.errors import UserError
-from pipeline.instances import generate_instances
+from pipeline.inspection import read_sequences
 from pipeline.options import InstanceOptions, Masking
 from pipeline.records import (
     check_values,
@@ -36,6 +39,7 @@ from pipeline.records import (
     unpack_word_starts,
 )
 from pipeline.rows import unpack
+from pipeline.shards import make_instances
 from pipeline.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.no_backend
@@ -271,6 +275,43 @@ def test_no_epoch_repeats_a_mask_and_each_instance_has_its_own(padded):
     )
 
 
+@pytest.mark.parametrize("data_set", ["padded", "words"], indirect=True)
+@pytest.mark.usefixtures("small_groups")
+def test_inspection_shows_what_the_trainer_draws(data_set):
+    """Of each of five epochs, which are three readings of the data; in another order."""
+    manifest = data_set.manifest
+    shards = [shards_of_epoch(manifest, epoch) for epoch in range(5)]
+    sizes = [sum(shard.instances for shard in each) for each in shards]
+    batches = read(data_set, sum(sizes) // 8, masked_lm_prob=RATE)
+    drawn = {name: np.concatenate([each[name] for each in batches]) for name in batches[0]}
+    masks, first = TrainingMasks(data_set, SEED, RATE), 0
+    for epoch, size in enumerate(sizes):
+        rows = {name: values[first : first + size] for name, values in drawn.items()}
+        first += size
+        trained = Counter(map(text_of, each_of(unpack(rows, manifest.max_seq_length))))
+        mask = partial(masks.draw, epochs=np.array([epoch]), rate=RATE)
+        records = [read_sequences(data_set, shard, mask) for shard in shards[epoch]]
+        shown = Counter(map(text_of, chain.from_iterable(chain.from_iterable(records))))
+        # The last rows of the last epoch are in no whole batch.
+        assert trained == shown if epoch < 4 else trained <= shown
+
+
+def each_of(instances):
+    return [
+        {name: values[number] for name, values in instances.items()}
+        for number in range(len(instances["input_ids"]))
+    ]
+
+
+def text_of(instance):
+    """What an instance holds, without padding."""
+    length, is_real = instance["input_mask"].sum(), instance["masked_lm_weights"] > 0
+    of_masks = [
+        instance[name][is_real].tolist() for name in ("masked_lm_positions", "masked_lm_ids")
+    ]
+    return str([instance["input_ids"][:length].tolist(), *of_masks])
+
+
 def test_the_default_share_is_that_of_the_data(padded):
     (batch,) = read(padded, 1)
     (same,) = read(padded, 1, masked_lm_prob="0.15")
@@ -376,25 +417,23 @@ def compare(tmp_path, write_unmasked, num_instances, bound):
             sentence_ends=np.cumsum(sentences),
             document_ends=np.arange(10, 50_001, 10),
         )
-        made = {
-            masking: generate_instances(
+        stored, unmasked = (
+            make_instances(
                 documents,
                 vocabulary,
                 InstanceOptions(max_seq_length=32, masking=masking),
                 np.random.default_rng(seed),
                 Counter(),
+                seed,
             )
-            for masking in Masking
-        }
+            for masking in (Masking.STORED, Masking.TRAINING)
+        )
         # The pairs are the same, because all of them are drawn before any mask.
-        plans = zip(made[Masking.TRAINING], made[Masking.STORED], strict=True)
-        for part, (unmasked, stored) in enumerate(plans):
-            word_starts = unmasked["word_starts"].copy()
+        for ours, theirs in zip(unmasked, stored, strict=True):
+            word_starts = unpack_word_starts(ours)["word_starts"]
             size = len(word_starts)
-            numbers = [(seed, part * 1024 + row) for row in range(size)]
-            unmasked["instance_number"] = np.array(numbers)
-            drawn = draw_as_they_are(masks, unmasked)
-            for masking, instances in ((Masking.STORED, stored), (Masking.TRAINING, drawn)):
+            drawn = masks.draw(ours, np.zeros(size, int), 0.15)
+            for masking, instances in ((Masking.STORED, theirs), (Masking.TRAINING, drawn)):
                 for name, share in statistics_of(instances, word_starts).items():
                     totals[masking][name] += size * share
             count += size
@@ -405,13 +444,6 @@ def compare(tmp_path, write_unmasked, num_instances, bound):
                 ]
                 assert means[0] == pytest.approx(means[1], abs=bound)
                 return
-
-
-def draw_as_they_are(masks, instances):
-    """Masks instances whose word starts are no bits yet."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("modeling.training_masks.unpack_word_starts", dict)
-        return masks.draw(instances, np.zeros(len(instances["input_ids"]), int), 0.15)
 
 
 def test_statistics_are_those_of_stored_masks(tmp_path, write_unmasked):

@@ -155,13 +155,14 @@ class Pretrain:
         (directory / "config.json").write_text(config.to_json())
 
     def start(self, run_dir, prelude="", backend=BACKEND):
+        values = dataclasses.asdict(OPTIONS).items()
         arguments = [
             "pretrain",
             f"--backend={backend}",
             f"--data_dir={self._data_dir}",
             f"--output_dir={run_dir}",
             f"--bert_config_file={self._directory / 'config.json'}",
-            *(f"--{name}={value}" for name, value in dataclasses.asdict(OPTIONS).items()),
+            *(f"--{name}={value}" for name, value in values if value is not None),
         ]
         log = self._directory / f"{len(self._processes)}.log"
         method = "forkserver" if backend == BACKEND else "spawn"

@@ -5,7 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from modeling.training.loss_plot import LOSS_PLOT_NAME, _panels, draw_losses, draw_runs
+from modeling.training.loss_plot import (
+    LOSS_PLOT_NAME,
+    _panels,
+    _read_series,
+    draw_losses,
+    draw_runs,
+)
 from modeling.training.metrics import METRICS_NAME
 from pipeline.sentence_pairs import SentencePairs
 
@@ -195,5 +201,8 @@ def test_a_run_without_pairs_has_no_panel_for_them(tmp_path):
         blue, orange = colors(picture)
         assert blue > 0.001
         assert (orange > 0.001) == (pairs != SentencePairs.NONE)
-    titles = {pairs: [panel.title for panel in _panels(pairs)][1:-1] for pairs in SentencePairs}
+    series = _read_series(tmp_path)
+    titles = {
+        pairs: [panel.title for panel in _panels(pairs, series)][1:-1] for pairs in SentencePairs
+    }
     assert titles == {"next": ["Next sentence loss"], "order": ["Sentence order loss"], "none": []}
