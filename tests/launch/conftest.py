@@ -55,7 +55,7 @@ def run(arguments, missing, is_captured, max_bytes):
             if module:
                 sys.modules[name] = module
 
-def capture(data_set, run_dir, config, options, origin, flags, replicas):
+def capture(data_set, run_dir, config, options, origin, flags, replicas, track):
     modeling.training.loop.check_can_train(data_set, run_dir, config, options, replicas)
     modeling.training.loop.prepare_run(run_dir, config, data_set)
     (run_dir / "flags.txt").write_text(flags)
