@@ -65,7 +65,8 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	touch $@
 
 # Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2. And the
-# other version of Spark, and Flink.
+# other version of Spark, and Flink. And MLflow, beside all that .venv has: Beam must not meet the
+# Google packages that it brings.
 .venv/.other_environments: .venv/.tested Makefile
 	$(PYTHON) -m venv .venv/optimum
 	.venv/optimum/bin/pip install --quiet transformers==4.57.6 optimum==2.1.0 optimum-onnx==0.1.0 \
@@ -73,6 +74,10 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(PYTHON) -m venv .venv/tensorflow_hub
 	.venv/tensorflow_hub/bin/pip install --quiet tensorflow==2.21.0 tf_keras==2.21.0 \
 		tensorflow_hub==0.16.1 'setuptools<81'
+	$(RUN)python -m venv .venv/mlflow
+	$(RUN)python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' | \
+		tee .venv/mlflow/lib/python*/site-packages/clozemill.pth
+	.venv/mlflow/bin/pip install --quiet mlflow-skinny==3.17.2 sqlalchemy alembic
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/spark3 pyspark==3.5.9 py4j==0.10.9.9
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/flink apache-flink-libraries==2.2.1
 	touch $@

@@ -18,6 +18,7 @@ from launch.flag_files import flag_values, flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.job.group import ProcessGroup
 from modeling.job.termination import Termination, noticing_termination
+from modeling.training.tracking import TrackerName, check_tracker
 from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
@@ -59,6 +60,13 @@ _DRY_RUN = flags.DEFINE_boolean(
     False,
     "Only report what the run would be: parameters, FLOPs, memory, passes over the data, and the "
     "time of two steps. Writes nothing.",
+)
+_TRACK = flags.DEFINE_enum_class(
+    "track",
+    None,
+    TrackerName,
+    "Also send the metrics to Weights & Biases or MLflow, at each checkpoint. Without a login "
+    "(WANDB_API_KEY, netrc, MLFLOW_TRACKING_URI), they stay in the run.",
 )
 # One flag for each field of TrainingOptions.
 flags.DEFINE_integer(
@@ -220,6 +228,8 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
     may_differ = (*job.PLACE_FLAGS, "data_dir")
     given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in may_differ]
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
+    if _TRACK.value and group.is_first:
+        check_tracker(_TRACK.value)
     data_set, run_dir = DataSet.read(Path(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
     group.check_same(_facts(data_set.manifest))
     for line in data_set.manifest.health:
@@ -243,7 +253,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
             return
         flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
         termination.ask(group)
-        train(data_set, run_dir, config, options, origin, flag_lines, replicas)
+        train(data_set, run_dir, config, options, origin, flag_lines, replicas, _TRACK.value)
 
 
 def _model(

@@ -7,7 +7,9 @@
     workload        the sequences, tokens and FLOPs of an update
     metrics         metrics.jsonl and the line on the terminal
     tensorboard     the same metrics as TensorBoard's event file
-    loss_plot       loss.png
+    tracking        the same metrics for Weights & Biases or MLflow
+    tracker_sender  the process that sends them
+    loss_plot       loss.png and sweep.png
     shard_verifier  the SHA-256 of the shards that are read, in the background
     evaluation      losses and accuracies on the eval shards
     loop            train: the loop over steps, which logs, evaluates and saves

@@ -48,6 +48,7 @@ from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import Branch, restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
 from modeling.training.shard_verifier import ShardVerifier
+from modeling.training.tracking import TrackerName, describe_run, tracking
 from modeling.training.workload import BatchSizes, describe_update, flops_per_instance
 from modeling.training_masks import (
     check_masking,
@@ -74,6 +75,7 @@ def train(
     origin: Pretrained | Branch | None = None,
     flags: str = "",
     replicas: Replicas | None = None,
+    track: TrackerName | None = None,
 ) -> None:
     """Trains until `options.num_train_steps`, from the run's newest checkpoint if it has one.
 
@@ -89,6 +91,7 @@ def train(
       origin: what a new run starts from, instead of random weights.
       flags: the content of the run's flags.txt.
       replicas: the devices to train on; by default those of this process.
+      track: the tracker that process 0 sends the metrics to, if any.
 
     Raises:
       UserError: `check_can_train` fails, the data set cannot be read or is damaged, the loss is no
@@ -107,10 +110,14 @@ def train(
     if group.is_first:
         remove_unfinished_checkpoints(run_dir)
     state = restore_or_begin(run_dir, learner, options, origin, group)
+    described = describe_run(flags, config, data_set.manifest)
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
         if group.is_first:
             _complete(run_dir, options, config.sentence_pairs)
+            with tracking(track, run_dir, described) as tracker:
+                if tracker and state.metrics:
+                    tracker.send(state.metrics.bytes)
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
@@ -118,18 +125,20 @@ def train(
         write_environment(run_dir, devices, group.hosts, replicas.count)
         write_whole(run_dir / FLAGS_NAME, flags)
     manifest = data_set.manifest
-    metrics = MetricsWriter(
-        run_dir if group.is_first else None,
-        state,
-        options.num_train_steps,
-        BatchSizes(options, replicas.count),
-        flops_per_instance(config, manifest, training_limits(manifest, options)),
-        (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
-        manifest.sentence_pairs,
-    )
-    loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas)
-    with metrics, closing(loop):
-        loop.run()
+    with tracking(track if group.is_first else None, run_dir, described) as tracker:
+        metrics = MetricsWriter(
+            run_dir if group.is_first else None,
+            state,
+            options.num_train_steps,
+            BatchSizes(options, replicas.count),
+            flops_per_instance(config, manifest, training_limits(manifest, options)),
+            (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+            manifest.sentence_pairs,
+            tracker,
+        )
+        loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas)
+        with metrics, closing(loop):
+            loop.run()
     if group.is_first:
         _draw(run_dir, manifest.sentence_pairs)
 
@@ -296,12 +305,13 @@ class _Loop:
             self._verifier.wait()
             self._group.wait_for_all()
             if self._group.is_first:
+                lines = self._metrics.flushed()
                 state = dataclasses.replace(
                     self._start,
                     step=step,
                     instances_seen=self._instances_seen(step),
                     sums=sums,
-                    metrics=self._metrics.flushed(),
+                    metrics=lines,
                 )
                 path = save_checkpoint(
                     self._run_dir,
@@ -310,6 +320,7 @@ class _Loop:
                     self._options.keep_checkpoints,
                     self._options.is_kept,
                 )
+                self._metrics.saved(lines)
                 self._metrics.log(f"saved {path}")
             # The others wait here, because the next step has the time limits of its backend.
             self._group.wait_for_all()

@@ -20,6 +20,7 @@ from rich.text import Text
 from modeling.checkpoints.run_checkpoints import FileStart, TrainingState
 from modeling.losses import NAMES_OF_PAIRS, losses_and_accuracies
 from modeling.training.tensorboard import EVAL_PREFIX, SummaryWriter
+from modeling.training.tracking import Tracking
 from modeling.training.workload import BatchSizes
 from pipeline.files import whole_file
 from pipeline.sentence_pairs import SentencePairs
@@ -113,6 +114,7 @@ class MetricsWriter:
       flops_per_instance: the model's FLOPs per instance, forward and backward.
       peak_flops: the peak of all devices together, in FLOP/s; None if unknown.
       sentence_pairs: what the data's instances hold.
+      tracking: what sends the lines to a tracker, if anything does.
 
     Attributes:
       all_reduce_seconds: the seconds per step that the devices' all-reduce takes; 0 until it is
@@ -128,8 +130,10 @@ class MetricsWriter:
         flops_per_instance: float,
         peak_flops: float | None = None,
         sentence_pairs: SentencePairs = SentencePairs.NEXT,
+        tracking: Tracking | None = None,
     ):
         self._run_dir = run_dir
+        self._tracking = tracking
         self._num_train_steps = num_train_steps
         self._batch_sizes = batch_sizes
         self._flops_per_instance = flops_per_instance
@@ -152,6 +156,8 @@ class MetricsWriter:
         self.start_timing(start.step)
 
     def __enter__(self) -> "MetricsWriter":
+        if self._tracking:
+            self._tracking.send(self._size)
         if self._live:
             self._live.start()
         return self
@@ -228,6 +234,11 @@ class MetricsWriter:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         return FileStart(self._size, self._digest.hexdigest())
+
+    def saved(self, lines: FileStart) -> None:
+        """Tells the tracker that a checkpoint covers these lines."""
+        if self._tracking:
+            self._tracking.send(lines.bytes)
 
     def log(self, message: str) -> None:
         """Logs a message on its own line."""

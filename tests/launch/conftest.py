@@ -55,7 +55,7 @@ def run(arguments, missing, is_captured, max_bytes):
             if module:
                 sys.modules[name] = module
 
-def capture(data_set, run_dir, config, options, origin, flags, replicas):
+def capture(data_set, run_dir, config, options, origin, flags, replicas, track):
     modeling.training.loop.check_can_train(data_set, run_dir, config, options, replicas)
     modeling.training.loop.prepare_run(run_dir, config, data_set)
     (run_dir / "flags.txt").write_text(flags)
@@ -116,6 +116,7 @@ for number, output in enumerate(outputs, 1):
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
 os.chdir(directory)
 os.environ |= environment
+sys.modules.update(dict.fromkeys(missing))
 import launch.__main__
 sys.argv = ["clozemill", *arguments]
 launch.__main__.main()
@@ -126,12 +127,13 @@ launch.__main__.main()
 def run_in_fork():
     """A function that runs a verb in a folder, in a process that `preload` makes a fork."""
 
-    def run(verb, directory, *arguments, path=os.environ["PATH"], environment=None):
+    def run(verb, directory, *arguments, path=os.environ["PATH"], environment=None, missing=()):
         with tempfile.TemporaryDirectory() as folder:
             outputs = [Path(folder, name) for name in ("stdout", "stderr")]
             variables = {
                 "outputs": outputs,
                 "directory": directory,
+                "missing": missing,
                 "environment": {"PATH": str(path), **(environment or {})},
                 "arguments": [verb, *arguments],
             }

@@ -136,7 +136,7 @@ def test_every_field_of_config_and_options_has_a_flag():
     names = re.findall(r"^  --(?:\[no\])?(\w+)$", result.stdout, re.MULTILINE)
     assert len(names) == len(set(names))
     others = {
-        *("data_dir", "output_dir", "init_checkpoint", "branch_from", "dry_run"),
+        *("data_dir", "output_dir", "init_checkpoint", "branch_from", "dry_run", "track"),
         *("backend", "model", "bert_config_file"),
         *("coordinator_address", "num_processes", "process_id", "coordinator_timeout"),
         "job_token_file",

@@ -113,7 +113,15 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
     opened, steps = [], []
     draw_losses = loop.draw_losses
 
-    def run(options=FEW_STEPS, data_set=data_set, origin=None, flags="", draws=False, **kwargs):
+    def run(
+        options=FEW_STEPS,
+        data_set=data_set,
+        origin=None,
+        flags="",
+        draws=False,
+        track=None,
+        **kwargs,
+    ):
         def make_step(learner, _replicas):
             steps.append(FakeStep(learner, **kwargs))
             return steps[-1]
@@ -124,7 +132,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
         arguments = (tmp_path / "run", shallow_config, options, origin, flags, replicas)
         with noticing_termination() as termination:
             termination.ask(replicas.group)
-            train(data_set, *arguments)
+            train(data_set, *arguments, track)
         return tmp_path / "run", steps[-1]
 
     def open_batches(*arguments):
