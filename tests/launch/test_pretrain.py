@@ -18,6 +18,7 @@ import pytest
 from modeling.checkpoints.huggingface import write_huggingface
 from modeling.config import BertConfig, weight_shapes
 from modeling.training_options import TrainingOptions
+from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.flags"))
@@ -217,6 +218,19 @@ def test_every_flag_of_the_config_has_its_effect(pretrain, places, tmp_path, sou
     assert not any(given[name] == default[name] for name in given)
     result = pretrain(*places, f"--{source}={flag}", *as_flags(given), is_captured=True)
     assert captured(result)[0] == given | {"sentence_pairs": "next"}
+
+
+def test_the_data_decide_which_heads_a_model_has(pretrain, write_data_set, tmp_path):
+    data_dir, path = write_data_set(tmp_path / "data"), tmp_path / "bert_config.json"
+    manifest = Manifest.read(data_dir)
+    places = f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}"
+    for pairs, version in (("none", 2), ("order", 1)):
+        options = {"sentence_pairs": pairs}
+        dataclasses.replace(manifest, options=options, format_version=version).write(data_dir)
+        config = dataclasses.replace(BertConfig.preset("tiny", 40), sentence_pairs="none")
+        path.write_text(config.to_json())
+        result = pretrain(*places, f"--bert_config_file={path}", is_captured=True)
+        assert captured(result)[0]["sentence_pairs"] == pairs
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "hidden_dropout_prob", "gelu_form"])

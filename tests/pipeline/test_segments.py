@@ -205,7 +205,7 @@ def made(request, corpus, tmp_path_factory):
         corpus,
         output_dir=tmp_path_factory.mktemp("pairs") / "data",
         instances=replace(
-            corpus.instances, sentence_pairs=pairs, packed_row_length=row_length, dupe_factor=20
+            corpus.instances, sentence_pairs=pairs, packed_row_length=row_length, dupe_factor=5
         ),
     )
     return DataSet(options.output_dir, generate(options, PipelineOptions([]))), options

@@ -32,6 +32,7 @@ from modeling.export.formats import Format
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.manifest import Manifest
+from pipeline.sentence_pairs import SentencePairs
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
 POSITION_EMBEDDINGS = "bert/embeddings/position_embeddings"
@@ -216,6 +217,28 @@ def test_the_directory_of_an_original_checkpoint_is_read(original, config, weigh
     pretrained = read_pretrained(original.parent)
     assert_all_is_read(pretrained, config, weights)
     assert pretrained.source == f"the original checkpoint {original}"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "pairs"),
+    [
+        (("bert/pooler/", "cls/seq_relationship/"), "none"),
+        (("bert/pooler/", "cls/"), "none"),
+        (("cls/seq_relationship/",), "next"),
+        (("bert/pooler/",), "next"),
+        (("bert/pooler/dense/bias", "cls/seq_relationship/"), "next"),
+    ],
+)
+def test_weights_with_nothing_of_pairs_are_of_a_bert_without_them(
+    tmp_path, write_original, config, weights, lacking, pairs
+):
+    kept = {name: values for name, values in weights.items() if not name.startswith(lacking)}
+    read = read_pretrained(write_original(tmp_path / "original", kept))
+    assert read.config == dataclasses.replace(config, sentence_pairs=SentencePairs(pairs))
+    assert read.weights.keys() == kept.keys()
+    export(read, tmp_path / "huggingface", Format.HUGGINGFACE)
+    again = read_pretrained(tmp_path / "huggingface")
+    assert (again.config, again.weights.keys()) == (read.config, kept.keys())
 
 
 def test_a_hugging_face_directory_is_read(huggingface, config, weights):

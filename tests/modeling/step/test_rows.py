@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
-from modeling.losses import losses_and_accuracies, total_loss
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.losses import losses_and_accuracies, pretraining_sums, total_loss
 from modeling.step.backend import TrainStep, eval_step
 from modeling.step.learner import new_learner
 from modeling.training_options import OptimizerName, Precision, TrainingOptions
 from pipeline.records import RowLimits
 from pipeline.rows import pack
+from pipeline.sentence_pairs import SentencePairs
 
 NUM_STEPS, NUM_ROWS = 20, 4
 SIZES = [2, 3, 1, 2]
@@ -114,3 +117,16 @@ def test_evaluation_of_rows_counts_sequences(no_dropout, batches):
     rows, sequences = figures
     for name, value in rows.items():
         assert value == pytest.approx(sequences[name], abs=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="JAX compiles each operation alone: 8 seconds"
+)
+def test_rows_without_pairs_have_the_sums_of_their_sequences(no_dropout, batches):
+    model = BertForPreTraining(dataclasses.replace(no_dropout, sentence_pairs=SentencePairs.NONE))
+    packed, unpacked = (
+        {name: float(value) for name, value in pretraining_sums(model(batch), batch).items()}
+        for batch in batches[0]
+    )
+    assert packed == pytest.approx(unpacked, rel=1e-5)
+    assert packed.keys() == {"masked_lm_nll", "masked_lm_correct"}

@@ -14,7 +14,6 @@ from modeling.training.tensorboard import SUMMARIES_NAME
 from modeling.training.workload import BatchSizes
 from modeling.training_options import TrainingOptions
 from pipeline.records import read_frames, record_of
-from pipeline.sentence_pairs import SentencePairs
 
 pytestmark = pytest.mark.no_backend
 
@@ -70,10 +69,12 @@ def make_terminal(monkeypatch):
 def make_writer(tmp_path):
     """A function that makes a writer for steps of 4 sequences, each of 1000 FLOPs."""
 
-    def make(first_step=0, num_train_steps=10, peak_flops=None, written=None, **options):
+    def make(
+        first_step=0, num_train_steps=10, peak_flops=None, written=None, pairs="next", **options
+    ):
         start = TrainingState(step=first_step, metrics=written)
         sizes = BatchSizes(TrainingOptions(**{"train_batch_size": 4} | options))
-        return MetricsWriter(tmp_path, start, num_train_steps, sizes, 1000, peak_flops)
+        return MetricsWriter(tmp_path, start, num_train_steps, sizes, 1000, peak_flops, pairs)
 
     return make
 
@@ -500,10 +501,10 @@ def test_time_left_is_estimated_from_the_remaining_steps(make_writer, caplog):
     ("pairs", "says"),
     [("order", "masked LM 3.000 (25.0%) | sentence order 0.500 (75.0%)"), ("none", "masked LM 3.")],
 )
-def test_a_line_names_the_task_that_the_data_have(tmp_path, pairs, says, caplog):
+def test_a_line_names_the_task_that_the_data_have(tmp_path, make_writer, pairs, says, caplog):
     sums = {name: SUMS[name] for name in SUMS if pairs == "order" or "next_sentence" not in name}
     with caplog.at_level(logging.INFO, logger="absl"):
-        writer = MetricsWriter(tmp_path, TrainingState(), 10, 4, 1000, None, SentencePairs(pairs))
+        writer = make_writer(pairs=pairs)
         writer.write(2, sums, 1e-3)
         writer.write_evaluation(2, sums)
     for message in caplog.messages:
