@@ -45,6 +45,7 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(RUN)python tests/benchmarks/spark_speed.py
 	$(RUN)python tests/benchmarks/train_speed.py
 	$(RUN)python tests/benchmarks/packing_speed.py
+	$(RUN)python tests/benchmarks/masking_speed.py
 	$(RUN)python tests/benchmarks/process_speed.py
 	$(RUN)python tests/benchmarks/verification_speed.py
 

@@ -1,10 +1,12 @@
 """Shards to batches to logits to losses to trained weights: BERT in Keras 3.
 
-Ten files are the spine, in reading order::
+Twelve files are the spine, in reading order::
 
     config                the size and shape of a BERT
+    masking_schedule      the share of tokens to mask, which may change while a model trains
     training_options      how to train: batch size, learning rate, steps, precision
     batches               shards -> batches, dicts with the feature names of `pipeline.records`
+    training_masks        batches without masks -> batches with masks that are drawn while training
     dropout               dropout whose masks follow from a seed, a step and a position alone
     attention             which kernel computes attention, and which tokens see each other
     jax_gpu               what JAX computes in its own way on NVIDIA GPUs: fused attention
@@ -22,5 +24,6 @@ Five rooms do the rest. A room imports the spine and the rooms above it, never o
     export       trained weights in the formats that other software opens
 
 Of `pipeline`, it imports the contract of a data set, `sentence_pairs`, `records`, `manifest` and
-`vocabulary`, and what all packages share: `files`, `errors` and `templates`.
+`vocabulary`; the rules of masks, `options`, `draws`, `masking`, `instances` and `rows`; and what
+all packages share: `files`, `errors` and `templates`.
 """

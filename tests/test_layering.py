@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (the first four), and what all packages share.
+# The contract of a data set (the first four), the rules of masks (the next five), and what all
+# packages share.
 CONTRACT = {
     f"pipeline.{name}"
     for name in (
@@ -17,6 +18,11 @@ CONTRACT = {
         "records",
         "manifest",
         "vocabulary",
+        "options",
+        "draws",
+        "masking",
+        "instances",
+        "rows",
         "foreign_vocabularies",
         "files",
         "json_files",
@@ -126,6 +132,7 @@ def test_importing_all_of_modeling_loads_no_beam():
         ("verify", "google_crc32c", {"keras", "tensorflow", "apache_beam", "modeling"}),
         # Before the backend is chosen, and at once for --help.
         ("pretrain", "modeling", {"keras", "tensorflow", "jax", "apache_beam"}),
+        ("inspect", "modeling", {"keras", "tensorflow", "jax", "apache_beam"}),
         ("evaluate", "absl", {"keras", "tensorflow", "jax", "apache_beam"}),
         ("export", "absl", {"keras", "tensorflow", "jax", "apache_beam"}),
     ],

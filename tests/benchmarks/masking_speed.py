@@ -7,13 +7,13 @@ same core. Then it trains BERT-mini and reports the share of time spent waiting 
 
 import itertools
 import json
-import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from harness import CORES, generate_command, parser_of, run
+from harness import CORES, generate_command, parser_of, pinned, run
 
 from pipeline.manifest import DataSet
 
@@ -82,7 +82,7 @@ def train(data_dir, folder, steps):
         "masked_lm_prob": "0.3:0.15",
     }
     command = [generate_command()[0], "pretrain", *(f"--{name}={flags[name]}" for name in flags)]
-    run(command, folder / "log.txt", TF_CPP_MIN_LOG_LEVEL=3)
+    run(command, folder / "log.txt")
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return json.loads(lines[-1])["input_wait"]
 
@@ -98,10 +98,10 @@ def main():
             for row_length in (0, seq_length):
                 data_dir = generate(arguments, folder, seq_length, row_length)
                 print(f"S {seq_length}, {'packed' if row_length else 'padded'}, one core")
-                this = ["taskset", "--cpu-list", str(CORES[-1]), os.sys.executable, __file__]
-                this += [f"--serve={data_dir}", f"--rate={arguments.rate}"]
-                this += [f"--rounds={arguments.rounds}"]
-                print(run(this, folder / "log.txt", TF_CPP_MIN_LOG_LEVEL=3).output, end="")
+                flags = [f"--rate={arguments.rate}", f"--rounds={arguments.rounds}"]
+                this = [sys.executable, __file__, f"--serve={data_dir}", *flags]
+                output = run(pinned(this, CORES[-1:]), folder / "log.txt").output
+                print("\n".join(line for line in output.splitlines() if line.startswith("  ")))
         if arguments.train_steps:
             data_dir = folder / f"{arguments.max_seq_lengths[0]}-0"
             wait = train(data_dir, folder, arguments.train_steps)

@@ -32,6 +32,8 @@ from pipeline.options import InstanceOptions, Masking
 from pipeline.records import (
     check_values,
     decode_instances,
+    encode_examples,
+    frame_record,
     instance_features,
     open_records,
     read_frames,
@@ -349,6 +351,20 @@ def test_a_row_that_is_none_is_reported(tmp_path, write_unmasked):
     options = TrainingOptions(masked_lm_prob=RATE)
     with pytest.raises(UserError, match=rf"cannot read the data set {tmp_path}: a record is dama"):
         next(masked_batches(iter([records]), data_set, options))
+
+
+@pytest.mark.parametrize("name", ["word_starts", "input_ids"])
+def test_a_value_out_of_its_range_is_reported_with_its_record(name, tmp_path, write_unmasked):
+    data_set = write_unmasked(tmp_path, [("train", 0, 30)])
+    records = records_of(data_set)
+    records[name][3, 0] = data_set.manifest.features_of("train")[name].limit
+    (shard,) = data_set.manifest.shards
+    path = data_set.path_of(shard)
+    path.write_bytes(b"".join(map(frame_record, encode_examples(records))))
+    shard = dataclasses.replace(shard, bytes=path.stat().st_size)
+    manifest = dataclasses.replace(data_set.manifest, shards=[shard])
+    with pytest.raises(UserError, match=rf"record 4 of {path} is damaged \(its {name} are from"):
+        read(dataclasses.replace(data_set, manifest=manifest), 40)
 
 
 def test_batches_are_made_in_the_background_in_order():

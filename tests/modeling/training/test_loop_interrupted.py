@@ -407,6 +407,17 @@ def test_run_does_not_resume_with_another_seed_or_optimizer(
     assert str(straight_run) in str(raised.value)
 
 
+def test_a_run_that_resumes_with_other_shares_of_masks_says_so(
+    copy_of_run, data_set, shallow_config, training_lines, caplog
+):
+    shutil.rmtree(list_checkpoints(copy_of_run)[-1])
+    options = dataclasses.replace(OPTIONS, masked_lm_prob="0.3")
+    with caplog.at_level(logging.INFO, logger="absl"):
+        train(data_set, copy_of_run, shallow_config, options)
+    assert "changed: --masked_lm_prob was 0.4:0.2, is 0.3" in caplog.messages
+    assert training_lines(copy_of_run)[-1]["masked_lm_prob"] == 0.3
+
+
 def test_diverged_training_stops_and_keeps_the_good_checkpoint(
     tmp_path, data_set, shallow_config, few_steps
 ):
