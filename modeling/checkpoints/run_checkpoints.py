@@ -17,8 +17,8 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -88,6 +88,7 @@ class TrainingState:
       started_from: the source of the weights at step 0, in words; None if they were random.
       branched_from: the checkpoint of another run from which this one went on, in words; None for a
         run that began at step 0.
+      is_kept: whether the checkpoint stays when it is no longer among the newest.
       metrics: the lines of `metrics.jsonl` up to this step; None in checkpoints of earlier builds.
       sha256: the SHA-256 (in hexadecimal) of files of the run and the checkpoint, by name; empty in
         checkpoints of earlier builds.
@@ -100,6 +101,7 @@ class TrainingState:
     loss_scale: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
     started_from: str | None = None
     branched_from: str | None = None
+    is_kept: bool = False
     metrics: FileStart | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -110,13 +112,7 @@ class DamagedCheckpointError(UserError):
     """A checkpoint's content is not what was written."""
 
 
-def save_checkpoint(
-    run_dir: Path,
-    learner: Learner,
-    state: TrainingState,
-    keep: int,
-    is_kept: Callable[[int], bool] = lambda _step: False,
-) -> Path:
+def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep: int) -> Path:
     """Writes a checkpoint, and removes old ones as `remove_old_checkpoints` does.
 
     Args:
@@ -124,7 +120,6 @@ def save_checkpoint(
       learner: the variables.
       state: the state, whose `sha256` has the digests of the run's files.
       keep: the number of newest checkpoints to keep.
-      is_kept: whether the checkpoint of a step is kept for good.
 
     Raises:
       UserError: it cannot be written; earlier checkpoints are unchanged.
@@ -150,17 +145,20 @@ def save_checkpoint(
             f"cannot save the checkpoint {directory} ({error.strerror or error}): once that is "
             "fixed, the same command resumes from the checkpoint before it"
         ) from error
-    remove_old_checkpoints(run_dir, keep, is_kept)
+    remove_old_checkpoints(run_dir, keep)
     return directory
 
 
-def remove_old_checkpoints(
-    run_dir: Path, keep: int, is_kept: Callable[[int], bool] = lambda _step: False
-) -> None:
-    """Removes all checkpoints but the newest `keep`, and but those whose steps are kept."""
+def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` and those whose state says that they stay.
+
+    Raises:
+      UserError: the system cannot read a checkpoint.
+    """
     for old in list_checkpoints(run_dir)[:-keep]:
-        if is_kept(_step_of(old)):
-            continue
+        with suppress(DamagedCheckpointError):
+            if read_state(old).is_kept:
+                continue
         if old.is_dir() and not old.is_symlink():
             remove_directory(old)
         else:

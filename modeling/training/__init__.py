@@ -3,7 +3,7 @@
 ::
 
     run_directory   the files of a run, and whether a model and a data set fit it
-    resume          the first step: from the newest checkpoint, pretrained weights or random ones
+    resume          the first step: from the newest checkpoint, another run's, or other weights
     workload        the sequences, tokens and FLOPs of an update
     metrics         metrics.jsonl and the line on the terminal
     tensorboard     the same metrics as TensorBoard's event file

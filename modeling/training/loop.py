@@ -167,7 +167,7 @@ def check_can_train(
 
 def _complete(run_dir: Path, options: TrainingOptions, sentence_pairs: SentencePairs) -> None:
     """Does what a run that was killed after its last step has left to do."""
-    remove_old_checkpoints(run_dir, options.keep_checkpoints, options.is_kept)
+    remove_old_checkpoints(run_dir, options.keep_checkpoints)
     picture, metrics = run_dir / LOSS_PLOT_NAME, run_dir / METRICS_NAME
     if not picture.exists() or (
         metrics.exists() and picture.stat().st_mtime_ns < metrics.stat().st_mtime_ns
@@ -311,14 +311,11 @@ class _Loop:
                     step=step,
                     instances_seen=self._instances_seen(step),
                     sums=sums,
+                    is_kept=self._options.is_kept(step),
                     metrics=lines,
                 )
                 path = save_checkpoint(
-                    self._run_dir,
-                    self._learner,
-                    state,
-                    self._options.keep_checkpoints,
-                    self._options.is_kept,
+                    self._run_dir, self._learner, state, self._options.keep_checkpoints
                 )
                 self._metrics.saved(lines)
                 self._metrics.log(f"saved {path}")

@@ -248,8 +248,14 @@ def test_checkpoints_for_branches_are_kept_beside_the_newest(fake_run, passes, s
     assert mean.source == f"the mean of step-00000036 to step-00000040 of {run_dir}"
     with pytest.raises(UserError, match="2 checkpoints beside those that it keeps for good, not 3"):
         read_average(run_dir, 3)
+    # For good: a later start without the flag does not remove them.
     fake_run(dataclasses.replace(options, keep_every_steps=0, keep_checkpoints=1), passes)
-    assert steps_of(run_dir) == [24, 40]
+    assert steps_of(run_dir) == [10, 20, 24, 30, 40]
+    # Whatever else is old or damaged goes as before.
+    (run_dir / "checkpoints" / "step-00000020" / "state.json").write_text("")
+    longer = dataclasses.replace(options, num_train_steps=41, num_decay_steps=17)
+    fake_run(dataclasses.replace(longer, keep_checkpoints=1), passes)
+    assert steps_of(run_dir) == [10, 24, 30, 40, 41]
 
 
 @pytest.mark.no_backend
