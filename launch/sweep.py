@@ -1,8 +1,8 @@
-"""Runs pretrain at each point of a grid of flags, and ends with a sorted table of the results.
+r"""Runs pretrain at each point of a grid of flags, and ends with a sorted table of the results.
 
 The pretrain command comes after --. Its --output_dir is the directory of all runs:
 
-  clozemill sweep --grid='learning_rate=1e-4,3e-4;hidden_dropout_prob=0,0.1' -- \\
+  clozemill sweep --grid='learning_rate=1e-4,3e-4;hidden_dropout_prob=0,0.1' -- \
       pretrain --data_dir=DATA --output_dir=SWEEP --model=mini
 
 Each point is a run in SWEEP, named by its values, with its log beside it. The same command again

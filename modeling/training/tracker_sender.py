@@ -210,7 +210,7 @@ def _read_steps(path: Path, num_bytes: int) -> Iterator[tuple[int, dict[str, flo
 
 def _described(error: Exception) -> str:
     """An error in one line, without the passwords in addresses."""
-    text = re.sub(r"//[^/@\s]*@", "//", f"{type(error).__name__}: {error}")
+    text = re.sub(r"//[^/\s]*@", "//", f"{type(error).__name__}: {error}")
     return in_one_line(text[:_LONGEST_ERROR])
 
 

@@ -267,6 +267,7 @@ def test_weights_without_a_config_take_it_and_the_form_of_gelu_from_the_flags(
         (["--model=huge"], "--model=huge"),
         (["--model=tiny", "--backend=torch"], "--backend=torch"),
         (["--model=tiny", "--precision=float64"], "--precision=float64"),
+        (["--model=tiny", "--track=comet"], "--track=comet"),
         (["--model=tiny", "--optimizer=sgd"], "--optimizer=sgd"),
         (["--model=tiny", "--learning_rate_schedule=wsd"], "--learning_rate_schedule=wsd"),
         (["--model=tiny", "--gelu_form=gelu"], "--gelu_form=gelu"),
@@ -331,6 +332,14 @@ def test_missing_backend_is_reported_with_its_pip_line(pretrain, places, tmp_pat
     flags = "--model=tiny", "--backend=jax"
     result = pretrain(*places, *flags, missing=["jax"], is_captured=True)
     assert_fails(result, "--backend=jax", "pip install jax", "clozemill[jax]")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_missing_tracker_is_reported_with_its_pip_line(pretrain, places, tmp_path, tracker):
+    flags = "--model=tiny", f"--track={tracker}"
+    result = pretrain(*places, *flags, missing=[tracker], is_captured=True)
+    assert_fails(result, f"--track={tracker}", f"pip install 'clozemill[{tracker}]'")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,7 +132,7 @@ def stub(tmp_path, monkeypatch):
 
 
 def test_a_tracker_that_fails_is_one_warning_without_passwords(fake_run, stub, caplog):
-    stub("def init(**_): raise OSError('no https://user:secret@host/\\n!')\nSettings = dict")
+    stub("def init(**_): raise OSError('no https://user:sec@ret@host/\\n!')\nSettings = dict")
     run_dir, _ = fake_run(track=TrackerName.WANDB)
     assert len(steps_of_metrics(run_dir)) == 4
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
