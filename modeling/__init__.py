@@ -24,6 +24,6 @@ Five rooms do the rest. A room imports the spine and the rooms above it, never o
     export       trained weights in the formats that other software opens
 
 Of `pipeline`, it imports the contract of a data set, `sentence_pairs`, `records`, `manifest` and
-`vocabulary`; the rules of masks, `options`, `draws`, `masking`, `instances` and `rows`; and what
-all packages share: `files`, `errors` and `templates`.
+`vocabulary`; the rules of masks, `options`, `draws`, `masking`, `ngrams`, `instances` and `rows`;
+and what all packages share: `files`, `errors` and `templates`.
 """

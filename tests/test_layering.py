@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (the first four), the rules of masks (the next five), and what all
+# The contract of a data set (the first four), the rules of masks (the next six), and what all
 # packages share.
 CONTRACT = {
     f"pipeline.{name}"
@@ -21,6 +21,7 @@ CONTRACT = {
         "options",
         "draws",
         "masking",
+        "ngrams",
         "instances",
         "rows",
         "foreign_vocabularies",

@@ -1,5 +1,6 @@
 """One weight update and one evaluation of a batch, compiled by TensorFlow with XLA."""
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from modeling.training_options import Precision
 
 _by_xla = partial(tf.function, jit_compile=True, autograph=False)
 _REPEATS = 3
+# A warm-up of the batch size compiles the step several times, and says so itself.
+logging.getLogger("tensorflow").addFilter(lambda record: "retracing" not in record.getMessage())
 # For `_around_products`; they change nothing else.
 os.environ["TF_XLA_FLAGS"] = " ".join(
     ["--tf_xla_cpu_global_jit", "--tf_xla_ops_to_cluster=FUSIBLE", os.getenv("TF_XLA_FLAGS", "")]

@@ -405,7 +405,7 @@ def test_without_pairs_the_masked_words_alone_are_learnt(no_dropout, randomize, 
     assert all(not np.array_equal(after[name], values) for name, values in before.items())
 
 
-# The last test of the shared step, which it compiles for another size.
+# The last test of the shared step, which it compiles for other sizes.
 def test_batches_may_change_their_size(steps_without_dropout, batch):
     steps = steps_without_dropout
     for size in (8, 2, 2):
@@ -414,3 +414,14 @@ def test_batches_may_change_their_size(steps_without_dropout, batch):
         results = steps.train(part)
         assert {name: results[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert int(steps.optimizer.iterations) == 3
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="is about TensorFlow")
+def test_tensorflow_does_not_warn_of_the_sizes_of_a_warm_up(caplog, monkeypatch):
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    doubled = tf.function(lambda x: 2 * x)
+    for size in range(10):
+        doubled(tf.zeros(size))
+    assert not caplog.messages
