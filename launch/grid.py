@@ -131,7 +131,8 @@ def _as_parsed(flag: flags.Flag, value: str) -> str:
         parsed.parse(value)
     except flags.Error as error:
         raise flags.Error(f"--grid: {error}") from error
-    return str(parsed.value).removesuffix(".0")
+    number = parsed.value
+    return str(int(number)) if type(number) is float and number.is_integer() else str(number)
 
 
 def _name_of(values: dict[str, str]) -> str:

@@ -109,6 +109,7 @@ def begun(result):
             [f"hidden_dropout_prob={p},learning_rate={x}" for p in (0, 0.1) for x in (0.2, 1e-5)],
         ),
         ("verify_data=false;precision=bfloat16;", ["precision=bfloat16,verify_data=False"]),
+        ("init_checkpoint=v1.0", ["init_checkpoint=v1.0"]),  # no number
     ],
 )
 def test_each_point_is_a_run_named_by_its_values(sweep, tmp_path, grid, names):
