@@ -13,7 +13,7 @@ from modeling.checkpoints.pretrained import read_pretrained
 from modeling.export.export import export
 from modeling.export.formats import Format
 from modeling.losses import batch_totals, masked_lm_loss, pretraining_sums
-from pipeline.records import SentencePairs
+from pipeline.sentence_pairs import SentencePairs
 
 # Exports do not depend on the backend, so one is enough.
 if keras.config.backend() != "tensorflow":
