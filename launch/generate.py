@@ -148,8 +148,8 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "max_ngram_size",
     _DEFAULTS.max_ngram_size,
-    "Mask n-grams of up to this many whole words; n words are drawn with the weight 1/n. With "
-    "--masked_word_action=per_word, as the Model Garden's script does it.",
+    "Mask n-grams of up to this many whole words, at most 10; n words are drawn with the weight "
+    "1/n. With --masked_word_action=per_word, as the Model Garden's script does it.",
 )
 flags.DEFINE_enum_class(
     "masked_word_action",

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.flag_files import flag_values
 from launch.pretrain_command import pretrain_flags, read_command
-from modeling.training_options import TrainingOptions
+from modeling.masking_schedule import MaskingSchedule
 from pipeline.errors import UserError
 
 # A name of a file has at most 255 bytes, and it gets an ending.
@@ -80,12 +79,11 @@ def read_points(command: list[str]) -> list[Point]:
     for chosen in itertools.product(*axes.values()):
         values = dict(zip(axes, chosen, strict=True))
         own = [f"--{name}={value}" for name, value in values.items()]
-        arguments, parsed = read_command([*command, *own])
-        run_dir = Path(str(parsed["output_dir"].value)) / _name_of(values)
         try:
-            TrainingOptions(**flag_values(TrainingOptions, parsed))
+            arguments, parsed = read_command([*command, *own] if command else [])
         except UserError as error:
-            raise UserError(f"{run_dir.name}: {error}") from error
+            raise UserError(f"{_name_of(values)}: {error}") from error
+        run_dir = Path(str(parsed["output_dir"].value)) / _name_of(values)
         own.append(f"--output_dir={run_dir}")
         points.append(Point(values, run_dir, own, [*arguments, own[-1]], parsed))
     return points
@@ -131,6 +129,8 @@ def _as_parsed(flag: flags.Flag, value: str) -> str:
         parsed.parse(value)
     except flags.Error as error:
         raise flags.Error(f"--grid: {error}") from error
+    if flag.name == "masked_lm_prob":
+        return MaskingSchedule(value)
     number = parsed.value
     return str(int(number)) if type(number) is float and number.is_integer() else str(number)
 

@@ -90,7 +90,7 @@ flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "The peak learning 
 flags.DEFINE_integer(
     "num_train_steps",
     _DEFAULTS.num_train_steps,
-    "The total number of updates; the learning rate falls to 0 at the end.",
+    "The total number of updates, at whose end the learning rate has fallen to 0.",
 )
 flags.DEFINE_integer(
     "num_warmup_steps",

@@ -4,8 +4,9 @@ import copy
 
 from absl import flags
 
-from launch.flag_files import expand_flag_files, flags_of
+from launch.flag_files import expand_flag_files, flag_values, flags_of
 from launch.stopping import at_once
+from modeling.training_options import TrainingOptions
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
@@ -22,6 +23,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
 
     Raises:
       flags.Error: the command is not `pretrain`, or pretrain does not accept the flags.
+      UserError: their values are out of range, or do not go together.
     """
     if not command:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
@@ -42,6 +44,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     for name in PLACE_FLAGS:
         if values[name].present:
             raise flags.Error(f"after --: remove --{name}, because it is set for each process")
+    TrainingOptions(**flag_values(TrainingOptions, values))
     return ["pretrain", *arguments], values
 
 

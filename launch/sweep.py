@@ -30,6 +30,7 @@ from launch.pretrain_command import pretrain_flags
 from launch.processes import Program, run_in_turn
 from modeling.config import CONFIG_NAME
 from modeling.job.termination import exit_code
+from modeling.training.tracking import TrackerName, check_tracker
 from pipeline.errors import UserError, in_one_line
 from pipeline.files import locked_directory
 from pipeline.manifest import FLAGS_NAME
@@ -61,8 +62,13 @@ def main(command: list[str]) -> None:
     if (directory / CONFIG_NAME).exists():
         raise UserError(f"{directory} is a run: give another --output_dir for the sweep")
     if _REPORT_ONLY.value:
+        if not directory.is_dir():
+            raise UserError(f"{directory} does not exist: no sweep has begun there")
         _report(points, {})
         return
+    for point in points:
+        if tracker := point.flags["track"].value:
+            check_tracker(TrackerName(tracker))
     with locked_directory(directory):
         unfinished = [point for point in points if not _is_finished(point)]
         logging.info(

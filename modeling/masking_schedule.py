@@ -7,7 +7,7 @@ from pipeline.errors import UserError, in_one_line
 
 
 class MaskingSchedule(str):
-    """A schedule in its text form, such as a flag gives it.
+    """A schedule in its text form, such as a flag gives it, in one spelling.
 
     `0.3` is always 0.3. `0.3:0.15` falls linearly from 0.3 at the first step to 0.15 at the last.
     `0.3,0.15@50000` is 0.3, and 0.15 after step 50,000; more steps may follow.
@@ -19,8 +19,14 @@ class MaskingSchedule(str):
       UserError: the text is no schedule, or a share is not between 0 and 1.
     """
 
-    def __init__(self, text: str):
-        self._is_linear = ":" in text
+    largest: float
+    _rates: list[float]
+    _steps: list[int]
+    _is_linear: bool
+
+    def __new__(cls, text: str) -> "MaskingSchedule":
+        """The schedule of a text, of which 0.3 and 0.30 are the same."""
+        is_linear = ":" in text
         try:
             first, *later = text.split(",")
             rates, steps = [float(rate) for rate in first.split(":")], []
@@ -30,15 +36,19 @@ class MaskingSchedule(str):
                 steps.append(int(step))
         except ValueError:
             rates, steps = [inf], []
-        is_known_form = not self._is_linear or (len(rates) == 2 and not steps)
+        is_known_form = not is_linear or (len(rates) == 2 and not steps)
         is_in_order = [0, *steps] == sorted({0, *steps})
         if not (is_known_form and is_in_order and all(0 < rate < 1 for rate in rates)):
             raise UserError(
                 f"--masked_lm_prob={in_one_line(text)} must be a share between 0 and 1, such as "
                 "0.3, or shares: 0.3:0.15 falls linearly, 0.3,0.15@50000 falls after a step"
             )
-        self._rates, self._steps = rates, steps
-        self.largest = max(rates)
+        changes = [f",{rate}@{step}" for rate, step in zip(rates[1:], steps, strict=False)]
+        spelt = ":".join(map(str, rates)) if is_linear else "".join([str(rates[0]), *changes])
+        schedule = super().__new__(cls, spelt)
+        schedule._rates, schedule._steps, schedule._is_linear = rates, steps, is_linear
+        schedule.largest = max(rates)
+        return schedule
 
     def at(self, step: int, num_train_steps: int) -> float:
         """The share at a step, from 1, of a run of so many steps."""

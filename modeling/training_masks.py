@@ -247,6 +247,8 @@ def _instance_options(manifest: Manifest, rate: float) -> InstanceOptions:
     given |= {"max_seq_length": manifest.max_seq_length, "masked_lm_prob": rate}
     try:
         return TypeAdapter(InstanceOptions).validate_python(given)
+    except UserError as error:
+        raise UserError(f"the data set's manifest has an unusable option: {error}") from error
     except ValidationError as error:
         where = error.errors()[0]["loc"]
         raise UserError(

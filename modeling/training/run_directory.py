@@ -140,7 +140,7 @@ def check_same_model(
       UserError: they differ.
     """
     changed = [
-        f"{name} was {getattr(saved, name)!r}, is {value!r}"
+        f"{name} was {getattr(saved, name)}, is {value}"
         for name, value in vars(config).items()
         if getattr(saved, name) != value
     ]

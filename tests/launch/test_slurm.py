@@ -198,10 +198,14 @@ def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, 
         (("--partition=gpu\n#SBATCH",), "--partition=gpu"),
         (("--job_name=a\n",), "--job_name=a"),
         (("--time=24:00:00\n",), "--time=24:00:00"),
+        ((*PRETRAIN, "--num_train_steps=-1"), "--num_train_steps=-1 must lie between"),
+        ((*PRETRAIN, "--masked_lm_prob=7"), "--masked_lm_prob=7 must be a share"),
         ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff is not text"),
     ],
 )
-def test_other_values_that_would_change_the_script_are_refused(tmp_path, flags, message, slurm):
+def test_values_that_would_change_the_script_or_fail_in_the_job_are_refused(
+    tmp_path, flags, message, slurm
+):
     result = slurm(tmp_path, *LIMITS, *flags, *(() if "--" in flags else PRETRAIN))
     assert result.returncode in (1, 2)
     assert message in result.stderr

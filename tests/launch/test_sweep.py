@@ -141,6 +141,7 @@ def test_values_that_are_no_file_names_or_have_commas_get_a_digest(sweep, tmp_pa
         ("learning_rate", (), "an empty value of --learning_rate"),
         ("optimizer=sgd", (), "sgd"),
         ("learning_rate=1e-1,0.1", (), "a value of --learning_rate twice"),
+        ("masked_lm_prob=0.2,0.20", (), "a value of --masked_lm_prob twice"),
         ("learning_rate=1;learning_rate=2", (), "--learning_rate twice"),
         ('init_checkpoint="a,b', (), "--init_checkpoint cannot be read"),
         ("", (), "--grid is empty"),
@@ -246,6 +247,25 @@ def test_report_only_runs_nothing(sweep, tmp_path):
     assert result.returncode == 0, result.stderr
     assert not begun(result)
     assert [row["status"] for row in read_table(tmp_path / "S")] == ["finished", "not begun"]
+
+
+def test_there_is_nothing_to_report_before_a_sweep(sweep):
+    result = sweep("learning_rate=0.1", "--report_only")
+    assert result.returncode == 1
+    assert result.stderr == "clozemill sweep: S does not exist: no sweep has begun there\n"
+
+
+def test_a_tracker_that_is_missing_is_an_error_before_anything_runs(sweep, tmp_path):
+    result = sweep("learning_rate=0.1", pretrain=(*PRETRAIN, "--track=mlflow"))
+    assert result.returncode == 1
+    assert "pip install 'clozemill[mlflow]'" in result.stderr
+    assert not (tmp_path / "S").exists()
+
+
+def test_a_sweep_needs_a_command(sweep):
+    result = sweep("learning_rate=0.1", pretrain=())
+    assert result.returncode == 2
+    assert "no command given: write -- and then pretrain" in result.stderr
 
 
 def test_a_run_is_no_directory_for_a_sweep(sweep, tmp_path):

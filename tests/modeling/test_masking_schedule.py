@@ -33,6 +33,20 @@ def test_the_share_at_each_step(text, rates, described):
     assert schedule.describe() == described
 
 
+@pytest.mark.parametrize(
+    ("text", "spelt"),
+    [
+        ("0.30", "0.3"),
+        ("3e-1:.150", "0.3:0.15"),
+        ("0.30, 0.15@050,0.05@60", "0.3,0.15@50,0.05@60"),
+    ],
+)
+def test_equal_schedules_have_one_spelling(text, spelt):
+    schedule = MaskingSchedule(text)
+    assert schedule == spelt
+    assert copy.deepcopy(schedule).at(1, 9) == MaskingSchedule(spelt).at(1, 9)
+
+
 def test_a_run_of_one_step_has_the_first_share():
     assert MaskingSchedule("0.3:0.15").at(1, 1) == 0.3
 

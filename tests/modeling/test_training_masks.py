@@ -333,6 +333,13 @@ def test_stored_masks_have_no_schedule(tmp_path, write_data_set, padded):
     assert training_limits(stored.manifest, TrainingOptions()) == stored.manifest.row_limits
 
 
+def test_an_option_of_the_data_that_is_out_of_range_is_named(padded):
+    options = {**padded.manifest.options, "max_ngram_size": -3}
+    manifest = dataclasses.replace(padded.manifest, options=options)
+    with pytest.raises(UserError, match="manifest has an unusable option: --max_ngram_size=-3"):
+        training_limits(manifest, TrainingOptions())
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("masked_word_action", "per_letter"), ("do_whole_word_mask", []), ("random_token", None)],
