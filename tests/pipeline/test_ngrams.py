@@ -94,9 +94,11 @@ def test_ngrams_are_chosen_as_the_model_garden_does(lay_out, rows, padding, max_
             assert len(columns) in (len(whole), budget[row])
 
 
-def test_the_number_of_words_of_an_ngram_is_drawn_with_falling_weights(lay_out):
-    # So few are chosen of so many words that they rarely overlap.
-    is_word_start, is_boundary, budget, _ = lay_out([([1] * 250, [1] * 250, 4)] * 5000, padding=0)
+def test_the_number_of_words_of_an_ngram_is_drawn_with_falling_weights():
+    # So few of so many words, of one piece each, that they rarely overlap.
+    is_word_start = np.ones((5000, 500), bool)
+    is_word_start[:, [0, -1]] = False
+    is_boundary, budget = np.ones_like(is_word_start), np.full(5000, 4)
     draws = generator_draws(np.random.default_rng(1))
     take = partial(take_ngrams, max_ngram_size=3)
     pieces = choose_masked_pieces(is_word_start, is_boundary, budget, draws, take)
