@@ -15,13 +15,7 @@ from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
-from pipeline.manifest import (
-    FLAGS_NAME,
-    DataSet,
-    Manifest,
-    format_version_of,
-    row_options,
-)
+from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import plan_portions

@@ -69,9 +69,10 @@ def take_ngrams(words: Words, budget: np.ndarray, draws: Draws, max_ngram_size: 
         for more in range(1, max_ngram_size):
             last = members[-1]
             members.append(last + np.where(more <= size, lengths_of_words[last], 0))
+        words_of_ngram = np.stack(members)
         fits = is_ngram & (used[rows] + length <= budget[rows])
-        fits &= ~is_taken[np.stack(members)].any(axis=0)
-        is_taken[np.stack(members)[:, fits]] = True
+        fits &= ~is_taken[words_of_ngram].any(axis=0)
+        is_taken[words_of_ngram[:, fits]] = True
         used[rows[fits]] += length[fits]
         starts.append(start[fits])
         lengths.append(length[fits])

@@ -2,6 +2,7 @@
 
 import multiprocessing.forkserver
 import re
+import struct
 from collections import Counter
 
 import pytest
@@ -18,6 +19,32 @@ def preload():
     yield lambda *modules: multiprocessing.set_forkserver_preload(list(modules))
     # The processes of the next module are forks of another one.
     multiprocessing.forkserver._forkserver._stop()
+
+
+@pytest.fixture(scope="session")
+def records_of_wandb():
+    """A function that reads the records of a run's only offline run of Weights & Biases.
+
+    They come in the order of the file, which is a LevelDB log.
+    """
+
+    def records(run_dir):
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+        content, position, parts = path.read_bytes(), 7, b""
+        while position + 7 <= len(content):
+            if (left := 32768 - position % 32768) < 7:
+                position += left
+                continue
+            _, length, kind = struct.unpack_from("<IHB", content, position)
+            parts += content[position + 7 : position + 7 + length]
+            position += 7 + length
+            if kind in (1, 4):  # the only or the last part of a record
+                yield Record.FromString(parts)
+                parts = b""
+
+    return records
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import logging
-import struct
 import time
 from itertools import groupby
 from pathlib import Path
@@ -57,28 +56,10 @@ def steps_of_metrics(run_dir):
     }
 
 
-def records_of_wandb(run_dir):
-    """The records of the only offline run, in the order of the file, which is a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    content, position, parts = path.read_bytes(), 7, b""
-    while position + 7 <= len(content):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        parts += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the only or the last part of a record
-            yield Record.FromString(parts)
-            parts = b""
-
-
-def steps_of_wandb(run_dir):
+def steps_of_wandb(records):
     """The figures by step, and fails if a step comes twice."""
     steps = {}
-    for record in records_of_wandb(run_dir):
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             figures = {
                 item.key or item.nested_key[0]: json.loads(item.value_json)
@@ -98,17 +79,20 @@ def stop_at(last):
 
 
 @needs_wandb
-def test_a_resumed_run_has_each_step_once_in_wandb_and_no_secret(fake_run, monkeypatch):
+def test_a_resumed_run_has_each_step_once_in_wandb_and_no_secret(
+    fake_run, monkeypatch, records_of_wandb
+):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
     flags = "--learning_rate=0.5\n--noverify_data\n"
     with pytest.raises(KeyboardInterrupt):
         fake_run(track=TrackerName.WANDB, flags=flags, at_step=stop_at(18))
     run_dir, _ = fake_run(track=TrackerName.WANDB, flags=flags)
-    found, expected = steps_of_wandb(run_dir), steps_of_metrics(run_dir)
+    records = list(records_of_wandb(run_dir))
+    found, expected = steps_of_wandb(records), steps_of_metrics(run_dir)
     assert list(found) == [7, 14, 21, 24]
     assert found == expected
-    (start,) = (r.run for r in records_of_wandb(run_dir) if r.WhichOneof("record_type") == "run")
+    (start,) = (r.run for r in records if r.WhichOneof("record_type") == "run")
     assert start.run_id == json.loads((run_dir / TRACKING_NAME).read_text())["run_id"]
     config = {item.key: json.loads(item.value_json) for item in start.config.update}
     assert config["learning_rate"] == "0.5"
