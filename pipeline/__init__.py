@@ -45,6 +45,7 @@ Files beside the flow::
     errors               UserError, the error that a user can fix
     failures             exceptions of Beam and its workers -> errors that a user can fix
     paths                pipes, sockets and devices, which are no files
+    storage              where bytes are: paths on a disk, and objects of a store
     files                whole files and directories, SHA-256, and the lock of a directory
     json_files           JSON files with a digest of themselves, checked when they are read
     directories          the places of finished and unfinished files of a data set

@@ -1,8 +1,11 @@
 """Files and directories that are complete or absent, even after a crash; checksums; locks.
 
-A file is written under a temporary name, flushed to disk and renamed. A writer holds a lock on its
-temporary file. So a temporary file without a lock was left by a process that was killed, and the
-next run in that directory removes it.
+On a disk, a file is written under a temporary name, flushed and renamed. A writer holds a lock on
+its temporary file. So a temporary file without a lock was left by a process that was killed, and
+the next run in that directory removes it.
+
+For a store, a file is written to this machine's own disk, under such a name in the folder for
+temporary files, and sent whole.
 """
 
 import fcntl
@@ -11,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,27 +23,37 @@ from pathlib import Path
 from absl import logging
 
 from pipeline.errors import UserError
+from pipeline.storage import Location, StoredPath
 
+_SCRATCH_NAME = "clozemill"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Location, text: str) -> None:
     """Writes a text file atomically: no reader ever sees it half-written."""
     with whole_file(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 @contextmanager
-def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary file name; the file is renamed to `path` at the end, or removed on error.
+def whole_file(path: Location, temporary_dir: Location | None = None) -> Iterator[Path]:
+    """Yields a temporary file name; the file is moved to `path` at the end, or removed on error.
 
     The file exists already and is empty: write to it, but do not replace it by another file.
 
     Args:
       path: name of the complete file.
       temporary_dir: directory for the temporary file, on the same file system as `path`; None means
-        the directory of `path`.
+        the directory of `path`. On a store, it has no meaning.
     """
+    if isinstance(path, StoredPath):
+        with scratch_directory() as scratch:
+            temporary = scratch / path.name
+            temporary.touch()
+            yield temporary
+            path.upload(temporary)
+        return
+    assert not isinstance(temporary_dir, StoredPath)
     temporary = temporary_name((temporary_dir or path.parent) / path.name)
     try:
         with temporary.open("xb") as file:
@@ -54,12 +68,27 @@ def whole_file(path: Path, temporary_dir: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory, which is renamed to `path` at the end, or removed on error.
+def whole_directory(path: Location, last: str) -> Iterator[Path]:
+    """Yields a temporary directory, which is moved to `path` at the end, or removed on error.
 
     An existing directory at `path` is replaced: unless it is empty, it is renamed first and removed
     last. So whoever looks finds all of the old directory, none, or all of the new one.
+
+    Args:
+      path: the directory.
+      last: the name of the file without which the directory counts for nothing. On a store, which
+        cannot rename, it is the first to go and the last to come.
     """
+    if isinstance(path, StoredPath):
+        with scratch_directory() as scratch:
+            yield scratch
+            remove_directory(path, last)
+            names = {
+                str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()
+            }
+            for name in (*sorted(names - {last}), last):
+                (path / name).upload(scratch / name)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -70,7 +99,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
             for written in (*temporary.rglob("*"), temporary):
                 _flush(written)
             if path.exists() and any(path.iterdir()):
-                remove_directory(path, after=lambda: temporary.rename(path))
+                _remove_local_directory(path, after=lambda: temporary.rename(path))
             else:
                 temporary.rename(path)
     except BaseException:
@@ -79,33 +108,88 @@ def whole_directory(path: Path) -> Iterator[Path]:
     _flush(path.parent)
 
 
-def make_directory(path: Path) -> None:
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Yields an empty directory on this machine's disk, which is removed at the end.
+
+    What killed processes have left is removed first.
+    """
+    folder = Path(tempfile.gettempdir())
+    remove_leftovers(folder, _SCRATCH_NAME)
+    scratch = temporary_name(folder / _SCRATCH_NAME)
+    scratch.mkdir(mode=0o700)
+    try:
+        with _opened(scratch) as handle:
+            _lock(handle)
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def local_copy(path: Location) -> Iterator[Path]:
+    """Yields a file or directory on this machine's disk with the content of `path`: itself there.
+
+    A copy is removed at the end.
+    """
+    if not isinstance(path, StoredPath):
+        yield path
+        return
+    with scratch_directory() as scratch:
+        copy = scratch / (path.name or "root")
+        if path.is_file():
+            path.download(copy)
+        for file in path.rglob("*"):
+            target = copy / file.relative_to(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.download(target)
+        yield copy
+
+
+def make_directory(path: Location) -> None:
     """Creates a directory and its missing parents, unless they exist, and makes sure they last."""
+    if isinstance(path, StoredPath):
+        return
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
         _flush(each.parent)
 
 
-def remove_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:
-    """Removes a directory, which first gets a temporary name, so that no part of it counts.
+def remove_directory(path: Location, first: str) -> None:
+    """Removes a directory, in a way that no part of it counts if this process is killed.
 
     Args:
-      path: the directory.
-      after: what to do between the renaming and the removing.
+      path: the directory, which gets a temporary name first.
+      first: the name of the file without which the directory counts for nothing. On a store, which
+        cannot rename, it is removed first.
     """
+    if not isinstance(path, StoredPath):
+        _remove_local_directory(path)
+        return
+    (path / first).unlink(missing_ok=True)
+    for file in path.rglob("*"):
+        file.unlink(missing_ok=True)
+
+
+def _remove_local_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:
+    """Removes a directory; between its renaming and its removal, it calls `after`."""
     unwanted = path.rename(temporary_name(path))
     after()
     shutil.rmtree(unwanted)
 
 
-def remove_leftovers(directory: Path, name: str = "") -> None:
+def remove_leftovers(directory: Location, name: str = "") -> None:
     """Removes the temporary files and directories of killed processes from a directory.
+
+    A store has none.
 
     Args:
       directory: the directory; it may be missing.
       name: the name of the complete file, whose receipt may follow it; by default, any.
     """
+    if isinstance(directory, StoredPath):
+        return
     for path in directory.glob(f"{glob.escape(name) or '*'}.*.tmp"):
         if _TEMPORARY.search(path.name) and not _is_in_use(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -116,19 +200,19 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def has_sha256(path: Path, sha256: str) -> bool:
+def has_sha256(path: Location, sha256: str) -> bool:
     """Whether a file exists and has this SHA-256 (in hexadecimal)."""
     return path.exists() and sha256_of(path) == sha256
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Location) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
+def locked_directory(directory: Location) -> Iterator[None]:
     """Keeps other runs out of the directory until the block ends, even while this one is suspended.
 
     A missing directory is created. It is removed again if it is still empty at the end. What killed
@@ -137,6 +221,9 @@ def locked_directory(directory: Path) -> Iterator[None]:
     Raises:
       UserError: another run uses the directory, or it cannot be created.
     """
+    if isinstance(directory, StoredPath):
+        yield
+        return
     is_new = not directory.exists()
     try:
         make_directory(directory)

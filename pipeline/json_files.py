@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import logging
@@ -17,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import UserError, in_one_line
 from pipeline.files import write_whole
+from pipeline.storage import Location
 
 DIGEST_KEY = "content_sha256"
 NO_OTHER_KEYS: Any = {"extra": "forbid"}
@@ -28,7 +28,7 @@ class DamagedFileError(UserError):
     """A file's content is not what was written, or not of the type that it must have."""
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Location, content: Mapping[str, Any]) -> None:
     """Writes a JSON file with its own digest, atomically: no reader ever sees it half-written.
 
     Args:
@@ -44,7 +44,7 @@ def json_text(content: Mapping[str, Any]) -> str:
     return json.dumps({**content, DIGEST_KEY: digest}, default=vars, indent=2) + "\n"
 
 
-def read_json(path: Path, content_type: type[T]) -> T:
+def read_json(path: Location, content_type: type[T]) -> T:
     """Reads a JSON file that `write_json` wrote.
 
     Logs a warning if it has no digest, because an earlier build wrote it.
@@ -67,7 +67,7 @@ def read_json(path: Path, content_type: type[T]) -> T:
     return _checked(path, json.dumps(content), content_type)
 
 
-def read_foreign_json(path: Path, content_type: type[T]) -> T:
+def read_foreign_json(path: Location, content_type: type[T]) -> T:
     """Reads a JSON file that any program may have written.
 
     Raises:
@@ -78,7 +78,7 @@ def read_foreign_json(path: Path, content_type: type[T]) -> T:
     return _checked(path, text, content_type)
 
 
-def _read_object(path: Path) -> tuple[str, dict[str, Any]]:
+def _read_object(path: Location) -> tuple[str, dict[str, Any]]:
     """A file's text, and the JSON object in it."""
     try:
         text = path.read_bytes().decode("utf-8")
@@ -90,7 +90,7 @@ def _read_object(path: Path) -> tuple[str, dict[str, Any]]:
     return text, content
 
 
-def _checked(path: Path, text: str, content_type: type[T]) -> T:
+def _checked(path: Location, text: str, content_type: type[T]) -> T:
     try:
         return _adapter(content_type).validate_json(text, strict=True)
     except ValidationError as error:
@@ -104,7 +104,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 
 @functools.cache
-def _warn_without_digest(directory: Path) -> None:
+def _warn_without_digest(directory: Location) -> None:
     logging.warning(
         "%s was written by an earlier build of Clozemill, without digests: damage to its "
         "descriptions would go unnoticed",

@@ -25,6 +25,7 @@ CONTRACT = {
         "instances",
         "rows",
         "foreign_vocabularies",
+        "storage",
         "files",
         "json_files",
         "errors",

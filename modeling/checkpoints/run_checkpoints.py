@@ -133,7 +133,7 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
         _OPTIMIZER: _named_moments(learner),
     }
     try:
-        with whole_directory(directory) as temporary:
+        with whole_directory(directory, _STATE) as temporary:
             sha256 = dict(state.sha256)
             for name, variables in archives.items():
                 with (temporary / name).open("wb") as file:
@@ -160,7 +160,7 @@ def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
             if read_state(old).is_kept:
                 continue
         if old.is_dir() and not old.is_symlink():
-            remove_directory(old)
+            remove_directory(old, _STATE)
         else:
             old.unlink()
 

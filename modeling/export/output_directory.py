@@ -89,7 +89,7 @@ def write_directory(output_dir: Path, write: Callable[[Path], None]) -> None:
         _write_into(output_dir, write)
         return
     try:
-        with whole_directory(output_dir) as directory:
+        with whole_directory(output_dir, EXPORT_NAME) as directory:
             if output_dir.exists():
                 shutil.copymode(output_dir, directory)
             write(directory)
@@ -155,7 +155,7 @@ def _write_into(output_dir: Path, write: Callable[[Path], None]) -> None:
     the earlier export, nothing that opens, or all of the new one.
     """
     unfinished = output_dir / _UNFINISHED
-    with whole_directory(unfinished) as directory:
+    with whole_directory(unfinished, EXPORT_NAME) as directory:
         write(directory)
     for path in _opened_first(set(output_dir.iterdir()) - {unfinished}):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -58,12 +58,12 @@ def test_a_directory_appears_once_it_is_complete_and_replaces_another(tmp_path):
     path = tmp_path / "new" / "directory"
     for names in ({"a", "b"}, {"b", "c"}):
         before = path.exists() and list(path.iterdir())
-        with whole_directory(path) as temporary:
+        with whole_directory(path, "last") as temporary:
             for name in names:
                 write_whole(temporary / name, name)
             assert (path.exists() and list(path.iterdir())) == before
         assert {file.name for file in path.iterdir()} == names
-    with pytest.raises(ZeroDivisionError), whole_directory(path) as temporary:
+    with pytest.raises(ZeroDivisionError), whole_directory(path, "last") as temporary:
         (temporary / "d").write_text(str(1 // 0))
     assert {file.name for file in path.iterdir()} == {"b", "c"}
     assert list(path.parent.iterdir()) == [path]
@@ -75,7 +75,10 @@ def test_leftovers_of_killed_processes_are_removed_but_no_file_in_use(tmp_path):
     left_directory = temporary_name(tmp_path / "step-1")
     (left_directory / "inner").mkdir(parents=True)
     (tmp_path / "notes.tmp").write_text("a user's file")
-    with whole_file(tmp_path / "file") as temporary, whole_directory(tmp_path / "dir") as directory:
+    with (
+        whole_file(tmp_path / "file") as temporary,
+        whole_directory(tmp_path / "dir", "last") as directory,
+    ):
         remove_leftovers(tmp_path)
         assert temporary.exists()
         assert directory.exists()

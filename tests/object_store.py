@@ -1,0 +1,85 @@
+"""A real server of S3 on loopback, which a test can watch, cut off, or make busy.
+
+The server is moto's. A `hook` sees each request before the server does, and may answer in its
+place, or end the process under test.
+"""
+
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ObjectStore:
+    """The server.
+
+    Attributes:
+      environment: the variables that lead to it, with credentials.
+      requests: method and path of each request so far, in order.
+      before, after: called with the number of a request (from 0), its method and its path, before
+        the server does it and before its answer is sent. What `before` returns, unless it is None,
+        is the status to answer with in the server's place, 503 for example.
+    """
+
+    environment: dict[str, str] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    before: Callable[[int, str, str], int | None] = lambda *_: None
+    after: Callable[[int, str, str], Any] = lambda *_: None
+
+    def make_bucket(self, name: str) -> str:
+        """Makes a bucket and returns its URL."""
+        url = f"{self.environment['AWS_ENDPOINT_URL']}/{name}"
+        urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
+        return f"s3://{name}"
+
+    def reset(self) -> None:
+        """Forgets the requests and the hooks."""
+        self.requests.clear()
+        self.before = self.after = lambda *_: None
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """Runs the server until the block ends."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    store = ObjectStore()
+    app = DomainDispatcherApplication(create_backend_app)
+    lock = threading.Lock()
+
+    def watched(environ: dict[str, Any], start_response: Any) -> Any:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        with lock:
+            number = len(store.requests)
+            store.requests.append((method, path))
+        if status := store.before(number, method, path):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(f"{status} in place of the server", [("Content-Length", "0")])
+            return [b""]
+        body = list(app(environ, start_response))
+        store.after(number, method, path)
+        return body
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *_: object) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, watched, threaded=True, request_handler=Quiet)
+    store.environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ACCESS_KEY_ID": "a-key",
+        "AWS_SECRET_ACCESS_KEY": "a-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield store
+    finally:
+        server.shutdown()
