@@ -5,6 +5,9 @@
 whole or not at all, so it is written once, under its final name.
 
 Folders do not exist on a store: a name has files below it, or it is nothing.
+
+Input may also lie where only Beam can read: `hdfs://`, `azfs://`. `match_with_beam` and
+`open_with_beam` are for such URLs.
 """
 
 import errno
@@ -16,11 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from pipeline.errors import UserError, in_one_line, listed
 
 SCHEMES = ("s3", "gs", "az")
+_PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
 # Larger objects are sent in parts, so that memory does not hold them.
 _PART_BYTES = 64 << 20
@@ -130,12 +134,17 @@ class StoredPath:
 
     def rglob(self, pattern: str) -> "Iterator[StoredPath]":
         """The objects at any depth below it whose names match a pattern, sorted."""
-        with _errors(self):
-            pages = list(_obstore().list(self._store, self.key or None))
-        for name in sorted(each["path"] for page in pages for each in page):
-            path = self._at(name)
+        for each in self._objects():
+            path = self._at(each["path"])
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
+
+    def stamps(self) -> "dict[StoredPath, tuple[int, float]]":
+        """Size in bytes, and time of the last change since 1970, of what `rglob` finds."""
+        return {
+            self._at(each["path"]): (each["size"], each["last_modified"].timestamp())
+            for each in self._objects()
+        }
 
     def read_bytes(self) -> bytes:
         """The object's content, in one request."""
@@ -207,6 +216,12 @@ class StoredPath:
     def _at(self, key: str) -> "StoredPath":
         return StoredPath(self.root, str(PurePosixPath(key)).strip("/").removeprefix("."))
 
+    def _objects(self) -> list[Any]:
+        """What the store tells of each object below it, in the order of their names."""
+        with _errors(self):
+            pages = list(_obstore().list(self._store, self.key or None))
+        return sorted((each for page in pages for each in page), key=lambda each: each["path"])
+
     def _head(self) -> Any:
         with _errors(self):
             return _obstore().head(self._store, self.key)
@@ -237,6 +252,41 @@ def location(text: str) -> Location:
 def size_of(file: Location) -> int:
     """A file's size in bytes."""
     return file.size() if isinstance(file, StoredPath) else file.stat().st_size
+
+
+def match_with_beam(pattern: str) -> dict[str, tuple[int, float]]:
+    """The files that a URL or a glob of URLs names, on a file system that Beam knows.
+
+    Returns:
+      For each, its size in bytes, and the time of its last change in seconds since 1970; 0 if that
+      is unknown.
+
+    Raises:
+      UserError: Beam does not know such URLs, or lacks a package for them, or cannot search there.
+    """
+    # Imported late, because it takes as long as all else.
+    from apache_beam.io.filesystem import BeamIOError  # noqa: PLC0415
+    from apache_beam.io.filesystems import FileSystems  # noqa: PLC0415
+
+    try:
+        (result,) = FileSystems.match([pattern])
+    except (BeamIOError, ValueError) as error:
+        package = _PACKAGES_OF_BEAM.get(pattern.partition("://")[0], "apache-beam")
+        raise UserError(
+            f"cannot search for {pattern} with Beam, which needs the package {package} for it: "
+            f"{in_one_line(str(error))}"
+        ) from error
+    return {
+        file.path: (file.size_in_bytes, file.last_updated_in_seconds)
+        for file in result.metadata_list
+    }
+
+
+def open_with_beam(url: str) -> BinaryIO:
+    """Opens a file for reading on a file system that Beam knows, without decompressing it."""
+    from apache_beam.io import filesystems as beam  # noqa: PLC0415 - see `match_with_beam`
+
+    return beam.FileSystems.open(url, compression_type=beam.CompressionTypes.UNCOMPRESSED)
 
 
 class _Reader(io.RawIOBase):
