@@ -46,6 +46,8 @@ Files beside the flow::
     failures             exceptions of Beam and its workers -> errors that a user can fix
     paths                pipes, sockets and devices, which are no files
     storage              where bytes are: paths on a disk, and objects of a store
+    stores               requests to object stores: options, retries, and errors in one line
+    store_locks          the lock of a folder on a store, which its owner renews
     files                whole files and directories, SHA-256, and the lock of a directory
     json_files           JSON files with a digest of themselves, checked when they are read
     directories          the places of finished and unfinished files of a data set

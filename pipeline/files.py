@@ -24,6 +24,7 @@ from absl import logging
 
 from pipeline.errors import UserError
 from pipeline.storage import Location, StoredPath
+from pipeline.store_locks import locked_folder
 
 _SCRATCH_NAME = "clozemill"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
@@ -168,8 +169,7 @@ def remove_directory(path: Location, first: str) -> None:
         _remove_local_directory(path)
         return
     (path / first).unlink(missing_ok=True)
-    for file in path.rglob("*"):
-        file.unlink(missing_ok=True)
+    path.remove_below()
 
 
 def _remove_local_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:
@@ -222,7 +222,8 @@ def locked_directory(directory: Location) -> Iterator[None]:
       UserError: another run uses the directory, or it cannot be created.
     """
     if isinstance(directory, StoredPath):
-        yield
+        with locked_folder(directory):
+            yield
         return
     is_new = not directory.exists()
     try:

@@ -10,27 +10,33 @@ Input may also lie where only Beam can read: `hdfs://`, `azfs://`. `match_with_b
 `open_with_beam` are for such URLs.
 """
 
-import errno
 import fnmatch
 import io
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from pipeline.errors import UserError, in_one_line, listed
 
 SCHEMES = ("s3", "gs", "az")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
+_PAGE = 1000  # the objects of a list that one request brings
 # Larger objects are sent in parts, so that memory does not hold them.
-_PART_BYTES = 64 << 20
+_PART_BYTES = 16 << 20
+_MOST_PARTS = 10_000  # of S3
+
+LOCK_NAME = ".clozemill.lock"
+"""The object in a folder that tells who works there (`store_locks`); no part of its content."""
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class StoredPath:
     """The name of an object, or of a folder of objects, with the methods of `pathlib.Path`.
 
@@ -46,6 +52,9 @@ class StoredPath:
 
     def __str__(self) -> str:
         return f"{self.root}/{self.key}".removesuffix("/")
+
+    def __lt__(self, other: "StoredPath") -> bool:
+        return (self.root, self._pure.parts) < (other.root, other._pure.parts)
 
     def __truediv__(self, name: str) -> "StoredPath":
         return self._at(f"{self.key}/{name}")
@@ -80,7 +89,13 @@ class StoredPath:
         return self._at(str(self._pure.with_name(name)))
 
     def relative_to(self, folder: "StoredPath") -> PurePosixPath:
-        """The rest of the name below a folder."""
+        """The rest of the name below a folder.
+
+        Raises:
+          ValueError: it is not below that folder.
+        """
+        if self.root != folder.root:
+            raise ValueError(f"{self} is not in {folder}")
         return self._pure.relative_to(folder._pure)
 
     def is_relative_to(self, folder: "Location") -> bool:
@@ -101,15 +116,23 @@ class StoredPath:
 
     def is_file(self) -> bool:
         """Whether there is an object of this name."""
+        if not self.key:
+            return False
         try:
-            self.size()
+            self._head()
         except FileNotFoundError:
             return False
         return True
 
     def is_dir(self) -> bool:
         """Whether there is any object below it."""
-        return next(self.rglob("*"), None) is not None
+        lock = str(self / LOCK_NAME)
+
+        def has_any(bucket: Any) -> bool:
+            pages = bucket.list(self.key or None, chunk_size=_PAGE)
+            return any(str(self._at(each["path"])) != lock for page in pages for each in page)
+
+        return self._ask(has_any)
 
     def size(self) -> int:
         """The object's size in bytes."""
@@ -120,11 +143,9 @@ class StoredPath:
 
     def iterdir(self) -> "Iterator[StoredPath]":
         """The objects and the folders directly below it, in the order of their names."""
-        with _errors(self):
-            listed = _obstore().list_with_delimiter(self._store, self.key or None)
-        names = {each["path"] for each in listed["objects"]} | set(listed["common_prefixes"])
-        for name in sorted(names):
-            yield self._at(name)
+        found = self._ask(lambda bucket: bucket.list_with_delimiter(self.key or None))
+        names = {each["path"] for each in found["objects"]} | set(found["common_prefixes"])
+        yield from sorted(path for path in map(self._at, names) if path.name != LOCK_NAME)
 
     def glob(self, pattern: str) -> "Iterator[StoredPath]":
         """Those of `iterdir` whose names match a pattern."""
@@ -134,22 +155,29 @@ class StoredPath:
 
     def rglob(self, pattern: str) -> "Iterator[StoredPath]":
         """The objects at any depth below it whose names match a pattern, sorted."""
-        for each in self._objects():
-            path = self._at(each["path"])
+        for path, _ in self._objects():
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
 
     def stamps(self) -> "dict[StoredPath, tuple[int, float]]":
         """Size in bytes, and time of the last change since 1970, of what `rglob` finds."""
         return {
-            self._at(each["path"]): (each["size"], each["last_modified"].timestamp())
-            for each in self._objects()
+            path: (each["size"], each["last_modified"].timestamp())
+            for path, each in self._objects()
         }
 
     def read_bytes(self) -> bytes:
         """The object's content, in one request."""
-        with _errors(self):
-            return bytes(_obstore().get(self._store, self.key).bytes())
+        return self.read_with_tag()[0]
+
+    def read_with_tag(self) -> tuple[bytes, str]:
+        """The object's content and its tag, in one request."""
+
+        def read(bucket: Any) -> tuple[bytes, str]:
+            result = bucket.get(self.key)
+            return bytes(result.bytes()), self._tag_of(result.meta)
+
+        return self._ask(read)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """The object's content as text, in one request."""
@@ -163,14 +191,19 @@ class StoredPath:
 
     def download(self, file: Path) -> None:
         """Writes the object's content to a file on a disk."""
-        with _errors(self), file.open("wb") as output:
-            for block in _obstore().get(self._store, self.key).stream(_BLOCK_BYTES):
-                output.write(block)
+
+        def download(bucket: Any) -> None:
+            with file.open("wb") as output:
+                for block in bucket.get(self.key).stream(_BLOCK_BYTES):
+                    output.write(block)
+
+        self._ask(download)
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
         """A part of the object's content, in one request."""
-        with _errors(self):
-            return bytes(_obstore().get_range(self._store, self.key, start=start, length=num_bytes))
+        return self._ask(
+            lambda bucket: bytes(bucket.get_range(self.key, start=start, length=num_bytes))
+        )
 
     def upload(self, content: bytes | Path, *, only_if: str | None = None) -> str:
         """Makes the object appear, or replaces it; nobody ever sees a part of it.
@@ -185,46 +218,69 @@ class StoredPath:
         Raises:
           FileExistsError: the object is there, or is another one than `only_if` tells.
         """
-        mode: Any = "overwrite"
+        self._check_guards()
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        options: Any = {"use_multipart": False}
         if only_if is not None:
-            mode = {"e_tag": only_if} if only_if else "create"
-        with _errors(self):
-            put = _obstore().put(
-                self._store, self.key, content, mode=mode, chunk_size=_PART_BYTES, max_concurrency=2
-            )
-        return put["e_tag"] or ""
+            options["mode"] = {"e_tag": only_if, "version": only_if} if only_if else "create"
+        elif size > _PART_BYTES:
+            part = max(_PART_BYTES, -(-size // _MOST_PARTS))
+            options = {"use_multipart": True, "chunk_size": part, "max_concurrency": 4}
+        put = self._ask(
+            lambda bucket: bucket.put(self.key, content, **options), options["use_multipart"]
+        )
+        return self._tag_of(put)
 
     def tag(self) -> str:
         """What changes whenever the object does."""
-        return self._head()["e_tag"] or ""
+        return self._tag_of(self._head())
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the object."""
         if not missing_ok:
             self._head()  # because a store deletes what is not there without a word
-        with suppress(FileNotFoundError), _errors(self):
-            _obstore().delete(self._store, self.key)
+        self._check_guards()
+        with suppress(FileNotFoundError):
+            self._ask(lambda bucket: bucket.delete(self.key))
+
+    def remove_below(self) -> None:
+        """Removes the objects below it, up to a thousand a request."""
+        self._check_guards()
+        if keys := [path.key for path, _ in self._objects()]:
+            self._ask(lambda bucket: bucket.delete(keys))
+
+    def _tag_of(self, told: Any) -> str:
+        """The tag in what a store tells of an object: for Google, its generation."""
+        return str(told["version" if self.root.startswith("gs:") else "e_tag"] or "")
+
+    def _check_guards(self) -> None:
+        for folder, check in list(_guards.items()):
+            if self.is_relative_to(folder) and self.name != LOCK_NAME:
+                check()
 
     @property
     def _pure(self) -> PurePosixPath:
         return PurePosixPath(self.key)
 
-    @property
-    def _store(self) -> Any:
-        return _store_of(self.root)
-
     def _at(self, key: str) -> "StoredPath":
-        return StoredPath(self.root, str(PurePosixPath(key)).strip("/").removeprefix("."))
+        normal = str(PurePosixPath(key.strip("/")))
+        return StoredPath(self.root, "" if normal == "." else normal)
 
-    def _objects(self) -> list[Any]:
-        """What the store tells of each object below it, in the order of their names."""
-        with _errors(self):
-            pages = list(_obstore().list(self._store, self.key or None))
-        return sorted((each for page in pages for each in page), key=lambda each: each["path"])
+    def _objects(self) -> "list[tuple[StoredPath, Any]]":
+        """The objects below it, in the order of their names, and what the store tells of each."""
+        pages = self._ask(lambda bucket: list(bucket.list(self.key or None, chunk_size=_PAGE)))
+        found = ((self._at(each["path"]), each) for page in pages for each in page)
+        return sorted(
+            (pair for pair in found if pair[0].name != LOCK_NAME), key=lambda pair: pair[0]
+        )
 
     def _head(self) -> Any:
-        with _errors(self):
-            return _obstore().head(self._store, self.key)
+        return self._ask(lambda bucket: bucket.head(self.key))
+
+    def _ask(self, operation: Callable[[Any], T], in_parts: bool = False) -> T:
+        from pipeline.stores import ask  # noqa: PLC0415 - only URLs need it
+
+        return ask(self.root, str(self), operation, in_parts)
 
 
 Location: TypeAlias = Path | StoredPath
@@ -235,7 +291,7 @@ def location(text: str) -> Location:
     """The path, or the object of a store, that a user names.
 
     Raises:
-      UserError: it is a URL of another kind.
+      UserError: it is a URL of another kind, or no object can have this name.
     """
     if "://" not in text:
         return Path(text)
@@ -246,7 +302,27 @@ def location(text: str) -> Location:
             f"{listed([f'{known}://' for known in SCHEMES])}"
         )
     bucket, _, key = rest.partition("/")
+    if not _BUCKET.fullmatch(bucket):  # a password may stand there, so the URL is not quoted
+        raise UserError(f"a URL of {scheme}:// has no bucket: give {scheme}://BUCKET/FOLDER")
+    if {".", ".."} & set(key.split("/")) or not key.isprintable():
+        raise UserError(
+            f"{in_one_line(text)} is not a URL of an object: leave out its parts . and .., and "
+            "characters that cannot be printed"
+        )
     return StoredPath(f"{scheme}://{bucket}")._at(key)
+
+
+_guards: dict[StoredPath, Callable[[], None]] = {}
+
+
+@contextmanager
+def guarded(folder: StoredPath, check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` before this process changes anything below a folder, until the block ends."""
+    _guards[folder] = check
+    try:
+        yield
+    finally:
+        del _guards[folder]
 
 
 def size_of(file: Location) -> int:
@@ -318,48 +394,3 @@ class _Reader(io.RawIOBase):
         buffer[:num_bytes] = self._path.read_range(self._position, num_bytes)
         self._position += num_bytes
         return num_bytes
-
-
-@contextmanager
-def _errors(path: StoredPath) -> Iterator[None]:
-    """Turns a store's failures into those of a disk, in one line."""
-    from obstore import exceptions  # noqa: PLC0415 - see `_obstore`
-
-    try:
-        yield
-    except (FileNotFoundError, exceptions.NotFoundError) as error:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from error
-    except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-        raise FileExistsError(errno.EEXIST, "another object is there", str(path)) from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, "the store denies access", str(path)) from error
-    except exceptions.BaseError as error:
-        raise OSError(errno.EIO, in_one_line(str(error)), str(path)) from error
-
-
-_process_of_first_use: int | None = None
-
-
-def _obstore() -> Any:
-    """The library of object stores, imported when it is first needed.
-
-    Raises:
-      RuntimeError: a parent of this process has used it, in whose threads it would wait for ever.
-    """
-    global _process_of_first_use  # noqa: PLW0603 - of this process
-    _process_of_first_use = _process_of_first_use or os.getpid()
-    if _process_of_first_use != os.getpid():
-        raise RuntimeError("a store cannot be used in a process whose parent has used one")
-    import obstore  # noqa: PLC0415 - only URLs need it
-
-    return obstore
-
-
-@cache
-def _store_of(root: str) -> Any:
-    """The connection to a bucket, with the options and credentials of the environment."""
-    from obstore.store import from_url  # noqa: PLC0415 - see `_obstore`
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    options: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
-    return from_url(root, client_options=options)

@@ -4,12 +4,16 @@ The server is moto's. A `hook` sees each request before the server does, and may
 place, or end the process under test.
 """
 
+import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+CUT = 599
+"""As a status: no answer, but the end of the connection."""
 
 
 @dataclass
@@ -20,14 +24,14 @@ class ObjectStore:
       environment: the variables that lead to it, with credentials.
       requests: method and path of each request so far, in order.
       before, after: called with the number of a request (from 0), its method and its path, before
-        the server does it and before its answer is sent. What `before` returns, unless it is None,
-        is the status to answer with in the server's place, 503 for example.
+        the server does it and before its answer is sent. What they return, unless it is None, is
+        the status to answer with in the server's place, 503 for example; CUT cuts the connection.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     before: Callable[[int, str, str], int | None] = lambda *_: None
-    after: Callable[[int, str, str], Any] = lambda *_: None
+    after: Callable[[int, str, str], int | None] = lambda *_: None
 
     def make_bucket(self, name: str) -> str:
         """Makes a bucket and returns its URL."""
@@ -56,13 +60,20 @@ def object_store() -> Iterator[ObjectStore]:
         with lock:
             number = len(store.requests)
             store.requests.append((method, path))
-        if status := store.before(number, method, path):
+        status = store.before(number, method, path)
+        if status is None:
+            answer: list[Any] = []
+            body = list(app(environ, lambda *head: answer.extend(head)))
+            status = store.after(number, method, path)
+            if status is None:
+                start_response(*answer)
+                return body
+        else:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(f"{status} in place of the server", [("Content-Length", "0")])
-            return [b""]
-        body = list(app(environ, start_response))
-        store.after(number, method, path)
-        return body
+        if status == CUT:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start_response(f"{status} in place of the server", [("Content-Length", "0")])
+        return [b""]
 
     class Quiet(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
