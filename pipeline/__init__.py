@@ -4,7 +4,8 @@ The files that text goes through, in the order of the flow::
 
     options            what to read, where to write, how instances are made
     sentence_pairs     what an instance holds; part of the contract with `modeling`
-    patterns           paths and globs -> the files that they name
+    trees              what is in a folder, of a disk or of a store
+    patterns           paths, URLs and globs -> the files that they name
     inputs             these files, and what the first bytes of each say that it is
     signatures         the first bytes of files that are no text
     compression        compressed files as streams

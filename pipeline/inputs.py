@@ -23,6 +23,8 @@ from pipeline.errors import UserError
 from pipeline.paths import kind_of_special_file
 from pipeline.patterns import check_not_made_here, find_files
 from pipeline.signatures import foreign_content, markup
+from pipeline.storage import Stamp, is_for_beam, match_with_beam, open_input
+from pipeline.trees import Trees
 
 _BLOCK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 20
@@ -72,11 +74,11 @@ class InputFile:
     """A file of the corpus.
 
     Attributes:
-      path: the file's full path, on any file system that Beam can open.
+      path: the file's full path, or its URL.
       name: the path relative to the folder that all input files share, with `/` between parts.
         Document ids contain it, so moving the whole corpus does not change the shards.
       size: size on disk, in bytes.
-      modified: time of the last change, in seconds since 1970; 0 if unknown.
+      modified, tag: see `storage.Stamp`.
       format: layout of the documents in the file; never AUTO.
       corpus_offset: sum of `text_bytes` over all files before this one, in the order of names.
       compression: how the file is compressed (see `compression.compression_of`); None if it is not.
@@ -91,6 +93,12 @@ class InputFile:
     corpus_offset: int
     compression: str | None = None
     encoding: str | None = None
+    tag: str = ""
+
+    @property
+    def stamp(self) -> Stamp:
+        """What tells this version of the file from another."""
+        return Stamp(self.size, self.modified, self.tag)
 
     @property
     def is_stream(self) -> bool:
@@ -119,7 +127,7 @@ def match_files(
     Reads the first megabyte of each, or half of it if it is compressed.
 
     Args:
-      patterns: paths and globs, as in `patterns`; of URLs, those that Beam knows.
+      patterns: paths, URLs, and globs of either, as in `patterns`; of `hdfs://`, as Beam has them.
       input_format: the format of the files.
       encoding: the encoding of their text; None: UTF-8, which is checked.
 
@@ -129,18 +137,18 @@ def match_files(
     """
     if not patterns:
         raise UserError("no input file: set --input_file")
-    matched: dict[str, tuple[int, float]] = {}
+    trees = Trees()
+    matched: dict[str, Stamp] = {}
     for pattern in patterns:
-        stamps = _match_url(pattern) if "://" in pattern else _match_local(pattern)
-        if not stamps:
+        if not (stamps := _match(pattern, trees)):
             raise UserError(
                 f"no input file matches {pattern}: check --input_file "
                 "(a glob in quotes, or several names separated by commas)"
             )
         matched.update(stamps)
     paths = sorted(matched)
-    check_not_made_here(path for path in paths if "://" not in path)
-    if not any(size for size, _ in matched.values()):
+    check_not_made_here((path for path in paths if not is_for_beam(path)), trees)
+    if not any(stamp.size for stamp in matched.values()):
         raise UserError(f"nothing to read: there is no text in {describe_paths(paths)}")
     parts = {path: path.replace("\\", "/").split("/") for path in paths}
     folder = os.path.commonprefix([parts[path][:-1] for path in paths])  # noqa: RUF071 - of lists
@@ -148,15 +156,16 @@ def match_files(
     files: list[InputFile] = []
     corpus_offset = 0
     with ThreadPoolExecutor() as threads:
-        openings = threads.map(partial(_look_into, input_format, encoding), paths)
+        openings = threads.map(
+            partial(_look_into, input_format, encoding), paths, [matched[path] for path in paths]
+        )
         for path, name, (file_format, compression) in zip(paths, names, openings, strict=True):
             is_utf8 = encoding in (None, "utf-8") or file_format == InputFormat.PARQUET
             files.append(
                 InputFile(
                     path=path,
                     name=name,
-                    size=matched[path][0],
-                    modified=matched[path][1],
+                    **matched[path]._asdict(),
                     format=file_format,
                     corpus_offset=corpus_offset,
                     compression=compression,
@@ -190,16 +199,6 @@ def stamps_sha256(files: list[InputFile]) -> str:
     return hashlib.sha256(stamps.encode()).hexdigest()
 
 
-def open_stored(path: str) -> BinaryIO:
-    """Opens a file on any file system that Beam supports, without decompressing it."""
-    if "://" not in path:
-        return open(path, "rb")  # noqa: PTH123 - of any text; the caller closes it
-    # Imported late, because it takes as long as all else, and only URLs need it.
-    from apache_beam.io import filesystems as beam  # noqa: PLC0415
-
-    return beam.FileSystems.open(path, compression_type=beam.CompressionTypes.UNCOMPRESSED)
-
-
 def read_blocks(handle: BinaryIO, num_bytes: float = math.inf) -> Iterator[bytes]:
     """Yields the rest of `handle`, or its next `num_bytes` bytes, in blocks."""
     while block := handle.read(int(min(num_bytes, _BLOCK_BYTES))):
@@ -217,40 +216,20 @@ def read_at_least(blocks: Iterator[bytes], num_bytes: int) -> bytes:
     return bytes(head)
 
 
-def _match_local(pattern: str) -> dict[str, tuple[int, float]]:
-    """The files that a pattern matches: their size and the time of their last change.
+def _match(pattern: str, trees: Trees) -> dict[str, Stamp]:
+    """The files that a pattern matches, and their stamps.
 
     Raises:
       UserError: a file cannot be read, or is none.
     """
-    stamps = {}
-    for found in find_files(pattern):
-        path = os.path.abspath(found)  # noqa: PTH100 - keeps symbolic links
+    if is_for_beam(pattern):
+        found = match_with_beam(pattern)
+        return {path: found[path] for path in found if "/." in pattern or "/." not in path}
+    found = find_files(pattern, trees)
+    for path in found:
         if kind := kind_of_special_file(path):
             raise UserError(f"the input {path} is {kind}: give a file")
-        try:
-            status = os.stat(path)  # noqa: PTH116 - of any text
-        except OSError as error:
-            link = ", a link" if os.path.islink(path) else ""  # noqa: PTH114 - of any text
-            raise UserError(f"cannot read {path}{link}: {error.strerror}") from error
-        stamps[path] = status.st_size, status.st_mtime
-    return stamps
-
-
-def _match_url(pattern: str) -> dict[str, tuple[int, float]]:
-    """As `_match_local`, on a file system that Beam knows."""
-    from apache_beam.io.filesystem import BeamIOError  # noqa: PLC0415 - see `open_stored`
-    from apache_beam.io.filesystems import FileSystems  # noqa: PLC0415
-
-    try:
-        (result,) = FileSystems.match([pattern])
-    except (BeamIOError, ValueError) as error:
-        raise UserError(f"cannot search for {pattern}: {error}") from error
-    return {
-        file.path: (file.size_in_bytes, file.last_updated_in_seconds)
-        for file in result.metadata_list
-        if "/." in pattern or "/." not in file.path
-    }
+    return found
 
 
 def _as_text(name: str) -> str:
@@ -259,7 +238,7 @@ def _as_text(name: str) -> str:
 
 
 def _look_into(
-    wanted: InputFormat, encoding: str | None, path: str
+    wanted: InputFormat, encoding: str | None, path: str, stamp: Stamp
 ) -> tuple[InputFormat, str | None]:
     """The format of a file's documents and its compression.
 
@@ -267,12 +246,13 @@ def _look_into(
       wanted: the format that the user asked for.
       encoding: the encoding that the user asked for.
       path: the file.
+      stamp: its version.
 
     Raises:
       UserError: the file cannot be read, or is no text.
     """
     try:
-        with open_stored(path) as handle:
+        with open_input(path, stamp, _HEAD_BYTES) as handle:
             first = handle.read(_FIRST_BYTES)
             compression = compression_of(first)
             num_bytes = _DECOMPRESSED_HEAD_BYTES if compression else _HEAD_BYTES

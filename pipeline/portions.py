@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 from pipeline.compression import DAMAGED, decompress
 from pipeline.encodings import to_utf8
 from pipeline.errors import UserError
-from pipeline.inputs import InputFile, InputFormat, open_stored, read_blocks
+from pipeline.inputs import InputFile, InputFormat, read_blocks
+from pipeline.storage import Stamp, open_input
 
 SMALLEST_PORTION_BYTES = 4 << 20
 LARGEST_PORTION_BYTES = 64 << 20
 LONGEST_DOCUMENT_BYTES = 64 << 20
 _PORTIONS_AT_LEAST = 16
+# What a request to a store reads: of a range, and in search of the end of a document.
+_REQUEST_BYTES = 4 << 20
+_CUT_BYTES = 1 << 18
 
 # The line that begins a document in WikiExtractor's output.
 DOC_LINE = re.compile(rb"<doc .*?(?: title=\"(?P<title>.*)\")?>\s*$")
@@ -50,12 +54,17 @@ class FileRange:
           UserError: the file cannot be read, or has damaged or cut-off compressed data.
         """
         try:
-            with open_stored(self.file.path) as handle:
+            with open_input(self.file.path, self._stamp, _REQUEST_BYTES) as handle:
                 handle.seek(self.start)
                 stored = read_blocks(handle, self.end - self.start)
                 yield from to_utf8(decompress(stored, self.file.compression), self.file.encoding)
         except DAMAGED as error:
             raise UserError(f"cannot read {self.file.path}: {error}") from error
+
+    @property
+    def _stamp(self) -> Stamp:
+        """The file's, with the size up to the range's end, beyond which a store is not asked."""
+        return self.file.stamp._replace(size=int(min(self.end, self.file.size)))
 
     def lines(self) -> Iterator[bytes]:
         """Yields the decompressed lines of the range, each with its line ending.
@@ -153,7 +162,8 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
       UserError: the file is damaged or is not a Parquet file.
     """
     try:
-        return pq.ParquetFile(open_stored(file.path))
+        # Arrow asks for what it needs: the footer, then a column of a row group at a time.
+        return pq.ParquetFile(open_input(file.path, file.stamp, buffering=0))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read {file.path} as Parquet: {error}") from error
 
@@ -201,7 +211,7 @@ def _cuts(file: InputFile, portion_bytes: int, lines_are_documents: bool) -> Ite
         any_line = file.format == InputFormat.JSONL or (
             lines_are_documents and file.format == InputFormat.TEXT
         )
-        with open_stored(file.path) as handle:
+        with open_input(file.path, file.stamp, _CUT_BYTES) as handle:
             while cut := _next_cut(handle, start + range_bytes, file, any_line):
                 yield cut
                 start = cut

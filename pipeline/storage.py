@@ -6,10 +6,11 @@ whole or not at all, so it is written once, under its final name.
 
 Folders do not exist on a store: a name has files below it, or it is nothing.
 
-Input may also lie where only Beam can read: `hdfs://`, `azfs://`. `match_with_beam` and
-`open_with_beam` are for such URLs.
+Input may also lie where only Beam can read: `hdfs://`, `azfs://`. `match_with_beam` finds such
+files, and `open_input` opens them.
 """
 
+import errno
 import fnmatch
 import io
 import re
@@ -17,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 
 from pipeline.errors import UserError, in_one_line, listed
 
 SCHEMES = ("s3", "gs", "az")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
+PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
 _PAGE = 1000  # the objects of a list that one request brings
 # Larger objects are sent in parts, so that memory does not hold them.
@@ -34,6 +35,21 @@ LOCK_NAME = ".clozemill.lock"
 """The object in a folder that tells who works there (`store_locks`); no part of its content."""
 
 T = TypeVar("T")
+
+
+class Stamp(NamedTuple):
+    """What tells one version of a file from another.
+
+    Attributes:
+      size: its size in bytes.
+      modified: the time of its last change, in seconds since 1970, whole ones on a store; 0 if
+        unknown.
+      tag: the entity tag of an object.
+    """
+
+    size: int
+    modified: float
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,11 @@ class StoredPath:
 
     def size(self) -> int:
         """The object's size in bytes."""
-        return int(self._head()["size"])
+        return self.stamp().size
+
+    def stamp(self) -> Stamp:
+        """The object's size, the time of its last change, and its entity tag."""
+        return _stamp_of(self._head())
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing, because objects need no folder."""
@@ -159,12 +179,9 @@ class StoredPath:
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
 
-    def stamps(self) -> "dict[StoredPath, tuple[int, float]]":
-        """Size in bytes, and time of the last change since 1970, of what `rglob` finds."""
-        return {
-            path: (each["size"], each["last_modified"].timestamp())
-            for path, each in self._objects()
-        }
+    def stamps(self) -> "dict[StoredPath, Stamp]":
+        """The stamps of what `rglob` finds, in one request for 1,000 objects."""
+        return {path: _stamp_of(each) for path, each in self._objects()}
 
     def read_bytes(self) -> bytes:
         """The object's content, in one request."""
@@ -183,11 +200,21 @@ class StoredPath:
         """The object's content as text, in one request."""
         return self.read_bytes().decode(encoding)
 
-    def open(self, mode: str = "rb") -> io.BufferedReader:
-        """A file object that reads ranges of the object, 8 MB a request."""
+    def open(
+        self, mode: str = "rb", buffering: int = _BLOCK_BYTES, stamp: Stamp | None = None
+    ) -> io.BufferedReader:
+        """A file object that reads ranges of the object; all of them are of the same version.
+
+        Args:
+          mode: "rb".
+          buffering: how many bytes a request reads; 0: as many as each read asks for.
+          stamp: what is known of the object, which is asked otherwise. A smaller size than its own
+            ends the file there.
+        """
         if mode != "rb":
             raise ValueError("objects are written whole: see `files.whole_file`")
-        return io.BufferedReader(_Reader(self), _BLOCK_BYTES)
+        reader = _Reader(self, stamp or self.stamp())
+        return io.BufferedReader(reader, buffering) if buffering else cast(Any, reader)
 
     def download(self, file: Path) -> None:
         """Writes the object's content to a file on a disk."""
@@ -199,11 +226,24 @@ class StoredPath:
 
         self._ask(download)
 
-    def read_range(self, start: int, num_bytes: int) -> bytes:
-        """A part of the object's content, in one request."""
-        return self._ask(
-            lambda bucket: bytes(bucket.get_range(self.key, start=start, length=num_bytes))
-        )
+    def read_range(self, start: int, num_bytes: int, tag: str = "") -> Any:
+        """A part of the object's content, in one request, as a buffer of bytes.
+
+        Args:
+          start: where it begins.
+          num_bytes: its size, which is not 0.
+          tag: the entity tag of the version to read; empty: any.
+
+        Raises:
+          OSError: the object cannot be read, or it is another version.
+        """
+        options: dict[str, Any] = {"range": (start, start + num_bytes)}
+        if tag:
+            options["if_match"] = tag if '"' in tag else f'"{tag}"'  # Azure's lists leave them out
+        try:
+            return self._ask(lambda bucket: bucket.get(self.key, options=options).bytes())
+        except FileExistsError as error:
+            raise OSError(errno.ESTALE, "it has changed meanwhile", str(self)) from error
 
     def upload(self, content: bytes | Path, *, only_if: str | None = None) -> str:
         """Makes the object appear, or replaces it; nobody ever sees a part of it.
@@ -298,8 +338,9 @@ def location(text: str) -> Location:
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:
         raise UserError(
-            f"{text} is not on a store that Clozemill writes to: give a path, or a URL of "
-            f"{listed([f'{known}://' for known in SCHEMES])}"
+            f"Clozemill knows no URL like {text}: give a path, or a URL of "
+            f"{listed([f'{known}://' for known in SCHEMES])} (input files may also be of "
+            f"{listed([f'{known}://' for known in PACKAGES_OF_BEAM])})"
         )
     bucket, _, key = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):  # a password may stand there, so the URL is not quoted
@@ -330,15 +371,11 @@ def size_of(file: Location) -> int:
     return file.size() if isinstance(file, StoredPath) else file.stat().st_size
 
 
-def match_with_beam(pattern: str) -> dict[str, tuple[int, float]]:
+def match_with_beam(pattern: str) -> dict[str, Stamp]:
     """The files that a URL or a glob of URLs names, on a file system that Beam knows.
 
-    Returns:
-      For each, its size in bytes, and the time of its last change in seconds since 1970; 0 if that
-      is unknown.
-
     Raises:
-      UserError: Beam does not know such URLs, or lacks a package for them, or cannot search there.
+      UserError: Beam lacks a package for such URLs, or cannot search there.
     """
     # Imported late, because it takes as long as all else.
     from apache_beam.io.filesystem import BeamIOError  # noqa: PLC0415
@@ -347,30 +384,45 @@ def match_with_beam(pattern: str) -> dict[str, tuple[int, float]]:
     try:
         (result,) = FileSystems.match([pattern])
     except (BeamIOError, ValueError) as error:
-        package = _PACKAGES_OF_BEAM.get(pattern.partition("://")[0], "apache-beam")
+        package = PACKAGES_OF_BEAM[pattern.partition("://")[0]]
         raise UserError(
             f"cannot search for {pattern} with Beam, which needs the package {package} for it: "
             f"{in_one_line(str(error))}"
         ) from error
     return {
-        file.path: (file.size_in_bytes, file.last_updated_in_seconds)
+        file.path: Stamp(file.size_in_bytes, file.last_updated_in_seconds)
         for file in result.metadata_list
     }
 
 
-def open_with_beam(url: str) -> BinaryIO:
-    """Opens a file for reading on a file system that Beam knows, without decompressing it."""
-    from apache_beam.io import filesystems as beam  # noqa: PLC0415 - see `match_with_beam`
+def is_for_beam(text: str) -> bool:
+    """Whether it is a URL that only Beam can read."""
+    return text.startswith(tuple(f"{scheme}://" for scheme in PACKAGES_OF_BEAM))
 
-    return beam.FileSystems.open(url, compression_type=beam.CompressionTypes.UNCOMPRESSED)
+
+def open_input(path: str, stamp: Stamp | None = None, buffering: int = _BLOCK_BYTES) -> BinaryIO:
+    """Opens a file of a disk, of a store or of Beam's for reading, without decompressing it.
+
+    Args:
+      path: its path or URL.
+      stamp: see `StoredPath.open`; it only matters there, as does the next.
+      buffering: see `StoredPath.open`.
+    """
+    if is_for_beam(path):
+        from apache_beam.io import filesystems as beam  # noqa: PLC0415 - see `match_with_beam`
+
+        return beam.FileSystems.open(path, compression_type=beam.CompressionTypes.UNCOMPRESSED)
+    where = location(path)
+    if isinstance(where, StoredPath):
+        return where.open("rb", buffering, stamp)
+    return where.open("rb")
 
 
 class _Reader(io.RawIOBase):
     """The content of an object, of which each read is a request."""
 
-    def __init__(self, path: StoredPath):
-        self._path = path
-        self._size = path.size()
+    def __init__(self, path: StoredPath, stamp: Stamp):
+        self._path, self._stamp = path, stamp
         self._position = 0
 
     def readable(self) -> bool:
@@ -383,14 +435,19 @@ class _Reader(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stamp.size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        num_bytes = min(len(buffer), self._size - self._position)
+        num_bytes = min(len(buffer), self._stamp.size - self._position)
         if num_bytes <= 0:
             return 0
-        buffer[:num_bytes] = self._path.read_range(self._position, num_bytes)
+        buffer[:num_bytes] = self._path.read_range(self._position, num_bytes, self._stamp.tag)
         self._position += num_bytes
         return num_bytes
+
+
+def _stamp_of(told: Any) -> Stamp:
+    """The stamp in what a store tells of an object. Some tell parts of a second in lists only."""
+    return Stamp(told["size"], int(told["last_modified"].timestamp()), told["e_tag"] or "")

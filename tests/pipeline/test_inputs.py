@@ -25,11 +25,11 @@ from pipeline.inputs import (
     describe_formats,
     describe_paths,
     match_files,
-    open_stored,
     read_blocks,
 )
 from pipeline.json_files import write_json
 from pipeline.records import frame_record
+from pipeline.storage import open_input
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -94,18 +94,18 @@ def test_a_single_file_keeps_its_own_name(corpus):
     assert [file.name for file in match_files([f"{corpus}/a/2.txt"])] == ["2.txt"]
 
 
-def test_names_of_remote_files_are_relative_to_their_common_folder(monkeypatch):
+def test_names_of_files_that_beam_reads_are_relative_to_their_common_folder(monkeypatch):
     metadata = [
         FileMetadata(path, 1, 1.0)
         for path in (
-            "gs://bucket/corpus/a.txt",
-            "gs://bucket/corpus/b/c.txt",
-            "gs://bucket/corpus/.a.txt.crc",
+            "hdfs://bucket/corpus/a.txt",
+            "hdfs://bucket/corpus/b/c.txt",
+            "hdfs://bucket/corpus/.a.txt.crc",
         )
     ]
     monkeypatch.setattr(FileSystems, "match", lambda _: [SimpleNamespace(metadata_list=metadata)])
-    monkeypatch.setattr("pipeline.inputs.open_stored", lambda path: io.BytesIO(path.encode()))
-    files = match_files(["gs://bucket/corpus/*"], InputFormat.TEXT)
+    monkeypatch.setattr(FileSystems, "open", lambda path, **_: io.BytesIO(path.encode()))
+    files = match_files(["hdfs://bucket/corpus/*"], InputFormat.TEXT)
     assert [file.name for file in files] == ["a.txt", "b/c.txt"]
 
 
@@ -298,7 +298,7 @@ def test_no_more_than_the_first_megabyte_of_a_file_is_read_to_find_what_it_is(
             num_read.append(size)
             return super().read(size)
 
-    monkeypatch.setattr("pipeline.inputs.open_stored", Watched)
+    monkeypatch.setattr("pipeline.inputs.open_input", lambda path, *_: Watched(path))
     match_files([f"{tmp_path}/corpus.txt"])
     assert 1 << 20 <= sum(num_read) <= (1 << 20) + (1 << 18)
     assert min(num_read) > 0
@@ -334,14 +334,14 @@ def test_a_parquet_file_is_never_decompressed_from_its_beginning(tmp_path):
     (tmp_path / "corpus.gz").write_bytes(parquet_bytes())
     (file,) = match_files([f"{tmp_path}/corpus.gz"], InputFormat.PARQUET)
     assert not file.is_stream
-    with open_stored(file.path) as handle:
+    with open_input(file.path) as handle:
         assert handle.read() == parquet_bytes()
 
 
 def test_stored_bytes_are_not_decompressed(tmp_path):
     content = gzip.compress(json.dumps({"text": "One."}).encode())
     (tmp_path / "corpus.jsonl.gz").write_bytes(content)
-    with open_stored(f"{tmp_path}/corpus.jsonl.gz") as handle:
+    with open_input(f"{tmp_path}/corpus.jsonl.gz") as handle:
         assert handle.read() == content
 
 
@@ -514,12 +514,12 @@ def test_a_link_to_nothing_is_an_error_that_names_it(corpus):
 
 
 def test_a_file_without_permission_is_an_error_that_names_it(corpus, monkeypatch):
-    def open_stored(path):
+    def open_input(path, *_):
         if path.endswith("b/1.txt"):
             raise PermissionError(13, "Permission denied", path)
         return io.BytesIO(b"One.\n")
 
-    monkeypatch.setattr("pipeline.inputs.open_stored", open_stored)
+    monkeypatch.setattr("pipeline.inputs.open_input", open_input)
     with pytest.raises(UserError, match=r"cannot read .*/b/1\.txt: Permission denied$"):
         match_files([str(corpus)])
 

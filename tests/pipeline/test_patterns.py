@@ -1,11 +1,12 @@
 import os
 import subprocess
-from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.patterns import check_not_input, find_files
+from pipeline.storage import location
 
 FILES = (
     "a.txt",
@@ -40,11 +41,13 @@ def found(pattern):
     return sorted(os.path.relpath(path) for path in find_files(pattern))
 
 
-@pytest.mark.parametrize(
-    "pattern",
+PATTERNS = (
     "* *.txt .* ** **/* **/*.txt */*.txt sub/**/* sub/?.txt .*/* **/deep/* **/**/*.txt [ab].* "
-    "[!a].jsonl wiki/*/wiki_* sub/.*".split(),
-)
+    "[!a].jsonl wiki/*/wiki_* sub/.*"
+).split()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mean_what_they_mean_in_bash(pattern, tree):
     (tree / "odd" / "x[1].txt").unlink()  # bash expands it again, as a pattern
     script = f'shopt -s globstar nullglob; for f in {pattern}; do [ -f "$f" ] && echo "$f"; done'
@@ -145,13 +148,93 @@ def test_a_folder_without_permission_is_an_error_that_names_it(monkeypatch):
         (".", "../out", False),
         (".", ".out", False),
         ("gs://bucket/*", "out", False),
+        ("hdfs://bucket/**", "out", False),
+        ("gs://bucket/**", "gs://bucket/out", True),
+        ("gs://bucket/a/", "gs://bucket/a/out", True),
+        ("gs://bucket/a", "gs://bucket/a/out", True),
+        ("gs://bucket", "gs://bucket/out", True),
+        ("gs://bucket/a", "gs://bucket/ab/out", False),
+        ("gs://bucket/**", "gs://other/out", False),
+        ("s3://bucket/**", "gs://bucket/out", False),
     ],
 )
 @pytest.mark.usefixtures("tree")
 def test_an_output_among_the_input_is_an_error_before_it_exists(pattern, output, is_error):
-    files, folder = [Path(output, "vocab.txt")], Path(output)
+    folder = location(output)
+    files = [folder / "vocab.txt"]
     if is_error:
         with pytest.raises(UserError, match=f"--input_file=.* also matches {output}.*--output_dir"):
             check_not_input([pattern], "output_dir", files, folder)
     else:
         check_not_input([pattern], "output_dir", files, folder)
+
+
+@pytest.fixture
+def stored(tree, bucket, server):
+    """A folder of a store with `FILES`."""
+    for name in FILES:
+        (bucket / "tree" / name).upload((tree / name).read_bytes())
+    server.reset()
+    return bucket / "tree"
+
+
+def test_patterns_mean_the_same_on_a_store_as_on_a_disk(tree, stored, caplog):
+    others = "wiki/* wiki/*/ **.txt s**.txt **/**/c.txt odd/x[1].txt odd/x[0-9].txt odd/[v2]/* "
+    others += "odd/[v2] odd/a,b*.txt odd/*[*] a.txt sub sub/ nothing nothing/* a.txt/*"
+    for pattern in [*PATTERNS, *others.split(), "", "/", "/**", "//a.txt"]:
+        caplog.clear()
+        on_disk = {
+            path.removeprefix(f"{tree}"): stamp
+            for path, stamp in find_files(f"{tree}/{pattern}").items()
+        }
+        warning = caplog.text.replace(str(tree), "")
+        caplog.clear()
+        on_store = find_files(f"{stored}/{pattern}")
+        assert [path.removeprefix(f"{stored}") for path in on_store] == list(on_disk), pattern
+        assert [stamp.size for stamp in on_store.values()] == [s.size for s in on_disk.values()]
+        assert caplog.text.replace(str(stored), "") == warning
+
+
+@pytest.mark.parametrize(
+    ("pattern", "methods"),
+    [
+        ("a.txt", ["HEAD"]),
+        ("sub", ["HEAD", "GET"]),
+        ("sub/", ["GET"]),
+        ("**/*.txt", ["GET"]),
+        ("odd/x[0-9].txt", ["GET"]),
+        ("wiki/*/wiki_*", ["GET"]),
+        ("wiki/*", ["GET"]),
+    ],
+)
+def test_one_list_finds_all_files_of_a_pattern(pattern, methods, stored, server):
+    assert find_files(f"{stored}/{pattern}")
+    assert [method for method, _ in server.requests] == methods
+
+
+def test_an_output_among_folders_of_a_store_is_an_error_before_it_exists(stored):
+    out = stored / "wiki" / "out"
+    with pytest.raises(UserError, match=f"/wiki/\\* also matches {out}, of --output_dir"):
+        check_not_input([f"{stored}/wiki/*"], "output_dir", [out / "vocab.txt"], out)
+    check_not_input([f"{stored}/*"], "output_dir", [stored / "out" / "vocab.txt"], stored / "out")
+
+
+def test_the_empty_objects_that_mark_folders_are_no_files(stored, server):
+    for name in ("sub", "wiki/AA"):
+        url = f"{server.environment['AWS_ENDPOINT_URL']}/{stored.root[5:]}/tree/{name}/"
+        urlopen(Request(url, b"", method="PUT")).close()
+    assert len(find_files(f"{stored}/sub/**")) == 2
+    assert len(find_files(f"{stored}/**")) == len(ALL)
+    assert list(find_files(f"{stored}/wiki/*")) == [
+        f"{stored}/wiki/AA/wiki_00",
+        f"{stored}/wiki/AB/wiki_01",
+    ]
+
+
+def test_a_file_and_a_folder_of_one_name_are_both_read(stored):
+    (stored / "sub").upload(b"Two.\n")
+    assert f"{stored}/sub" in find_files(f"{stored}/**")
+    assert f"{stored}/sub/c.txt" in find_files(f"{stored}/**")
+    assert list(find_files(f"{stored}/sub")) == [f"{stored}/sub"]
+    assert f"{stored}/sub" in find_files(f"{stored}/*")
+    assert not find_files(f"{stored}/nothing")

@@ -165,7 +165,7 @@ class EndlessFile(io.RawIOBase):
 @pytest.fixture
 def endless(monkeypatch):
     handle = EndlessFile()
-    monkeypatch.setattr("pipeline.portions.open_stored", lambda _: handle)
+    monkeypatch.setattr("pipeline.portions.open_input", lambda *_: handle)
     file = InputFile("/data/endless.txt", "endless.txt", handle.SIZE, 0, InputFormat.TEXT, 0)
     return file, handle
 
