@@ -202,7 +202,10 @@ def temporary_name(path: Path) -> Path:
 
 def has_sha256(path: Location, sha256: str) -> bool:
     """Whether a file exists and has this SHA-256 (in hexadecimal)."""
-    return path.exists() and sha256_of(path) == sha256
+    try:
+        return sha256_of(path) == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def sha256_of(path: Location) -> str:

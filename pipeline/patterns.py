@@ -7,7 +7,7 @@ means all files below it. Hidden files and folders match only where the pattern 
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from absl import logging
 
 from pipeline.errors import UserError
 from pipeline.json_files import DIGEST_KEY
+from pipeline.storage import Location
 
 _ANY_DEPTH = "**"
 _MOST_PARTIAL_STARS = 4  # because each doubles the alternatives
@@ -51,7 +52,7 @@ def find_files(pattern: str) -> list[str]:
 
 
 def check_not_input(
-    patterns: list[str], flag: str, files: list[Path], folder: Path | None = None
+    patterns: list[str], flag: str, files: Sequence[Location], folder: Location | None = None
 ) -> None:
     """Checks that no pattern matches a file that this run writes.
 
@@ -64,10 +65,15 @@ def check_not_input(
     Raises:
       UserError: a pattern matches one.
     """
+    files = [file for file in files if isinstance(file, Path)]
     local = {pattern: _alternatives(pattern) for pattern in patterns if "://" not in pattern}
     for pattern, alternatives in local.items():
         read = [file for file in files if _fits_any(alternatives, file)]
-        if folder and _fits_any(alternatives, folder) and _means_folders(alternatives):
+        if (
+            isinstance(folder, Path)
+            and _fits_any(alternatives, folder)
+            and _means_folders(alternatives)
+        ):
             read.append(folder)
         if read:
             raise UserError(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Generic
 
 from absl import logging
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingCo
 from pipeline.directories import Directories
 from pipeline.receipts import PortionReceipt, R, files_with_receipt, read_receipt
 from pipeline.statistics import ShardResults
+from pipeline.storage import Location
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -133,7 +133,7 @@ class _Finished(dict[str, int], Generic[R]):
       count: returns a file's count, given its receipt.
     """
 
-    def __init__(self, folder: Path, pattern: str, kind: type[R], count: Callable[[R], int]):
+    def __init__(self, folder: Location, pattern: str, kind: type[R], count: Callable[[R], int]):
         super().__init__()
         self._folder = folder
         self._pattern = pattern
