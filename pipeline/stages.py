@@ -12,10 +12,12 @@ they finish.
 
 import gc
 import hashlib
+import itertools
 import socket
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +49,7 @@ from pipeline.files import sha256_of, whole_file
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
 from pipeline.options import GenerateOptions
-from pipeline.portions import Portion
+from pipeline.portions import Portion, text_bytes_of
 from pipeline.receipts import (
     DuplicatesReceipt,
     PortionReceipt,
@@ -70,6 +72,8 @@ BucketKey = tuple[str, int]
 _BATCH_CHARACTERS = 32 << 20
 # The parts of that which it tokenizes at once.
 _PARTS_OF_BATCH = 64
+# A store answers many requests in the time of one.
+_RECEIPTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class TokenizePortion(Stage):
         receipt = PortionReceipt(
             buckets=[key_of(bucket) for bucket in buckets],
             sha256=sha256,
-            text_bytes=sum(file_range.text_bytes for file_range in portion),
+            text_bytes=text_bytes_of(portion),
             statistics=statistics,
         )
         write_receipt(path, receipt)
@@ -321,16 +325,16 @@ def read_results(work: Work) -> BuildResults:
             return found
         raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
 
+    def receipts(paths: Iterable[Location], kind: type[R]) -> list[R]:
+        with ThreadPoolExecutor(_RECEIPTS_AT_ONCE) as threads:
+            return list(threads.map(receipt, paths, itertools.repeat(kind)))
+
     directories = work.directories
-    portions = [
-        receipt(directories.tokenized_file(number), PortionReceipt)
-        for number in range(len(work.portions))
-    ]
-    duplicates = [
-        receipt(directories.duplicates_file(number), DuplicatesReceipt)
-        for number in range(work.num_partitions)
-    ]
-    shards = [receipt(directories.receipts / plan.name, ShardResults) for plan in work.shard_plans]
+    portions = receipts(map(directories.tokenized_file, range(len(work.portions))), PortionReceipt)
+    duplicates = receipts(
+        map(directories.duplicates_file, range(work.num_partitions)), DuplicatesReceipt
+    )
+    shards = receipts((directories.receipts / plan.name for plan in work.shard_plans), ShardResults)
     corpus = sum_counters(portion.statistics for portion in portions)
     corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
     return BuildResults(corpus, shards)
