@@ -7,7 +7,6 @@ workers. Apache Beam's options (--runner, --direct_num_workers, …) are also ac
 import argparse
 import logging as python_logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -28,6 +27,7 @@ from pipeline.options import (
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.spark import SparkOptions
 from pipeline.statistics import describe_instances, describe_pairs
+from pipeline.storage import Location, location
 from pipeline.worker_processes import number_of_processes, worker_processes
 
 if TYPE_CHECKING:
@@ -205,9 +205,9 @@ def main(beam_flags: list[str]) -> None:
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
         reading=input_flags.read_options(_SENTENCES.value),
-        vocab_file=_local_path(_VOCAB_FILE),
-        output_dir=_local_path(_OUTPUT_DIR, is_dry),
-        tokenized_dir=_local_path(_TOKENIZED_DIR, is_dry) if _TOKENIZED_DIR.value else None,
+        vocab_file=location(_VOCAB_FILE.value),
+        output_dir=location(_OUTPUT_DIR.value),
+        tokenized_dir=location(_TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None,
         do_lower_case=input_flags.do_lower_case(),
         strip_accents=input_flags.strip_accents(),
         word_segmenter=_WORD_SEGMENTER.value,
@@ -253,20 +253,6 @@ def _is_dry_run(beam_options: "PipelineOptions") -> bool:
     from pipeline.runner import is_dry_run  # noqa: PLC0415 - it imports Beam
 
     return is_dry_run(beam_options)
-
-
-def _local_path(flag: flags.FlagHolder[str | None], may_be_url: bool = False) -> Path:
-    """The path that a flag gives.
-
-    Raises:
-      UserError: the path is a URL, which only the input may be, or what a dry run does not write.
-    """
-    if "://" in (value := flag.value or "") and not may_be_url:
-        raise UserError(
-            f"--{flag.name}={value} is a URL: give a directory on a file system that all workers "
-            "mount"
-        )
-    return Path(value)
 
 
 def _hide_messages_of_beam() -> None:
@@ -337,7 +323,7 @@ def _is_not_json(record: python_logging.LogRecord) -> bool:
     return not record.getMessage().startswith("{")
 
 
-def describe(manifest: Manifest, output_dir: Path) -> str:
+def describe(manifest: Manifest, output_dir: Location) -> str:
     """The content of the data set, for people.
 
     Raises:
@@ -352,7 +338,7 @@ def describe(manifest: Manifest, output_dir: Path) -> str:
         ) from error
 
 
-def _describe(manifest: Manifest, output_dir: Path) -> str:
+def _describe(manifest: Manifest, output_dir: Location) -> str:
     corpus, train = manifest.statistics["corpus"], manifest.statistics["train"]
     masked = f"{train['share_masked']:.1%} masked" if "masked" in train else "masked while training"
     lines = [

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 
 from pipeline.buckets import Bucket
 from pipeline.documents import Document
-from pipeline.files import whole_file
+from pipeline.storage import Location, source_of
 from pipeline.tokenization import FullTokenizer
 
 DOCUMENT_ID = ["file", "offset"]
 _DIGEST_BYTES = 16
+# A store answers many requests in the time of one.
+_ROW_GROUPS_AT_ONCE = 8
 
 _SCHEMA = pa.schema(
     [
@@ -72,7 +75,7 @@ class DocumentBatch:
 class RowGroup:
     """A row group with documents of one bucket, in the Parquet file of their portion."""
 
-    path: Path
+    path: Location
     index: int
 
 
@@ -134,19 +137,16 @@ def tokenize_documents(
 def write_documents(
     path: Path, batches: Iterable[Mapping[Bucket, list[TokenizedDocument]]]
 ) -> list[Bucket]:
-    """Writes a row group for each bucket of each batch; the file appears only when it is complete.
+    """Writes a Parquet file with a row group for each bucket of each batch.
 
     Returns:
       The bucket of each row group.
     """
     buckets: list[Bucket] = []
-    with (
-        whole_file(path) as temporary,
-        # Dictionaries and compression hardly help ids; plain bytes are read at memory speed.
-        pq.ParquetWriter(
-            temporary, _SCHEMA, compression="none", use_dictionary=["bucket", "file"]
-        ) as writer,
-    ):
+    # Dictionaries and compression hardly help ids; plain bytes are read at memory speed.
+    with pq.ParquetWriter(
+        path, _SCHEMA, compression="none", use_dictionary=["bucket", "file"]
+    ) as writer:
         for documents in batches:
             for bucket, members in documents.items():
                 columns = [[getattr(each, name) for each in members] for name in _SCHEMA.names[1:]]
@@ -156,18 +156,28 @@ def write_documents(
     return buckets
 
 
+def read_row_groups(row_groups: Sequence[RowGroup]) -> list[pa.Table]:
+    """Reads row groups; those of a store several at once, each with three requests."""
+
+    def read(group: RowGroup) -> pa.Table:
+        with pq.ParquetFile(source_of(group.path), pre_buffer=True) as file:
+            return file.read_row_group(group.index)
+
+    with ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE) as threads:
+        return list(threads.map(read, row_groups))
+
+
 def read_documents_of_bucket(
-    row_groups: list[RowGroup], id_dtype: np.dtype, dropped: pa.Table | None = None
+    row_groups: list[pa.Table], id_dtype: np.dtype, dropped: pa.Table | None = None
 ) -> DocumentBatch:
     """Reads all documents of a bucket, sorted by id, so the order of the row groups has no effect.
 
     Args:
-      row_groups: the row groups that hold the bucket's documents.
+      row_groups: what `read_row_groups` reads of those that hold the bucket's documents.
       id_dtype: dtype of the token ids.
       dropped: table with the `file` and `offset` of the documents to leave out.
     """
-    tables = [pq.ParquetFile(group.path).read_row_group(group.index) for group in row_groups]
-    table = pa.concat_tables(tables or [_SCHEMA.empty_table()])
+    table = pa.concat_tables(row_groups or [_SCHEMA.empty_table()])
     if dropped is not None:
         table = table.join(dropped, DOCUMENT_ID, join_type="left anti")
     table = table.sort_by([(column, "ascending") for column in DOCUMENT_ID])

@@ -1,17 +1,22 @@
 """The directories in which a data set is made.
 
-Unfinished files are kept in a separate folder inside the output directory. A complete file moves to
-its final name and gets a receipt (see `pipeline.receipts`), so that no later run makes it again.
-A run may be killed between any two of the steps below: the next one finds a state that it knows.
+Unfinished files are kept in a separate folder inside the output directory; on a store, they do not
+appear. A complete file moves to its final name and gets a receipt (see `pipeline.receipts`), so
+that no later run makes it again. A run may be killed between any two of the steps below: the next
+one finds a state that it knows.
 """
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import make_directory, remove_leftovers, whole_file
+from pipeline.files import (
+    make_directory,
+    remove_directory,
+    remove_leftovers,
+    whole_file,
+    write_whole,
+)
 from pipeline.json_files import DamagedFileError, read_json, write_json
 from pipeline.manifest import (
     FLAGS_NAME,
@@ -22,8 +27,13 @@ from pipeline.manifest import (
     Manifest,
 )
 from pipeline.receipts import Plan, differences, files_with_receipt
+from pipeline.storage import Location
 
 IN_PROGRESS_NAME = "clozemill_in_progress"
+# The plan in the folder for unfinished files, without which these count for nothing.
+_PLAN = f"receipts/{PLAN_NAME}"
+# In that folder while a data set is being removed, so that its rest is known for one.
+_DISCARDED_NAME = "discarded"
 _OVERWRITE = "pass --overwrite to make the data set again"
 
 
@@ -36,31 +46,32 @@ class Directories:
         only until the data set is finished.
     """
 
-    def __init__(self, output_dir: Path, tokenized_dir: Path | None = None):
+    def __init__(self, output_dir: Location, tokenized_dir: Location | None = None):
         self.output = output_dir.absolute()
         self.in_progress = self.output / IN_PROGRESS_NAME
+        self._keeps_tokenized = tokenized_dir is not None
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
         self.receipts = self.in_progress / "receipts"
         self.unfinished_shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
         self.sign_of_life = self.in_progress / "sign_of_life"
-        self._plan = self.receipts / PLAN_NAME
+        self._plan = self.in_progress / _PLAN
 
-    def tokenized_file(self, portion_number: int) -> Path:
+    def tokenized_file(self, portion_number: int) -> Location:
         """The file for a portion's tokenized documents."""
         return self.tokenized / f"split-{portion_number:05d}.parquet"
 
-    def duplicates_file(self, partition: int) -> Path:
+    def duplicates_file(self, partition: int) -> Location:
         """The file for the ids of the duplicates in a partition of the tokenized documents."""
         return self.tokenized / f"duplicates-{partition:05d}.parquet"
 
-    def examples_of_output(self) -> list[Path]:
+    def examples_of_output(self) -> list[Location]:
         """Paths as of every kind of file in the output directory."""
         names = (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, PLAN_NAME, REPORT_NAME)
         shards = [f"{split}-00000-of-00001.tfrecord" for split in ("train", "eval")]
         return [self.output / name for name in (*names, *shards)]
 
-    def examples_of_tokenized(self) -> list[Path]:
+    def examples_of_tokenized(self) -> list[Location]:
         """Paths as of every kind of file of the tokenized corpus."""
         return [self.tokenized_file(0), self.tokenized / PLAN_NAME]
 
@@ -76,8 +87,8 @@ class Directories:
         others = ["an earlier build of Clozemill"]
         if (self.output / PLAN_NAME).exists():
             others = _differences(self.output / PLAN_NAME, shard_plan, _OVERWRITE)
-        # A run that was killed at its very end leaves this folder.
-        shutil.rmtree(self.in_progress, ignore_errors=True)
+        if self.in_progress.exists():  # of a run that was killed at its very end
+            remove_directory(self.in_progress, _PLAN)
         if others:
             raise UserError(
                 f"{self.output} already holds a data set, made with {'; '.join(others)}: "
@@ -130,7 +141,7 @@ class Directories:
                 f"{self.output} holds files that are not a data set: "
                 "set --output_dir to an empty directory"
             )
-        if not self.tokenized.is_relative_to(self.in_progress):
+        if self._keeps_tokenized:
             self._check_tokenized(tokenization_plan)
         is_partly_discarded = is_ours and not self._plan.exists()
         if overwrite or is_partly_discarded:
@@ -164,24 +175,25 @@ class Directories:
 
         From the manifest on it is finished: a run that is killed later leaves a folder to remove.
         """
-        self.vocabulary.replace(self.output / VOCABULARY_NAME)
-        with whole_file(self.output / PLAN_NAME) as temporary:
-            shutil.copyfile(self._plan, temporary)
+        for source, name in ((self.vocabulary, VOCABULARY_NAME), (self._plan, PLAN_NAME)):
+            with whole_file(self.output / name) as temporary:
+                temporary.write_bytes(source.read_bytes())
         manifest.write(self.output)
-        shutil.rmtree(self.in_progress)
+        remove_directory(self.in_progress, _PLAN)
 
     def discard(self) -> None:
         """Removes the data set, finished or not, but no tokenized corpus in its own directory."""
         if self._is_ours():
             # If killed halfway, this leaves an unfinished data set without a plan. The next run
             # recognizes that state.
-            self.in_progress.mkdir(exist_ok=True)
+            make_directory(self.in_progress)
+            write_whole(self.in_progress / _DISCARDED_NAME, "")
             self._plan.unlink(missing_ok=True)
             for name in (MANIFEST_NAME, VOCABULARY_NAME, FLAGS_NAME, PLAN_NAME, REPORT_NAME):
                 (self.output / name).unlink(missing_ok=True)
             for shard in self._shards():
-                shard.unlink()
-            shutil.rmtree(self.in_progress)
+                shard.unlink(missing_ok=True)
+            remove_directory(self.in_progress, _PLAN)
 
     def _is_ours(self) -> bool:
         """Whether the output directory holds a data set, finished or not, perhaps a damaged one.
@@ -195,18 +207,18 @@ class Directories:
         except UserError:
             return any(self._shards())
 
-    def _shards(self) -> Iterator[Path]:
+    def _shards(self) -> Iterator[Location]:
         for split in ("train", "eval"):
             yield from self.output.glob(f"{split}-*-of-*.tfrecord")
 
 
-def _cannot_write(error: OSError, directory: Path) -> UserError:
+def _cannot_write(error: OSError, directory: Location) -> UserError:
     return UserError(
         f"cannot write to {error.filename or directory}: {error.strerror}; choose another directory"
     )
 
 
-def _differences(path: Path, wanted: Plan, advice: str) -> list[str]:
+def _differences(path: Location, wanted: Plan, advice: str) -> list[str]:
     """How the plan in a file differs from `wanted`; empty if there is no such file.
 
     Raises:

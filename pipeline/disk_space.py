@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.buckets import Bucket, BucketPlan
-from pipeline.corpus import RowGroup, read_documents_of_bucket, tokenize_documents, write_documents
+from pipeline.corpus import (
+    RowGroup,
+    read_documents_of_bucket,
+    read_row_groups,
+    tokenize_documents,
+    write_documents,
+)
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import describe_size
@@ -19,6 +25,7 @@ from pipeline.rows import sequence_lengths
 from pipeline.sample import Sample
 from pipeline.segments import plan_pairs
 from pipeline.shards import make_instances
+from pipeline.storage import StoredPath
 from pipeline.tokenization import FullTokenizer
 
 
@@ -55,7 +62,9 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
         path = Path(folder, "sample.parquet")
         write_documents(path, [{Bucket("train", 0): documents}])
         tokenized_bytes = path.stat().st_size
-        batch = read_documents_of_bucket([RowGroup(path, 0)], tokenizer.vocabulary.id_dtype)
+        batch = read_documents_of_bucket(
+            read_row_groups([RowGroup(path, 0)]), tokenizer.vocabulary.id_dtype
+        )
     how = options.instances
     rng = np.random.default_rng(how.random_seed)
     # Both ways for all documents, because the few that would be drawn may be far from the mean.
@@ -84,6 +93,8 @@ def check_disk_space(expected: ExpectedSize, directories: Directories) -> None:
         (directories.tokenized, "split-*.parquet", expected.tokenized),
         (directories.output, "*-*-of-*.tfrecord", expected.shards),
     ):
+        if isinstance(directory, StoredPath):
+            continue
         existing = next(each for each in (directory, *directory.parents) if each.is_dir())
         device = existing.stat().st_dev
         missing[device] += max(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.buckets import Bucket
 from pipeline.corpus import DOCUMENT_ID
-from pipeline.files import whole_file
+from pipeline.storage import Location, source_of
 
 _PARTITION_BYTES = 1 << 30
 _COLUMNS = ["digest", *DOCUMENT_ID, "bucket"]
@@ -22,7 +22,9 @@ def count_partitions(corpus_bytes: int) -> int:
     return 1 + corpus_bytes // _PARTITION_BYTES
 
 
-def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions: int) -> pa.Table:
+def find_duplicates(
+    tokenized_files: Sequence[Location], partition: int, num_partitions: int
+) -> pa.Table:
     """Finds all documents whose text equals that of a document with a smaller id.
 
     Args:
@@ -34,7 +36,7 @@ def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions:
       A table with the columns `file`, `offset` and `bucket`, sorted by bucket.
     """
     tables = [
-        _of_partition(pq.read_table(path, columns=_COLUMNS), partition, num_partitions)
+        _of_partition(pq.read_table(source_of(path), columns=_COLUMNS), partition, num_partitions)
         for path in tokenized_files
     ]
     documents = pa.concat_tables(tables).sort_by(
@@ -47,15 +49,14 @@ def find_duplicates(tokenized_files: list[Path], partition: int, num_partitions:
 
 
 def write_duplicates(path: Path, duplicates: pa.Table) -> None:
-    """Writes the result of `find_duplicates`; the file appears only when it is complete."""
-    with whole_file(path) as temporary:
-        pq.write_table(duplicates, temporary, row_group_size=_ROWS_PER_GROUP)
+    """Writes the result of `find_duplicates`."""
+    pq.write_table(duplicates, path, row_group_size=_ROWS_PER_GROUP)
 
 
-def read_duplicates(paths: Sequence[Path], bucket: Bucket) -> pa.Table | None:
+def read_duplicates(paths: Sequence[Location], bucket: Bucket) -> pa.Table | None:
     """Reads the `file` and `offset` of each duplicate in a bucket; None if `paths` is empty."""
     tables = [
-        pq.read_table(path, columns=DOCUMENT_ID, filters=[("bucket", "==", bucket.name)])
+        pq.read_table(source_of(path), columns=DOCUMENT_ID, filters=[("bucket", "==", bucket.name)])
         for path in paths
     ]
     return pa.concat_tables(tables) if tables else None

@@ -147,6 +147,53 @@ def local_copy(path: Location) -> Iterator[Path]:
         yield copy
 
 
+@contextmanager
+def kept_on_error(path: Location) -> Iterator[Path]:
+    """Yields the name of a file on this machine's disk, sent to a store if the block fails.
+
+    On a disk, it is `path` itself.
+    """
+    if not isinstance(path, StoredPath):
+        yield path
+        return
+    with scratch_directory() as scratch:
+        file = scratch / path.name
+        try:
+            yield file
+        except BaseException:
+            with suppress(OSError):  # the failure says more
+                path.upload(file)
+            raise
+
+
+def signs_of_life(path: Location) -> Iterator[None]:
+    """Makes a file, and changes it at each further step, but does not make it again.
+
+    Several processes may share it. `version_of` tells that it has changed.
+
+    Raises:
+      OSError: it was removed, or cannot be written.
+    """
+    if not isinstance(path, StoredPath):
+        path.touch()
+        while True:
+            yield
+            os.utime(path)
+    path.upload(b"")
+    while True:
+        yield
+        with suppress(FileExistsError):  # another process was faster
+            path.upload(os.urandom(8), only_if=path.tag())
+
+
+def version_of(path: Location) -> int | str | None:
+    """What changes whenever a file does; None if it is not there."""
+    try:
+        return path.tag() if isinstance(path, StoredPath) else path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def make_directory(path: Location) -> None:
     """Creates a directory and its missing parents, unless they exist, and makes sure they last."""
     if isinstance(path, StoredPath):
@@ -202,7 +249,10 @@ def temporary_name(path: Path) -> Path:
 
 def has_sha256(path: Location, sha256: str) -> bool:
     """Whether a file exists and has this SHA-256 (in hexadecimal)."""
-    return path.exists() and sha256_of(path) == sha256
+    try:
+        return sha256_of(path) == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def sha256_of(path: Location) -> str:

@@ -4,10 +4,10 @@ import codecs
 import re
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
-from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.json_files import read_foreign_json
+from pipeline.storage import Location
 from pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary, tokens_of
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -73,7 +73,7 @@ class _WordPieceTokenizer:
     added_tokens: list[_NumberedToken] = field(default_factory=list)
 
 
-def read_tokenizer_json(path: Path) -> tuple[dict[int, str], dict[int, AddedToken]]:
+def read_tokenizer_json(path: Location) -> tuple[dict[int, str], dict[int, AddedToken]]:
     """The word pieces and the added tokens, by id, of a tokenizer.json of Hugging Face.
 
     Raises:
@@ -97,7 +97,7 @@ def read_tokenizer_json(path: Path) -> tuple[dict[int, str], dict[int, AddedToke
     return {number: token for token, number in tokenizer.model.vocab.items()}, added
 
 
-def in_order(tokens: dict[int, str], path: Path) -> list[str]:
+def in_order(tokens: dict[int, str], path: Location) -> list[str]:
     """The tokens in the order of their ids.
 
     Raises:
@@ -111,7 +111,7 @@ def in_order(tokens: dict[int, str], path: Path) -> list[str]:
     return [tokens[i] for i in range(len(tokens))]
 
 
-def vocabulary_of(path: Path) -> Vocabulary:
+def vocabulary_of(path: Location) -> Vocabulary:
     """The vocabulary in a vocab.txt, in a tokenizer.json, or in a directory that holds one of them.
 
     Raises:
@@ -141,7 +141,7 @@ def vocabulary_of(path: Path) -> Vocabulary:
     return vocabulary
 
 
-def _content_of(path: Path) -> bytes:
+def _content_of(path: Location) -> bytes:
     """The content of a vocab.txt with the tokens of a file."""
     content = path.read_bytes()
     if content.startswith(_UTF16_MARKS) or b"\0" in content[:100]:
@@ -157,7 +157,7 @@ def _content_of(path: Path) -> bytes:
     return content.removeprefix(codecs.BOM_UTF8)
 
 
-def _tokens_of_json(path: Path) -> list[str]:
+def _tokens_of_json(path: Location) -> list[str]:
     pieces, added = read_tokenizer_json(path)
     for number, token in added.items():
         if pieces.get(number, token.content) != token.content:

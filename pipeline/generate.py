@@ -18,7 +18,7 @@ from pipeline.inputs import InputFile, describe_formats, describe_paths, match_f
 from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
-from pipeline.portions import plan_portions
+from pipeline.portions import plan_portions, text_bytes_of
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
@@ -186,7 +186,8 @@ def _make_shards(
         check_disk_space(expected, work.directories)
         if case := case_line(sample, options):
             logging.warning("%s", case)
-        with report_progress(work.directories, work.buckets.corpus_bytes, len(work.shard_plans)):
+        portion_bytes = list(map(text_bytes_of, work.portions))
+        with report_progress(work.directories, portion_bytes, len(work.shard_plans)):
             if spark:
                 run_on_spark(work, spark)
             else:

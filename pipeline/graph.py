@@ -5,7 +5,6 @@ Beam's shuffle carries only what the stages give each other, file names and buck
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -27,6 +26,7 @@ from pipeline.stages import (
     Work,
     key_of,
 )
+from pipeline.storage import Location
 from pipeline.worker_processes import WorkerProcesses
 
 # At the end of a bundle, Beam waits for its sampler of times, which sleeps up to 0.2 seconds.
@@ -106,7 +106,7 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
 class _Process(beam.DoFn):
     """A stage's work on each item, by a worker that shows that it lives."""
 
-    def __init__(self, stage: Stage, sign_of_life: Path):
+    def __init__(self, stage: Stage, sign_of_life: Location):
         self._stage = stage
         self._sign_of_life = sign_of_life
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil, inf
-from pathlib import Path
 
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.records import RowLimits
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 SHORTEST_SEQ_LENGTH = 8
 LONGEST_SEQ_LENGTH = 1 << 14
@@ -167,11 +167,11 @@ class GenerateOptions:
     """
 
     input_patterns: list[str]
-    vocab_file: Path
-    output_dir: Path
+    vocab_file: Location
+    output_dir: Location
     input_format: InputFormat = InputFormat.AUTO
     reading: ReadOptions = field(default_factory=ReadOptions)
-    tokenized_dir: Path | None = None
+    tokenized_dir: Location | None = None
     do_lower_case: bool = True
     strip_accents: bool | None = None
     word_segmenter: str | None = None

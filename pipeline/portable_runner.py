@@ -27,9 +27,11 @@ from apache_beam.runners.runner import PipelineResult
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.files import signs_of_life, version_of
+from pipeline.storage import Location
 
 _SECONDS_TO_ANSWER = 10
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_COME = 120.0
 # Images are downloaded, and a cluster that is full has its own bounds, such as Flink's 300 seconds.
 _SECONDS_TO_COME_TO_CLUSTERS = 600.0
@@ -139,23 +141,23 @@ def no_deadline_of_jobs() -> Iterator[None]:
 
 
 @cache
-def show_life(sign: Path) -> None:
-    """Makes a worker touch a file from now on, until that is removed; once in a process."""
+def show_life(sign: Location) -> None:
+    """Makes a worker change a file from now on, until that is removed; once in a process."""
+    signs = signs_of_life(sign)
     with suppress(OSError):  # the vocabulary, in the same directory, tells what is wrong
-        sign.touch()
+        next(signs)
 
     def beat() -> None:
         with suppress(OSError):
-            while True:
+            for _ in signs:
                 time.sleep(_SECONDS_BETWEEN_SIGNS)
-                os.utime(sign)  # does not make the file, whose directory may be about to go
 
     threading.Thread(target=beat, name=str(sign), daemon=True).start()
 
 
 @contextmanager
 def workers_watched(
-    job: PipelineResult, runner: str, beam_options: PipelineOptions, sign: Path
+    job: PipelineResult, runner: str, beam_options: PipelineOptions, sign: Location
 ) -> Iterator[None]:
     """Around the wait for a job: cancels it if no worker comes, or none lives any more.
 
@@ -165,7 +167,7 @@ def workers_watched(
       job: the job.
       runner: the value of --runner.
       beam_options: how Beam runs it.
-      sign: the file that a worker touches as long as it lives.
+      sign: the file that a worker changes as long as it lives.
 
     Raises:
       UserError: no worker came, or all are lost and the runner has not noticed it.
@@ -178,7 +180,7 @@ def workers_watched(
         last_sign, since, is_warned = None, time.monotonic(), False
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
             now = time.monotonic()
-            if (found := _time_of(sign)) != last_sign:
+            if (found := version_of(sign)) != last_sign:
                 last_sign, since, is_warned = found, now, False
             what = "no worker has shown life" if last_sign else "no worker has come"
             if now - since > allowed:
@@ -203,13 +205,6 @@ def workers_watched(
         raise
     finally:
         over.set()
-
-
-def _time_of(sign: Path) -> int | None:
-    """When a file was last touched, in nanoseconds; None if it is not there."""
-    with suppress(OSError):
-        return sign.stat().st_mtime_ns
-    return None
 
 
 def _seconds_to_come(runner: str, beam_options: PipelineOptions) -> float:

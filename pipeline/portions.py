@@ -116,6 +116,11 @@ Portion = tuple[FileRange, ...]
 """The unit of work for a tokenizing worker: one range of a large file, or several small files."""
 
 
+def text_bytes_of(portion: Portion) -> int:
+    """The (estimated) amount of text in a portion, in bytes."""
+    return sum(file_range.text_bytes for file_range in portion)
+
+
 def plan_portions(
     files: list[InputFile],
     portion_bytes: int | None = None,

@@ -6,19 +6,16 @@ runner.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import Generic
 
 from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
 from pipeline.directories import Directories
-from pipeline.receipts import PortionReceipt, R, files_with_receipt, read_receipt
-from pipeline.statistics import ShardResults
+from pipeline.receipts import files_with_receipt
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -26,53 +23,51 @@ _MEGABYTE = 1_000_000
 
 
 @contextmanager
-def report_progress(directories: Directories, text_bytes: int, num_shards: int) -> Iterator[None]:
+def report_progress(
+    directories: Directories, portion_bytes: Sequence[int], num_shards: int
+) -> Iterator[None]:
     """Shows the amount of tokenized text, the number of finished shards and the time left.
 
-    A terminal gets two progress bars. Otherwise a line is logged every ten seconds.
+    A terminal gets two progress bars. Otherwise a line is logged every ten seconds. Each look lists
+    two folders and reads no file.
 
     Args:
       directories: the directories in which the workers finish files.
-      text_bytes: amount of text to tokenize, in bytes.
+      portion_bytes: the amount of text of each portion, in bytes.
       num_shards: number of shards to build.
     """
     progress = _new_progress()
-    tokenized = _Finished(
-        directories.tokenized, "split-*.parquet", PortionReceipt, lambda receipt: receipt.text_bytes
-    )
-    built = _Finished(
-        directories.receipts, "*.tfrecord", ShardResults, lambda results: results.shard.instances
-    )
+    text_bytes = sum(portion_bytes)
+    bytes_of_file = {
+        directories.tokenized_file(number).name: num_bytes
+        for number, num_bytes in enumerate(portion_bytes)
+    }
     ended = threading.Event()
 
-    def look() -> None:
-        for finished in (tokenized, built):
-            finished.look()
-        progress.update(
-            tokenizing,
-            completed=tokenized.total,
-            done=f"{tokenized.total / _MEGABYTE:,.1f} of {text_bytes / _MEGABYTE:,.1f} MB",
-        )
-        progress.update(
-            building,
-            completed=len(built),
-            done=f"{len(built):,} of {num_shards:,} shards, {built.total:,} instances",
-        )
+    def look() -> tuple[int, int]:
+        """The amount of tokenized text, and the number of finished shards."""
+        tokenized = files_with_receipt(directories.tokenized, "split-*.parquet")
+        built = files_with_receipt(directories.receipts, "*.tfrecord")
+        return sum(bytes_of_file.get(name, 0) for name in tokenized), len(built)
+
+    def show(tokenized: int, built: int) -> None:
+        megabytes = f"{tokenized / _MEGABYTE:,.1f} of {text_bytes / _MEGABYTE:,.1f} MB"
+        progress.update(tokenizing, completed=tokenized, done=megabytes)
+        progress.update(building, completed=built, done=f"{built:,} of {num_shards:,} shards")
 
     def watch() -> None:
-        next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            look()
-            if progress.disable and time.monotonic() >= next_line:
+        seconds = _SECONDS_BETWEEN_LINES if progress.disable else _SECONDS_BETWEEN_LOOKS
+        while not ended.wait(seconds):
+            with suppress(OSError):  # a store that does not answer now may do so later
+                show(*look())
+            if progress.disable:
                 logging.info("%s", "; ".join(map(_describe, progress.tasks)))
-                next_line += _SECONDS_BETWEEN_LINES
 
     # Files that an earlier, killed run finished must not count towards this run's speed.
-    tokenized.look()
-    built.look()
-    tokenizing = progress.add_task("tokenizing", total=text_bytes, completed=tokenized.total)
-    building = progress.add_task("building", total=num_shards, completed=len(built))
-    look()
+    tokenized, built = look()
+    tokenizing = progress.add_task("tokenizing", total=text_bytes, completed=tokenized)
+    building = progress.add_task("building", total=num_shards, completed=built)
+    show(tokenized, built)
     thread = threading.Thread(target=watch, daemon=True)
     with progress:
         thread.start()
@@ -81,7 +76,9 @@ def report_progress(directories: Directories, text_bytes: int, num_shards: int) 
         finally:
             ended.set()
             thread.join()
-            look()
+            if not progress.disable:
+                with suppress(OSError):
+                    show(*look())
 
 
 @contextmanager
@@ -121,34 +118,6 @@ def _new_progress() -> Progress:
         disable=not console.is_terminal,
         speed_estimate_period=timedelta(hours=1).total_seconds(),
     )
-
-
-class _Finished(dict[str, int], Generic[R]):
-    """The finished files of a folder, with a count for each.
-
-    Args:
-      folder: the folder that holds their receipts.
-      pattern: glob that the names of the files match.
-      kind: the kind of their receipts.
-      count: returns a file's count, given its receipt.
-    """
-
-    def __init__(self, folder: Path, pattern: str, kind: type[R], count: Callable[[R], int]):
-        super().__init__()
-        self._folder = folder
-        self._pattern = pattern
-        self._kind = kind
-        self._count = count
-
-    @property
-    def total(self) -> int:
-        return sum(self.values())
-
-    def look(self) -> None:
-        """Adds the files that received a receipt since the last look."""
-        for name in files_with_receipt(self._folder, self._pattern):
-            if name not in self and (receipt := read_receipt(self._folder / name, self._kind)):
-                self[name] = self._count(receipt)
 
 
 def _describe(task: Task) -> str:

@@ -8,14 +8,15 @@ damaged receipt is none.
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from absl import logging
 
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
+from pipeline.storage import Location
 
 _SUFFIX = ".json"
 _OTHER_FILES = {
@@ -78,7 +79,7 @@ class VocabularyReceipt:
 R = TypeVar("R", bound=Receipt)
 
 
-def read_receipt(path: Path, kind: type[R]) -> R | None:
+def read_receipt(path: Location, kind: type[R]) -> R | None:
     """Reads the receipt of the file that is, or was first, at `path`; None if it has no receipt."""
     try:
         return read_json(path_of_receipt(path), kind)
@@ -86,7 +87,7 @@ def read_receipt(path: Path, kind: type[R]) -> R | None:
         return None
 
 
-def read_receipt_of_whole(path: Path, kind: type[R], file: Path | None = None) -> R | None:
+def read_receipt_of_whole(path: Location, kind: type[R], file: Location | None = None) -> R | None:
     """Reads a file's receipt if the file has its SHA-256; None if the file must be made again.
 
     Args:
@@ -94,25 +95,28 @@ def read_receipt_of_whole(path: Path, kind: type[R], file: Path | None = None) -
       kind: the receipt's type.
       file: where the file is now, if it is not at `path` any more.
     """
-    receipt = read_receipt(path, kind)
-    if receipt and has_sha256(file or path, receipt.sha256):
-        return receipt
-    if path_of_receipt(path).exists():
-        logging.warning("%s or its receipt is damaged: it is made again", file or path)
+    with suppress(DamagedFileError):
+        try:
+            receipt = read_json(path_of_receipt(path), kind)
+        except FileNotFoundError:
+            return None
+        if has_sha256(file or path, receipt.sha256):
+            return receipt
+    logging.warning("%s or its receipt is damaged: it is made again", file or path)
     return None
 
 
-def write_receipt(path: Path, receipt: Receipt) -> None:
+def write_receipt(path: Location, receipt: Receipt) -> None:
     """Writes the receipt of a finished file atomically."""
     write_json(path_of_receipt(path), vars(receipt))
 
 
-def files_with_receipt(folder: Path, pattern: str) -> list[str]:
+def files_with_receipt(folder: Location, pattern: str) -> list[str]:
     """Returns the names of the finished files whose receipts are in a folder and match a glob."""
     return [receipt.stem for receipt in folder.glob(pattern + _SUFFIX)]
 
 
-def path_of_receipt(path: Path) -> Path:
+def path_of_receipt(path: Location) -> Location:
     """The receipt of the file that is, or was first, at `path`."""
     return path.with_name(path.name + _SUFFIX)
 

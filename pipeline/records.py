@@ -14,13 +14,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.storage import Location
 
 _BITS = 7  # of a number in each byte of its varint
 _MORE_FOLLOWS = 0x80
@@ -135,15 +136,19 @@ def unpack_word_starts(instances: Instances) -> Instances:
     return instances | {"word_starts": flags.astype(bool)}
 
 
-def tfrecord_compression(path: Path) -> str:
+def tfrecord_compression(path: Location) -> str:
     """The compression of a TFRecord file, "GZIP" or ""; its first bytes tell."""
     with path.open("rb") as file:
         return "GZIP" if file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else ""
 
 
-def open_records(path: Path) -> BinaryIO:
+def open_records(path: Location) -> BinaryIO:
     """Opens a TFRecord file for `read_frames`; if it is compressed, gives what it holds."""
-    return cast(BinaryIO, gzip.open(path)) if tfrecord_compression(path) else path.open("rb")
+    return (
+        cast(BinaryIO, gzip.open(path.open("rb")))
+        if tfrecord_compression(path)
+        else path.open("rb")
+    )
 
 
 def frame_record(record: bytes) -> bytes:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
@@ -14,6 +13,7 @@ from pipeline.inspection import Piece, pieces_of, read_sequences, relation_of_b
 from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.statistics import DROP_REASONS, num_sequences
+from pipeline.storage import Location
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
 
@@ -84,7 +84,7 @@ class _Example:
     segments: dict[str, list[list[Piece]]]
 
 
-def write_report(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> None:
+def write_report(output_dir: Location, manifest: Manifest, vocabulary: Vocabulary) -> None:
     """Writes `report.html` beside the shards.
 
     Args:
@@ -138,7 +138,9 @@ def _all_options(manifest: Manifest) -> dict[str, Any]:
     return options
 
 
-def _examples(output_dir: Path, manifest: Manifest, vocabulary: Vocabulary) -> Iterator[_Example]:
+def _examples(
+    output_dir: Location, manifest: Manifest, vocabulary: Vocabulary
+) -> Iterator[_Example]:
     """Yields the train instances in the order of the shards, each of which is shuffled."""
     for shard in manifest.shards_of("train"):
         for number, sequences in enumerate(read_sequences(DataSet(output_dir, manifest), shard)):

@@ -5,7 +5,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
 from pipeline.segments import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
+from pipeline.storage import Location
 from pipeline.vocabulary import Vocabulary
 
 MOST_SHARDS = 1 << 20
@@ -104,8 +104,8 @@ def build_shard(
     documents: DocumentBatch,
     vocabulary: Vocabulary,
     options: InstanceOptions,
-    temporary_dir: Path,
-    output_dir: Path,
+    temporary_dir: Location,
+    output_dir: Location,
 ) -> ShardResults:
     """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts its content.
 
@@ -130,6 +130,7 @@ def build_shard(
             content = b"".join(map(frame_record, encode_examples(instances)))
             digest.update(content)
             file.write(content)
+        num_bytes = file.tell()
     shard = Shard(
         name=plan.name,
         split=plan.bucket.split,
@@ -137,7 +138,7 @@ def build_shard(
         documents=counts["documents"],
         instances=counts["instances"],
         tokens=counts["tokens"],
-        bytes=path.stat().st_size,
+        bytes=num_bytes,
         sha256=digest.hexdigest(),
     )
     return ShardResults(shard, counts, histograms.lengths(), histograms.masked_tokens())

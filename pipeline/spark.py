@@ -30,6 +30,7 @@ from absl import logging
 from pipeline.corpus import RowGroup
 from pipeline.errors import UserError
 from pipeline.failures import StepError, as_user_error, step_errors_marked
+from pipeline.files import kept_on_error
 from pipeline.stages import (
     BucketKey,
     BuildShard,
@@ -40,6 +41,7 @@ from pipeline.stages import (
     key_of,
     loaded,
 )
+from pipeline.storage import Location
 
 if TYPE_CHECKING:
     from pyspark import Accumulator, AccumulatorParam, SparkContext
@@ -132,6 +134,14 @@ class SparkOptions:
         return int(cores) if cores.isdecimal() else 1
 
 
+@dataclass(frozen=True)
+class _Log:
+    """The messages of Spark's driver: a file on this machine, and where users find it."""
+
+    file: Path
+    kept: Location
+
+
 def check_spark(options: SparkOptions) -> None:
     """Checks what takes no time, before any work.
 
@@ -180,19 +190,21 @@ def run_on_spark(work: Work, options: SparkOptions) -> None:
       UserError: a worker cannot read the text, or the cluster fails.
       OSError: a worker cannot write a file.
     """
-    log = work.directories.in_progress / "spark.log"
-    with _connected(options, log) as context:
+    kept = work.directories.in_progress / "spark.log"
+    with kept_on_error(kept) as file, _connected(options, log := _Log(file, kept)) as context:
         cluster = _Cluster(context, options.master, log)
         row_groups: dict[BucketKey, list[RowGroup]] = defaultdict(list)
         for bucket, row_group in cluster.run(TokenizePortion(work), enumerate(work.portions)):
             row_groups[bucket].append(row_group)
         cluster.run(FindDuplicates(work), range(work.num_partitions))
-        shards = [(plan, row_groups[key_of(plan.bucket)]) for plan in work.shard_plans]
+        # Bucket by bucket, because a worker keeps the one that it read last.
+        plans = sorted(work.shard_plans, key=lambda plan: key_of(plan.bucket))
+        shards = [(plan, row_groups[key_of(plan.bucket)]) for plan in plans]
         cluster.run(BuildShard(work), shards)
 
 
 @contextmanager
-def _connected(options: SparkOptions, log: Path) -> Iterator["SparkContext"]:
+def _connected(options: SparkOptions, log: _Log) -> Iterator["SparkContext"]:
     """Starts Spark's driver, a Java process, whose messages go to a file; ends it after the block.
 
     Raises:
@@ -214,7 +226,7 @@ def _connected(options: SparkOptions, log: Path) -> Iterator["SparkContext"]:
         conf.set("spark.driver.defaultJavaOptions", java_options)
         conf.setAll([*_DEFAULTS.items(), *options.conf.items()])
         try:
-            with log.open("wb") as file:
+            with log.file.open("wb") as file:
                 gateway = launch_gateway(conf, {"stdout": file, "stderr": file})
             at_interrupt = signal.getsignal(signal.SIGINT)
             context = pyspark.SparkContext(conf=conf, gateway=gateway)
@@ -254,10 +266,10 @@ class _Cluster:
     Args:
       context: the connection to it.
       master: its address.
-      log: the file of the messages of Spark's driver.
+      log: the messages of Spark's driver.
     """
 
-    def __init__(self, context: "SparkContext", master: str, log: Path):
+    def __init__(self, context: "SparkContext", master: str, log: _Log):
         self._context = context
         self._master = master
         self._log = log
@@ -346,25 +358,25 @@ def _process(stage: Stage, errors: "Accumulator[list[str]]", items: Iterator[Any
         errors.add([str(error)])
 
 
-def _as_user_error(error: Exception, log: Path) -> Exception:
+def _as_user_error(error: Exception, log: _Log) -> Exception:
     """The error to show to a user who can fix its cause; otherwise the exception itself."""
     if isinstance(error, OSError) or type(error).__name__ == "Py4JNetworkError":
         return UserError(
             f"Spark's driver, a Java process, died ({error}): run the same command again to "
-            f"resume; see {log}"
+            f"resume; see {log.kept}"
         )
     text = re.split(r"\n\s*at ", str(error))[0]  # what follows is Java's
     text = re.sub(r" SQLSTATE: \w+", "", text)
     if StepError.__name__ in text:
         return as_user_error(RuntimeError(text), "Spark")
-    for lines in (text.splitlines(), log.read_text("utf-8", "replace").splitlines()):
+    for lines in (text.splitlines(), log.file.read_text("utf-8", "replace").splitlines()):
         for part, advice in _ADVICE.items():
             if found := [line for line in lines if part in line]:
                 return UserError(f"Spark failed: {_message(found[-1])}; {advice}")
     errors = [line for line in (*lines, *text.splitlines()) if _ERROR.search(line)]
     causes = [line for line in errors if line.startswith("Caused by: ")]
     reason = _message((causes[-1:] or errors or [text])[0])
-    return UserError(f"Spark failed: {reason}; see {log}")
+    return UserError(f"Spark failed: {reason}; see {log.kept}")
 
 
 def _message(line: str) -> str:

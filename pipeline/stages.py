@@ -12,10 +12,12 @@ they finish.
 
 import gc
 import hashlib
+import itertools
 import socket
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,9 +28,11 @@ import pyarrow as pa
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
+    DocumentBatch,
     RowGroup,
     TokenizedDocument,
     read_documents_of_bucket,
+    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -41,11 +45,11 @@ from pipeline.duplicates import (
     write_duplicates,
 )
 from pipeline.errors import UserError
-from pipeline.files import sha256_of
+from pipeline.files import sha256_of, whole_file
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
 from pipeline.options import GenerateOptions
-from pipeline.portions import Portion
+from pipeline.portions import Portion, text_bytes_of
 from pipeline.receipts import (
     DuplicatesReceipt,
     PortionReceipt,
@@ -56,6 +60,7 @@ from pipeline.receipts import (
 )
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
+from pipeline.storage import Location
 from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import WordFinder, load_segmenter
@@ -67,6 +72,8 @@ BucketKey = tuple[str, int]
 _BATCH_CHARACTERS = 32 << 20
 # The parts of that which it tokenizes at once.
 _PARTS_OF_BATCH = 64
+# A store answers many requests in the time of one.
+_RECEIPTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -152,14 +159,16 @@ class TokenizePortion(Stage):
         for row_group, (split, index) in enumerate(receipt.buckets):
             yield (split, index), RowGroup(path, row_group)
 
-    def _write(self, path: Path, portion: Portion) -> PortionReceipt:
+    def _write(self, path: Location, portion: Portion) -> PortionReceipt:
         """Writes the portion's tokens and returns their receipt."""
         statistics: Counter[str] = Counter()
-        buckets = write_documents(path, self._tokenize(portion, statistics))
+        with whole_file(path) as temporary:
+            buckets = write_documents(temporary, self._tokenize(portion, statistics))
+            sha256 = sha256_of(temporary)
         receipt = PortionReceipt(
             buckets=[key_of(bucket) for bucket in buckets],
-            sha256=sha256_of(path),
-            text_bytes=sum(file_range.text_bytes for file_range in portion),
+            sha256=sha256,
+            text_bytes=text_bytes_of(portion),
             statistics=statistics,
         )
         write_receipt(path, receipt)
@@ -208,14 +217,16 @@ class FindDuplicates(Stage):
         self._num_partitions = work.num_partitions
         self._directories = work.directories
 
-    def process(self, item: int) -> Iterator[Path]:
+    def process(self, item: int) -> Iterator[Location]:
         """Compares the digests of all documents, and yields the file."""
         path = self._directories.duplicates_file(item)
         if read_receipt_of_whole(path, DuplicatesReceipt) is None:
             tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
             duplicates = find_duplicates(list(tokenized_files), item, self._num_partitions)
-            write_duplicates(path, duplicates)
-            write_receipt(path, DuplicatesReceipt(len(duplicates), sha256_of(path)))
+            with whole_file(path) as temporary:
+                write_duplicates(temporary, duplicates)
+                sha256 = sha256_of(temporary)
+            write_receipt(path, DuplicatesReceipt(len(duplicates), sha256))
         yield path
 
 
@@ -233,6 +244,7 @@ class BuildShard(Stage):
         super().load()
         _give_freed_memory_back()
         self._vocabulary = Vocabulary(self._directories.vocabulary)
+        self._last_read: tuple[Bucket, DocumentBatch] | None = None
 
     def process(self, item: tuple[ShardPlan, list[RowGroup]]) -> Iterator[str]:
         """Reads the bucket, without duplicates, writes the shard and yields its name."""
@@ -240,15 +252,9 @@ class BuildShard(Stage):
         path = self._directories.output / plan.name
         receipt_path = self._directories.receipts / plan.name
         if not read_receipt_of_whole(receipt_path, ShardResults, path):
-            duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
-            documents = read_documents_of_bucket(
-                row_groups,
-                self._vocabulary.id_dtype,
-                read_duplicates(list(duplicates), plan.bucket),
-            )
             results = build_shard(
                 plan,
-                documents,
+                self._documents_of(plan.bucket, row_groups),
                 self._vocabulary,
                 self._options.instances,
                 self._directories.unfinished_shards,
@@ -256,6 +262,19 @@ class BuildShard(Stage):
             )
             write_receipt(receipt_path, results)
         yield plan.name
+
+    def _documents_of(self, bucket: Bucket, row_groups: list[RowGroup]) -> DocumentBatch:
+        """Reads a bucket without its duplicates, unless this worker read it last."""
+        if self._last_read is None or self._last_read[0] != bucket:
+            self._last_read = None  # before the next one takes memory
+            duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
+            documents = read_documents_of_bucket(
+                read_row_groups(row_groups),
+                self._vocabulary.id_dtype,
+                read_duplicates(list(duplicates), bucket),
+            )
+            self._last_read = bucket, documents
+        return self._last_read[1]
 
 
 _loaded: Stage | None = None
@@ -301,21 +320,21 @@ def read_results(work: Work) -> BuildResults:
       RuntimeError: a file was never finished, because the engine has lost work.
     """
 
-    def receipt(path: Path, kind: type[R]) -> R:
+    def receipt(path: Location, kind: type[R]) -> R:
         if found := read_receipt(path, kind):
             return found
         raise RuntimeError(f"{path.name} was never finished: the runner has lost work")
 
+    def receipts(paths: Iterable[Location], kind: type[R]) -> list[R]:
+        with ThreadPoolExecutor(_RECEIPTS_AT_ONCE) as threads:
+            return list(threads.map(receipt, paths, itertools.repeat(kind)))
+
     directories = work.directories
-    portions = [
-        receipt(directories.tokenized_file(number), PortionReceipt)
-        for number in range(len(work.portions))
-    ]
-    duplicates = [
-        receipt(directories.duplicates_file(number), DuplicatesReceipt)
-        for number in range(work.num_partitions)
-    ]
-    shards = [receipt(directories.receipts / plan.name, ShardResults) for plan in work.shard_plans]
+    portions = receipts(map(directories.tokenized_file, range(len(work.portions))), PortionReceipt)
+    duplicates = receipts(
+        map(directories.duplicates_file, range(work.num_partitions)), DuplicatesReceipt
+    )
+    shards = receipts((directories.receipts / plan.name for plan in work.shard_plans), ShardResults)
     corpus = sum_counters(portion.statistics for portion in portions)
     corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
     return BuildResults(corpus, shards)

@@ -371,6 +371,11 @@ def size_of(file: Location) -> int:
     return file.size() if isinstance(file, StoredPath) else file.stat().st_size
 
 
+def source_of(file: Location) -> Any:
+    """What pyarrow reads a file from, in ranges: each that it asks for is one request."""
+    return _Reader(file) if isinstance(file, StoredPath) else file
+
+
 def match_with_beam(pattern: str) -> dict[str, Stamp]:
     """The files that a URL or a glob of URLs names, on a file system that Beam knows.
 

@@ -12,13 +12,13 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.storage import Location
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, Vocabulary
 
 MAX_MEMO_ENTRIES = 1 << 18
@@ -165,7 +165,7 @@ class FullTokenizer:
 
     def __init__(
         self,
-        vocab_file: str | Path,
+        vocab_file: str | Location,
         do_lower_case: bool = True,
         strip_accents: bool | None = None,
     ):
@@ -297,7 +297,7 @@ class Memo(dict[Word, bytes], Generic[Word]):
         return value
 
 
-def load_vocab(vocab_file: str | Path) -> dict[str, int]:
+def load_vocab(vocab_file: str | Location) -> dict[str, int]:
     """Returns the id of each token of a vocabulary."""
     return Vocabulary(vocab_file, needed=()).ids
 

@@ -4,11 +4,11 @@ import codecs
 import hashlib
 from collections.abc import Collection
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.storage import Location, location
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 200
@@ -49,12 +49,12 @@ class Vocabulary:
 
     def __init__(
         self,
-        vocab_file: str | Path,
+        vocab_file: str | Location,
         needed: Collection[str] = SPECIAL_TOKENS,
         content: bytes | None = None,
     ):
         try:
-            self.content = Path(vocab_file).read_bytes() if content is None else content
+            self.content = location(str(vocab_file)).read_bytes() if content is None else content
             self.tokens = tokens_of(self.content)
         except OSError as error:
             raise UserError(f"cannot read the vocabulary {vocab_file}: {error.strerror}") from error

@@ -8,7 +8,7 @@ import pytest
 
 import pipeline.spark
 from pipeline.errors import UserError
-from pipeline.spark import SparkOptions, _as_user_error, _Cluster, _process, check_spark
+from pipeline.spark import SparkOptions, _as_user_error, _Cluster, _Log, _process, check_spark
 from pipeline.stages import Stage
 
 FAILED = (
@@ -28,6 +28,10 @@ STARTED = """Using Spark's default log4j profile: org/apache/spark/log4j2-defaul
 """
 GATEWAY = "[JAVA_GATEWAY_EXITED] Java gateway process exited before sending its port number."
 REFUSED = "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n: x.Y"
+
+
+def log_in(folder):
+    return _Log(folder / "spark.log", folder / "spark.log")
 
 
 @pytest.fixture
@@ -178,7 +182,7 @@ def test_missing_pyspark_is_reported(monkeypatch):
 def test_a_failure_is_one_line_with_its_reason(text, log, message, tmp_path):
     path = tmp_path / "spark.log"
     path.write_text(log)
-    error = _as_user_error(RuntimeError(text), path)
+    error = _as_user_error(RuntimeError(text), _Log(path, path))
     assert isinstance(error, UserError)
     assert str(error) == message.replace("LOG", str(path))
 
@@ -191,7 +195,7 @@ class Py4JNetworkError(Exception):
     "error", [ConnectionRefusedError(111, "refused"), Py4JNetworkError("Answer is empty")]
 )
 def test_the_death_of_the_driver_is_reported(error, tmp_path):
-    found = _as_user_error(error, tmp_path / "spark.log")
+    found = _as_user_error(error, log_in(tmp_path))
     assert isinstance(found, UserError)
     assert "a Java process, died (" in str(found)
     assert "the same command again" in str(found)
@@ -199,14 +203,14 @@ def test_the_death_of_the_driver_is_reported(error, tmp_path):
 
 def test_a_disk_that_is_full_is_reported(tmp_path):
     text = f"{IN_PYTHON}pipeline.failures.StepError: [Errno 28] No space left: '/data/x'\n{IN_JAVA}"
-    error = _as_user_error(RuntimeError(text), tmp_path / "spark.log")
+    error = _as_user_error(RuntimeError(text), log_in(tmp_path))
     assert isinstance(error, OSError)
     assert str(error).startswith("[Errno 28] No space left: '/data/x'; run the same command")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(tmp_path):
     text = f"{IN_PYTHON}pipeline.failures.StepError: KeyError('x')\n{IN_JAVA}"
-    error = _as_user_error(RuntimeError(text), tmp_path / "spark.log")
+    error = _as_user_error(RuntimeError(text), log_in(tmp_path))
     assert type(error) is RuntimeError
     assert "worker.py" in str(error)
 
@@ -235,7 +239,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(_Cluster, "_num_executors", lambda _: executors.number)
     monkeypatch.setattr(pipeline.spark, "_joined", lambda: None)
     context = SimpleNamespace(accumulator=lambda *_: SimpleNamespace(value=[]))
-    return _Cluster(context, "spark://host:7077", Path("spark.log")), executors, now
+    return _Cluster(context, "spark://host:7077", log_in(Path())), executors, now
 
 
 def test_a_cluster_that_starts_no_executor_is_reported(cluster):

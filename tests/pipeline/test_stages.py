@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.stages
 from pipeline.buckets import BucketPlan
-from pipeline.corpus import RowGroup, read_documents_of_bucket
+from pipeline.corpus import RowGroup, read_documents_of_bucket, read_row_groups
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
@@ -71,7 +71,7 @@ def documents_of_buckets(found):
         row_groups.setdefault(bucket, []).append(row_group)
     words = {}
     for bucket, members in row_groups.items():
-        batch = read_documents_of_bucket(members, np.dtype(np.uint16))
+        batch = read_documents_of_bucket(read_row_groups(members), np.dtype(np.uint16))
         first_tokens = [0, *batch.sentence_ends[batch.document_ends - 1][:-1].tolist()]
         words[bucket] = (batch.ids[first_tokens] - 5).tolist()
     return words
@@ -103,6 +103,17 @@ def test_the_receipt_says_what_was_made(tokenize, directories, options):
     assert [row_group for _, row_group in found] == [
         RowGroup(path, number) for number in range(len(found))
     ]
+
+
+def test_a_file_of_documents_appears_only_when_complete(tokenize, directories, monkeypatch):
+    def dies(*_):
+        assert not directories.tokenized_file(0).exists()
+        raise ValueError("on fire")
+
+    monkeypatch.setattr(pipeline.stages, "tokenize_documents", dies)
+    with pytest.raises(ValueError, match="on fire"):
+        tokenize()
+    assert list(directories.tokenized.glob("*.parquet*")) == []
 
 
 @pytest.mark.parametrize("batch_characters", [0, 20, 1 << 20])

@@ -1,6 +1,7 @@
 """What children of the zygote do: run a verb, open what a verb has written, read a file."""
 
 import hashlib
+import os
 import sys
 import zlib
 from contextlib import nullcontext
@@ -39,6 +40,13 @@ def run(arguments, watched=None, deadly=None):
         launch.__main__.main()
     except SystemExit as error:
         return error.code or 0, changes
+
+
+def run_on_store(arguments, environment, process_file):
+    """Runs a verb that uses a store, after it has told which process does it."""
+    os.environ.update(environment)
+    Path(process_file).write_text(str(os.getpid()))
+    return run(arguments)
 
 
 def _do_not_compute():

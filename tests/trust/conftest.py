@@ -18,6 +18,7 @@ LIGHT = (
     "pipeline.graph",
     "pipeline.verification",
     "pipeline.vocabulary_training",
+    "obstore.store",  # which no process has used when it forks
 )
 FULL = (
     *LIGHT,
@@ -98,6 +99,18 @@ class Zygote:
             return outcome
         code, changes = outcome.value
         return outcome._replace(code=code, value=changes)
+
+    def run_on_store(self, environment, process_file, *arguments, seconds=60):
+        """Runs a verb with these variables, which first writes its process ID to a file."""
+        arguments = [str(argument) for argument in arguments]
+        outcome = self.call(
+            "run_on_store", arguments, environment, str(process_file), seconds=seconds
+        )
+        return (
+            outcome
+            if outcome.code or outcome.value is None
+            else outcome._replace(code=outcome.value[0], value=None)
+        )
 
     def succeed(self, *arguments, **kwargs):
         """Runs a verb that must succeed."""
