@@ -13,6 +13,7 @@ files, and `open_input` opens them.
 import errno
 import fnmatch
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar, cast
 from pipeline.errors import UserError, in_one_line, listed
 
 SCHEMES = ("s3", "gs", "az")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
@@ -345,10 +347,10 @@ def location(text: str) -> Location:
     bucket, _, key = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):  # a password may stand there, so the URL is not quoted
         raise UserError(f"a URL of {scheme}:// has no bucket: give {scheme}://BUCKET/FOLDER")
-    if {".", ".."} & set(key.split("/")) or not key.isprintable():
+    if {".", ".."} & set(key.split("/")) or _CONTROL.search(key):
         raise UserError(
             f"{in_one_line(text)} is not a URL of an object: leave out its parts . and .., and "
-            "characters that cannot be printed"
+            "control characters"
         )
     return StoredPath(f"{scheme}://{bucket}")._at(key)
 
@@ -441,7 +443,9 @@ class _Reader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stamp.size}[whence]
-        self._position = max(0, start + offset)
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(self._path))
+        self._position = start + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:

@@ -36,7 +36,6 @@ _LONGEST_REQUEST_SECONDS = 24 * 3600.0
 _RETRIES_OF_A_PART = 4
 
 _OPTION = re.compile("AWS_|GOOGLE_|AZURE_")
-_NO_FOLDER = "clozemill-looks-for-nothing"
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "InvalidBucketName"}
 _UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed"}
 _EXPIRED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
@@ -117,8 +116,8 @@ def ask(root: str, url: str, operation: Callable[[Any], T], in_parts: bool = Fal
         raise RuntimeError("a store cannot be used in a process whose parent has used one")
     environment = tuple((name, os.environ[name]) for name in os.environ if _OPTION.match(name))
     _check(root, environment)
-    bucket = _bucket(root, environment, retries=_RETRIES_OF_A_PART if in_parts else 0)
-    return _try(bucket, root, url, operation)
+    retries = _RETRIES_OF_A_PART if in_parts else 0
+    return _try(lambda: operation(_bucket(root, environment, retries)), root, url)
 
 
 @cache
@@ -127,21 +126,23 @@ def _check(root: str, environment: tuple[tuple[str, str], ...]) -> None:
 
     Answers about one object tell little: those to HEAD have no text.
     """
-    bucket = _bucket(root, environment, seconds=_FIRST_SECONDS / 2)
+
+    def look() -> None:
+        bucket = _bucket(root, environment, seconds=_FIRST_SECONDS / 2)
+        list(bucket.list("clozemill-looks-for-nothing"))
+
     try:
-        _try(bucket, root, root, lambda bucket: list(bucket.list(_NO_FOLDER)), is_first=True)
+        _try(look, root, root, is_first=True)
     except PermissionError as error:
         if error.errno != errno.EACCES:  # who may not list may still read
             raise
 
 
-def _try(
-    bucket: Any, root: str, url: str, operation: Callable[[Any], T], is_first: bool = False
-) -> T:
+def _try(operation: Callable[[], T], root: str, url: str, is_first: bool = False) -> T:
     started, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
     while True:
         try:
-            return operation(bucket)
+            return operation()
         except Exception as error:
             failure = _failure(error, root, url)
             if failure is None:

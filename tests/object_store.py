@@ -10,10 +10,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 CUT = 599
 """As a status: no answer, but the end of the connection."""
+Hook: TypeAlias = Callable[[int, str, str], int | tuple[int, str] | None]
 
 
 @dataclass
@@ -25,13 +26,14 @@ class ObjectStore:
       requests: method and path of each request so far, in order.
       before, after: called with the number of a request (from 0), its method and its path, before
         the server does it and before its answer is sent. What they return, unless it is None, is
-        the status to answer with in the server's place, 503 for example; CUT cuts the connection.
+        the answer in the server's place: a status such as 503, and perhaps the code of S3's error;
+        CUT cuts the connection.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
-    before: Callable[[int, str, str], int | None] = lambda *_: None
-    after: Callable[[int, str, str], int | None] = lambda *_: None
+    before: "Hook" = lambda *_: None
+    after: "Hook" = lambda *_: None
 
     def make_bucket(self, name: str) -> str:
         """Makes a bucket and returns its URL."""
@@ -60,20 +62,22 @@ def object_store() -> Iterator[ObjectStore]:
         with lock:
             number = len(store.requests)
             store.requests.append((method, path))
-        status = store.before(number, method, path)
-        if status is None:
+        instead = store.before(number, method, path)
+        if instead is None:
             answer: list[Any] = []
             body = list(app(environ, lambda *head: answer.extend(head)))
-            status = store.after(number, method, path)
-            if status is None:
+            instead = store.after(number, method, path)
+            if instead is None:
                 start_response(*answer)
                 return body
         else:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if status == CUT:
+        if instead == CUT:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-        start_response(f"{status} in place of the server", [("Content-Length", "0")])
-        return [b""]
+        status, code = instead if isinstance(instead, tuple) else (instead, "")
+        text = f"<Error><Code>{code}</Code></Error>".encode() if code and method != "HEAD" else b""
+        start_response(f"{status} in place of the server", [("Content-Length", str(len(text)))])
+        return [text]
 
     class Quiet(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
