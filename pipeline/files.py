@@ -8,6 +8,7 @@ For a store, a file is written to this machine's own disk, under such a name in 
 temporary files, and sent whole.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -17,7 +18,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from absl import logging
@@ -27,6 +29,7 @@ from pipeline.storage import Location, StoredPath
 from pipeline.store_locks import locked_folder
 
 _SCRATCH_NAME = "clozemill"
+_LITTLE_ROOM_BYTES = 64 << 20
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
 
@@ -113,18 +116,46 @@ def whole_directory(path: Location, last: str) -> Iterator[Path]:
 def scratch_directory() -> Iterator[Path]:
     """Yields an empty directory on this machine's disk, which is removed at the end.
 
-    What killed processes have left is removed first.
+    It is in the folder for temporary files (TMPDIR). What killed processes have left there is
+    removed first.
+
+    Raises:
+      UserError: TMPDIR is no folder to write to, or its disk is full.
     """
-    folder = Path(tempfile.gettempdir())
-    remove_leftovers(folder, _SCRATCH_NAME)
+    folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"TMPDIR={folder} is no directory that can be written to: set another one")
     scratch = temporary_name(folder / _SCRATCH_NAME)
-    scratch.mkdir(mode=0o700)
-    try:
-        with _opened(scratch) as handle:
-            _lock(handle)
+    with ExitStack() as until_end:
+        with _alone_in(folder):  # so that nobody takes it for a left one before it is locked
+            _remove_left_scratch(folder)
+            scratch.mkdir(mode=0o700)
+            _lock(until_end.enter_context(_opened(scratch)))
+            until_end.callback(shutil.rmtree, scratch, ignore_errors=True)
+        try:
             yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        except OSError as error:
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if is_full and shutil.disk_usage(folder).free < _LITTLE_ROOM_BYTES:
+                raise UserError(
+                    f"the disk of {folder} is full: set TMPDIR to a directory with more room"
+                ) from error
+            raise
+
+
+@cache
+def _remove_left_scratch(folder: Path) -> None:
+    """Removes what killed processes have left of such directories, once in a process."""
+    remove_leftovers(folder, _SCRATCH_NAME)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block about the same folder, if that can lock."""
+    with _opened(folder) as handle:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -239,7 +270,8 @@ def remove_leftovers(directory: Location, name: str = "") -> None:
         return
     for path in directory.glob(f"{glob.escape(name) or '*'}.*.tmp"):
         if _TEMPORARY.search(path.name) and not _is_in_use(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            # Another process may remove it at the same time.
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
 
 def temporary_name(path: Path) -> Path:

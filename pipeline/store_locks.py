@@ -23,6 +23,7 @@ from absl import logging
 
 from pipeline.errors import UserError, in_one_line
 from pipeline.storage import LOCK_NAME, StoredPath, guarded
+from pipeline.stores import abort_uploads
 
 _RENEWAL_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
@@ -51,6 +52,8 @@ def locked_folder(folder: StoredPath) -> Iterator[None]:
     renewal = threading.Thread(target=lock.renew, daemon=True)
     renewal.start()
     try:
+        if lock.is_inherited:
+            abort_uploads(folder.root, folder.key)
         with guarded(folder, lock.check):
             yield
     finally:
@@ -72,11 +75,13 @@ class _Lock:
 
     Attributes:
       process: this process.
+      is_inherited: whether it was that of a dead run.
       ended: ends the renewal when it is set.
     """
 
     def __init__(self, folder: StoredPath):
         self.process = os.getpid()
+        self.is_inherited = False
         self.ended = threading.Event()
         self._folder = folder
         self._object = folder / LOCK_NAME
@@ -168,6 +173,7 @@ class _Lock:
         if is_alive:
             raise UserError(f"{self._folder} is in use by {owner}: wait for it or stop it")
         logging.warning("%s was in use by %s, which is dead: taking over", self._folder, owner)
+        self.is_inherited = True
         return first.tag
 
     def _write(self, replaced: str) -> bool:

@@ -43,6 +43,10 @@ _ELSEWHERE = {
     *("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"),
     *("IllegalLocationConstraintException", "InvalidRegion"),
 }
+_ADVICE = (
+    "to remove them, give the bucket a lifecycle rule with AbortIncompleteMultipartUpload, or run "
+    "pip install 'clozemill[aws]' before the next run"
+)
 # Where these are set, obstore finds credentials by itself.
 _OTHER_CREDENTIALS = (
     *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
@@ -155,6 +159,45 @@ def _try(operation: Callable[[], T], root: str, url: str, is_first: bool = False
         logging.warning("%s: %s; trying again", url, failure.error.strerror)
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def abort_uploads(root: str, key: str) -> None:
+    """Aborts uploads in parts that a killed run has left below a folder of S3.
+
+    They cost as much as objects, and no list of objects shows them. Obstore cannot abort them. On
+    Azure, they go by themselves after a week.
+    """
+    if not root.startswith("s3:"):
+        return
+    try:
+        import boto3  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    except ImportError:
+        logging.warning("%s/%s may hold parts of unfinished uploads: %s", root, key, _ADVICE)
+        return
+    endpoint = next(filter(None, map(os.environ.get, _VARIABLES["s3"].endpoints)), None)
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=os.environ.get("AWS_REGION"),
+            config=Config(
+                connect_timeout=_FIRST_SECONDS,
+                retries={"total_max_attempts": 3},
+                s3={"addressing_style": "path" if endpoint else "auto"},
+            ),
+        )
+        bucket = root.removeprefix("s3://")
+        pages = client.get_paginator("list_multipart_uploads")
+        for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
+            for upload in page.get("Uploads", []):
+                name, number = upload["Key"], upload["UploadId"]
+                client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=number)
+                logging.warning("aborted an unfinished upload of %s/%s", root, in_one_line(name))
+    except (BotoCoreError, ClientError) as error:
+        reason = _without_secrets(str(error))
+        logging.warning("cannot abort uploads of %s/%s (%s): %s", root, key, reason, _ADVICE)
 
 
 class _Failure(NamedTuple):

@@ -1,11 +1,15 @@
 import errno
+import shutil
+import threading
 
 import pytest
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.files import (
     locked_directory,
     remove_leftovers,
+    scratch_directory,
     temporary_name,
     whole_directory,
     whole_file,
@@ -83,6 +87,58 @@ def test_leftovers_of_killed_processes_are_removed_but_no_file_in_use(tmp_path):
         assert temporary.exists()
         assert directory.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp", "file", "dir"}
+
+
+def test_a_scratch_directory_is_where_tmpdir_says_and_goes_even_if_its_process_is_killed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left = temporary_name(tmp_path / "clozemill")
+    (left / "inner").mkdir(parents=True)
+    with scratch_directory() as scratch, scratch_directory() as other:
+        assert set(tmp_path.iterdir()) == {scratch, other}
+        assert scratch.stat().st_mode & 0o777 == 0o700
+        files._remove_left_scratch.cache_clear()  # as another process does
+        with scratch_directory():
+            assert scratch.exists()
+            assert other.exists()
+    with pytest.raises(ZeroDivisionError), scratch_directory():
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_processes_have_scratch_directories_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    kept = []
+
+    def work():
+        for _ in range(50):
+            files._remove_left_scratch.cache_clear()
+            with scratch_directory() as scratch:
+                (scratch / "a").write_text("a")
+                kept.append(scratch.exists())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kept == [True] * 200
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_directory_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"TMPDIR=.*/none is no directory"), scratch_directory():
+        pass
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(UserError, match="is full: set TMPDIR"), scratch_directory():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="something else"), scratch_directory():
+        raise OSError(errno.EIO, "something else")
+    assert not list(tmp_path.iterdir())
 
 
 def test_leftovers_of_one_name_are_told_from_others(tmp_path):

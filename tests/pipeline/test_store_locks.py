@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 
 from pipeline import store_locks
@@ -225,3 +226,30 @@ def test_a_forked_child_leaves_the_lock_alone(folder):
         child.start()
         child.join()
         assert (folder / LOCK_NAME).is_file()
+
+
+@pytest.mark.usefixtures("quick")
+def test_unfinished_uploads_of_a_dead_run_are_aborted_or_named(folder, messages, monkeypatch):
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    bucket = folder.root.removeprefix("s3://")
+
+    def keys():
+        found = client.list_multipart_uploads(Bucket=bucket)
+        return [upload["Key"] for upload in found.get("Uploads", [])]
+
+    for key in ("data/a b", "data2/a"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    with locked_directory(folder):  # no run has died here
+        pass
+    assert len(keys()) == 2
+    write_lock(folder, {})
+    with locked_directory(folder):
+        pass
+    assert keys() == ["data2/a"]
+    assert f"aborted an unfinished upload of {folder}/a b" in messages
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    write_lock(folder, {})
+    with locked_directory(folder):
+        pass
+    assert f"{folder} may hold parts of unfinished uploads" in messages[-1]
+    assert "AbortIncompleteMultipartUpload" in messages[-1]
