@@ -15,7 +15,7 @@ from absl import flags, logging
 from launch import input_flags
 from launch.stopping import at_once
 from pipeline.errors import UserError
-from pipeline.files import has_sha256, remove_leftovers, write_whole
+from pipeline.files import can_hold_files, has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
 from pipeline.patterns import check_not_input
 from pipeline.receipts import (
@@ -73,7 +73,7 @@ def main() -> None:
     output_file = location(_OUTPUT_FILE.value)
     if output_file.is_dir():
         raise UserError(f"--output_file={output_file} is a folder: give the name of a file")
-    if not is_folder(output_file.absolute().parent):
+    if not can_hold_files(output_file.absolute().parent):
         raise UserError(f"the folder of --output_file={output_file} does not exist")
     patterns, reading = input_flags.input_patterns(), input_flags.read_options()
     check_not_input(patterns, "output_file", [output_file, path_of_receipt(output_file)])
