@@ -3,11 +3,10 @@
 The records are those of create_pretraining_data.py of the original BERT (google-research/bert) or
 of the TensorFlow Model Garden, with either of its versions' feature names, and with or without
 gzip. All of them are read, checked and counted. The directory then serves as the --data_dir of all
-verbs. If the records lie elsewhere, they must stay under the same paths.
+verbs. If the records lie elsewhere, they must stay under the same paths or URLs.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -16,12 +15,13 @@ from launch.flag_files import flags_as_text
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.manifest import Manifest
 from pipeline.statistics import describe_instances, describe_pairs
+from pipeline.storage import Location, location
 
 _INPUT_FILE = flags.DEFINE_list(
     "input_file",
     None,
-    "The TFRecord files to train on: comma-separated paths or globs. A folder means all files in "
-    "and below it. @FILE reads paths and globs from a file, one a line.",
+    "The TFRecord files to train on: comma-separated paths, URLs (s3://, gs://, az://) or globs of "
+    "either. A folder means all files in and below it. @FILE reads them from a file, one a line.",
     required=True,
 )
 _EVAL_FILE = flags.DEFINE_list(
@@ -63,8 +63,8 @@ def main() -> None:
     options = AdoptOptions(
         train_patterns=patterns_of(_INPUT_FILE),
         eval_patterns=patterns_of(_EVAL_FILE),
-        vocab_file=Path(_VOCAB_FILE.value),
-        output_dir=Path(_OUTPUT_DIR.value),
+        vocab_file=location(_VOCAB_FILE.value),
+        output_dir=location(_OUTPUT_DIR.value),
         do_lower_case=_DO_LOWER_CASE.value,
         strip_accents=_STRIP_ACCENTS.value,
         overwrite=_OVERWRITE.value,
@@ -72,7 +72,7 @@ def main() -> None:
     print(describe(adopt(options, flags_as_text(sys.modules[__name__])), options.output_dir))
 
 
-def describe(manifest: Manifest, output_dir: Path) -> str:
+def describe(manifest: Manifest, output_dir: Location) -> str:
     """The content of the data set, for people."""
     num_bytes = sum(shard.bytes for shard in manifest.shards)
     lines = [

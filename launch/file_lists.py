@@ -1,15 +1,14 @@
-"""Flags that name files: paths and globs, and files with lists of them."""
-
-from pathlib import Path
+"""Flags that name files: paths, URLs and globs, and files with lists of them."""
 
 from absl import flags
 
 from pipeline.errors import UserError
 from pipeline.paths import kind_of_special_file
+from pipeline.storage import location
 
 
 def patterns_of(flag: flags.FlagHolder[list[str] | None]) -> list[str]:
-    """The paths and globs that a flag names; those of an @FILE are read from it.
+    """The paths, URLs and globs that a flag names; those of an @FILE are read from it.
 
     Raises:
       UserError: such a file cannot be read, or names nothing.
@@ -25,7 +24,7 @@ def _read_list(flag: str, path: str) -> list[str]:
         raise UserError(f"--{flag}=@{path} is {kind}: give a file")
     try:
         # File names may hold bytes that are not UTF-8.
-        text = Path(path).read_text("utf-8-sig", "surrogateescape")
+        text = location(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(f"cannot read --{flag}=@{path}: {error.strerror}") from error
     patterns = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]

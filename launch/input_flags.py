@@ -11,8 +11,9 @@ _DEFAULTS = ReadOptions()
 _INPUT_FILE = flags.DEFINE_list(
     "input_file",
     None,
-    "The corpus: comma-separated paths or globs. A folder means all files below it, and ** any "
-    "folders, as in bash. @FILE reads paths and globs from a file, one a line.",
+    "The corpus: comma-separated paths, URLs (s3://, gs://, az://) or globs of either. A folder "
+    "means all files below it, and ** any folders, as in bash. @FILE reads them from a file, one a "
+    "line. Beam reads hdfs:// and azfs://.",
     required=True,
 )
 _INPUT_FORMAT = flags.DEFINE_enum_class(

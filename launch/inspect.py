@@ -7,7 +7,6 @@ the trainer draws the masks, these are the masks that it will draw, to the bit.
 import sys
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -16,9 +15,10 @@ from modeling.training_masks import TrainingMasks, shards_of_epoch
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError
 from pipeline.inspection import describe_instance, read_sequences
-from pipeline.manifest import DataSet
+from pipeline.manifest import DataSet, Shard
 from pipeline.records import Instances
-from pipeline.verification import verify_shard
+from pipeline.storage import StoredPath, location
+from pipeline.verification import difference_of_size, verify_shard
 from pipeline.vocabulary import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
@@ -55,7 +55,7 @@ _MASKED_LM_PROB = flags.DEFINE_float(
 
 def main() -> None:
     """Prints the first instances of the first shard that has any."""
-    data_set = DataSet.read(Path(_DATA_DIR.value))
+    data_set = DataSet.read(location(_DATA_DIR.value))
     vocabulary = Vocabulary(data_set.vocabulary)
     shards = [shard for shard in data_set.manifest.shards if shard.instances]
     mask = None
@@ -72,7 +72,7 @@ def main() -> None:
     shard = next(iter(shards), None)
     if shard is None:
         raise UserError(f"{data_set.directory} has no instance: generate it from more text")
-    if difference := next(verify_shard(data_set, shard), None):
+    if difference := _difference(data_set, shard):
         raise UserError(f"{difference}: generate the data set again, with --overwrite")
     is_packed = data_set.manifest.row_limits.sequences > 1
     instances = islice(read_sequences(data_set, shard, mask), _NUM_EXAMPLES.value)
@@ -81,6 +81,13 @@ def main() -> None:
             of_row = f", sequence {place} of {len(sequences)}" if is_packed else ""
             described = describe_instance(sequence, vocabulary, data_set.manifest.sentence_pairs)
             print(f"{shard.name}, instance {number}{of_row}: {described}\n")
+
+
+def _difference(data_set: DataSet, shard: Shard) -> str | None:
+    """What is wrong with a shard. One on a store is not read for that: its records are checked."""
+    if isinstance(data_set.path_of(shard), StoredPath):
+        return difference_of_size(data_set, shard)
+    return next(verify_shard(data_set, shard), None)
 
 
 def _masks(data_set: DataSet, epoch: int) -> Callable[[Instances], Instances]:

@@ -3,12 +3,11 @@
 It prints a line for every file that differs or does not belong there, and then exits with 1.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from pipeline.errors import UserError, in_one_line
 from pipeline.manifest import DataSet, Manifest
+from pipeline.storage import location
 from pipeline.verification import verify
 
 _DATA_DIR = flags.DEFINE_string(
@@ -18,7 +17,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main() -> None:
     """Prints that the data set is intact, or which files differ, which is an error."""
-    directory = Path(_DATA_DIR.value)
+    directory = location(_DATA_DIR.value)
     data_set = DataSet(directory, Manifest.read(directory))
     num_differences = 0
     for difference in verify(data_set):

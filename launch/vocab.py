@@ -8,7 +8,6 @@ OUTPUT_FILE.json, says what it was made from: the same command again only verifi
 import dataclasses
 import hashlib
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
@@ -16,7 +15,7 @@ from absl import flags, logging
 from launch import input_flags
 from launch.stopping import at_once
 from pipeline.errors import UserError
-from pipeline.files import has_sha256, remove_leftovers, write_whole
+from pipeline.files import can_hold_files, has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
 from pipeline.patterns import check_not_input
 from pipeline.receipts import (
@@ -27,11 +26,14 @@ from pipeline.receipts import (
     read_receipt,
     write_receipt,
 )
+from pipeline.storage import Location, location
 from pipeline.vocabulary import tokens_of
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
 SHARED_FLAGS = (input_flags,)
-_OUTPUT_FILE = flags.DEFINE_string("output_file", None, "The file to write.", required=True)
+_OUTPUT_FILE = flags.DEFINE_string(
+    "output_file", None, "The file to write; also a URL (s3://, gs://, az://).", required=True
+)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output_file if it exists.")
 _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size",
@@ -68,10 +70,10 @@ _RANDOM_SEED = flags.DEFINE_integer(
 
 def main() -> None:
     """Builds the vocabulary and prints its size."""
-    output_file = Path(_OUTPUT_FILE.value)
+    output_file = location(_OUTPUT_FILE.value)
     if output_file.is_dir():
         raise UserError(f"--output_file={output_file} is a folder: give the name of a file")
-    if not output_file.absolute().parent.is_dir():
+    if not can_hold_files(output_file.absolute().parent):
         raise UserError(f"the folder of --output_file={output_file} does not exist")
     patterns, reading = input_flags.input_patterns(), input_flags.read_options()
     check_not_input(patterns, "output_file", [output_file, path_of_receipt(output_file)])
@@ -115,7 +117,7 @@ def main() -> None:
     print(_describe(output_file, len(tokens)))
 
 
-def _is_finished(output_file: Path, plan: Plan) -> bool:
+def _is_finished(output_file: Location, plan: Plan) -> bool:
     """Whether the vocabulary is there, made by the same plan, and not changed since.
 
     Raises:
@@ -135,5 +137,5 @@ def _is_finished(output_file: Path, plan: Plan) -> bool:
     return True
 
 
-def _describe(output_file: Path, num_tokens: int) -> str:
+def _describe(output_file: Location, num_tokens: int) -> str:
     return f"{output_file}: {num_tokens:,} tokens"

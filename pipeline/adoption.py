@@ -6,11 +6,9 @@ where they are, as they are; the data set's directory names them.
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.directories import IN_PROGRESS_NAME
 from pipeline.errors import UserError, listed
@@ -37,6 +35,8 @@ from pipeline.progress import report_reading
 from pipeline.receipts import Plan, differences
 from pipeline.report import write_report
 from pipeline.statistics import BuildResults, summarize
+from pipeline.storage import Location, Stamp, location, open_input
+from pipeline.trees import absolute
 from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 
@@ -50,7 +50,7 @@ class AdoptOptions:
     """What to adopt, and where to describe it.
 
     Attributes:
-      train_patterns, eval_patterns: paths or globs of the TFRecord files of each split.
+      train_patterns, eval_patterns: paths, URLs or globs of the TFRecord files of each split.
       vocab_file: the WordPiece vocabulary that the records were made with.
       output_dir: the data set's directory, which may be that of the records.
       do_lower_case: whether their text was lower-cased.
@@ -60,11 +60,27 @@ class AdoptOptions:
 
     train_patterns: list[str]
     eval_patterns: list[str]
-    vocab_file: Path
-    output_dir: Path
+    vocab_file: Location
+    output_dir: Location
     do_lower_case: bool = True
     strip_accents: bool | None = None
     overwrite: bool = False
+
+
+class _RecordFile(NamedTuple):
+    """A file of records.
+
+    Attributes:
+      split: "train" or "eval".
+      path: where it is.
+      name: its name in the manifest: that in the data set's directory, or a whole path or URL.
+      stamp: its version.
+    """
+
+    split: str
+    path: Location
+    name: str
+    stamp: Stamp
 
 
 def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
@@ -80,10 +96,10 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
       UserError: a file, a record, the vocabulary or the directory is unusable.
     """
     vocabulary = vocabulary_of(options.vocab_file)
-    output = Path(os.path.abspath(options.output_dir))  # noqa: PTH100 - keeps symbolic links
+    output = absolute(options.output_dir)
     files = _files_of(options, output)
     plan = {
-        _STAMPS: _stamps_sha256(files, output),
+        _STAMPS: _stamps_sha256(files),
         "vocab_sha256": vocabulary.sha256,
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
@@ -97,11 +113,9 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
             )
             return finished
         _check_room(output, vocabulary)
-        reader = RecordReader([path for _, path in files], vocabulary)
-        with report_reading(sum(path.stat().st_size for _, path in files)) as report:
-            results = [
-                reader.read(path, _name_of(path, output), split, report) for split, path in files
-            ]
+        reader = RecordReader([file.path for file in files], vocabulary)
+        with report_reading(sum(file.stamp.size for file in files)) as report:
+            results = [reader.read(file.path, file.name, file.split, report) for file in files]
         reader.check_vocabulary(options.do_lower_case, options.strip_accents)
         limits = reader.row_limits
         statistics = summarize(
@@ -133,56 +147,53 @@ def adopt(options: AdoptOptions, flags: str = "") -> Manifest:
     return manifest
 
 
-def _files_of(options: AdoptOptions, output: Path) -> list[tuple[str, Path]]:
-    """The split and the path of each file, train before eval, each split in the order of names."""
-    files: dict[Path, str] = {}
+def _files_of(options: AdoptOptions, output: Location) -> list[_RecordFile]:
+    """The files, train before eval, each split in the order of names."""
+    files: dict[str, _RecordFile] = {}
     for split, patterns in (("train", options.train_patterns), ("eval", options.eval_patterns)):
-        for path in sorted({path for each in patterns for path in _matches(each, output)}):
-            if files.setdefault(path, split) != split:
+        found = {path: stamp for each in patterns for path, stamp in _matches(each, output).items()}
+        for path, stamp in sorted(found.items()):
+            where = location(path)
+            name = where.name if where.parent == output else path
+            if files.setdefault(path, _RecordFile(split, where, name, stamp)).split != split:
                 raise UserError(f"{path} is among the files of --input_file and of --eval_file")
-    if "train" not in files.values():
+    if "train" not in {file.split for file in files.values()}:
         raise UserError("no record file: set --input_file")
-    return [(split, path) for path, split in files.items()]
+    return list(files.values())
 
 
-def _matches(pattern: str, output: Path) -> list[Path]:
-    """The files that match a path or a glob, without our own beside them.
+def _matches(pattern: str, output: Location) -> dict[str, Stamp]:
+    """The files that match a pattern, without our own beside them, and their stamps.
 
     Raises:
       UserError: there is none, or one that cannot be adopted.
     """
-    found = map(Path, find_files(pattern))
-    paths = [path for path in found if path.parent != output or path.name not in _OWN_NAMES]
-    for path in paths:
+    own = {str(output / name) for name in _OWN_NAMES}
+    found = {path: stamp for path, stamp in find_files(pattern).items() if path not in own}
+    for path, stamp in found.items():
         if kind := kind_of_special_file(path):
             raise UserError(f"{path} is {kind}: give a file")
         try:
-            path.open("rb").close()
-            str(path).encode()
+            open_input(path, stamp).close()
+            path.encode()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise UserError(f"the name of {path} is not UTF-8: rename the file") from error
-    if not paths:
+    if not found:
         raise UserError(
             f"no record file matches {pattern}: give a glob in quotes, or names separated by commas"
         )
-    return paths
+    return found
 
 
-def _name_of(path: Path, output: Path) -> str:
-    """The name of a file in the manifest: that in the data set's directory, or a whole path."""
-    return path.name if path.parent == output else str(path)
-
-
-def _stamps_sha256(files: list[tuple[str, Path]], output: Path) -> str:
+def _stamps_sha256(files: list[_RecordFile]) -> str:
     """The SHA-256 of the files' names, sizes and times, which tells if they are the same."""
-    stats = [(split, _name_of(path, output), path.stat()) for split, path in files]
-    stamps = [(split, name, stat.st_size, stat.st_mtime_ns) for split, name, stat in stats]
+    stamps = [(file.split, file.name, file.stamp.size, file.stamp.modified) for file in files]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
-def _find_finished(output: Path, plan: Plan, overwrite: bool) -> Manifest | None:
+def _find_finished(output: Location, plan: Plan, overwrite: bool) -> Manifest | None:
     """The manifest of the data set in the directory, if it was adopted by the same plan.
 
     Raises:
@@ -210,7 +221,7 @@ def _find_finished(output: Path, plan: Plan, overwrite: bool) -> Manifest | None
     return None if overwrite else manifest
 
 
-def _check_room(output: Path, vocabulary: Vocabulary) -> None:
+def _check_room(output: Location, vocabulary: Vocabulary) -> None:
     """Checks that no file of the user's has a name that the data set needs.
 
     Raises:

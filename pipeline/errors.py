@@ -19,6 +19,11 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
+def reason_of(error: Exception) -> str:
+    """What an exception says, without the number and the file name of an `OSError`."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def in_one_line(text: str) -> str:
     """The text with escapes for line ends, control characters and what has no UTF-8 encoding."""
     return "".join(

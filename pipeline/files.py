@@ -235,6 +235,11 @@ def make_directory(path: Location) -> None:
         _flush(each.parent)
 
 
+def can_hold_files(folder: Location) -> bool:
+    """Whether files can be made in a folder: on a disk, only if it exists."""
+    return isinstance(folder, StoredPath) or folder.is_dir()
+
+
 def remove_directory(path: Location, first: str) -> None:
     """Removes a directory, in a way that no part of it counts if this process is killed.
 

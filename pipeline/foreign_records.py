@@ -7,7 +7,6 @@ of `pipeline.records`; the second version of the Model Garden's has other names 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -28,6 +27,7 @@ from pipeline.records import (
 )
 from pipeline.rows import count_rows, unpack
 from pipeline.statistics import InstanceHistograms, ShardResults
+from pipeline.storage import Location, size_of
 from pipeline.tokenization import BasicTokenizer, without_accents
 from pipeline.vocabulary import Vocabulary
 
@@ -58,7 +58,7 @@ class RecordReader:
       UserError: there is no record, or the first one is no instance.
     """
 
-    def __init__(self, paths: list[Path], vocabulary: Vocabulary):
+    def __init__(self, paths: list[Location], vocabulary: Vocabulary):
         first = next(((path, batch[0]) for path in paths for batch, _ in _batches(path)), None)
         if first is None:
             raise UserError(f"there is no record in {listed([str(path) for path in paths])}")
@@ -84,7 +84,7 @@ class RecordReader:
         self._whole_words, self._continued = 0, 0
 
     def read(
-        self, path: Path, name: str, split: str, report: Callable[[int], None]
+        self, path: Location, name: str, split: str, report: Callable[[int], None]
     ) -> ShardResults:
         """Reads, checks and counts the records of a file.
 
@@ -114,7 +114,7 @@ class RecordReader:
             documents=0,
             instances=counts["instances"],
             tokens=counts["tokens"],
-            bytes=path.stat().st_size,
+            bytes=size_of(path),
             sha256=sha256_of(path),
         )
         self._bytes_read += shard.bytes
@@ -175,7 +175,7 @@ class RecordReader:
         used = np.intersect1d(np.flatnonzero(self._tokens), self._vocabulary.ordinary_ids)
         return [number for number in used.tolist() if normalize(tokens[number]) != tokens[number]]
 
-    def _decode(self, records: list[bytes], path: Path, num_before: int) -> Instances:
+    def _decode(self, records: list[bytes], path: Location, num_before: int) -> Instances:
         try:
             instances = decode_instances(records, self._features)
             if self._are_packed:
@@ -286,7 +286,7 @@ def _whole_words(vocabulary: Vocabulary) -> np.ndarray:
     )
 
 
-def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
+def _kind_of(path: Location, record: bytes) -> tuple[str, RowLimits]:
     """The names of a record's features, one of `records.ALIASES`; and their lengths.
 
     Raises:
@@ -327,7 +327,7 @@ def _kind_of(path: Path, record: bytes) -> tuple[str, RowLimits]:
     return names, RowLimits(*lengths)
 
 
-def _batches(path: Path) -> Iterator[tuple[list[bytes], int]]:
+def _batches(path: Location) -> Iterator[tuple[list[bytes], int]]:
     """Yields a file's records in batches, and the number of its bytes that are read by then.
 
     Raises:
@@ -347,7 +347,7 @@ def _batches(path: Path) -> Iterator[tuple[list[bytes], int]]:
     except (OSError, ValueError) as error:
         fault = error
     if records:
-        yield records, path.stat().st_size
+        yield records, size_of(path)
     if fault:
         hint = "" if num_records else "; is it a TFRecord file?"
         raise UserError(f"cannot read record {num_records + 1} of {path}: {fault}{hint}") from fault

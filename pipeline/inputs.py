@@ -19,7 +19,7 @@ from absl import logging
 
 from pipeline.compression import DAMAGED, compression_of, compression_of_suffix, decompress
 from pipeline.encodings import problem_of_text, to_utf8
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason_of
 from pipeline.paths import kind_of_special_file
 from pipeline.patterns import check_not_made_here, find_files
 from pipeline.signatures import foreign_content, markup
@@ -259,8 +259,7 @@ def _look_into(
             blocks = decompress(chain([first], read_blocks(handle)), compression)
             head = read_at_least(blocks, num_bytes)[:num_bytes]
     except DAMAGED as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}") from error
+        raise UserError(f"cannot read {path}: {reason_of(error)}") from error
     text = b"".join(to_utf8([head], encoding))
     file_format = _format_of(PurePath(path).name, text, wanted)
     problem: str | None

@@ -20,6 +20,7 @@ from pipeline.rows import unpack
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.vocabulary import Vocabulary
 
+_READ_BYTES = 1 << 18  # at a time: few records are wanted
 # What B does, by its label.
 _RELATIONS = {
     SentencePairs.NEXT: ("follows A", "is random"),
@@ -72,7 +73,7 @@ def read_sequences(
     path, whole_records = data_set.path_of(shard), 0
     features = data_set.manifest.features_of(shard.split)
     try:
-        with open_records(path) as file:
+        with open_records(path, _READ_BYTES) as file:
             for frame in read_frames(file):
                 record = decode_instances([record_of(frame)], features)
                 sequences = unpack(unpack_word_starts(mask(record) if mask else record))

@@ -7,8 +7,8 @@ so that users need not repeat them.
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.errors import UserError
@@ -16,7 +16,7 @@ from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
 from pipeline.sentence_pairs import SentencePairs
-from pipeline.storage import Location
+from pipeline.storage import Location, location
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -67,7 +67,7 @@ class Shard:
     """One TFRecord file.
 
     Attributes:
-      name: the file's name; its absolute path if it is not beside the manifest.
+      name: the file's name; its absolute path or its URL if it is not beside the manifest.
       split: "train" or "eval".
       pass_index: the number of its pass over the corpus, from 0.
       documents, instances, tokens: the numbers of these in the file. An instance is a record: a
@@ -248,8 +248,10 @@ def _contradictions_of(shard: Shard) -> Iterator[str]:
     counts = (shard.documents, shard.instances, shard.tokens, shard.bytes)
     if min(shard.pass_index, *counts) < 0:
         yield f"a count of {shard.name} is below 0"
-    path = Path(shard.name)
-    is_name = path.name == shard.name or path.is_absolute()
+    is_name = False
+    with suppress(UserError):  # of a URL that nobody knows
+        path = location(shard.name)
+        is_name = path.name == shard.name or path.is_absolute()
     if shard.split not in ("train", "eval") or not is_name:
         yield f"{shard.name!r} of the split {shard.split!r} is no shard's name"
 
@@ -322,4 +324,5 @@ class DataSet:
 
     def path_of(self, shard: Shard) -> Location:
         """The file of a shard."""
-        return self.directory / shard.name
+        path = location(shard.name)
+        return path if path.is_absolute() else self.directory / shard.name

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.compression import DAMAGED, decompress
 from pipeline.encodings import to_utf8
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason_of
 from pipeline.inputs import InputFile, InputFormat, read_blocks
 from pipeline.storage import Stamp, open_input
 
@@ -59,7 +59,7 @@ class FileRange:
                 stored = read_blocks(handle, self.end - self.start)
                 yield from to_utf8(decompress(stored, self.file.compression), self.file.encoding)
         except DAMAGED as error:
-            raise UserError(f"cannot read {self.file.path}: {error}") from error
+            raise UserError(f"cannot read {self.file.path}: {reason_of(error)}") from error
 
     @property
     def _stamp(self) -> Stamp:
@@ -170,7 +170,7 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
         # Arrow asks for what it needs: the footer, then a column of a row group at a time.
         return pq.ParquetFile(open_input(file.path, file.stamp, buffering=0))
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {file.path} as Parquet: {error}") from error
+        raise UserError(f"cannot read {file.path} as Parquet: {reason_of(error)}") from error
 
 
 def row_group_ends(parquet: pq.ParquetFile) -> list[int]:
@@ -198,7 +198,7 @@ def _cut_file(
             yield FileRange(file, start, end)
             start = end
     except OSError as error:
-        raise UserError(f"cannot read {file.path}: {error}") from error
+        raise UserError(f"cannot read {file.path}: {reason_of(error)}") from error
     yield FileRange(file, start)
 
 

@@ -9,12 +9,12 @@ import functools
 import gzip
 import io
 import itertools
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import google_crc32c
 import numpy as np
@@ -142,13 +142,20 @@ def tfrecord_compression(path: Location) -> str:
         return "GZIP" if file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC else ""
 
 
-def open_records(path: Location) -> BinaryIO:
-    """Opens a TFRecord file for `read_frames`; if it is compressed, gives what it holds."""
-    return (
-        cast(BinaryIO, gzip.open(path.open("rb")))
-        if tfrecord_compression(path)
-        else path.open("rb")
-    )
+@contextmanager
+def open_records(path: Location, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Opens a TFRecord file for `read_frames`; if it is compressed, gives what it holds.
+
+    Args:
+      path: the file.
+      buffering: how many bytes are read at a time; -1: the default of a disk, or of a store.
+    """
+    with cast(io.BufferedReader, path.open("rb", buffering)) as file:
+        if file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC):
+            with gzip.GzipFile(fileobj=file) as content:
+                yield cast(BinaryIO, content)
+        else:
+            yield file
 
 
 def frame_record(record: bytes) -> bytes:
@@ -180,11 +187,14 @@ def read_frames(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _size_at_most(file: BinaryIO) -> int:
-    if isinstance(file, gzip.GzipFile):  # its own size is not known before its end
-        return os.fstat(file.fileno()).st_size * _BYTES_PER_GZIP_BYTE
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    return size
+    is_compressed = isinstance(file, gzip.GzipFile)  # its own size is not known before its end
+    stored: Any = getattr(file, "fileobj", file)
+    # Not through a buffer, because that would forget what it has read already.
+    stored = getattr(stored, "raw", stored)
+    position = stored.tell()
+    size = stored.seek(0, io.SEEK_END)
+    stored.seek(position)
+    return size * _BYTES_PER_GZIP_BYTE if is_compressed else size
 
 
 def record_of(frame: bytes) -> bytes:

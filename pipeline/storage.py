@@ -128,6 +128,10 @@ class StoredPath:
         """Itself."""
         return self
 
+    def is_absolute(self) -> bool:
+        """True."""
+        return True
+
     def exists(self) -> bool:
         """Whether there is an object of this name, or any below it."""
         return self.is_file() or self.is_dir()
@@ -203,20 +207,22 @@ class StoredPath:
         return self.read_bytes().decode(encoding)
 
     def open(
-        self, mode: str = "rb", buffering: int = _BLOCK_BYTES, stamp: Stamp | None = None
+        self, mode: str = "rb", buffering: int = -1, stamp: Stamp | None = None
     ) -> io.BufferedReader:
         """A file object that reads ranges of the object; all of them are of the same version.
 
         Args:
           mode: "rb".
-          buffering: how many bytes a request reads; 0: as many as each read asks for.
+          buffering: how many bytes a request reads; -1: 8 MB; 0: as many as each read asks for.
           stamp: what is known of the object, which is asked otherwise. A smaller size than its own
             ends the file there.
         """
         if mode != "rb":
             raise ValueError("objects are written whole: see `files.whole_file`")
         reader = _Reader(self, stamp or self.stamp())
-        return io.BufferedReader(reader, buffering) if buffering else cast(Any, reader)
+        if not buffering:
+            return cast(Any, reader)
+        return io.BufferedReader(reader, _BLOCK_BYTES if buffering < 0 else buffering)
 
     def download(self, file: Path) -> None:
         """Writes the object's content to a file on a disk."""
@@ -375,7 +381,7 @@ def size_of(file: Location) -> int:
 
 def source_of(file: Location) -> Any:
     """What pyarrow reads a file from, in ranges: each that it asks for is one request."""
-    return _Reader(file) if isinstance(file, StoredPath) else file
+    return file.open("rb", buffering=0) if isinstance(file, StoredPath) else file
 
 
 def match_with_beam(pattern: str) -> dict[str, Stamp]:
@@ -407,7 +413,7 @@ def is_for_beam(text: str) -> bool:
     return text.startswith(tuple(f"{scheme}://" for scheme in PACKAGES_OF_BEAM))
 
 
-def open_input(path: str, stamp: Stamp | None = None, buffering: int = _BLOCK_BYTES) -> BinaryIO:
+def open_input(path: str, stamp: Stamp | None = None, buffering: int = -1) -> BinaryIO:
     """Opens a file of a disk, of a store or of Beam's for reading, without decompressing it.
 
     Args:

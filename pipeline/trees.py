@@ -206,6 +206,11 @@ def split(path: str | Location) -> tuple[str, list[str]]:
     return root, [name for name in rest.split("/") if name]
 
 
+def absolute(path: Location) -> Location:
+    """The same place, by its whole name without `..`; links stay as they are."""
+    return location(joined(*split(path)))
+
+
 def joined(folder: str, names: list[str]) -> str:
     """The path of what the names lead to from a folder on."""
     return "/".join([folder.removesuffix("/"), *names]) or ROOT_OF_DISK

@@ -12,6 +12,7 @@ from pipeline.files import sha256_of
 from pipeline.json_files import read_json
 from pipeline.manifest import PLAN_NAME, DataSet, Shard
 from pipeline.records import decode_instance, open_records, read_frames, record_of
+from pipeline.storage import Location, size_of
 
 # To decode a record takes as long as to compare the checksums of 50. Training checks every value.
 _RECORDS_PER_SAMPLE = 1_000
@@ -38,7 +39,8 @@ def verify(data_set: DataSet) -> Iterator[str]:
     if data_set.manifest.is_adopted:
         return  # files that were not adopted are no part of the data set
     known = {shard.name for shard in data_set.manifest.shards}
-    for path in sorted(data_set.directory.glob("*.tfrecord")):
+    found: list[Location] = list(data_set.directory.glob("*.tfrecord"))
+    for path in sorted(found, key=str):
         if path.name not in known:
             yield f"{path} is not in the manifest"
 
@@ -62,15 +64,22 @@ def verify_finished(data_set: DataSet, how: str, problem: str) -> None:
         raise UserError(f"{len(differences)} files of {data_set.directory} are {problem}")
 
 
+def difference_of_size(data_set: DataSet, shard: Shard) -> str | None:
+    """What the size of a shard tells, without a look into it; None if it is the right one."""
+    path = data_set.path_of(shard)
+    try:
+        size = size_of(path)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    return None if size == shard.bytes else f"{path} has {size} bytes, not {shard.bytes}"
+
+
 def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:
     """Yields the most informative difference of a shard, if any."""
+    if difference := difference_of_size(data_set, shard):
+        yield difference
+        return
     path, features = data_set.path_of(shard), data_set.manifest.features_of(shard.split)
-    if not path.is_file():
-        yield f"{path} is missing"
-        return
-    if path.stat().st_size != shard.bytes:
-        yield f"{path} has {path.stat().st_size} bytes, not {shard.bytes}"
-        return
     digest = hashlib.sha256()
     instances = 0
     try:

@@ -7,7 +7,7 @@ from itertools import accumulate, takewhile
 import pyarrow as pa
 
 from pipeline.documents import BadRecord, Documents, ReadOptions
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason_of
 from pipeline.formats.json_lines import read_json_lines
 from pipeline.formats.raw_document import RawDocument, Unreadable
 from pipeline.formats.tables import read_csv, read_parquet
@@ -41,7 +41,7 @@ def read_raw_documents(
                     "give --on_bad_record=skip to leave such records out"
                 )
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {file_range.file.path}: {error}") from error
+        raise UserError(f"cannot read {file_range.file.path}: {reason_of(error)}") from error
 
 
 def _read(

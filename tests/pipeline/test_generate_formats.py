@@ -1,6 +1,7 @@
 import gzip
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -66,6 +67,17 @@ def test_the_order_and_cuts_of_files_in_all_formats_do_not_matter(
     again = replace(options, input_patterns=patterns, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == manifest
     # The plan holds the number of portions.
+    for name in set(names_in(options.output_dir)) - {"plan.json"}:
+        assert (tmp_path / "data" / name).read_bytes() == (options.output_dir / name).read_bytes()
+
+
+def test_files_on_a_store_give_the_same_data_set(mixed, bucket, tmp_path, monkeypatch):
+    options, manifest = mixed
+    for pattern in options.input_patterns:
+        (bucket / "corpus" / Path(pattern).name).upload(Path(pattern))
+    again = replace(options, input_patterns=[f"{bucket}/corpus/"], output_dir=tmp_path / "data")
+    monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", 300)
+    assert generate(again, PipelineOptions([])) == manifest
     for name in set(names_in(options.output_dir)) - {"plan.json"}:
         assert (tmp_path / "data" / name).read_bytes() == (options.output_dir / name).read_bytes()
 

@@ -10,6 +10,8 @@ import re
 import sqlite3
 import tarfile
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -28,8 +30,9 @@ from pipeline.inputs import (
     read_blocks,
 )
 from pipeline.json_files import write_json
+from pipeline.portions import FileRange, plan_portions
 from pipeline.records import frame_record
-from pipeline.storage import open_input
+from pipeline.storage import location, open_input
 
 COMPRESS = {
     ".gz": gzip.compress,
@@ -498,6 +501,129 @@ def test_parquet_is_always_utf8(tmp_path):
     (tmp_path / "a.parquet").write_bytes(parquet_bytes())
     (file,) = match_files([f"{tmp_path}/a.parquet"], encoding="cp1252")
     assert file.encoding is None
+
+
+# On a store.
+
+
+TEXT = "".join(f"第{number}句。\n" * 9 + "\n" for number in range(900))
+ROWS = [f"Größe {number}. Zwei." for number in range(900)]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder with a file of each kind."""
+    folder = tmp_path_factory.mktemp("texts")
+    records = "".join(json.dumps({"text": row}) + "\n" for row in ROWS).encode()
+    for suffix, compress in COMPRESS.items():
+        (folder / f"chinese.txt{suffix}").write_bytes(compress(TEXT.encode()))
+    (folder / "chinese.txt").write_text(TEXT, "utf-8")
+    (folder / "gb18030.dat").write_text(TEXT, "gb18030")
+    (folder / "rows.jsonl").write_bytes(records)
+    (folder / "rows.jsonl.lz4").write_bytes(pa.compress(records, "lz4", asbytes=True))
+    (folder / "empty.txt").touch()
+    pq.write_table(pa.table({"text": ROWS, "other": ROWS}), folder / "p.parquet", row_group_size=99)
+    (folder / "rows.csv").write_text("text\n" + "".join(f"{row}\n" for row in ROWS), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def stored(texts, bucket, server):
+    """A folder of a store with these files."""
+    for path in texts.iterdir():
+        (bucket / "texts" / path.name).upload(path)
+    server.reset()
+    return bucket / "texts"
+
+
+def test_files_on_a_store_are_read_as_those_on_a_disk(texts, stored, documents_of):
+    for pattern, encoding in (("[!g]*", None), ("gb18030.dat", "gb18030")):
+        on_disk, on_store = (
+            match_files([f"{folder}/{pattern}"], encoding=encoding) for folder in (texts, stored)
+        )
+        assert [file.path for file in on_store] == [
+            file.path.replace(str(texts), str(stored)) for file in on_disk
+        ]
+        assert on_disk == [
+            replace(mine, path=other.path, modified=other.modified, tag="")
+            for mine, other in zip(on_store, on_disk, strict=True)
+        ]
+        portions = plan_portions(on_store, 10_000)
+        assert len(portions) > 10 or encoding
+        reading = {"encoding": encoding}
+        expected = documents_of(plan_portions(on_disk, 10_000), **reading)
+        assert documents_of(portions, **reading) == expected
+        assert len(expected) >= 900
+
+
+def test_a_store_gets_one_list_and_one_request_for_the_first_bytes_of_each_file(
+    texts, stored, server
+):
+    match_files([f"{stored}/*.txt*", f"{stored}/rows.jsonl"])
+    read = [path.name for path in texts.iterdir() if ".txt" in path.name and path.stat().st_size]
+    got = [Path(path).name for _, path in server.requests]
+    assert sorted(set(got) & {path.name for path in texts.iterdir()}) == sorted(
+        [*read, "rows.jsonl"]
+    )
+    # The others are a list, and four that ask whether the bucket is a data set of ours.
+    assert len(got) == len(read) + 1 + 1 + 4
+
+
+def test_a_range_of_a_file_on_a_store_is_one_request(stored, server, documents_of):
+    (text,) = match_files([f"{stored}/chinese.txt"])
+    (table,) = match_files([f"{stored}/p.parquet"])
+    server.reset()
+    documents_of([(FileRange(text, 0, 12_000),)])
+    assert len(server.requests) == 1
+    documents_of([(FileRange(table, 0, 3000),)])
+    assert len(server.requests) < 6
+
+
+def test_a_file_that_changes_or_vanishes_while_it_is_read_is_an_error(stored, documents_of):
+    text, table = match_files([f"{stored}/chinese.txt", f"{stored}/p.parquet"])
+    for file in (text, table):
+        url = location(file.path)
+        url.upload(url.read_bytes()[:-9] + b"123456789")
+        with pytest.raises(UserError, match=f"cannot read {url}.*: it has changed meanwhile$"):
+            documents_of([(FileRange(file),)])
+        url.unlink()
+        with pytest.raises(UserError, match=f"cannot read {url}.*: there is no such object$"):
+            documents_of([(FileRange(file),)])
+
+
+def test_files_of_ours_on_a_store_are_no_input(stored, bucket):
+    write_json(stored / "chinese.txt.json", {"x": 1})
+    for pattern in ("chinese.txt", "*.txt"):
+        with pytest.raises(UserError, match=r"/chinese\.txt is a vocabulary"):
+            match_files([f"{stored}/{pattern}"])
+    for folder in (stored, bucket):
+        write_json(folder / "plan.json", {"x": 1})
+        for pattern in ("rows.jsonl", "rows*"):
+            with pytest.raises(UserError, match=f"lies in {folder}, which Clozemill has made"):
+                match_files([f"{stored}/{pattern}"])
+        (folder / "plan.json").unlink()
+    (bucket / "clozemill_in_progress" / "x").upload(b"")
+    with pytest.raises(UserError, match=f"lies in {bucket}, which Clozemill has made"):
+        match_files([f"{stored}/rows*"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("s4://bucket/a.txt", "Clozemill knows no URL like s4://bucket/a.txt: give a path, or"),
+        (
+            "https://host/a.txt",
+            r"of s3://, gs://, az:// \(input files may also be of hdfs://, azfs",
+        ),
+        ("s3://", "no bucket"),
+        ("s3://no-such-bucket-here/*.txt", "there is no bucket s3://no-such-bucket-here"),
+        ("s3://no-such-bucket-here/a.txt", "there is no bucket s3://no-such-bucket-here"),
+    ],
+)
+@pytest.mark.usefixtures("server")
+def test_a_url_that_leads_nowhere_is_an_error(pattern, says):
+    with pytest.raises(UserError, match=says):
+        match_files([pattern])
 
 
 # What cannot be opened, and what is ours.
