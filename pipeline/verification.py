@@ -12,6 +12,7 @@ from pipeline.files import sha256_of
 from pipeline.json_files import read_json
 from pipeline.manifest import PLAN_NAME, DataSet, Shard
 from pipeline.records import decode_instance, open_records, read_frames, record_of
+from pipeline.storage import size_of
 
 # To decode a record takes as long as to compare the checksums of 50. Training checks every value.
 _RECORDS_PER_SAMPLE = 1_000
@@ -68,8 +69,8 @@ def verify_shard(data_set: DataSet, shard: Shard) -> Iterator[str]:
     if not path.is_file():
         yield f"{path} is missing"
         return
-    if path.stat().st_size != shard.bytes:
-        yield f"{path} has {path.stat().st_size} bytes, not {shard.bytes}"
+    if (size := size_of(path)) != shard.bytes:
+        yield f"{path} has {size} bytes, not {shard.bytes}"
         return
     digest = hashlib.sha256()
     instances = 0
