@@ -373,7 +373,7 @@ def size_of(file: Location) -> int:
 
 def source_of(file: Location) -> Any:
     """What pyarrow reads a file from, in ranges: each that it asks for is one request."""
-    return _Reader(file) if isinstance(file, StoredPath) else file
+    return file.open("rb", buffering=0) if isinstance(file, StoredPath) else file
 
 
 def match_with_beam(pattern: str) -> dict[str, Stamp]:
