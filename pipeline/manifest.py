@@ -16,6 +16,7 @@ from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
 from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 MANIFEST_NAME = "manifest.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -121,7 +122,7 @@ class Manifest:
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
     @classmethod
-    def read(cls, data_dir: Path) -> "Manifest":
+    def read(cls, data_dir: Location) -> "Manifest":
         """The manifest of the data set in `data_dir`.
 
         Raises:
@@ -149,7 +150,7 @@ class Manifest:
             raise DamagedFileError(f"{path} contradicts itself: {fault}; {_AGAIN}")
         return manifest
 
-    def write(self, data_dir: Path) -> None:
+    def write(self, data_dir: Location) -> None:
         """Writes `manifest.json`."""
         write_json(data_dir / MANIFEST_NAME, vars(self))
 
@@ -263,7 +264,7 @@ def _missing_shards(names: set[str]) -> Iterator[str]:
             yield f"it lists {match[0]}, but not {name}"
 
 
-def check_vocabulary_file(directory: Path, manifest: Manifest) -> None:
+def check_vocabulary_file(directory: Location, manifest: Manifest) -> None:
     """Checks that the `vocab.txt` beside a manifest is the vocabulary that made the data.
 
     Raises:
@@ -286,11 +287,11 @@ class DataSet:
       manifest: its description.
     """
 
-    directory: Path
+    directory: Location
     manifest: Manifest
 
     @classmethod
-    def read(cls, directory: Path) -> "DataSet":
+    def read(cls, directory: Location) -> "DataSet":
         """The data set in a directory.
 
         Raises:
@@ -315,10 +316,26 @@ class DataSet:
             )
 
     @property
-    def vocabulary(self) -> Path:
+    def vocabulary(self) -> Location:
         """The vocabulary that gives its ids their meaning."""
         return self.directory / VOCABULARY_NAME
 
-    def path_of(self, shard: Shard) -> Path:
+    def path_of(self, shard: Shard) -> Location:
         """The file of a shard."""
         return self.directory / shard.name
+
+    def is_here(self, shard: Shard) -> bool:
+        """Whether a shard should be on this machine's disk before it is opened."""
+        return True
+
+    def is_unverified(self, shard: Shard) -> bool:
+        """Whether nothing has compared a shard with its SHA-256 when it is open."""
+        return True
+
+    def open(self, shards: list[Shard], following: list[Shard]) -> None:
+        """Is called before shards are read, with those that come after them."""
+
+    @property
+    def fault(self) -> UserError | None:
+        """Why shards could not be opened, if they could not."""
+        return None
