@@ -46,7 +46,7 @@ from pipeline.records import (
     record_of,
     tfrecord_compression,
 )
-from pipeline.storage import Location, size_of
+from pipeline.storage import size_of
 
 OnOpen = Callable[[list[Shard]], object]
 """Is called with shards when their reading begins, in a thread of TensorFlow."""
@@ -361,25 +361,26 @@ def _damage_in(data_set: DataSet) -> str | None:
             for batch in batches.as_numpy_iterator():
                 _narrow(batch, features)
         except (tf.errors.OpError, ValueError):
-            return _damage_in_shard(data_set.path_of(shard), features)
+            return _damage_in_shard(data_set, shard)
     return None
 
 
-def _damage_in_shard(path: Location, features: dict[str, Feature]) -> str | None:
+def _damage_in_shard(data_set: DataSet, shard: Shard) -> str | None:
     """What is wrong with the first damaged record. Slow: some thousand records a second."""
-    whole_records = 0
+    features, whole_records = data_set.manifest.features_of(shard.split), 0
     try:
-        with open_records(path) as file:
+        with open_records(data_set.path_of(shard)) as file:
             for frame in read_frames(file):
                 decode_instance(record_of(frame), features)
                 whole_records += 1
     except (OSError, ValueError) as error:
-        return f"record {whole_records + 1} of {path} is damaged ({error})"
+        source = data_set.directory / shard.name
+        return f"record {whole_records + 1} of {source} is damaged ({error})"
     return None
 
 
 def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
-    for shard in filter(data_set.is_here, shards):
+    for shard in filter(data_set.is_unverified, shards):
         path = data_set.path_of(shard)
         if not path.exists() or size_of(path) != shard.bytes:
             raise UserError(
