@@ -3,16 +3,16 @@
 It prints the results. Those of a run are also written to the run's eval_results.json.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from launch import backend, checkpoint_flags
+from launch import backend, cache_flags, checkpoint_flags
+from modeling.shard_cache import in_cache
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import DataSet
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import location
 
-SHARED_FLAGS = (backend, checkpoint_flags)
+SHARED_FLAGS = (backend, checkpoint_flags, cache_flags)
 
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
@@ -34,7 +34,8 @@ def main() -> None:
     with backend.backend():
         from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 
-    data_set = DataSet.read(Path(_DATA_DIR.value))
+    data_set = DataSet.read(location(_DATA_DIR.value))
+    data_set = in_cache(data_set, cache_flags.shard_cache())
     pretrained = checkpoint_flags.read_given()
     results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
     print(f"{'checkpoint':<24} {pretrained.source}")

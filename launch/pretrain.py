@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from launch import backend, config_flags, job
+from launch import backend, cache_flags, config_flags, job
 from launch.flag_files import flag_values, flags_as_text, flags_of
 from modeling.config import CONFIG_NAME, BertConfig
 from modeling.job.group import ProcessGroup
 from modeling.job.termination import Termination, noticing_termination
+from modeling.shard_cache import in_cache
 from modeling.training.tracking import TrackerName, check_tracker
 from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 from pipeline.errors import UserError
-from pipeline.files import locked_directory
+from pipeline.files import locked_directory, scratch_directory
 from pipeline.manifest import DataSet, Manifest
+from pipeline.storage import location
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
     from modeling.training.resume import Branch
 
-SHARED_FLAGS = (backend, config_flags, job)
+SHARED_FLAGS = (backend, config_flags, cache_flags, job)
 _DEFAULTS = TrainingOptions()
 _LONG_TEXT = 100
 
@@ -225,12 +227,12 @@ def main() -> None:
 
 def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termination) -> None:
     # The data's path may differ between processes, but not the data.
-    may_differ = (*job.PLACE_FLAGS, "data_dir")
+    may_differ = (*job.PLACE_FLAGS, *cache_flags.CACHE_FLAGS, "data_dir")
     given = [flag for flag in flags_of(sys.modules[__name__]) if flag.name not in may_differ]
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
     if _TRACK.value and group.is_first:
         check_tracker(_TRACK.value)
-    data_set, run_dir = DataSet.read(Path(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
+    data_set, run_dir = DataSet.read(location(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
     group.check_same(_facts(data_set.manifest))
     for line in data_set.manifest.health:
         logging.warning("%s: %s", data_set.directory, line)
@@ -244,7 +246,12 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         termination.ask(group)  # again, because TensorFlow has a handler of its own now
     # Only process 0 writes to the run's directory.
     is_writing = group.is_first and not _DRY_RUN.value
-    with replicas, locked_directory(run_dir) if is_writing else nullcontext():
+    with (
+        replicas,
+        locked_directory(run_dir) if is_writing else nullcontext(),
+        scratch_directory() if _DRY_RUN.value else nullcontext() as scratch,
+    ):
+        data_set = in_cache(data_set, cache_flags.shard_cache(scratch))
         config, origin = _model(data_set, options, group)
         if _DRY_RUN.value:
             for line in dry_run(data_set, run_dir, config, options, replicas):

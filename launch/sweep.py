@@ -39,7 +39,7 @@ TAKES_COMMAND = True
 SHARED_FLAGS = (grid,)
 _LONGEST_ERROR = 1 << 16
 # What a run may be finished with, however it is called and wherever its data are.
-_MAY_DIFFER = {"output_dir", "data_dir", "coordinator_timeout", "track"}
+_MAY_DIFFER = {"output_dir", "data_dir", "cache_dir", "cache_size", "coordinator_timeout", "track"}
 
 _PARALLEL = flags.DEFINE_integer(
     "parallel",

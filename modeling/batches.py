@@ -25,11 +25,10 @@ N does not divide the number of lanes, N / gcd(N, lanes) processes share each la
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -47,6 +46,7 @@ from pipeline.records import (
     record_of,
     tfrecord_compression,
 )
+from pipeline.storage import size_of
 
 OnOpen = Callable[[list[Shard]], object]
 """Is called with shards when their reading begins, in a thread of TensorFlow."""
@@ -55,6 +55,7 @@ OnOpen = Callable[[list[Shard]], object]
 _SHARDS_PER_GROUP = 64
 _SHUFFLE_BUFFER_RECORDS = 10_000
 _RECORDS_AT_A_TIME = 1_000  # where damage is searched for
+_MOST_GROUPS = 1_000  # in which the largest is searched for
 
 if keras.config.backend() != "tensorflow":
     # TensorFlow only reads; it would take the GPUs' memory from the backend that computes.
@@ -132,7 +133,7 @@ def training_batches(
       first_instance: the number of instances to skip, because training has seen them.
       process_id: i, the number of this process, from 0.
       num_processes: N, processes that share the instances; a divisor of B.
-      on_open: is called with the shards of a lane that this process reads, group by group.
+      on_open: is called with the shards that this process reads, group by group.
       sizes: int64, the numbers of instances of the batches, each a multiple of N, if not all are B.
         After the last one, they begin anew.
 
@@ -144,19 +145,15 @@ def training_batches(
     if not any(shard.instances for shard in shards):
         raise UserError(f"{data_set.directory} has no training instance: generate it again")
     _check_sizes(data_set, shards)
-    # The numbers of this process's instances, modulo N.
-    remainder = (first_instance + process_id) % num_processes
 
     def lanes_of_groups() -> Iterator[tuple[list[tuple[str, str]], np.ndarray, int]]:
-        for group in shard_groups(manifest, seed, first_instance):
-            paths = map(data_set.path_of, group.shards)
+        parts = parts_of_groups(manifest, seed, first_instance, process_id, num_processes)
+        for part, following in itertools.pairwise(parts):
+            data_set.open(part.shards, following.shards)
+            on_open(part.shards)
+            paths = map(data_set.path_of, part.shards)
             files = [(str(path), tfrecord_compression(path)) for path in paths]
-            first_place = (remainder - group.first_instance) % num_processes
-            seen = len(range(first_place, first_instance - group.first_instance, num_processes))
-            lanes = list(_lanes_of_process(group, first_place, num_processes))
-            for lane in lanes:
-                on_open(group.shards[lane.path : lane.path + lane.paths])
-            yield files, np.array(lanes, np.int64).reshape(-1, len(_Lane._fields)), seen
+            yield files or [("", "")], part.lanes, part.seen
 
     groups = tf.data.Dataset.from_generator(lanes_of_groups, output_signature=_LANES_OF_GROUP)
     records = groups.flat_map(_records_of_lanes)
@@ -167,20 +164,34 @@ def training_batches(
 
 
 def evaluation_batches(
-    data_set: DataSet, batch_size: int, on_open: OnOpen = lambda _: None
+    data_set: DataSet,
+    batch_size: int,
+    on_open: OnOpen = lambda _: None,
+    max_batches: int | None = None,
 ) -> tf.data.Dataset:
-    """All instances of the eval shards once, as `batches_in_order`.
+    """All instances of the eval shards once, as `batches_in_order`, or the first batches of them.
 
     Raises:
       UserError: the data set has no eval instance.
     """
-    shards = [shard for shard in data_set.manifest.shards_of("eval") if shard.instances]
+    most = None if max_batches is None else max_batches * batch_size
+    shards = evaluation_shards(data_set.manifest, most)
     if not shards:
         raise UserError(
             f"the data set {data_set.directory} has no eval instance: generate it with "
             "--eval_fraction, 0.01 for example, or adopt it with --eval_file"
         )
-    return batches_in_order(data_set, shards, batch_size, on_open)
+    batches = batches_in_order(data_set, shards, batch_size, on_open)
+    return batches if max_batches is None else batches.take(max_batches)
+
+
+def evaluation_shards(manifest: Manifest, most_instances: int | None = None) -> list[Shard]:
+    """The eval shards that hold anything: all, or those with the first so many instances."""
+    shards = [shard for shard in manifest.shards_of("eval") if shard.instances]
+    if most_instances is None:
+        return shards
+    ends = itertools.accumulate((shard.instances for shard in shards), initial=0)
+    return [shard for shard, start in zip(shards, ends, strict=False) if start < most_instances]
 
 
 def batches_in_order(
@@ -190,7 +201,8 @@ def batches_in_order(
     _check_sizes(data_set, shards)
 
     def opened_files() -> Iterator[tuple[str, str]]:
-        for shard in shards:
+        for number, shard in enumerate(shards, 1):
+            data_set.open([shard], shards[number : number + 1])
             on_open([shard])
             path = data_set.path_of(shard)
             yield str(path), tfrecord_compression(path)
@@ -213,6 +225,8 @@ def readable(batches: tf.data.Dataset, data_set: DataSet) -> Generator[dict[str,
         for batch in batches.as_numpy_iterator():
             yield _narrow(batch, features)
     except (tf.errors.OpError, ValueError) as error:
+        if data_set.fault:
+            raise data_set.fault from error
         # A UnicodeDecodeError, where TensorFlow's message quotes a record.
         reason = _damage_in(data_set) or str(error).partition("\n")[0]
         raise UserError(
@@ -263,6 +277,57 @@ def shard_groups(manifest: Manifest, seed: int, first_instance: int = 0) -> Iter
                 yield group
 
 
+class GroupPart(NamedTuple):
+    """What a process reads of a group.
+
+    Attributes:
+      first_instance: the number of the group's first instance in the whole order.
+      shards: those that it reads, in the order of the line.
+      lanes: int64 [L, the fields of a `_Lane`], its lanes, whose `path` is a place in `shards`.
+      seen: how many instances of these lanes come before the first instance that is asked for.
+    """
+
+    first_instance: int
+    shards: list[Shard]
+    lanes: np.ndarray
+    seen: int
+
+
+def parts_of_groups(
+    manifest: Manifest, seed: int, first_instance: int, process_id: int, num_processes: int
+) -> Iterator[GroupPart]:
+    """What a process reads, group by group, from the instance `first_instance` on."""
+    # The numbers of the process's instances, modulo N.
+    remainder = (first_instance + process_id) % num_processes
+    for group in shard_groups(manifest, seed, first_instance):
+        first_place = (remainder - group.first_instance) % num_processes
+        seen = len(range(first_place, first_instance - group.first_instance, num_processes))
+        lanes = list(_lanes_of_process(group, first_place, num_processes))
+        read = sorted(
+            {place for lane in lanes for place in range(lane.path, lane.path + lane.paths)}
+        )
+        table = np.array(lanes, np.int64).reshape(-1, len(_Lane._fields))
+        table[:, 0] = np.searchsorted(read, table[:, 0])
+        yield GroupPart(group.first_instance, [group.shards[i] for i in read], table, seen)
+
+
+def most_bytes_at_once(
+    manifest: Manifest, seed: int, num_instances: int, processes: Sequence[int], num_processes: int
+) -> int:
+    """The size of the largest group of the first instances, or of what some processes read of it.
+
+    Of more than a thousand groups, it is that of the first thousand.
+    """
+    parts = [parts_of_groups(manifest, seed, 0, i, num_processes) for i in processes]
+    largest = 0
+    for together in itertools.islice(zip(*parts, strict=True), _MOST_GROUPS):
+        if together[0].first_instance >= num_instances:
+            break
+        read = {shard for part in together for shard in part.shards}
+        largest = max(largest, sum(shard.bytes for shard in read))
+    return largest
+
+
 def _shards_by_pass(manifest: Manifest) -> list[list[Shard]]:
     """The train shards that hold anything, for each pass that has any."""
     shards = [shard for shard in manifest.shards_of("train") if shard.instances]
@@ -289,34 +354,35 @@ def _narrow(
 
 def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
-    for shard in data_set.manifest.shards:
+    for shard in filter(data_set.is_here, data_set.manifest.shards):
         features = data_set.manifest.features_of(shard.split)
         batches = batches_in_order(data_set, [shard], _RECORDS_AT_A_TIME)
         try:
             for batch in batches.as_numpy_iterator():
                 _narrow(batch, features)
         except (tf.errors.OpError, ValueError):
-            return _damage_in_shard(data_set.path_of(shard), features)
+            return _damage_in_shard(data_set, shard)
     return None
 
 
-def _damage_in_shard(path: Path, features: dict[str, Feature]) -> str | None:
+def _damage_in_shard(data_set: DataSet, shard: Shard) -> str | None:
     """What is wrong with the first damaged record. Slow: some thousand records a second."""
-    whole_records = 0
+    features, whole_records = data_set.manifest.features_of(shard.split), 0
     try:
-        with open_records(path) as file:
+        with open_records(data_set.path_of(shard)) as file:
             for frame in read_frames(file):
                 decode_instance(record_of(frame), features)
                 whole_records += 1
     except (OSError, ValueError) as error:
-        return f"record {whole_records + 1} of {path} is damaged ({error})"
+        source = data_set.directory / shard.name
+        return f"record {whole_records + 1} of {source} is damaged ({error})"
     return None
 
 
 def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
-    for shard in shards:
+    for shard in filter(data_set.is_unverified, shards):
         path = data_set.path_of(shard)
-        if not path.exists() or path.stat().st_size != shard.bytes:
+        if not path.exists() or size_of(path) != shard.bytes:
             raise UserError(
                 f"the shard {path} is missing or not {shard.bytes} bytes long: `clozemill verify` "
                 "lists the damaged shards; generate the data set again"

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from absl import logging
 
@@ -274,7 +275,7 @@ def remove_leftovers(directory: Location, name: str = "") -> None:
     if isinstance(directory, StoredPath):
         return
     for path in directory.glob(f"{glob.escape(name) or '*'}.*.tmp"):
-        if _TEMPORARY.search(path.name) and not _is_in_use(path):
+        if _TEMPORARY.search(path.name) and not is_in_use(path):
             # Another process may remove it at the same time.
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
@@ -351,10 +352,36 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is_in_use(temporary: Path) -> bool:
-    """Whether a process still writes a temporary file, or nobody can know."""
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in such a block about the same directory.
+
+    Raises:
+      OSError: the directory's file system cannot lock.
+    """
+    with _opened(directory) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def hold(path: Path) -> BinaryIO | None:
+    """Opens a file, which is in use until it is closed, see `is_in_use`; None if it is missing.
+
+    Raises:
+      OSError: it cannot be opened, or its file system cannot lock.
+    """
     try:
-        with _opened(temporary) as handle:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process writes a temporary file, or holds another one, or nobody can know."""
+    try:
+        with _opened(path) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # also where it was renamed or removed just now
         return True

@@ -326,3 +326,19 @@ class DataSet:
         """The file of a shard."""
         path = location(shard.name)
         return path if path.is_absolute() else self.directory / shard.name
+
+    def is_here(self, shard: Shard) -> bool:
+        """Whether a shard should be on this machine's disk before it is opened."""
+        return True
+
+    def is_unverified(self, shard: Shard) -> bool:
+        """Whether nothing has compared a shard with its SHA-256 when it is open."""
+        return True
+
+    def open(self, shards: list[Shard], following: list[Shard]) -> None:
+        """Is called before shards are read, with those that come after them."""
+
+    @property
+    def fault(self) -> UserError | None:
+        """Why shards could not be opened, if they could not."""
+        return None

@@ -1,7 +1,9 @@
 """A dry run, which writes nothing: a run's size and cost, and two of its steps."""
 
+import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from modeling.batches import readable, training_batches
@@ -84,6 +86,7 @@ def dry_run(
     )
 
     step = TrainStep(learner, replicas)
+    data_set = _smallest_part(data_set, _STEPS * options.train_batch_size, group.num_processes)
     batches = training_batches(
         data_set,
         options.train_batch_size,
@@ -104,6 +107,26 @@ def dry_run(
         yield f"step {number + 1}               loss {loss:.3f}, {seconds:.2f} s{compiled}"
     if peak := peak_memory():
         yield f"peak memory          {peak / _GIB:,.1f} GiB"
+
+
+def _smallest_part(data_set: DataSet, num_instances: int, num_shards: int) -> DataSet:
+    """The data set with few of its train shards: those from which some steps can be made.
+
+    Args:
+      data_set: the data set.
+      num_instances: the number of instances that they hold, if there are as many.
+      num_shards: the smallest number of them.
+    """
+    shards = [shard for shard in data_set.manifest.shards_of("train") if shard.instances]
+    first_pass = min((shard.pass_index for shard in shards), default=0)
+    shards = [shard for shard in shards if shard.pass_index == first_pass]
+    ends = itertools.accumulate((shard.instances for shard in shards), initial=0)
+    part = [
+        shard
+        for number, (shard, start) in enumerate(zip(shards, ends, strict=False))
+        if number < num_shards or start < num_instances
+    ]
+    return replace(data_set, manifest=replace(data_set.manifest, shards=part))
 
 
 def _decay(options: TrainingOptions) -> str:

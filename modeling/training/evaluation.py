@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from absl import logging
 
-from modeling.batches import evaluation_batches, readable
+from modeling.batches import evaluation_batches, evaluation_shards, readable
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.pretrained import (
     Pretrained,
@@ -19,6 +19,7 @@ from modeling.checkpoints.pretrained import (
 )
 from modeling.checkpoints.run_checkpoints import TrainingState
 from modeling.losses import losses_and_accuracies
+from modeling.shard_cache import CachedDataSet
 from modeling.step.backend import eval_step
 from modeling.training.metrics import read_metrics_of
 from modeling.training.run_directory import check_same_vocabulary, check_tables
@@ -95,6 +96,9 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
     check_tables(config, data_set)
     if run:
         _read_evaluations(run_dir)  # so that damage to them is found before the work is done
+    if isinstance(data_set, CachedDataSet):
+        largest = max((each.bytes for each in evaluation_shards(data_set.manifest)), default=0)
+        data_set.cache.require(largest, 2 * largest)
     verifier = ShardVerifier(data_set)
     batches = evaluation_batches(data_set, batch_size, verifier.open)
     model = BertForPreTraining(config)

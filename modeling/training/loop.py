@@ -5,9 +5,10 @@
 
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,9 @@ from absl import logging
 from modeling.batches import (
     check_enough_shards,
     evaluation_batches,
+    evaluation_shards,
+    most_bytes_at_once,
+    parts_of_groups,
     readable,
     shards_of_instances,
     training_batches,
@@ -32,6 +36,7 @@ from modeling.checkpoints.run_checkpoints import (
 )
 from modeling.config import BertConfig
 from modeling.job.termination import exit_code
+from modeling.shard_cache import CachedDataSet
 from modeling.step.backend import (
     Replicas,
     TrainStep,
@@ -163,6 +168,27 @@ def check_can_train(
     check_precision(options.precision)
     check_divisible(options, replicas.count)
     check_enough_shards(data_set, replicas.group.num_processes)
+    if isinstance(data_set, CachedDataSet):
+        _check_cache(data_set, options, replicas)
+
+
+def _check_cache(data_set: CachedDataSet, options: TrainingOptions, replicas: Replicas) -> None:
+    """Checks that what the processes of this host read side by side has room in the cache."""
+    hosts, own = replicas.group.hosts, replicas.group.process_id
+    train = most_bytes_at_once(
+        data_set.manifest,
+        options.random_seed,
+        BatchSizes(options, replicas.count).total(0, options.num_train_steps),
+        [number for number, host in enumerate(hosts) if host == hosts[own]],
+        len(hosts),
+    )
+    evaluated = (
+        evaluation_shards(data_set.manifest, options.max_eval_steps * options.eval_batch_size)
+        if options.eval_every_steps
+        else []
+    )
+    kept = sum(shard.bytes for shard in evaluated)
+    data_set.cache.require(train + kept, 2 * train + kept, evaluated)
 
 
 def _complete(run_dir: Path, options: TrainingOptions, sentence_pairs: SentencePairs) -> None:
@@ -211,9 +237,9 @@ class _Loop:
         self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
         # Before the first step, so that a data set without eval instances is an error at once.
         self._eval_batches = (
-            evaluation_batches(data_set, options.eval_batch_size, self._verifier.open)
-            .take(options.max_eval_steps)
-            .shard(self._group.num_processes, self._group.process_id)
+            evaluation_batches(
+                data_set, options.eval_batch_size, self._verifier.open, options.max_eval_steps
+            ).shard(self._group.num_processes, self._group.process_id)
             if options.eval_every_steps
             else None
         )
@@ -223,6 +249,7 @@ class _Loop:
         """Trains to the last step, or until a signal asks to stop."""
         options, metrics, last = self._options, self._metrics, self._options.num_train_steps
         train_step = TrainStep(self._learner, self._replicas)
+        self._open_first_shards()
         batches = self._batches
         manifest = self._data_set.manifest
         metrics.log(f"an update: {describe_update(manifest, self._batch_sizes)}")
@@ -263,6 +290,24 @@ class _Loop:
     def close(self) -> None:
         """Ends the reading."""
         self._batches.close()
+
+    def _open_first_shards(self) -> None:
+        """Waits until the first shards have come, or a signal asks to stop.
+
+        TensorFlow would not notice a signal while it waits for them.
+        """
+        place = (self._start.instances_seen, self._group.process_id, self._group.num_processes)
+        parts = parts_of_groups(self._data_set.manifest, self._options.random_seed, *place)
+
+        def open_shards() -> None:
+            with suppress(UserError):  # which `readable` raises
+                self._data_set.open(next(parts).shards, [])
+
+        opening = threading.Thread(target=open_shards, daemon=True)
+        opening.start()
+        while opening.is_alive() and not self._group.stop:
+            opening.join(0.1)
+            self._group.may_begin(self._start.step)  # notices a signal
 
     def _open_batches(self) -> Generator[dict[str, np.ndarray]]:
         """The parts of the batches that this process has, from the first step on."""

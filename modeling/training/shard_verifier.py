@@ -12,6 +12,8 @@ from pipeline.manifest import DataSet, Shard
 class ShardVerifier:
     """Reads shards in the background, each once, in the order in which they are given.
 
+    Shards that come from a store are verified when they do.
+
     Args:
       data_set: the data set of the shards.
       skip: whether to verify nothing.
@@ -29,7 +31,7 @@ class ShardVerifier:
     def open(self, shards: Iterable[Shard]) -> None:
         """Gives shards to verify, without waiting for it."""
         if not self._skip:
-            for shard in shards:
+            for shard in filter(self._data_set.is_unverified, shards):
                 self._opened.put(shard)
 
     def check(self) -> None:
