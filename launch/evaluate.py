@@ -3,14 +3,13 @@
 It prints the results. Those of a run are also written to the run's eval_results.json.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import backend, checkpoint_flags
 from modeling.training_options import TrainingOptions
 from pipeline.manifest import DataSet
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import location
 
 SHARED_FLAGS = (backend, checkpoint_flags)
 
@@ -34,7 +33,7 @@ def main() -> None:
     with backend.backend():
         from modeling.training.evaluation import evaluate  # noqa: PLC0415 - after the backend is chosen
 
-    data_set = DataSet.read(Path(_DATA_DIR.value))
+    data_set = DataSet.read(location(_DATA_DIR.value))
     pretrained = checkpoint_flags.read_given()
     results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
     print(f"{'checkpoint':<24} {pretrained.source}")
