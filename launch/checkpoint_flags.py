@@ -1,12 +1,12 @@
 """The flags that name a trained BERT: a run, or a checkpoint of any kind."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from modeling.config import GeluForm
+from pipeline.storage import location
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
@@ -69,12 +69,12 @@ def read_given(average_last: int = 1) -> "Pretrained":
     from modeling.checkpoints.pretrained import read_average, read_pretrained  # noqa: PLC0415
     from modeling.checkpoints.run_checkpoints import checkpoint_of_step  # noqa: PLC0415
 
-    path = Path(_RUN_DIR.value or _CHECKPOINT.value or "")
+    path = location(_RUN_DIR.value or _CHECKPOINT.value or "")
     is_run = bool(_RUN_DIR.value)
     if _RUN_DIR.value and _CHECKPOINT.value:
         step = int(_CHECKPOINT.value.removeprefix("step-"))
         path, is_run = checkpoint_of_step(path, step), False
-    config_file = Path(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
+    config_file = location(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
     gelu_form = GeluForm(_GELU_FORM.value) if _GELU_FORM.value else None
     if is_run or average_last > 1:
         return read_average(path, average_last, config_file, gelu_form)

@@ -1,13 +1,13 @@
 """The flags that make a BertConfig: a size, a file, and each field of it alone."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from modeling.checkpoints.foreign_config import read_config
 from modeling.config import PRESETS, BertConfig, GeluForm
+from pipeline.storage import Location, location
 
 _MODEL = flags.DEFINE_enum("model", None, list(PRESETS), "The model's size.")
 _BERT_CONFIG_FILE = flags.DEFINE_string(
@@ -47,9 +47,9 @@ _FIELDS = [
 ]
 
 
-def config_file() -> Path | None:
+def config_file() -> Location | None:
     """What --bert_config_file names."""
-    return Path(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
+    return location(_BERT_CONFIG_FILE.value) if _BERT_CONFIG_FILE.value else None
 
 
 def gelu_form() -> GeluForm | None:
@@ -74,7 +74,7 @@ def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
     if _MODEL.value:
         config = BertConfig.preset(_MODEL.value, vocab_size)
     elif _BERT_CONFIG_FILE.value:
-        config = read_config(Path(_BERT_CONFIG_FILE.value))
+        config = read_config(location(_BERT_CONFIG_FILE.value))
     elif default:
         config = default
     else:

@@ -3,20 +3,19 @@
 The BERT may be a run's, or a TensorFlow checkpoint or Hugging Face directory to convert.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import checkpoint_flags
 from launch.banners import native_banners_hidden
 from modeling.export.formats import Format
+from pipeline.storage import location
 
 SHARED_FLAGS = (checkpoint_flags,)
 
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     None,
-    "The directory to write; it must be new or empty, or hold this export already.",
+    "The directory or URL to write; it must be new or empty, or hold this export already.",
     required=True,
 )
 _FORMAT = flags.DEFINE_enum_class(
@@ -48,7 +47,7 @@ def main() -> None:
     with native_banners_hidden():
         from modeling.export.export import check_output, export  # noqa: PLC0415 - takes seconds
 
-    output_dir, export_format = Path(_OUTPUT_DIR.value), _FORMAT.value
+    output_dir, export_format = location(_OUTPUT_DIR.value), _FORMAT.value
     check_output(output_dir, export_format, _OVERWRITE.value)
     pretrained = checkpoint_flags.read_given(_AVERAGE_LAST.value)
     what = f"{pretrained.source}, for {export_format}"

@@ -6,13 +6,13 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from absl import flags
 
 from launch.pretrain_command import pretrain_flags, read_command
 from modeling.masking_schedule import MaskingSchedule
 from pipeline.errors import UserError
+from pipeline.storage import Location, location
 
 # A name of a file has at most 255 bytes, and it gets an ending.
 _LONGEST_NAME = 150
@@ -43,7 +43,7 @@ class Point:
     """
 
     values: dict[str, str]
-    run_dir: Path
+    run_dir: Location
     own: list[str]
     arguments: list[str]
     flags: flags.FlagValues
@@ -83,7 +83,7 @@ def read_points(command: list[str]) -> list[Point]:
             arguments, parsed = read_command([*command, *own] if command else [])
         except UserError as error:
             raise UserError(f"{_name_of(values)}: {error}") from error
-        run_dir = Path(str(parsed["output_dir"].value)) / _name_of(values)
+        run_dir = location(str(parsed["output_dir"].value)) / _name_of(values)
         own.append(f"--output_dir={run_dir}")
         points.append(Point(values, run_dir, own, [*arguments, own[-1]], parsed))
     return points

@@ -8,7 +8,6 @@ import hashlib
 import json
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -24,7 +23,7 @@ from modeling.training_options import OptimizerName, Precision, ScheduleName, Tr
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, scratch_directory
 from pipeline.manifest import DataSet, Manifest
-from pipeline.storage import location
+from pipeline.storage import is_within, location
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
@@ -40,7 +39,7 @@ _DATA_DIR = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     None,
-    "The run: the directory for checkpoints, metrics and the config.",
+    "The run: the directory for checkpoints, metrics and the config, or its URL on a store.",
     required=True,
 )
 _INIT_CHECKPOINT = flags.DEFINE_string(
@@ -232,7 +231,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
     group.check_same({f"--{flag.name}": str(flag.value) for flag in given})
     if _TRACK.value and group.is_first:
         check_tracker(_TRACK.value)
-    data_set, run_dir = DataSet.read(location(_DATA_DIR.value)), Path(_OUTPUT_DIR.value)
+    data_set, run_dir = DataSet.read(location(_DATA_DIR.value)), location(_OUTPUT_DIR.value)
     group.check_same(_facts(data_set.manifest))
     for line in data_set.manifest.health:
         logging.warning("%s: %s", data_set.directory, line)
@@ -276,11 +275,11 @@ def _model(
     from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
     from modeling.training.resume import Branch, check_branch, read_branch  # noqa: PLC0415
 
-    run_dir = Path(_OUTPUT_DIR.value)
+    run_dir = location(_OUTPUT_DIR.value)
     given = [flag for flag in (_INIT_CHECKPOINT, _BRANCH_FROM) if flag.value]
     if len(given) > 1:
         raise flags.Error("give --init_checkpoint or --branch_from, not both")
-    if _BRANCH_FROM.value and run_dir.resolve() in Path(_BRANCH_FROM.value).resolve().parents:
+    if _BRANCH_FROM.value and is_within(location(_BRANCH_FROM.value).parent, run_dir):
         raise UserError(
             f"--branch_from={_BRANCH_FROM.value} is a checkpoint of --output_dir={run_dir}: give "
             "the new run another --output_dir"
@@ -296,10 +295,10 @@ def _model(
         for flag in given:
             logging.info("--%s is ignored: %s already has checkpoints", flag.name, run_dir)
     elif _BRANCH_FROM.value:
-        origin = read_branch(Path(_BRANCH_FROM.value))
+        origin = read_branch(location(_BRANCH_FROM.value))
         default = origin.config
     elif _INIT_CHECKPOINT.value:
-        path = Path(_INIT_CHECKPOINT.value)
+        path = location(_INIT_CHECKPOINT.value)
         # Beside weights with a config of their own, --bert_config_file is compared with that.
         config_file = config_flags.config_file() if lacks_config(path) else None
         origin = read_pretrained(path, config_file, config_flags.gelu_form())

@@ -16,6 +16,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,8 +34,9 @@ from modeling.config import CONFIG_NAME
 from modeling.job.termination import exit_code
 from modeling.training.tracking import TrackerName, check_tracker
 from pipeline.errors import UserError, in_one_line
-from pipeline.files import locked_directory
+from pipeline.files import list_directories, locked_directory, scratch_directory
 from pipeline.manifest import FLAGS_NAME
+from pipeline.storage import Location, StoredPath
 
 TAKES_COMMAND = True
 SHARED_FLAGS = (grid,)
@@ -69,12 +72,12 @@ def main(command: list[str]) -> None:
     for point in points:
         if tracker := point.flags["track"].value:
             check_tracker(TrackerName(tracker))
-    with locked_directory(directory):
+    with locked_directory(directory), _directory_of_logs(directory) as logs:
         unfinished = [point for point in points if not _is_finished(point)]
         logging.info(
             "%d of %d runs have finished before", len(points) - len(unfinished), len(points)
         )
-        errors, stopped_by = _run(unfinished)
+        errors, stopped_by = _run(unfinished, logs)
         if stopped_by:
             print_error(
                 "clozemill sweep", f"stopped by {stopped_by.name}: the same command resumes"
@@ -87,14 +90,26 @@ def main(command: list[str]) -> None:
         )
 
 
-def _run(points: list[Point]) -> tuple[dict[str, str], signal.Signals | None]:
+@contextmanager
+def _directory_of_logs(directory: Location) -> Iterator[Path]:
+    """Yields where the runs write their logs: beside the runs, or for those on a store, here."""
+    if isinstance(directory, Path):
+        yield directory
+        return
+    with scratch_directory() as scratch:
+        yield scratch
+
+
+def _run(points: list[Point], logs: Path) -> tuple[dict[str, str], signal.Signals | None]:
     """Runs the points; returns the errors of those that failed, by name, and what stopped all."""
     gpus = divide_gpus(find_gpus(), _PARALLEL.value, "--parallel")
     errors: dict[str, str] = {}
     begun: dict[str, tuple[float, int]] = {}
 
     def begin(point: Point, place: int) -> Program:
-        log = _log_of(point)
+        log, stored = logs / f"{point.name}.log", _log_of(point)
+        if isinstance(stored, StoredPath) and stored.exists():
+            stored.download(log)
         begun[point.name] = time.monotonic(), log.stat().st_size if log.exists() else 0
         logging.info("%s begins; its log: %s", point.name, log)
         # Python must not import what lies in the current directory instead of our modules.
@@ -105,9 +120,12 @@ def _run(points: list[Point]) -> tuple[dict[str, str], signal.Signals | None]:
 
     def end(point: Point, returncode: int) -> None:
         started, log_start = begun[point.name]
+        log, stored = logs / f"{point.name}.log", _log_of(point)
+        if isinstance(stored, StoredPath):
+            stored.upload(log)
         how = "finished"
         if returncode:
-            errors[point.name] = error = _error(point, returncode, log_start)
+            errors[point.name] = error = _error(log, returncode, log_start)
             how = f"ended: {error}"
         logging.info(
             "%s %s; %s", point.name, how, timedelta(seconds=round(time.monotonic() - started))
@@ -124,11 +142,12 @@ def _is_finished(point: Point) -> bool:
       UserError: it has, but with other flags.
     """
     # To import what reads checkpoints takes seconds, and its threads make it unsafe to fork.
-    steps = [
-        int(path.name.removeprefix("step-"))
-        for path in (point.run_dir / "checkpoints").glob("step-*")
-        if path.name.removeprefix("step-").isdecimal()
-    ]
+    try:
+        found = list_directories(point.run_dir / "checkpoints", "state.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    names = [path.name.removeprefix("step-") for path in found]
+    steps = [int(name) for name in names if name.isdecimal()]
     if max(steps, default=0) < point.num_train_steps:
         return False
     path = point.run_dir / FLAGS_NAME
@@ -148,11 +167,11 @@ def _is_finished(point: Point) -> bool:
     return True
 
 
-def _error(point: Point, returncode: int, log_start: int) -> str:
+def _error(log: Path, returncode: int, log_start: int) -> str:
     """What a run has failed with: the line that says so in its log, of this start."""
     if returncode < 0:
         return f"killed by {signal.Signals(-returncode).name}"
-    with _log_of(point).open("rb") as file:
+    with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(log_start, end - _LONGEST_ERROR))
         lines = file.read().decode("utf-8", "replace").splitlines()
@@ -161,7 +180,7 @@ def _error(point: Point, returncode: int, log_start: int) -> str:
     return in_one_line((messages or lines or [f"exit code {returncode}"])[-1])
 
 
-def _log_of(point: Point) -> Path:
+def _log_of(point: Point) -> Location:
     """Its log, which is beside the run because a run's directory holds nothing else."""
     return point.run_dir.with_name(f"{point.name}.log")
 

@@ -5,12 +5,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, listed
 from pipeline.json_files import read_foreign_json
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 CONFIG_NAME = "bert_config.json"
 LAYER_NORM_EPSILON = 1e-12
@@ -119,7 +119,7 @@ class BertConfig:
         return self.sentence_pairs != SentencePairs.NONE
 
     @classmethod
-    def read(cls, path: Path) -> "BertConfig":
+    def read(cls, path: Location) -> "BertConfig":
         """The config in a file that `to_json` made.
 
         Raises:
@@ -181,7 +181,7 @@ def _impossible(name: str, value: object, wanted: str) -> UserError:
     return UserError(f"{name} is {value!r:.99} but must be {wanted}")
 
 
-def read_config_content(path: Path) -> dict[str, Any]:
+def read_config_content(path: Location) -> dict[str, Any]:
     """The content of a model config's JSON file.
 
     Raises:

@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -87,12 +87,7 @@ def whole_directory(path: Location, last: str) -> Iterator[Path]:
     if isinstance(path, StoredPath):
         with scratch_directory() as scratch:
             yield scratch
-            remove_directory(path, last)
-            names = {
-                str(file.relative_to(scratch)) for file in scratch.rglob("*") if file.is_file()
-            }
-            for name in (*sorted(names - {last}), last):
-                (path / name).upload(scratch / name)
+            send_directory(scratch, path, last)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -111,6 +106,35 @@ def whole_directory(path: Location, last: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _flush(path.parent)
+
+
+def send_directory(directory: Path, path: StoredPath, last: str) -> None:
+    """Makes a directory of a store that holds the files of one on this machine, and no others.
+
+    Args:
+      directory: the directory on this machine.
+      path: that on the store, which is replaced.
+      last: the name of the file without which that counts for nothing: the last to come.
+    """
+    remove_directory(path, last)
+    names = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
+    for name in (*sorted(names - {last}), last):
+        (path / name).upload(directory / name)
+
+
+def list_directories(path: Location, last: str) -> list[Location]:
+    """What is in a directory; of a store, the directories in it that are whole.
+
+    Args:
+      path: the directory.
+      last: the name of the file without which a directory of a store counts for nothing.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
+    if isinstance(path, StoredPath):
+        return [file.parent for file in path.rglob(last) if file.parent.parent == path]
+    return list(path.iterdir())
 
 
 @contextmanager
@@ -160,22 +184,28 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def local_copy(path: Location) -> Iterator[Path]:
+def local_copy(path: Location, names: Collection[str] | None = None) -> Iterator[Path]:
     """Yields a file or directory on this machine's disk with the content of `path`: itself there.
 
     A copy is removed at the end.
+
+    Args:
+      path: the file or directory.
+      names: the files that are needed of a directory; by default all.
     """
     if not isinstance(path, StoredPath):
         yield path
         return
     with scratch_directory() as scratch:
         copy = scratch / (path.name or "root")
-        if path.is_file():
+        if names is None and path.is_file():
             path.download(copy)
-        for file in path.rglob("*"):
-            target = copy / file.relative_to(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.download(target)
+        else:
+            files = path.rglob("*") if names is None else (path / name for name in names)
+            for file in files:
+                target = copy / file.relative_to(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.download(target)
         yield copy
 
 
@@ -254,6 +284,25 @@ def remove_directory(path: Location, first: str) -> None:
         return
     (path / first).unlink(missing_ok=True)
     path.remove_below()
+
+
+def rename_directory(path: Location, name: str, last: str) -> None:
+    """Gives a directory another name beside it.
+
+    Args:
+      path: the directory.
+      name: the name.
+      last: the name of the file without which it counts for nothing. A store cannot rename: there,
+        the directory is sent again under its new name.
+    """
+    if not isinstance(path, StoredPath):
+        path.rename(path.with_name(name))
+        return
+    with local_copy(path) as copy:
+        for file in copy.rglob("*"):
+            if file.is_file():
+                (path.with_name(name) / str(file.relative_to(copy))).upload(file)
+    remove_directory(path, last)
 
 
 def _remove_local_directory(path: Path, after: Callable[[], object] = lambda: None) -> None:

@@ -132,6 +132,10 @@ class StoredPath:
         """True."""
         return True
 
+    def is_symlink(self) -> bool:
+        """False, because a store has no links."""
+        return False
+
     def exists(self) -> bool:
         """Whether there is an object of this name, or any below it."""
         return self.is_file() or self.is_dir()
@@ -372,6 +376,26 @@ def guarded(folder: StoredPath, check: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         del _guards[folder]
+
+
+def resolved(path: Location) -> Location:
+    """Where a path leads, after all links; a store has none."""
+    # Unlike Path.resolve, it takes links that form a circle.
+    return path if isinstance(path, StoredPath) else Path(os.path.realpath(path))
+
+
+def is_within(path: Location, folder: Location) -> bool:
+    """Whether a path is a folder or below it, after all links."""
+    path, folder = resolved(path), resolved(folder)
+    if isinstance(path, StoredPath) or isinstance(folder, StoredPath):
+        return isinstance(path, StoredPath) and path.is_relative_to(folder)
+    return path.is_relative_to(folder)
+
+
+def name_within(path: Location, folder: Location) -> str:
+    """The name of a path below a folder."""
+    below: Any = path
+    return str(below.relative_to(folder))
 
 
 def size_of(file: Location) -> int:

@@ -7,13 +7,13 @@ because "gelu" has another meaning in each.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm, read_config_content
 from pipeline.errors import UserError, in_one_line, listed
+from pipeline.storage import Location
 
 # Names in configs of both kinds that say nothing of the computation; those of poolers are in the
 # original's multilingual and Chinese models, though its code never reads them.
@@ -94,7 +94,7 @@ _ACTIVATIONS = {
 }
 
 
-def read_config(path: Path) -> BertConfig:
+def read_config(path: Location) -> BertConfig:
     """The config in a Hugging Face config.json or an original bert_config.json.
 
     "gelu" means the exact form in the former, the tanh form in the latter. Unknown names are left
@@ -107,7 +107,7 @@ def read_config(path: Path) -> BertConfig:
     return read_stated_config(path)[0]
 
 
-def read_stated_config(path: Path) -> tuple[BertConfig, bool]:
+def read_stated_config(path: Location) -> tuple[BertConfig, bool]:
     """As `read_config`, and whether the file says which form "gelu" has.
 
     Raises:

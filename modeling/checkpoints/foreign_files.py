@@ -4,15 +4,14 @@ An export holds `export.json`, with the SHA-256 of each of its files, so that no
 unnoticed. Downloads have no such file.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json
+from pipeline.storage import Location, is_within, resolved
 
 EXPORT_NAME = "export.json"
 
@@ -38,7 +37,7 @@ class Description:
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
-def read_description(directory: Path) -> Description | None:
+def read_description(directory: Location) -> Description | None:
     """The description of an export; None if the directory holds none.
 
     Raises:
@@ -55,7 +54,7 @@ def read_description(directory: Path) -> Description | None:
         ) from error
 
 
-def checked_sha256s(directory: Path, names: Iterable[str]) -> dict[str, str]:
+def checked_sha256s(directory: Location, names: Iterable[str]) -> dict[str, str]:
     """Checks those of the named files that exist, and returns the SHA-256 of each by its name.
 
     Raises:
@@ -67,7 +66,7 @@ def checked_sha256s(directory: Path, names: Iterable[str]) -> dict[str, str]:
     sha256s = {}
     for name in names:
         path = directory / name
-        if os.path.lexists(path):
+        if path.exists() or path.is_symlink():
             check_regular(path)
             sha256s[name] = sha256_of(path)
         if name in exported and sha256s.get(name) != exported[name]:
@@ -78,7 +77,7 @@ def checked_sha256s(directory: Path, names: Iterable[str]) -> dict[str, str]:
     return sha256s
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Location) -> None:
     """Checks that a path is a regular file of its own directory.
 
     In Hugging Face's cache, models--NAME/snapshots/HASH/FILE is a link to models--NAME/blobs/HASH.
@@ -87,11 +86,12 @@ def check_regular(path: Path) -> None:
     Raises:
       UserError: it is something else, or a link that leads out of the directory.
     """
-    own = path.parent.resolve()
+    own = resolved(path.parent)
     if own.parent.name == "snapshots" and (own.parent.parent / "blobs").is_dir():
         own = own.parent.parent
-    target = Path(os.path.realpath(path))  # unlike Path.resolve, it takes links that form a circle
-    if not target.is_relative_to(own):
-        raise UserError(f"{path} is a link out of its directory, to {target}: copy that file there")
+    if not is_within(path, own):
+        raise UserError(
+            f"{path} is a link out of its directory, to {resolved(path)}: copy that file there"
+        )
     if not path.is_file():
         raise UserError(f"{path} is not a regular file")

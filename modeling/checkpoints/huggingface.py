@@ -20,8 +20,10 @@ from modeling.config import (
     weight_shapes,
 )
 from pipeline.errors import UserError, listed
+from pipeline.files import local_copy
 from pipeline.json_files import DamagedFileError, read_foreign_json
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
@@ -92,12 +94,12 @@ def write_config(
     (directory / HUGGINGFACE_CONFIG_NAME).write_text(text, "utf-8")
 
 
-def holds_huggingface(directory: Path) -> bool:
+def holds_huggingface(directory: Location) -> bool:
     """Whether a directory holds weights as safetensors."""
     return any((directory / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
 
 
-def files_of_huggingface(directory: Path) -> list[str]:
+def files_of_huggingface(directory: Location) -> list[str]:
     """The names of the files with a directory's weights: one, or an index and its shards.
 
     Raises:
@@ -109,7 +111,7 @@ def files_of_huggingface(directory: Path) -> list[str]:
 
 
 def read_huggingface(
-    directory: Path, shapes: Mapping[str, tuple[int, ...]]
+    directory: Location, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads a directory's `model.safetensors`, or its shards, of any BERT class of `transformers`.
 
@@ -149,11 +151,11 @@ def read_huggingface(
     return arrays, others
 
 
-def _is_sharded(directory: Path) -> bool:
+def _is_sharded(directory: Location) -> bool:
     return (directory / INDEX_NAME).exists() and not (directory / WEIGHTS_NAME).exists()
 
 
-def _read_index(directory: Path) -> dict[str, str]:
+def _read_index(directory: Location) -> dict[str, str]:
     """The name of the shard of each tensor.
 
     Raises:
@@ -172,7 +174,7 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _read_file(
-    path: Path,
+    path: Location,
     shapes: Mapping[str, tuple[int, ...]],
     arrays: dict[str, np.ndarray],
     others: list[str],
@@ -185,7 +187,7 @@ def _read_file(
     safetensors = _safetensors(f"reading {path}")
     originals = {huggingface_name(name): name for name in shapes}
     try:
-        with safetensors.safe_open(path, "numpy") as file:
+        with local_copy(path) as copy, safetensors.safe_open(copy, "numpy") as file:
             names = list(file.offset_keys())
             wanted = {}
             for found in names:
@@ -211,7 +213,7 @@ def _read_file(
 
 
 def _check_header(
-    path: Path, found: str, header: Any, name: str, shapes: Mapping[str, tuple[int, ...]]
+    path: Location, found: str, header: Any, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Checks dtype and shape of a tensor that is to become the variable `name`."""
     dtype, shape = header.get_dtype(), header.get_shape()

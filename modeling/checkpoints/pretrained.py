@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,7 @@ from pipeline.files import sha256_of
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location, name_within, resolved
 
 _CONFIG_NAMES = (CONFIG_NAME, HUGGINGFACE_CONFIG_NAME)
 # Files of weights that are pickles or of other frameworks.
@@ -92,7 +92,7 @@ class Pretrained:
     """
 
     source: str
-    directory: Path
+    directory: Location
     config: BertConfig
     weights: dict[str, np.ndarray]
     ignored: list[str]
@@ -102,7 +102,7 @@ class Pretrained:
 
 
 def read_pretrained(
-    path: Path, config_file: Path | None = None, gelu_form: GeluForm | None = None
+    path: Location, config_file: Location | None = None, gelu_form: GeluForm | None = None
 ) -> Pretrained:
     """Reads the trained BERT at a path.
 
@@ -120,7 +120,7 @@ def read_pretrained(
     if is_run(path):
         pretrained = _read_run(path, [latest_checkpoint(path)])
     elif _is_checkpoint_of_run(path):
-        checkpoint = path.resolve()
+        checkpoint = resolved(path)
         pretrained = _read_run(checkpoint.parent.parent, [checkpoint])
     elif holds_huggingface(path):
         return _read_huggingface(path, config_file, gelu_form)
@@ -132,7 +132,7 @@ def read_pretrained(
     return pretrained
 
 
-def lacks_config(path: Path) -> bool:
+def lacks_config(path: Location) -> bool:
     """Whether a path holds weights that are not a run's, but no config beside them."""
     if is_run(path) or _is_checkpoint_of_run(path):
         return False
@@ -141,11 +141,11 @@ def lacks_config(path: Path) -> bool:
     return not any((directory / name).exists() for name in _CONFIG_NAMES)
 
 
-def _is_checkpoint_of_run(path: Path) -> bool:
+def _is_checkpoint_of_run(path: Location) -> bool:
     return (path / run_checkpoints.WEIGHTS_NAME).exists()
 
 
-def _is_not_pretrained(path: Path) -> UserError:
+def _is_not_pretrained(path: Location) -> UserError:
     for name in _IN_OTHER_FORM:
         if (path / name).exists():
             return UserError(
@@ -161,7 +161,7 @@ def _is_not_pretrained(path: Path) -> UserError:
     )
 
 
-def _class_of(directory: Path) -> str:
+def _class_of(directory: Location) -> str:
     """The class of `transformers` that loads all weights of a directory and adds none."""
     path = directory / HUGGINGFACE_CONFIG_NAME
     try:
@@ -174,9 +174,9 @@ def _class_of(directory: Path) -> str:
 
 
 def read_average(
-    run_dir: Path,
+    run_dir: Location,
     number: int,
-    config_file: Path | None = None,
+    config_file: Location | None = None,
     gelu_form: GeluForm | None = None,
 ) -> Pretrained:
     """The mean of a run's newest checkpoints, without those that --keep_every_steps kept.
@@ -245,7 +245,7 @@ def check_config(pretrained: Pretrained, config: BertConfig) -> None:
             )
 
 
-def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
+def check_vocabulary(pretrained: Pretrained, vocabulary: Location) -> None:
     """Checks that a vocabulary gives every token the id under which the BERT has learnt it.
 
     Logs a warning if the BERT has no vocabulary.
@@ -270,7 +270,7 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Path) -> None:
             )
 
 
-def _vocabulary_with_added_tokens(tokenizer: TokenizerSettings) -> Path:
+def _vocabulary_with_added_tokens(tokenizer: TokenizerSettings) -> Location:
     """The vocabulary or, if tokens were added beside it, the directory of both."""
     has_added = tokenizer.num_word_pieces is not None
     return tokenizer.vocabulary.parent if has_added else tokenizer.vocabulary
@@ -310,14 +310,19 @@ def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
         return
 
 
-def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
+def _read_run(run_dir: Location, used: Sequence[Location]) -> Pretrained:
     """One checkpoint of a run, or the mean of several."""
     config, manifest = read_run(run_dir)
     arrays = read_mean_weights(used, config)
     names = used[0].name if len(used) == 1 else f"the mean of {used[0].name} to {used[-1].name}"
     files = [run_dir / name for name in (CONFIG_NAME, MANIFEST_NAME, VOCABULARY_NAME)]
-    files += [checkpoint / run_checkpoints.WEIGHTS_NAME for checkpoint in used]
     files += used[-1].glob("*.json")
+    sha256s = {name_within(path, run_dir): sha256_of(path) for path in files if path.exists()}
+    for checkpoint in used:
+        path = checkpoint / run_checkpoints.WEIGHTS_NAME
+        # It has just been compared with this one, so it need not be read again.
+        sha256 = read_state(checkpoint).sha256.get(path.name) or sha256_of(path)
+        sha256s[name_within(path, run_dir)] = sha256
     known = weight_shapes(config)
     return _checked(
         Pretrained(
@@ -328,15 +333,13 @@ def _read_run(run_dir: Path, used: Sequence[Path]) -> Pretrained:
             ignored=_printable(arrays.keys() - known.keys()),
             tokenizer=read_tokenizer_settings(run_dir, manifest),
             run=Run(read_state(used[-1]), len(used), manifest),
-            sha256s={
-                str(path.relative_to(run_dir)): sha256_of(path) for path in files if path.exists()
-            },
+            sha256s=sha256s,
         )
     )
 
 
 def _read_original(
-    prefix: Path, config_file: Path | None, gelu_form: GeluForm | None
+    prefix: Location, config_file: Location | None, gelu_form: GeluForm | None
 ) -> Pretrained:
     source, files = f"the original checkpoint {prefix}", files_of_original(prefix)
     read = _read_foreign(source, prefix.parent, _CONFIG_NAMES, files, config_file, gelu_form)
@@ -346,7 +349,7 @@ def _read_original(
 
 
 def _read_huggingface(
-    directory: Path, config_file: Path | None, gelu_form: GeluForm | None
+    directory: Location, config_file: Location | None, gelu_form: GeluForm | None
 ) -> Pretrained:
     source, files = f"the Hugging Face directory {directory}", files_of_huggingface(directory)
     names = _CONFIG_NAMES[::-1]
@@ -367,10 +370,10 @@ def _with_weights(
 
 def _read_foreign(
     source: str,
-    directory: Path,
+    directory: Location,
     config_names: Sequence[str],
     files: Sequence[str],
-    config_file: Path | None,
+    config_file: Location | None,
     gelu_form: GeluForm | None,
 ) -> Pretrained:
     """All but the weights of a BERT that no run of ours has trained.
@@ -414,7 +417,9 @@ def _read_foreign(
     return Pretrained(source, directory, config, {}, [], tokenizer, sha256s=sha256s)
 
 
-def _check_needless(run: Pretrained, config_file: Path | None, gelu_form: GeluForm | None) -> None:
+def _check_needless(
+    run: Pretrained, config_file: Location | None, gelu_form: GeluForm | None
+) -> None:
     """Checks that nothing else is given about a run than what its own config says."""
     if config_file:
         raise UserError(f"leave out --bert_config_file={config_file}: {run.source} has its own")

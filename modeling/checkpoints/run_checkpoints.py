@@ -2,7 +2,8 @@
 
 `RUN/checkpoints/step-00000600/` holds `weights.npz` (the variables under the original's names),
 `optimizer.npz` (the moments, NAME/adam_m and NAME/adam_v) and `state.json`. It is written under a
-temporary name and renamed once complete. Nothing in it depends on the backend or the precision.
+temporary name and renamed once complete. On a store, `state.json` is sent last, and a checkpoint
+without it counts for nothing. Nothing in it depends on the backend or the precision.
 The random state is the seed and the step, which determine all random draws.
 
 `state.json` has the SHA-256 of the other files of the checkpoint and of the run, and its own. So no
@@ -13,7 +14,6 @@ import dataclasses
 import errno
 import hashlib
 import math
-import os
 import shutil
 import uuid
 import zipfile
@@ -34,13 +34,18 @@ from modeling.step.learner import Learner
 from pipeline.errors import UserError, listed
 from pipeline.files import (
     has_sha256,
+    list_directories,
+    local_copy,
     remove_directory,
     remove_leftovers,
+    rename_directory,
+    send_directory,
     sha256_of,
     whole_directory,
 )
 from pipeline.json_files import NO_OTHER_KEYS, read_json, write_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest, check_vocabulary_file
+from pipeline.storage import Location, StoredPath, is_within
 
 CHECKPOINTS_NAME = "checkpoints"
 WEIGHTS_NAME = "weights.npz"
@@ -149,7 +154,23 @@ def save_checkpoint(run_dir: Path, learner: Learner, state: TrainingState, keep:
     return directory
 
 
-def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
+def send_checkpoint(checkpoint: Path, run_dir: StoredPath, keep: int) -> None:
+    """Sends a checkpoint to a run on a store; once it counts there, it removes old ones and this.
+
+    Args:
+      checkpoint: the checkpoint, on this machine.
+      run_dir: the run.
+      keep: the number of newest checkpoints to keep.
+
+    Raises:
+      OSError: the store does not take it; those that were there are unchanged.
+    """
+    send_directory(checkpoint, run_dir / CHECKPOINTS_NAME / checkpoint.name, _STATE)
+    remove_directory(checkpoint, _STATE)
+    remove_old_checkpoints(run_dir, keep)
+
+
+def remove_old_checkpoints(run_dir: Location, keep: int) -> None:
     """Removes all checkpoints but the newest `keep` and those whose state says that they stay.
 
     Raises:
@@ -165,22 +186,27 @@ def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
             old.unlink()
 
 
-def remove_unfinished_checkpoints(run_dir: Path) -> None:
+def remove_unfinished_checkpoints(run_dir: Location) -> None:
     """Removes what killed runs have left of checkpoints that they were saving or removing."""
     directory = run_dir / CHECKPOINTS_NAME
+    if isinstance(directory, StoredPath):
+        for half in set(directory.iterdir()) - set(list_checkpoints(run_dir)):
+            if _is_checkpoint(half):
+                remove_directory(half, _STATE)
+        return
     remove_leftovers(directory)
     for path in directory.glob(f"{_PREFIX}*.tmp"):
         if path.stem.removeprefix(_PREFIX).isdecimal():  # the name that earlier builds gave
             shutil.rmtree(path)
 
 
-def is_run(directory: Path) -> bool:
+def is_run(directory: Location) -> bool:
     """Whether a directory holds a run, even one that has not saved a checkpoint yet."""
     has_data = (directory / MANIFEST_NAME).exists() or (directory / CHECKPOINTS_NAME).is_dir()
     return has_data and (directory / CONFIG_NAME).exists()
 
 
-def list_checkpoints(run_dir: Path) -> list[Path]:
+def list_checkpoints(run_dir: Location) -> list[Location]:
     """The run's complete checkpoints, oldest first.
 
     Raises:
@@ -188,14 +214,13 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     """
     directory = run_dir / CHECKPOINTS_NAME
     try:
-        paths = list(directory.iterdir())
+        paths = list_directories(directory, _STATE)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    complete = [path for path in paths if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(complete, key=_step_of)
+    return sorted(filter(_is_checkpoint, paths), key=_step_of)
 
 
-def latest_checkpoint(run_dir: Path) -> Path:
+def latest_checkpoint(run_dir: Location) -> Location:
     """The run's newest checkpoint.
 
     Raises:
@@ -210,27 +235,27 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return checkpoints[-1]
 
 
-def checkpoint_of_step(run_dir: Path, step: int) -> Path:
+def checkpoint_of_step(run_dir: Location, step: int) -> Location:
     """The run's checkpoint at a step.
 
     Raises:
       UserError: there is none.
     """
-    checkpoint = run_dir / CHECKPOINTS_NAME / _name_of(step)
-    if not checkpoint.exists():
-        names = [path.name for path in list_checkpoints(run_dir)]
+    checkpoint, found = run_dir / CHECKPOINTS_NAME / _name_of(step), list_checkpoints(run_dir)
+    if checkpoint not in found:
+        names = [path.name for path in found]
         raise UserError(
             f"{run_dir} holds no checkpoint of step {step}; it holds {listed(names) or 'none'}"
         )
     return checkpoint
 
 
-def digests_of_run(run_dir: Path) -> dict[str, str]:
+def digests_of_run(run_dir: Location) -> dict[str, str]:
     """The SHA-256 of each file that `read_run` checks, by name."""
     return {name: sha256_of(run_dir / name) for name in _FILES_OF_RUN}
 
 
-def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
+def read_run(run_dir: Location) -> tuple[BertConfig, Manifest]:
     """The model's config, and the manifest of the data it was trained on.
 
     Both files and the vocabulary are checked against the newest checkpoint that can be read.
@@ -250,7 +275,7 @@ def read_run(run_dir: Path) -> tuple[BertConfig, Manifest]:
     return config, manifest
 
 
-def _newest_state(run_dir: Path) -> TrainingState:
+def _newest_state(run_dir: Location) -> TrainingState:
     """The state in the newest checkpoint in which it is not damaged."""
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
@@ -260,7 +285,7 @@ def _newest_state(run_dir: Path) -> TrainingState:
     return TrainingState()
 
 
-def read_weights(checkpoint: Path, config: BertConfig) -> dict[str, np.ndarray]:
+def read_weights(checkpoint: Location, config: BertConfig) -> dict[str, np.ndarray]:
     """The variables of a model of this config in a checkpoint.
 
     Raises:
@@ -269,7 +294,7 @@ def read_weights(checkpoint: Path, config: BertConfig) -> dict[str, np.ndarray]:
     return _read_arrays(checkpoint, WEIGHTS_NAME, weight_shapes(config))
 
 
-def read_mean_weights(checkpoints: Sequence[Path], config: BertConfig) -> dict[str, np.ndarray]:
+def read_mean_weights(checkpoints: Sequence[Location], config: BertConfig) -> dict[str, np.ndarray]:
     """The mean of the model's variables over several checkpoints of a run, summed in float64.
 
     Raises:
@@ -284,7 +309,7 @@ def read_mean_weights(checkpoints: Sequence[Path], config: BertConfig) -> dict[s
     return {name: (values / len(checkpoints)).astype(np.float32) for name, values in sums.items()}
 
 
-def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
+def load_weights(checkpoint: Location, model: BertForPreTraining) -> int:
     """Sets the model's weights and returns the step at which they were saved.
 
     Raises:
@@ -294,7 +319,7 @@ def load_weights(checkpoint: Path, model: BertForPreTraining) -> int:
     return read_state(checkpoint).step
 
 
-def read_state(checkpoint: Path) -> TrainingState:
+def read_state(checkpoint: Location) -> TrainingState:
     """The training state saved in a checkpoint.
 
     Raises:
@@ -309,7 +334,7 @@ def read_state(checkpoint: Path) -> TrainingState:
         return state
 
 
-def load_checkpoint(checkpoint: Path, learner: Learner) -> TrainingState:
+def load_checkpoint(checkpoint: Location, learner: Learner) -> TrainingState:
     """Sets weights, moments, update count and loss scale, and returns the training state.
 
     Raises:
@@ -329,7 +354,9 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> TrainingState:
     return state
 
 
-def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, TrainingState] | None:
+def load_newest_checkpoint(
+    run_dir: Location, learner: Learner
+) -> tuple[Location, TrainingState] | None:
     """Loads the newest checkpoint that is not damaged; returns None if the run has none.
 
     Damaged ones are logged and renamed to NAME.damaged-….
@@ -337,7 +364,7 @@ def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, Train
     Raises:
       UserError: all checkpoints are damaged, or one cannot be read, which is no damage.
     """
-    damaged: list[tuple[Path, DamagedCheckpointError]] = []
+    damaged: list[tuple[Location, DamagedCheckpointError]] = []
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
             state = load_checkpoint(checkpoint, learner)
@@ -346,7 +373,7 @@ def load_newest_checkpoint(run_dir: Path, learner: Learner) -> tuple[Path, Train
             continue
         for path, damage in damaged:
             logging.error("%s; resuming from the checkpoint before it", damage)
-            path.rename(path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}"))
+            rename_directory(path, f"{path.name}.damaged-{uuid.uuid4().hex[:8]}", _STATE)
         return checkpoint, state
     if damaged:
         raise damaged[0][1]
@@ -374,16 +401,21 @@ def _name_of(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
 
 
-def _step_of(checkpoint: Path) -> int:
+def _is_checkpoint(path: Location) -> bool:
+    """Whether a path has the name of a checkpoint."""
+    return path.name.removeprefix(_PREFIX).isdecimal()
+
+
+def _step_of(checkpoint: Location) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def _read_arrays(
-    checkpoint: Path, name: str, shapes: Mapping[str, tuple[int, ...]]
+    checkpoint: Location, name: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """The float32 arrays of an archive, which has those of `shapes` and no others."""
     sha256 = read_state(checkpoint).sha256.get(name)
-    with _reading(checkpoint, name) as path, path.open("rb") as file:
+    with _reading(checkpoint, name) as path, local_copy(path) as copy, copy.open("rb") as file:
         if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise ValueError("its digest is another one")
         with zipfile.ZipFile(file) as archive:
@@ -415,7 +447,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> 
 
 
 @contextmanager
-def _reading(checkpoint: Path, name: str) -> Iterator[Path]:
+def _reading(checkpoint: Location, name: str) -> Iterator[Location]:
     """Yields a file's path; turns any failure to read it into an error that names its checkpoint.
 
     Raises:
@@ -425,7 +457,7 @@ def _reading(checkpoint: Path, name: str) -> Iterator[Path]:
     """
     path, damaged = checkpoint / name, f"the checkpoint {checkpoint} is damaged"
     try:
-        if not path.resolve().is_relative_to(checkpoint.parent.resolve()):
+        if not is_within(path, checkpoint.parent):
             raise DamagedCheckpointError(f"{damaged}: {name} is a link that leads out of the run")
         yield path
     except (MemoryError, DamagedCheckpointError):
@@ -433,7 +465,7 @@ def _reading(checkpoint: Path, name: str) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _ERRORS_OF_DAMAGE:
             raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
-        if not os.path.lexists(checkpoint):
+        if not (checkpoint.exists() or checkpoint.is_symlink()):
             raise UserError(
                 f"the checkpoint {checkpoint} was removed while it was being read: start again"
             ) from error

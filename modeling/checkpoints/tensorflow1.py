@@ -4,7 +4,6 @@ The Model Garden's are read, too: their files are the same, but for the names in
 """
 
 import glob
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,14 @@ from modeling.checkpoints import model_garden
 from modeling.checkpoints.foreign_files import check_regular
 from modeling.config import check_shape
 from pipeline.errors import UserError, listed
+from pipeline.files import local_copy
+from pipeline.storage import Location
 
 _LATEST = re.compile(r"""^model_checkpoint_path: *["'](?P<path>.*)["']""", re.MULTILINE)
 _FILE_SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 
 
-def find_original(path: Path) -> Path | None:
+def find_original(path: Location) -> Location | None:
     """The prefix of the checkpoint at a path, such as DIR/bert_model.ckpt; None if there is none.
 
     Args:
@@ -33,18 +34,18 @@ def find_original(path: Path) -> Path | None:
     """
     if path.is_dir():
         return _find_in_directory(path)
-    prefix = Path(_FILE_SUFFIX.sub("", str(path)))
+    prefix = path.parent / _FILE_SUFFIX.sub("", path.name)
     return prefix if _index(prefix).exists() else None
 
 
-def files_of_original(prefix: Path) -> list[str]:
+def files_of_original(prefix: Location) -> list[str]:
     """The names of a checkpoint's files."""
     data = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
     return [_index(prefix).name, *sorted(path.name for path in data)]
 
 
 def read_original(
-    prefix: Path, shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int
+    prefix: Location, shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads variables of a checkpoint. Its index is checked first, so a wrong one takes no memory.
 
@@ -62,6 +63,14 @@ def read_original(
         of floating-point numbers.
     """
     source = f"the original checkpoint {prefix}"
+    with local_copy(prefix.parent, files_of_original(prefix)) as directory:
+        return _read(directory / prefix.name, source, shapes, num_attention_heads)
+
+
+def _read(
+    prefix: Path, source: str, shapes: Mapping[str, tuple[int, ...]], num_attention_heads: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What `read_original` returns, of files on this machine."""
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         found, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
@@ -119,10 +128,10 @@ def write_original(prefix: Path, weights: Mapping[str, np.ndarray], step: int | 
     )
 
 
-def _find_in_directory(directory: Path) -> Path | None:
-    found = {index.stem: index.with_suffix("") for index in sorted(directory.glob("*.index"))}
+def _find_in_directory(directory: Location) -> Location | None:
+    found = {path.stem: path.with_name(path.stem) for path in directory.glob("*.index")}
     latest = directory / "checkpoint"
-    if found and os.path.lexists(latest):
+    if found and (latest.exists() or latest.is_symlink()):
         check_regular(latest)
         match = _LATEST.search(latest.read_bytes().decode("utf-8", "replace"))
         if match is None:
@@ -132,11 +141,11 @@ def _find_in_directory(directory: Path) -> Path | None:
             return prefix
     if len(found) > 1:
         raise UserError(
-            f"{directory} holds several checkpoints ({listed(list(found))}): give one as "
+            f"{directory} holds several checkpoints ({listed(sorted(found))}): give one as "
             f"{directory}/NAME"
         )
     return next(iter(found.values()), None)
 
 
-def _index(prefix: Path) -> Path:
-    return Path(f"{prefix}.index")
+def _index(prefix: Location) -> Location:
+    return prefix.parent / f"{prefix.name}.index"

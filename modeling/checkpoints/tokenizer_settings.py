@@ -1,7 +1,6 @@
 """Vocabulary and text normalization of a trained BERT, read and written beside its weights."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.foreign_vocabularies import (
 )
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.storage import Location
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TokenizerSettings:
       are_guessed: whether `do_lower_case` is only guessed from the tokens.
     """
 
-    vocabulary: Path
+    vocabulary: Location
     tokens: list[str]
     do_lower_case: bool
     strip_accents: bool | None
@@ -89,7 +89,7 @@ class _AnyTokenizer:
 
 
 def read_tokenizer_settings(
-    directory: Path, manifest: Manifest | None = None
+    directory: Location, manifest: Manifest | None = None
 ) -> TokenizerSettings | None:
     """Reads the settings of a run, an original checkpoint or a Hugging Face model.
 
@@ -135,7 +135,7 @@ def read_tokenizer_settings(
     )
 
 
-def read_tokens(path: Path) -> list[str]:
+def read_tokens(path: Location) -> list[str]:
     """The tokens of a vocab.txt or tokenizer.json, in the order of their ids.
 
     Tokens that were added to a Hugging Face vocabulary are in other files beside it.
@@ -146,7 +146,7 @@ def read_tokens(path: Path) -> list[str]:
     return _read_vocabulary(path)[0]
 
 
-def _read_vocabulary(path: Path) -> tuple[list[str], dict[int, AddedToken], int | None]:
+def _read_vocabulary(path: Location) -> tuple[list[str], dict[int, AddedToken], int | None]:
     """The tokens of a vocab.txt or tokenizer.json, with the files beside it.
 
     Returns:
@@ -180,7 +180,7 @@ def write_vocabulary(directory: Path, tokenizer: TokenizerSettings) -> None:
     """Writes `vocab.txt`, as a copy of the BERT's own if it has one."""
     path = directory / VOCABULARY_NAME
     if tokenizer.vocabulary.name == VOCABULARY_NAME:
-        shutil.copyfile(tokenizer.vocabulary, path)
+        path.write_bytes(tokenizer.vocabulary.read_bytes())
         if read_tokens(path) == tokenizer.tokens:
             return
     # No vocab.txt holds the tokens that were added later.
@@ -252,7 +252,7 @@ def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
     return backend
 
 
-def _huggingface_settings(directory: Path) -> Mapping[str, Any]:
+def _huggingface_settings(directory: Location) -> Mapping[str, Any]:
     """The settings in a Hugging Face directory; none for any other directory."""
     path, config_path = directory / TOKENIZER_NAME, directory / TOKENIZER_CONFIG_NAME
     normalizer = _read_json(path, _AnyTokenizer).normalizer if path.exists() else None
@@ -275,14 +275,14 @@ def _is_special(token: str) -> bool:
     return token[:1] + token[-1:] in ("[]", "<>")
 
 
-def _read_tokenizer_json(path: Path) -> tuple[dict[int, str], dict[int, AddedToken]]:
+def _read_tokenizer_json(path: Location) -> tuple[dict[int, str], dict[int, AddedToken]]:
     try:
         return read_tokenizer_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _read_json(path: Path, content_type: type[T]) -> T:
+def _read_json(path: Location, content_type: type[T]) -> T:
     try:
         return read_foreign_json(path, content_type)
     except OSError as error:

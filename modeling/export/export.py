@@ -35,6 +35,7 @@ from pipeline.errors import UserError, listed
 from pipeline.files import sha256_of
 from pipeline.json_files import write_json
 from pipeline.manifest import VOCABULARY_NAME
+from pipeline.storage import Location, is_within, resolved
 
 MODEL_CARD_NAME = "README.md"
 
@@ -44,7 +45,7 @@ _NEEDED_PACKAGES = {
 }
 
 
-def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> None:
+def check_output(output_dir: Location, export_format: Format, overwrite: bool) -> None:
     """Checks, before anything is read, that a format can be written to a directory.
 
     Raises:
@@ -61,7 +62,7 @@ def check_output(output_dir: Path, export_format: Format, overwrite: bool) -> No
 
 def export(
     pretrained: Pretrained,
-    output_dir: Path,
+    output_dir: Location,
     export_format: Format,
     heads: bool = False,
     overwrite: bool = False,
@@ -85,8 +86,8 @@ def export(
       UserError: something that the format needs is missing, or the directory cannot be written.
     """
     check_output(output_dir, export_format, overwrite)
-    source, target = pretrained.directory.resolve(), output_dir.resolve()
-    if source.is_relative_to(target) or target.is_relative_to(source / CHECKPOINTS_NAME):
+    source, target = resolved(pretrained.directory), resolved(output_dir)
+    if is_within(source, target) or is_within(target, source / CHECKPOINTS_NAME):
         raise UserError(
             f"writing {output_dir} would damage {source}, which is being exported: give another "
             "--output_dir"

@@ -2,7 +2,6 @@
 
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 from modeling.checkpoints.pretrained import Pretrained, Run
@@ -15,6 +14,7 @@ from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
 from pipeline.manifest import Manifest
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 from pipeline.templates import template_environment
 
 _PAIRS = {
@@ -154,7 +154,7 @@ def _decay(options: dict[str, Any]) -> str:
     return "then falling to 0"
 
 
-def _results(run_dir: Path, run: Run) -> tuple[dict[str, str], bool]:
+def _results(run_dir: Location, run: Run) -> tuple[dict[str, str], bool]:
     """The losses and accuracies of exactly these weights; empty if they were not evaluated.
 
     Also returns whether they are on documents held out from the data of the training.

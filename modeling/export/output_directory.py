@@ -7,15 +7,25 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from modeling.checkpoints.foreign_files import EXPORT_NAME, Description, read_description
 from modeling.checkpoints.huggingface import WEIGHTS_NAME
 from modeling.export.formats import KERAS_NAME, ONNX_NAME, ORIGINAL_NAME
 from pipeline.errors import UserError
-from pipeline.files import has_sha256, remove_leftovers, sha256_of, whole_directory
+from pipeline.files import (
+    has_sha256,
+    remove_directory,
+    remove_leftovers,
+    scratch_directory,
+    sha256_of,
+    whole_directory,
+)
+from pipeline.storage import Location, StoredPath, name_within
 
 # What makes readers open an export: an index or graph, or all there is. Each format has one.
 _OPENED_BY = (WEIGHTS_NAME, f"{ORIGINAL_NAME}.index", ONNX_NAME, "saved_model.pb", KERAS_NAME)
+L = TypeVar("L", Path, StoredPath)
 # All files that an export of any format may hold.
 _EXPORTED_FILES = frozenset(
     f"""
@@ -30,7 +40,7 @@ _UNFINISHED = "unfinished_export"
 _LEFTOVER = re.compile(rf"(export|{_UNFINISHED})\.[0-9a-f]+\.tmp")
 
 
-def check_directory(output_dir: Path, overwrite: bool) -> None:
+def check_directory(output_dir: Location, overwrite: bool) -> None:
     """Checks that an export may be written to a directory, as far as its names of files tell.
 
     Raises:
@@ -52,7 +62,7 @@ def check_directory(output_dir: Path, overwrite: bool) -> None:
         raise _is_not_empty(output_dir)
 
 
-def holds(output_dir: Path, description: Description) -> bool:
+def holds(output_dir: Location, description: Description) -> bool:
     """Whether a directory holds an export, complete and undamaged.
 
     Args:
@@ -75,7 +85,7 @@ def holds(output_dir: Path, description: Description) -> bool:
     return True
 
 
-def write_directory(output_dir: Path, write: Callable[[Path], None]) -> None:
+def write_directory(output_dir: Location, write: Callable[[Path], None]) -> None:
     """Writes a directory, in place of an existing one if there is one.
 
     Args:
@@ -85,6 +95,9 @@ def write_directory(output_dir: Path, write: Callable[[Path], None]) -> None:
     Raises:
       OSError: it cannot be written; an existing directory is unchanged.
     """
+    if isinstance(output_dir, StoredPath):
+        _send(output_dir, write)
+        return
     if output_dir.exists() and not _can_be_replaced(output_dir):
         _write_into(output_dir, write)
         return
@@ -101,12 +114,13 @@ def write_directory(output_dir: Path, write: Callable[[Path], None]) -> None:
         _write_into(output_dir, write)
 
 
-def remove_leftovers_of(output_dir: Path) -> None:
+def remove_leftovers_of(output_dir: Location) -> None:
     """Removes what killed exports to a directory have left beside it and in it."""
     remove_leftovers(output_dir.parent, output_dir.name)
     remove_leftovers(output_dir, _UNFINISHED)
-    if not _is_unfinished(output_dir):
-        shutil.rmtree(output_dir / _UNFINISHED, ignore_errors=True)
+    unfinished = output_dir / _UNFINISHED
+    if unfinished.is_dir() and not _is_unfinished(output_dir):
+        remove_directory(unfinished, EXPORT_NAME)
 
 
 def sha256s_of(directory: Path) -> dict[str, str]:
@@ -114,22 +128,22 @@ def sha256s_of(directory: Path) -> dict[str, str]:
     return {name: sha256_of(directory / name) for name in sorted(_files_in(directory))}
 
 
-def _files_in(directory: Path) -> Iterator[str]:
+def _files_in(directory: Location) -> Iterator[str]:
     """All files below a directory, except those that killed exports have left."""
     for path in directory.rglob("*"):
-        name = path.relative_to(directory)
-        is_leftover = _LEFTOVER.fullmatch(name.parts[0])
+        name = name_within(path, directory)
+        is_leftover = _LEFTOVER.fullmatch(name.partition("/")[0])
         if not is_leftover and (path.is_symlink() or not path.is_dir()):
-            yield str(name)
+            yield name
 
 
-def _is_unfinished(output_dir: Path) -> bool:
+def _is_unfinished(output_dir: Location) -> bool:
     """Whether an export was killed while it replaced the files of a directory."""
     is_opened = any((output_dir / name).exists() for name in _OPENED_BY)
     return (output_dir / _UNFINISHED).is_dir() and not is_opened
 
 
-def _is_not_empty(output_dir: Path) -> UserError:
+def _is_not_empty(output_dir: Location) -> UserError:
     return UserError(
         f"{output_dir} is not empty: give another --output_dir, or --overwrite to replace it"
     )
@@ -164,5 +178,23 @@ def _write_into(output_dir: Path, write: Callable[[Path], None]) -> None:
     unfinished.rmdir()
 
 
-def _opened_first(paths: Iterable[Path]) -> list[Path]:
+def _send(output_dir: StoredPath, write: Callable[[Path], None]) -> None:
+    """Writes a directory on this machine, and sends its files one by one to one of a store.
+
+    What makes readers open an export is removed first and comes last, as in `_write_into`. What is
+    in the folder of unfinished exports meanwhile tells that other files are none of the user's.
+    """
+    mark = output_dir / _UNFINISHED / EXPORT_NAME
+    with scratch_directory() as directory:
+        write(directory)
+        mark.upload(directory / EXPORT_NAME)
+        for old in _opened_first(set(output_dir.rglob("*")) - {mark}):
+            old.unlink(missing_ok=True)
+        for path in reversed(_opened_first(directory.rglob("*"))):
+            if path.is_file():
+                (output_dir / name_within(path, directory)).upload(path)
+    mark.unlink()
+
+
+def _opened_first(paths: Iterable[L]) -> list[L]:
     return sorted(paths, key=lambda path: path.name not in _OPENED_BY)

@@ -10,6 +10,7 @@
     tracking        the same metrics for Weights & Biases or MLflow
     tracker_sender  the process that sends them
     loss_plot       loss.png and sweep.png
+    run_writer      where a run is written; what sends it to a store while training goes on
     shard_verifier  the SHA-256 of the shards that are read, in the background
     evaluation      losses and accuracies on the eval shards
     loop            train: the loop over steps, which logs, evaluates and saves

@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from modeling.batches import readable, training_batches
 from modeling.config import BertConfig
@@ -17,6 +16,7 @@ from modeling.training.workload import BatchSizes, describe_update, flops_per_in
 from modeling.training_masks import masked_batches, schedule_of, training_limits
 from modeling.training_options import Precision, ScheduleName, TrainingOptions
 from pipeline.manifest import DataSet
+from pipeline.storage import Location
 
 _STEPS = 2
 _GIB = 2**30
@@ -24,7 +24,7 @@ _GIB = 2**30
 
 def dry_run(
     data_set: DataSet,
-    run_dir: Path,
+    run_dir: Location,
     config: BertConfig,
     options: TrainingOptions,
     replicas: Replicas | None = None,

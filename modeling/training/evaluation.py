@@ -4,7 +4,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from absl import logging
@@ -35,6 +34,7 @@ from pipeline.json_files import (
     write_json,
 )
 from pipeline.manifest import DataSet, Manifest
+from pipeline.storage import Location
 
 RESULTS_NAME = "eval_results.json"
 
@@ -134,7 +134,7 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
 
 
 def read_results(
-    run_dir: Path, state: TrainingState, trained_on: Manifest
+    run_dir: Location, state: TrainingState, trained_on: Manifest
 ) -> tuple[dict[str, Any], bool] | None:
     """Losses and accuracies of a run's checkpoint, from `evaluate` or from training.
 
@@ -162,7 +162,7 @@ def read_results(
     return (vars(found[-1]), False) if found else None
 
 
-def _read_evaluations(run_dir: Path) -> list[Evaluation]:
+def _read_evaluations(run_dir: Location) -> list[Evaluation]:
     """The evaluations of a run, the newest last.
 
     Raises:

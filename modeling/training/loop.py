@@ -32,7 +32,6 @@ from modeling.checkpoints.run_checkpoints import (
     list_checkpoints,
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
-    save_checkpoint,
 )
 from modeling.config import BertConfig
 from modeling.job.termination import exit_code
@@ -52,6 +51,7 @@ from modeling.training.loss_plot import LOSS_PLOT_NAME, draw_losses
 from modeling.training.metrics import METRICS_NAME, MetricsWriter
 from modeling.training.resume import Branch, restore_or_begin
 from modeling.training.run_directory import check_run, prepare_run, write_environment
+from modeling.training.run_writer import RunWriter, writing
 from modeling.training.shard_verifier import ShardVerifier
 from modeling.training.tracking import TrackerName, describe_run, tracking
 from modeling.training.workload import BatchSizes, describe_update, flops_per_instance
@@ -67,6 +67,7 @@ from pipeline.errors import UserError, listed
 from pipeline.files import write_whole
 from pipeline.manifest import FLAGS_NAME, DataSet
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 # Numbers that are added up to measure an exchange: few beside a model for which memory is short.
 _MEASURED_NUMBERS = 1 << 24
@@ -74,7 +75,7 @@ _MEASURED_NUMBERS = 1 << 24
 
 def train(
     data_set: DataSet,
-    run_dir: Path,
+    run_dir: Location,
     config: BertConfig,
     options: TrainingOptions,
     origin: Pretrained | Branch | None = None,
@@ -119,10 +120,12 @@ def train(
     if state.step >= options.num_train_steps:
         logging.info("nothing to do: the run has reached step %d", state.step)
         if group.is_first:
-            _complete(run_dir, options, config.sentence_pairs)
-            with tracking(track, run_dir, described) as tracker:
-                if tracker and state.metrics:
-                    tracker.send(state.metrics.bytes)
+            remove_old_checkpoints(run_dir, options.keep_checkpoints)
+            with writing(run_dir, options.keep_checkpoints) as writer:
+                _complete(writer.directory, run_dir, config.sentence_pairs)
+                with tracking(track, run_dir, described, writer.directory) as tracker:
+                    if tracker and state.metrics:
+                        tracker.send(state.metrics.bytes)
         return
     if group.is_first:
         prepare_run(run_dir, config, data_set)
@@ -130,27 +133,31 @@ def train(
         write_environment(run_dir, devices, group.hosts, replicas.count)
         write_whole(run_dir / FLAGS_NAME, flags)
     manifest = data_set.manifest
-    with tracking(track if group.is_first else None, run_dir, described) as tracker:
-        metrics = MetricsWriter(
-            run_dir if group.is_first else None,
-            state,
-            options.num_train_steps,
-            BatchSizes(options, replicas.count),
-            flops_per_instance(config, manifest, training_limits(manifest, options)),
-            (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
-            manifest.sentence_pairs,
-            tracker,
-        )
-        loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas)
-        with metrics, closing(loop):
-            loop.run()
-    if group.is_first:
-        _draw(run_dir, manifest.sentence_pairs)
+    own_run_dir = run_dir if group.is_first else None
+    with writing(own_run_dir, options.keep_checkpoints) as writer:
+        own_track = track if group.is_first else None
+        with tracking(own_track, run_dir, described, writer.directory) as tracker:
+            metrics = MetricsWriter(
+                own_run_dir,
+                state,
+                options.num_train_steps,
+                BatchSizes(options, replicas.count),
+                flops_per_instance(config, manifest, training_limits(manifest, options)),
+                (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+                manifest.sentence_pairs,
+                tracker,
+                writer.directory,
+            )
+            loop = _Loop(data_set, run_dir, options, learner, state, metrics, replicas, writer)
+            with metrics, closing(loop):
+                loop.run()
+        if group.is_first:
+            _draw(writer.directory, run_dir, manifest.sentence_pairs)
 
 
 def check_can_train(
     data_set: DataSet,
-    run_dir: Path,
+    run_dir: Location,
     config: BertConfig,
     options: TrainingOptions,
     replicas: Replicas,
@@ -191,19 +198,18 @@ def _check_cache(data_set: CachedDataSet, options: TrainingOptions, replicas: Re
     data_set.cache.require(train + kept, 2 * train + kept, evaluated)
 
 
-def _complete(run_dir: Path, options: TrainingOptions, sentence_pairs: SentencePairs) -> None:
-    """Does what a run that was killed after its last step has left to do."""
-    remove_old_checkpoints(run_dir, options.keep_checkpoints)
-    picture, metrics = run_dir / LOSS_PLOT_NAME, run_dir / METRICS_NAME
+def _complete(directory: Path, run_dir: Location, sentence_pairs: SentencePairs) -> None:
+    """Draws the losses if a run was killed after its last step, before it could."""
+    picture, metrics = directory / LOSS_PLOT_NAME, directory / METRICS_NAME
     if not picture.exists() or (
         metrics.exists() and picture.stat().st_mtime_ns < metrics.stat().st_mtime_ns
     ):
-        _draw(run_dir, sentence_pairs)
+        _draw(directory, run_dir, sentence_pairs)
 
 
-def _draw(run_dir: Path, sentence_pairs: SentencePairs) -> None:
-    if plot := draw_losses(run_dir, sentence_pairs):
-        logging.info("drew %s", plot)
+def _draw(directory: Path, run_dir: Location, sentence_pairs: SentencePairs) -> None:
+    if plot := draw_losses(directory, sentence_pairs):
+        logging.info("drew %s", run_dir / plot.name)
     else:
         logging.info("no loss.png, because matplotlib is missing: pip install 'clozemill[plot]'")
 
@@ -214,12 +220,13 @@ class _Loop:
     def __init__(
         self,
         data_set: DataSet,
-        run_dir: Path,
+        run_dir: Location,
         options: TrainingOptions,
         learner: Learner,
         start: TrainingState,
         metrics: MetricsWriter,
         replicas: Replicas,
+        writer: RunWriter,
     ):
         self._data_set = data_set
         self._run_dir = run_dir
@@ -228,6 +235,7 @@ class _Loop:
         self._start = start
         self._metrics = metrics
         self._replicas = replicas
+        self._writer = writer
         self._group = replicas.group
         self._results = _Results(start.sums)
         self._schedule = learning_rate_schedule(options)
@@ -269,6 +277,7 @@ class _Loop:
             with metrics.waiting_for_input(train_step.is_idle):
                 batch = next(batches)
             self._verifier.check()
+            self._writer.check()
             with _memory_errors_explained():
                 self._results.add(step, train_step(batch))
             if is_of_new_size:
@@ -286,6 +295,7 @@ class _Loop:
                 self._evaluate(step)
             if options.is_saved(step):
                 self._save(step)
+        self._writer.wait()
 
     def close(self) -> None:
         """Ends the reading."""
@@ -359,11 +369,12 @@ class _Loop:
                     is_kept=self._options.is_kept(step),
                     metrics=lines,
                 )
-                path = save_checkpoint(
-                    self._run_dir, self._learner, state, self._options.keep_checkpoints
-                )
-                self._metrics.saved(lines)
-                self._metrics.log(f"saved {path}")
+
+                def tell(checkpoint: Location) -> None:
+                    self._metrics.saved(lines)
+                    self._metrics.log(f"saved {checkpoint}")
+
+                self._writer.save(self._learner, state, tell)
             # The others wait here, because the next step has the time limits of its backend.
             self._group.wait_for_all()
 
@@ -373,6 +384,7 @@ class _Loop:
         assert stop
         if step > self._start.step and not self._options.is_saved(step):
             self._save(step)
+        self._writer.wait()
         by = f" to {stop.process}" if self._group.num_processes > 1 else ""
         self._metrics.log(
             f"stopped by {stop.signal}{by} at step {step}: the same command resumes from there"
@@ -391,6 +403,7 @@ class _Loop:
             raise self._diverged(error.step) from None
 
     def _diverged(self, step: int) -> UserError:
+        self._writer.wait()
         checkpoints = list_checkpoints(self._run_dir)
         kept = f"is {checkpoints[-1].name}" if checkpoints else "does not exist yet"
         shards = shards_of_instances(

@@ -11,6 +11,7 @@ from modeling.losses import NAMES_OF_PAIRS
 from modeling.training.metrics import read_metrics
 from pipeline.files import whole_file
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ _PANELS = (
 )
 
 
-def draw_runs(runs: Mapping[str, Path], path: Path) -> bool:
+def draw_runs(runs: Mapping[str, Location], path: Location) -> bool:
     """Draws the losses of several runs, those of training as lines and of evaluations as points.
 
     Args:
@@ -144,7 +145,7 @@ class _Series:
         )
 
 
-def _read_series(run_dir: Path) -> Mapping[str, _Series]:
+def _read_series(run_dir: Location) -> Mapping[str, _Series]:
     """The series that the panels show, from training and from evaluations."""
     series = {f"{prefix}{panel.metric}": _Series() for panel in _PANELS for prefix in ("", "eval_")}
     for line in read_metrics(run_dir):

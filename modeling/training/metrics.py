@@ -24,6 +24,7 @@ from modeling.training.tracking import Tracking
 from modeling.training.workload import BatchSizes
 from pipeline.files import whole_file
 from pipeline.sentence_pairs import SentencePairs
+from pipeline.storage import Location
 
 METRICS_NAME = "metrics.jsonl"
 # The share of time spent waiting above which it is shown.
@@ -32,7 +33,7 @@ _NOTABLE_WAIT = 0.05
 _FIGURES = TypeAdapter(dict[str, Annotated[float, Field(gt=-3e38, lt=3e38)]])
 
 
-def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
+def read_metrics(run_dir: Location) -> Iterator[dict[str, float]]:
     """The lines of a run's `metrics.jsonl`, without a line that was cut short.
 
     Logs a warning if others cannot be read, and leaves them out.
@@ -43,7 +44,7 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, float]]:
             yield from (line for _, line in _readable_lines(file, path))
 
 
-def read_metrics_of(run_dir: Path, state: TrainingState) -> list[dict[str, float]]:
+def read_metrics_of(run_dir: Location, state: TrainingState) -> list[dict[str, float]]:
     """The lines of `metrics.jsonl` up to a checkpoint, if they are those that were written.
 
     Otherwise it logs that they are left out, and returns none.
@@ -72,7 +73,9 @@ def _unchanged_start(content: bytes, written: FileStart | None) -> bytes | None:
     return None
 
 
-def _readable_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[bytes, dict[str, float]]]:
+def _readable_lines(
+    lines: Iterable[bytes], path: Location
+) -> Iterator[tuple[bytes, dict[str, float]]]:
     """The lines of metrics, each as it is and as its figures by name."""
     left_out = []
     for number, line in enumerate(lines, 1):
@@ -115,6 +118,7 @@ class MetricsWriter:
       peak_flops: the peak of all devices together, in FLOP/s; None if unknown.
       sentence_pairs: what the data's instances hold.
       tracking: what sends the lines to a tracker, if anything does.
+      directory: where to write them, if not in the run.
 
     Attributes:
       all_reduce_seconds: the seconds per step that the devices' all-reduce takes; 0 until it is
@@ -123,7 +127,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        run_dir: Path | None,
+        run_dir: Location | None,
         start: TrainingState,
         num_train_steps: int,
         batch_sizes: BatchSizes,
@@ -131,6 +135,7 @@ class MetricsWriter:
         peak_flops: float | None = None,
         sentence_pairs: SentencePairs = SentencePairs.NEXT,
         tracking: Tracking | None = None,
+        directory: Path | None = None,
     ):
         self._run_dir = run_dir
         self._tracking = tracking
@@ -144,12 +149,13 @@ class MetricsWriter:
         self.all_reduce_seconds = 0.0
         self._live: Live | None = None
         if run_dir:
-            self._path = run_dir / METRICS_NAME
-            kept = _lines_up_to(start, self._path)
+            kept = _lines_up_to(start, run_dir / METRICS_NAME)
+            directory = directory or Path(str(run_dir))
+            self._path = directory / METRICS_NAME
             with whole_file(self._path) as temporary:
                 temporary.write_bytes(kept)
             self._size, self._digest = len(kept), hashlib.sha256(kept)
-            self._summaries = SummaryWriter(run_dir, read_metrics(run_dir))
+            self._summaries = SummaryWriter(directory, read_metrics(directory))
             console = Console(stderr=True)
             if console.is_terminal:
                 self._live = Live(console=console, auto_refresh=False)
@@ -316,7 +322,7 @@ class MetricsWriter:
         return " | ".join(parts)
 
 
-def _lines_up_to(state: TrainingState, path: Path) -> bytes:
+def _lines_up_to(state: TrainingState, path: Location) -> bytes:
     """The lines of metrics up to a checkpoint: those that were written, or else the readable."""
     content = path.read_bytes() if path.exists() else b""
     if (start := _unchanged_start(content, state.metrics)) is not None:

@@ -5,10 +5,8 @@ A branch is a new run that goes on from a checkpoint of another run, which stays
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -33,6 +31,7 @@ from modeling.training.run_directory import check_same_data, check_same_model
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError, listed
 from pipeline.manifest import DataSet, Manifest
+from pipeline.storage import Location, resolved
 
 _DEFAULTS = dataclasses.asdict(TrainingOptions())
 _NO_LINES = FileStart(0, hashlib.sha256().hexdigest())
@@ -50,20 +49,20 @@ class Branch:
       state: the point that training had reached.
     """
 
-    checkpoint: Path
-    run_dir: Path
+    checkpoint: Location
+    run_dir: Location
     config: BertConfig
     manifest: Manifest
     state: TrainingState
 
 
-def read_branch(checkpoint: Path) -> Branch:
+def read_branch(checkpoint: Location) -> Branch:
     """Reads all of a checkpoint of a run but its arrays.
 
     Raises:
       UserError: it is not a checkpoint of a run, or it cannot be read or is damaged.
     """
-    real = Path(os.path.realpath(checkpoint))
+    real = resolved(checkpoint)
     run_dir = real.parent.parent
     if real not in list_checkpoints(run_dir):
         names = [path.name for path in list_checkpoints(checkpoint)]
@@ -96,7 +95,7 @@ def check_branch(
 
 
 def restore_or_begin(
-    run_dir: Path,
+    run_dir: Location,
     learner: Learner,
     options: TrainingOptions,
     origin: Pretrained | Branch | None,
@@ -123,7 +122,7 @@ def restore_or_begin(
         if not checkpoint.exists():
             raise UserError(
                 f"{checkpoint}, from which process 0 resumes, does not exist here: all hosts must "
-                "share the run's directory"
+                "share the run's directory, or give a URL of a store"
             )
         found = checkpoint, load_checkpoint(checkpoint, learner)
     state = TrainingState()
@@ -185,7 +184,7 @@ def _sha256_of_weights(learner: Learner) -> str:
 
 
 def _check_options(
-    run_dir: Path, old: Mapping[str, Any], new: TrainingOptions, remedy: str
+    run_dir: Location, old: Mapping[str, Any], new: TrainingOptions, remedy: str
 ) -> None:
     """Refuses options with which a run cannot go on."""
     for name in ("random_seed", "optimizer"):

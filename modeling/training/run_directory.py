@@ -3,7 +3,6 @@
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import keras
 
@@ -13,12 +12,13 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of, whole_file, write_whole
 from pipeline.json_files import write_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, DataSet, Manifest
+from pipeline.storage import Location
 
 ENVIRONMENT_NAME = "environment.json"
 _PACKAGES = ("clozemill", "keras", "tensorflow", "jax", "jaxlib", "numpy")
 
 
-def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
+def check_run(run_dir: Location, config: BertConfig, data_set: DataSet) -> None:
     """Checks that this directory can hold a run of the model on the data; writes nothing.
 
     Raises:
@@ -42,7 +42,7 @@ def check_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
         )
 
 
-def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
+def prepare_run(run_dir: Location, config: BertConfig, data_set: DataSet) -> None:
     """Creates the directory of a run that `check_run` has accepted.
 
     Raises:
@@ -61,7 +61,7 @@ def prepare_run(run_dir: Path, config: BertConfig, data_set: DataSet) -> None:
 
 
 def write_environment(
-    run_dir: Path, devices: list[str], hosts: list[str], num_devices: int
+    run_dir: Location, devices: list[str], hosts: list[str], num_devices: int
 ) -> None:
     """Writes which hardware and packages the run uses from now on, which explains its speed.
 
@@ -112,7 +112,7 @@ def check_tables(config: BertConfig, data_set: DataSet) -> None:
         )
 
 
-def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet) -> None:
+def check_same_vocabulary(run_dir: Location, trained_on: Manifest, data_set: DataSet) -> None:
     """Checks that a run and a data set use the same vocabulary.
 
     Raises:
@@ -126,7 +126,7 @@ def check_same_vocabulary(run_dir: Path, trained_on: Manifest, data_set: DataSet
 
 
 def check_same_model(
-    run_dir: Path, saved: BertConfig, config: BertConfig, flag: str = "output_dir"
+    run_dir: Location, saved: BertConfig, config: BertConfig, flag: str = "output_dir"
 ) -> None:
     """Checks that a run is of a model.
 
@@ -151,7 +151,7 @@ def check_same_model(
 
 
 def check_same_data(
-    run_dir: Path, trained_on: Manifest, data_set: DataSet, flag: str = "output_dir"
+    run_dir: Location, trained_on: Manifest, data_set: DataSet, flag: str = "output_dir"
 ) -> None:
     """Checks the data set, because a run resumes at a position that is only valid in its own.
 
@@ -172,7 +172,7 @@ def check_same_data(
         )
 
 
-def _may_hold_run(run_dir: Path) -> bool:
+def _may_hold_run(run_dir: Location) -> bool:
     """Whether the directory is a run, is empty, or was left by a run killed as it started."""
     if not run_dir.is_dir():
         return False

@@ -27,8 +27,11 @@ from modeling.config import BertConfig
 from pipeline.errors import UserError
 from pipeline.json_files import read_json, write_json
 from pipeline.manifest import Manifest
+from pipeline.storage import Location
 
 TRACKING_NAME = "tracking.json"
+NAMES_OF_TRACKERS = ("wandb", "mlflow.db")
+"""How the names begin of what trackers keep in a run."""
 # How long the end of a run waits for the tracker: of one that was stopped, a cluster may not wait.
 _SECONDS_AT_END, _SECONDS_WHEN_STOPPED = 30.0, 10.0
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -82,10 +85,13 @@ def describe_run(flags: str, config: BertConfig, manifest: Manifest) -> dict[str
 
 @contextmanager
 def tracking(
-    name: TrackerName | None, run_dir: Path, config: Mapping[str, Any]
+    name: TrackerName | None,
+    run_dir: Location,
+    config: Mapping[str, Any],
+    directory: Path | None = None,
 ) -> Iterator["Tracking | None"]:
     """Yields what sends the metrics of a run to a tracker within the block; None for no tracker."""
-    with Tracking(name, run_dir, config) if name else nullcontext() as tracker:
+    with Tracking(name, run_dir, config, directory) if name else nullcontext() as tracker:
         yield tracker
 
 
@@ -98,16 +104,25 @@ class Tracking:
       name: the tracker.
       run_dir: the run.
       config: what the tracker shall know about the run, by name.
+      directory: where the metrics are written, and where the tracker may keep files, if not in the
+        run.
     """
 
-    def __init__(self, name: TrackerName, run_dir: Path, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        name: TrackerName,
+        run_dir: Location,
+        config: Mapping[str, Any],
+        directory: Path | None = None,
+    ):
         self._name = name
+        self._places = str(directory or run_dir), str(run_dir)
         path = run_dir / TRACKING_NAME
         if not path.exists():
             write_json(path, {"run_id": uuid.uuid4().hex})
         start = {
             "tracker": name,
-            "run_dir": str(run_dir),
+            "run_dir": self._places[0],
             "run_id": read_json(path, dict[str, str])["run_id"],
             "config": dict(config),
         }
@@ -170,7 +185,7 @@ class Tracking:
             self._sent = answer.get("sent", self._sent)
             self._is_finished = answer.get("finished", self._is_finished)
             if note := answer.get("note"):
-                logging.info("%s: %s", self._name, note)
+                logging.info("%s: %s", self._name, note.replace(*self._places))
             if (error := answer.get("error")) and not self._has_warned:
                 self._has_warned = True
                 logging.warning("%s: %s; training goes on", self._name, error)

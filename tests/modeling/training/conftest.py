@@ -120,6 +120,7 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
         flags="",
         draws=False,
         track=None,
+        run_dir=tmp_path / "run",
         **kwargs,
     ):
         def make_step(learner, _replicas):
@@ -129,11 +130,11 @@ def fake_run(tmp_path, data_set, shallow_config, monkeypatch):
         monkeypatch.setattr(loop, "TrainStep", make_step)
         monkeypatch.setattr(loop, "draw_losses", draw_losses if draws else lambda *_: None)
         replicas = Replicas()
-        arguments = (tmp_path / "run", shallow_config, options, origin, flags, replicas)
+        arguments = (run_dir, shallow_config, options, origin, flags, replicas)
         with noticing_termination() as termination:
             termination.ask(replicas.group)
             train(data_set, *arguments, track)
-        return tmp_path / "run", steps[-1]
+        return run_dir, steps[-1]
 
     def open_batches(*arguments):
         opened.append(readable(*arguments))

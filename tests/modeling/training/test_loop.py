@@ -16,7 +16,7 @@ from modeling import batches
 from modeling.checkpoints.run_checkpoints import list_checkpoints, read_state
 from modeling.job.group import ProcessGroup
 from modeling.losses import SUMS
-from modeling.training import loop, shard_verifier
+from modeling.training import loop, run_writer, shard_verifier
 from modeling.training_options import Precision
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
@@ -112,7 +112,7 @@ def test_checkpoints_and_evaluations_do_not_count_as_training(
     fake_run, monkeypatch, few_steps, training_lines
 ):
     monkeypatch.setattr(loop, "evaluation_sums", slowly(lambda _step, _batches: fake_sums()))
-    monkeypatch.setattr(loop, "save_checkpoint", slowly(loop.save_checkpoint))
+    monkeypatch.setattr(run_writer, "save_checkpoint", slowly(run_writer.save_checkpoint))
     options = dataclasses.replace(
         few_steps,
         num_train_steps=4,
@@ -373,7 +373,7 @@ def test_all_processes_verify_before_the_first_one_saves(fake_run, monkeypatch, 
     events = []
     monkeypatch.setattr(loop.ShardVerifier, "wait", lambda _verifier: events.append("verified"))
     monkeypatch.setattr(ProcessGroup, "wait_for_all", lambda _group: events.append("all are here"))
-    monkeypatch.setattr(loop, "save_checkpoint", lambda *_: events.append("saved"))
+    monkeypatch.setattr(run_writer, "save_checkpoint", lambda *_: events.append("saved"))
     fake_run(dataclasses.replace(few_steps, save_checkpoints_steps=24))
     assert events == ["verified", "all are here", "saved", "all are here"]
 
