@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pyspark
@@ -229,6 +230,14 @@ class Cluster:
             machine.end()
 
 
+def skip_unless(*command):
+    """Skips the test if the system does not let us make namespaces by this command."""
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs namespaces (unshare, ip)")
+
+
 def descendants(pid):
     children = [
         int(child)
@@ -251,8 +260,7 @@ def until(condition, process=None):
 def cluster(tmp_path_factory):
     if not shutil.which("java"):
         pytest.skip("needs Java")
-    if subprocess.run([*APART, "ip", "link"], check=False, capture_output=True).returncode:
-        pytest.skip("needs namespaces (unshare)")
+    skip_unless(*APART, "ip", "link")
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.end()
@@ -260,10 +268,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def start(cluster, generate_command):
-    """A function that starts `generate` on the driver's machine, for the cluster.
-
-    The text is on the store, and the vocabulary on the driver's disk.
-    """
+    """A function that starts `generate` on the driver's machine, for the cluster."""
     shutil.copy(SAMPLES / "english_vocab.txt", cluster.folder)
     cluster.driver.upload(SAMPLES / "english.txt", "s3://bucket/english.txt")
     conf = {
@@ -273,19 +278,24 @@ def start(cluster, generate_command):
         "eventLog.dir": cluster.folder,
         "eventLog.compress": "false",
     }
+    flags = [f"--spark_conf=spark.{name}={conf[name]}" for name in conf]
+    flags.append(f"--spark_master={cluster.master}")
+    return partial(start_on, cluster.driver, generate_command, flags)
 
-    def run(url, *flags):
-        return cluster.driver.start(
-            *generate_command(url, f"--spark_master={cluster.master}"),
-            *(f"--spark_conf=spark.{name}={conf[name]}" for name in conf),
-            # TEMP "--input_file=s3://bucket/english.txt",
-            f"--vocab_file={cluster.folder / 'english_vocab.txt'}",
-            *flags,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
 
-    return run
+def start_on(driver, generate_command, flags, url, *more):
+    """Starts `generate` on the driver's machine.
+
+    The text is on the store, and the vocabulary on the driver's disk.
+    """
+    return driver.start(
+        *generate_command(url, "--input_file=s3://bucket/english.txt"),
+        f"--vocab_file={driver.folder / 'english_vocab.txt'}",
+        *flags,
+        *more,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ends_well(process):
@@ -316,11 +326,9 @@ def test_spark_makes_the_same_shards(cluster, start, embedded):
     assert cluster.driver.shards("s3://bucket/data") == embedded
     (events,) = [file.read_text() for file in cluster.folder.rglob("events_*")]
     assert {f'"Executor ID":"{number}"' in events for number in (0, 1)} == {True}
+    for machine in cluster.machines:
+        assert machine.run("ls", cluster.folder).split() == ["temporary", "work"]
     for machine in (cluster.driver, *cluster.machines):
-        assert (
-            "english_vocab.txt" not in machine.run("ls", cluster.folder)
-            or machine is cluster.driver
-        )
         assert "clozemill" not in machine.run("ls", cluster.folder / "temporary")
         secret = machine.environment["AWS_SECRET_ACCESS_KEY"]
         assert secret not in arguments + events + cluster.driver.texts("s3://bucket/data")
@@ -382,6 +390,7 @@ def driver(store, tmp_path):
         "PYTHONPATH": f"{ROOT}:{installed}",
         "TMPDIR": str(driver.folder),
     }
+    driver.upload(SAMPLES / "english.txt", "s3://bucket/english.txt")
     return driver
 
 
@@ -391,8 +400,7 @@ def environment_flags(request, driver, start_pool, tmp_path):
     folder = driver.folder
     apart = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     apart += [f'mount -t tmpfs none {folder} && cd {folder} && exec "$@"', "sh"]
-    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("needs namespaces (unshare)")
+    skip_unless(*apart, "true")
     flags = [
         "--runner=PrismRunner",
         f"--prism_location={PRISM}",
@@ -420,7 +428,7 @@ class TestBeam:
         self, driver, environment_flags, generate_command, embedded, tmp_path
     ):
         url = f"s3://bucket/{tmp_path.name}"
-        ends_well(start_on(driver, generate_command, url, *environment_flags))
+        ends_well(start_on(driver, generate_command, environment_flags, url))
         assert driver.shards(url) == embedded
         secret = driver.environment["AWS_SECRET_ACCESS_KEY"]
         assert secret not in driver.texts(url)
@@ -430,7 +438,7 @@ class TestBeam:
     ):
         url = f"s3://bucket/{tmp_path.name}"
         flags = [*environment_flags, "--word_segmenter=waiting:cut"]
-        process = start_on(driver, generate_command, url, *flags)
+        process = start_on(driver, generate_command, flags, url)
         until((tmp_path / "installed" / "began").exists, process)
         time.sleep(0.5)  # Prism itself waits forever for a worker that dies as a bundle begins
         arguments = "".join(arguments_of_processes())
@@ -441,18 +449,9 @@ class TestBeam:
         _, stderr = process.communicate(timeout=SECONDS)
         assert time.monotonic() - began < 30
         assert_one_line(process.returncode, stderr, "a worker died", "the same command again")
-        ends_well(start_on(driver, generate_command, url, *flags))
-        ends_well(start_on(driver, generate_command, driver.folder / "local", flags[-1]))
+        ends_well(start_on(driver, generate_command, flags, url))
+        ends_well(start_on(driver, generate_command, flags[-1:], driver.folder / "local"))
         assert driver.shards(url) == driver.shards(driver.folder / "local")
-
-
-def start_on(driver, generate_command, url, *flags):
-    """Starts `generate` on the driver's machine."""
-    return driver.start(
-        *generate_command(url, f"--vocab_file={driver.folder / 'english_vocab.txt'}", *flags),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
 
 
 def workers_of_beam(text):
