@@ -5,10 +5,13 @@ The pretrain command comes after --:
   clozemill kubernetes --nodes=4 --gpus_per_node=8 --image=IMAGE -- \
       pretrain --data_dir=/data/DATA --output_dir=/runs/RUN --model=base
 
-It prints the commands that make the Secret by which the pods know each other, and start the job.
-launch/Dockerfile builds the image. Two existing persistent volume claims hold the data sets and the
-runs; the pods mount them at /data and /runs. A job that loses a pod resumes from its newest
+It prints the commands that make the Secrets and start the job. By one of them, the pods know each
+other. launch/Dockerfile builds the image. Two existing persistent volume claims hold the data sets
+and the runs; the pods mount them at /data and /runs. A job that loses a pod resumes from its newest
 checkpoint.
+
+Directories may also be URLs of an object store, s3://, gs:// or az://. Then a Secret holds the
+store's credentials, and no volume is needed.
 """
 
 import json
@@ -20,14 +23,25 @@ from typing import Any
 from absl import flags
 
 from launch import cluster_flags
-from launch.pretrain_command import read_command
+from launch.pretrain_command import places_of, read_command, stores_of
+from pipeline.storage import Location, StoredPath, location
 
 TAKES_COMMAND = True
 SHARED_FLAGS = (cluster_flags,)
 _TEMPLATE_NAME = "kubernetes.yaml.jinja"
-# The flags of pretrain that must point to a volume, and where pods mount the volumes.
+# The flags of pretrain that must point to a volume or a store, and where pods mount the volumes.
 _VOLUMES = {"data_dir": ("/data", "/runs"), "output_dir": ("/runs",)}
+_SCRATCH = "/scratch"
 _COORDINATOR_PORT = 8476
+# For each kind of store, what makes a Secret with the variables by which pods reach it.
+_SECRET_OF_STORE = {
+    "s3": "env | grep -E '^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION|"
+    "ENDPOINT_URL)=' | kubectl create secret generic {secret} --from-env-file=/dev/stdin",
+    "gs": "kubectl create secret generic {secret} "
+    '--from-file=GOOGLE_SERVICE_ACCOUNT_KEY="$GOOGLE_APPLICATION_CREDENTIALS"',
+    "az": "env | grep '^AZURE_' | kubectl create secret generic {secret} "
+    "--from-env-file=/dev/stdin",
+}
 
 _IMAGE = flags.DEFINE_string(
     "image", None, "The container image; the nodes must be able to pull it.", required=True
@@ -75,8 +89,11 @@ def main(command: list[str]) -> None:
     arguments, values = read_command(command)
     for name, places in _VOLUMES.items():
         _check_place(name, values[name].value, places)
+    places, stores = places_of(values), stores_of(values)
+    if stores and not values["cache_dir"].present:
+        arguments = [*arguments, f"--cache_dir={_SCRATCH}/cache"]
     path, values_of_job = Path(_OUTPUT_FILE.value), cluster_flags.cluster_values()
-    secret = f"{values_of_job['job_name']}-token"
+    job_name = values_of_job["job_name"]
     cluster_flags.write_job(
         path,
         _TEMPLATE_NAME,
@@ -85,31 +102,43 @@ def main(command: list[str]) -> None:
             **values_of_job,
             "image": _IMAGE.value,
             "namespace": _NAMESPACE.value,
-            "data_claim": _DATA_CLAIM.value,
-            "runs_claim": _RUNS_CLAIM.value,
+            "data_claim": _DATA_CLAIM.value if _is_used("/data", places) else None,
+            "runs_claim": _RUNS_CLAIM.value if _is_used("/runs", places) else None,
+            "stores": stores,
+            "scratch": _SCRATCH,
             "shared_memory": _SHARED_MEMORY.value,
             "port": _COORDINATOR_PORT,
-            "secret": secret,
             "arguments": arguments,
         },
     )
     where = f" --namespace={_NAMESPACE.value}" if _NAMESPACE.value else ""
     print(
         f"{path}: before it starts for the first time, make the token of its pods with\n"
-        f"  openssl rand -hex 32 | kubectl create secret generic {secret}{where} "
-        "--from-file=token=/dev/stdin\n"
-        f"then start it with kubectl apply --filename={shlex.quote(str(path))}"
+        f"  openssl rand -hex 32 | kubectl create secret generic {job_name}-token{where} "
+        "--from-file=token=/dev/stdin"
     )
+    for store in stores:
+        secret = _SECRET_OF_STORE[store].format(secret=f"{job_name}-{store}{where}")
+        print(f"and the Secret by which they reach {store}:// with\n  {secret}")
+    print(f"then start it with kubectl apply --filename={shlex.quote(str(path))}")
 
 
 def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
-    """Checks that a directory is on a volume; anything else is lost with the container."""
+    """Checks that a directory is on a volume or a store; else it is lost with the container."""
+    if isinstance(location(value), StoredPath):
+        return
     path = PurePosixPath(value)
     if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
         wanted = " or ".join(places)
         raise flags.Error(
-            f"after --: --{name}={value} is not on a volume of the pods; begin it with {wanted}"
+            f"after --: --{name}={value} is not on a volume of the pods; begin it with {wanted}, "
+            "or give a URL"
         )
+
+
+def _is_used(mount: str, places: list[Location]) -> bool:
+    """Whether any of the places is on the volume that pods mount there."""
+    return any(isinstance(place, Path) and place.is_relative_to(mount) for place in places)
 
 
 def _string(text: str) -> str:

@@ -7,6 +7,9 @@ from absl import flags
 from launch.flag_files import expand_flag_files, flag_values, flags_of
 from launch.stopping import at_once
 from modeling.training_options import TrainingOptions
+from pipeline.storage import Location, StoredPath, location
+
+_PLACES = ("data_dir", "output_dir", "init_checkpoint", "branch_from", "bert_config_file")
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
@@ -23,7 +26,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
 
     Raises:
       flags.Error: the command is not `pretrain`, or pretrain does not accept the flags.
-      UserError: their values are out of range, or do not go together.
+      UserError: their values are out of range, or do not go together, or a URL is of no store.
     """
     if not command:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
@@ -45,7 +48,22 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         if values[name].present:
             raise flags.Error(f"after --: remove --{name}, because it is set for each process")
     TrainingOptions(**flag_values(TrainingOptions, values))
+    places_of(values)
     return ["pretrain", *arguments], values
+
+
+def places_of(values: flags.FlagValues) -> list[Location]:
+    """The files and directories that the flags of a command name.
+
+    Raises:
+      UserError: one is a URL, but of no store.
+    """
+    return [location(values[name].value) for name in _PLACES if values[name].value]
+
+
+def stores_of(values: flags.FlagValues) -> list[str]:
+    """The kinds of stores that hold them, such as `s3`, sorted."""
+    return sorted({each.scheme for each in places_of(values) if isinstance(each, StoredPath)})
 
 
 def pretrain_flags() -> flags.FlagValues:

@@ -9,8 +9,10 @@ With --grid, each point of the grid is a task of an array of jobs: a run of its 
 sweep` makes it. `clozemill sweep --report_only` then makes the table.
 
 The nodes use this Python environment and this directory, so both must be on a file system that the
-nodes share. A job that is preempted, loses a node or reaches its time limit is requeued and resumes
-from its newest checkpoint. A job that fails ends with pretrain's exit code.
+nodes share. If the directories of pretrain are URLs of an object store (s3://, gs:// or az://),
+each node may instead have its own at the same path. A job that is preempted, loses a node or
+reaches its time limit is requeued and resumes from its newest checkpoint. A job that fails ends
+with pretrain's exit code.
 """
 
 import re
@@ -22,7 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from launch import cluster_flags, grid
-from launch.pretrain_command import read_command
+from launch.pretrain_command import read_command, stores_of
 from modeling.job.messages import printable
 from pipeline.errors import UserError
 
@@ -65,8 +67,10 @@ def main(command: list[str]) -> None:
     if grid.grid_is_given():
         points = grid.read_points(command)
         arguments = points[0].arguments[: -len(points[0].own)]
+        flags_of_command = points[0].flags
     else:
-        points, arguments = [], read_command(command)[0]
+        points = []
+        arguments, flags_of_command = read_command(command)
     values = cluster_flags.cluster_values()
     if values["seconds_to_save"] >= seconds_of(_TIME.value):
         raise flags.Error(
@@ -87,6 +91,8 @@ def main(command: list[str]) -> None:
             "python": sys.executable,
             "arguments": arguments,
             "points": [point.own for point in points],
+            "has_own_cache": bool(stores_of(flags_of_command))
+            and not flags_of_command["cache_dir"].present,
         },
     )
     if _SUBMIT.value:

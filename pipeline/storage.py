@@ -78,6 +78,11 @@ class StoredPath:
         return self._at(f"{self.key}/{name}")
 
     @property
+    def scheme(self) -> str:
+        """The kind of store: `s3`, `gs` or `az`."""
+        return self.root.partition(":")[0]
+
+    @property
     def name(self) -> str:
         """The last part of the name."""
         return self._pure.name

@@ -48,8 +48,8 @@ class ObjectStore:
 
 
 @contextmanager
-def object_store() -> Iterator[ObjectStore]:
-    """Runs the server until the block ends."""
+def object_store(host: str = "127.0.0.1") -> Iterator[ObjectStore]:
+    """Runs the server on this address until the block ends."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -85,9 +85,9 @@ def object_store() -> Iterator[ObjectStore]:
         def log(self, *_: object) -> None:
             pass
 
-    server = make_server("127.0.0.1", 0, watched, threaded=True, request_handler=Quiet)
+    server = make_server(host, 0, watched, threaded=True, request_handler=Quiet)
     store.environment = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{server.port}",
         "AWS_ACCESS_KEY_ID": "a-key",
         "AWS_SECRET_ACCESS_KEY": "a-secret",
         "AWS_REGION": "us-east-1",

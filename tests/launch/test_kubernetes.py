@@ -59,6 +59,14 @@ def assert_fails(result, message, code):
     )  # wrong flags: a second line says where they are listed
 
 
+def write_stub(path, script):
+    """Writes a program, which stands in the place of another one."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
 def test_pods_find_each_other(tmp_path, manifests):
     service, job = manifests(tmp_path, *NODES, "--job_name=bert", *PRETRAIN)
     assert service["spec"]["clusterIP"] == "None"
@@ -92,10 +100,8 @@ def test_the_token_is_in_a_secret_and_not_in_the_file(tmp_path, kubernetes, mani
 
 def test_the_printed_commands_run_as_they_are(tmp_path, kubernetes):
     """With stubs in place of kubectl and openssl."""
-    (tmp_path / "bin").mkdir()
     for name, script in (("kubectl", 'printf "%s\\n" "$@"; cat'), ("openssl", f"echo {'0' * 64}")):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+        write_stub(tmp_path / "bin" / name, script)
     result = kubernetes(tmp_path, *NODES, "--output_file=a job.yaml", *PRETRAIN)
     lines = result.stdout.replace("then start it with ", "").splitlines()
     run = subprocess.run(
@@ -174,6 +180,110 @@ def test_pods_have_their_volumes_and_gpus(tmp_path, manifests):
     assert read_only == {"data"}
     assert container["image"] == "registry.example.org/clozemill:1"
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 90}}
+
+
+STORE = ("--data_dir=s3://corpora/base", "--output_dir=s3://runs/base")
+
+
+def volumes_of(job):
+    """What is mounted where."""
+    pod = job["spec"]["template"]["spec"]
+    sources = {volume.pop("name"): volume for volume in pod["volumes"]}
+    mounts = container_of(job)["volumeMounts"]
+    assert sources.keys() == {mount["name"] for mount in mounts}
+    return {mount["mountPath"]: sources[mount["name"]] for mount in mounts}
+
+
+def secrets_of(job):
+    return [each["secretRef"]["name"] for each in container_of(job).get("envFrom", [])]
+
+
+def test_directories_on_a_store_need_a_secret_and_no_volume(tmp_path, kubernetes, manifests):
+    secret = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
+    command = (*NODES, "--job_name=bert", "--namespace=lab", "--", "pretrain", *STORE)
+    _, job = manifests(tmp_path, *command)
+    assert volumes_of(job).keys() == {"/scratch", "/dev/shm"}
+    _, job = manifests(tmp_path, *command)
+    assert volumes_of(job)["/scratch"] == {"emptyDir": {}}
+    variables = {each["name"]: each.get("value") for each in container_of(job)["env"]}
+    assert variables["TMPDIR"] == "/scratch"
+    assert container_of(job)["args"][-1] == "--cache_dir=/scratch/cache"
+    assert secrets_of(job) == ["bert-s3"]
+    result = kubernetes(tmp_path, *command, environment=secret)
+    assert result.stdout.splitlines()[3].endswith(
+        "kubectl create secret generic bert-s3 --namespace=lab --from-env-file=/dev/stdin"
+    )
+    written = result.stdout + (tmp_path / "pretrain.yaml").read_text()
+    assert not [value for value in secret.values() if value in written]
+
+
+def test_a_cache_of_the_users_own_stays(tmp_path, manifests):
+    command = (*NODES, "--", "pretrain", *STORE, "--cache_dir=/mnt/nvme")
+    _, job = manifests(tmp_path, *command)
+    assert container_of(job)["args"] == list(command[command.index("--") + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("places", "mounts", "stores"),
+    [
+        (("/data/base", "/runs/base"), {"/data", "/runs"}, []),
+        (("/runs/base/data", "/runs/base"), {"/runs"}, []),
+        (("/data/base", "gs://runs/base"), {"/data", "/scratch"}, ["gs"]),
+        (("az://data/base", "/runs/base"), {"/runs", "/scratch"}, ["az"]),
+        (("s3://data/base", "gs://runs/base"), {"/scratch"}, ["gs", "s3"]),
+        (("s3://d", "s3://r", "/runs/old"), {"/runs", "/scratch"}, ["s3"]),
+    ],
+)
+def test_a_volume_is_asked_for_only_by_paths(tmp_path, places, mounts, stores, manifests):
+    names = ("data_dir", "output_dir", "init_checkpoint")
+    flags = [f"--{name}={place}" for name, place in zip(names, places, strict=False)]
+    _, job = manifests(tmp_path, *NODES, "--", "pretrain", *flags)
+    assert secrets_of(job) == [f"clozemill-{store}" for store in stores]
+    assert volumes_of(job).keys() == {*mounts, "/dev/shm"}
+
+
+@pytest.mark.parametrize(
+    ("store", "variables", "content"),
+    [
+        (
+            "s3",
+            {"AWS_ACCESS_KEY_ID": "k", "AWS_REGION": "r", "AWS_PROFILE": "p", "HOME": "h"},
+            ["AWS_ACCESS_KEY_ID=k", "AWS_REGION=r"],
+        ),
+        ("az", {"AZURE_STORAGE_ACCOUNT_NAME": "n"}, ["AZURE_STORAGE_ACCOUNT_NAME=n"]),
+        (
+            "gs",
+            {"GOOGLE_APPLICATION_CREDENTIALS": "/my keys/key.json"},
+            ["--from-file=GOOGLE_SERVICE_ACCOUNT_KEY=/my keys/key.json"],
+        ),
+    ],
+)
+def test_the_printed_command_puts_the_variables_of_the_store_into_its_secret(
+    tmp_path, store, variables, content, kubernetes
+):
+    """With a stub in place of kubectl."""
+    flags = [f"--{name}={store}://bucket/{name}" for name in ("data_dir", "output_dir")]
+    result = kubernetes(tmp_path, *NODES, "--", "pretrain", *flags)
+    stub = write_stub(tmp_path / "bin" / "kubectl", 'printf "%s\\n" "$@"; cat')
+    run = subprocess.run(
+        ["sh", "-c", result.stdout.splitlines()[3]],
+        env={**variables, "PATH": f"{stub.parent}:/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    create = ["create", "secret", "generic", f"clozemill-{store}"]
+    words = [word for word in run.stdout.splitlines() if word != "--from-env-file=/dev/stdin"]
+    assert words[:4] == create
+    assert sorted(words[4:]) == content
+
+
+@pytest.mark.parametrize("flag", ["--data_dir=hdfs://h/d", "--init_checkpoint=https://h/w"])
+def test_a_url_of_no_store_writes_nothing(tmp_path, flag, kubernetes):
+    result = kubernetes(tmp_path, *NODES, *PRETRAIN, flag)
+    assert_fails(result, f"{flag.partition('=')[2]} is not on a store", 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_gpus_none_are_requested(tmp_path, manifests):

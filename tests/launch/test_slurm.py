@@ -108,6 +108,39 @@ def test_srun_runs_the_command_unchanged(tmp_path, cpus, slurm):
     ]
 
 
+STORE = ("--data_dir=s3://data", "--output_dir=s3://run")
+
+
+@pytest.mark.parametrize(
+    ("flags", "cache"),
+    [
+        (PRETRAIN[2:], []),
+        (STORE, ["--cache_dir=/own disk/clozemill-{uid}"]),
+        (("--data_dir=data", STORE[1]), ["--cache_dir=/own disk/clozemill-{uid}"]),
+        ((*STORE, "--cache_dir=/mnt/nvme"), []),
+    ],
+)
+def test_each_node_has_a_cache_of_its_own_for_a_store(tmp_path, flags, cache, slurm):
+    result = slurm(tmp_path, *LIMITS, "--", "pretrain", *flags)
+    assert result.returncode == 0, result.stderr
+    # A task has the TMPDIR of its node, as the stub of srun gives it.
+    srun = 'shift 3; export TMPDIR="/own disk"; exec "$@"'
+    python = write_program(tmp_path / "bin", "python", 'printf "%s\\n" "$@"')
+    script = tmp_path / "pretrain.sbatch"
+    script.write_text(script.read_text().replace(sys.executable, str(python / "python")))
+    run = run_script(tmp_path, srun=srun, TMPDIR="/of the batch host")
+    assert run.returncode == 0, run.stderr
+    cache = [word.format(uid=os.getuid()) for word in cache]
+    assert run.stdout.splitlines()[1:] == ["-m", "launch", "pretrain", *flags, *cache]
+
+
+def test_the_script_holds_no_credentials(tmp_path, slurm):
+    secret = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
+    result = slurm(tmp_path, *LIMITS, "--", "pretrain", *STORE, environment=secret)
+    written = result.stdout + (tmp_path / "pretrain.sbatch").read_text()
+    assert not [value for value in secret.values() if value in written]
+
+
 def test_each_start_of_a_job_draws_a_token_that_only_its_processes_see(tmp_path, slurm):
     slurm(tmp_path, *LIMITS, *PRETRAIN)
     script = (tmp_path / "pretrain.sbatch").read_text()
