@@ -15,7 +15,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -147,7 +146,8 @@ def scratch_directory() -> Iterator[Path]:
     Raises:
       UserError: TMPDIR is no folder to write to, or its disk is full.
     """
-    folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    # Not `tempfile`'s, which is of this process alone, so that nobody would look there.
+    folder = Path(os.environ.get("TMPDIR") or "/tmp")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"TMPDIR={folder} is no directory that can be written to: set another one")
     scratch = temporary_name(folder / _SCRATCH_NAME)

@@ -9,6 +9,7 @@ that was suspended too long may have lost its lock: it checks that before it cha
 import errno
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -111,10 +112,17 @@ class _Lock:
         return False
 
     def renew(self) -> None:
-        """Renews it every few seconds until it has `ended` or is lost."""
+        """Renews it every few seconds until it has `ended`; ends the run if it is lost.
+
+        The command line ends on SIGTERM as it should, with its worker processes, which do not know
+        of the lock. A program without such a handler learns of the loss when it changes something.
+        """
         while not self._loss and not self.ended.wait(_RENEWAL_SECONDS):
             with self._mutex, suppress(OSError):  # the store may be back in time
                 self._renew()
+        if self._loss and callable(signal.getsignal(signal.SIGTERM)):
+            logging.error("%s", self._loss)
+            os.kill(self.process, signal.SIGTERM)
 
     def check(self) -> None:
         """Makes sure that it is not lost; sends a request only if it was not renewed in time.

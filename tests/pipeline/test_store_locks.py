@@ -177,6 +177,20 @@ def test_a_run_whose_lock_is_taken_changes_nothing_more(folder):
     assert b"far away" in (folder / LOCK_NAME).read_bytes()
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_command_whose_lock_is_taken_ends(folder, monkeypatch):
+    lines, received = [], threading.Event()
+    monkeypatch.setattr("absl.logging.error", lambda _, *values: lines.append(values[0]))
+    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        with locked_directory(folder):
+            write_lock(folder, elsewhere(store_locks._this_process()))
+            assert received.wait(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert f"has lost {folder} to a run on far since" in lines[0]
+
+
 def test_a_run_that_was_suspended_asks_before_it_changes_anything(folder, server, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(store_locks, "_clock", lambda: now)
