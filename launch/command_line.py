@@ -16,7 +16,7 @@ from absl import flags, logging
 from launch.banners import native_banners_hidden
 from launch.flag_files import check_paths, describe_flags, expand_flag_files
 from launch.messages import print_error
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason_of
 
 VERBS = {
     "vocab": "build a WordPiece vocabulary from raw text",
@@ -73,8 +73,12 @@ def run(arguments: list[str]) -> int:
         # The reader of the output, such as `head`, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UserError, OSError) as error:
+    except UserError as error:
         print_error(f"clozemill {verb}", str(error))
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename and error.strerror else ""
+        print_error(f"clozemill {verb}", f"{place}{reason_of(error)}")
         return 1
     except RecursionError:
         print_error(f"clozemill {verb}", "an input is nested too deeply")

@@ -1,11 +1,16 @@
-"""Processes that start at once; and one line at the end says what skipped tests need."""
+"""Processes that start at once; an object store; and one line says what skipped tests need."""
 
 import multiprocessing.forkserver
 import re
 import struct
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+
+from pipeline.storage import StoredPath
+from tests.object_store import ObjectStore, object_store
 
 MISSING_PACKAGE = re.compile(r"could not import '([\w.]+)'.*", re.DOTALL)
 
@@ -45,6 +50,23 @@ def records_of_wandb():
                 parts = b""
 
     return records
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    """A server of S3 on loopback, to which the environment leads."""
+    with object_store() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def bucket(server: ObjectStore) -> StoredPath:
+    """An empty bucket of its own for each test."""
+    url = server.make_bucket(f"bucket-{uuid.uuid4().hex}")
+    server.reset()
+    return StoredPath(url)
 
 
 def pytest_terminal_summary(terminalreporter):

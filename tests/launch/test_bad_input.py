@@ -345,9 +345,16 @@ def test_a_missing_input_file_is_named(tmp_path, assert_fails):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("flag", ["--output_dir=gs://bucket/data", "--tokenized_dir=gs://bucket/x"])
-def test_outputs_at_urls_are_refused(flag, assert_fails):
-    assert_fails(ENGLISH, flag, says=["gs://bucket/", "is a URL"])
+@pytest.mark.parametrize("flag", ["output_dir", "tokenized_dir", "vocab_file", "input_file"])
+def test_urls_of_another_kind_are_refused(flag, assert_fails):
+    flag = f"--{flag}=https://host/x"
+    assert_fails(ENGLISH, flag, says=["knows no URL like https://host/x: give a path", "s3://"])
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket, assert_fails):
+    for flag in ("output_dir", "tokenized_dir", "vocab_file", "input_file"):
+        flag = f"--{flag}={bucket}-not/x"
+        assert_fails(ENGLISH, flag, says=[f"there is no bucket {bucket}-not"])
 
 
 @pytest.mark.parametrize("place", ["file", "file/data", "/proc/data"])

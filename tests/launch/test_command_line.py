@@ -128,6 +128,26 @@ def test_verify_distinguishes_an_intact_data_set_from_a_damaged_one(data_dir, tm
     assert result.stdout == f"{shard} is missing\n"
 
 
+def test_inspect_and_verify_read_a_data_set_on_a_store(data_dir, bucket, server):
+    for path in data_dir.iterdir():
+        (bucket / "data" / path.name).upload(path)
+    inspected = clozemill("inspect", f"--data_dir={data_dir}").stdout
+    server.reset()
+    assert clozemill("inspect", f"--data_dir={bucket}/data").stdout == inspected
+    got = [path for method, path in server.requests if method == "GET" and "tfrecord" in path]
+    assert len(got) == 1
+    result = clozemill("verify", f"--data_dir={bucket}/data")
+    assert "shards match the manifest" in result.stdout, result.stderr
+    first, second, *_ = (bucket / "data").glob("*.tfrecord")
+    first.unlink()
+    second.upload(second.read_bytes() + b"x")
+    result = clozemill("verify", f"--data_dir={bucket}/data")
+    assert_fails_with_one_line(result, f"2 differences between {bucket}/data and its manifest")
+    assert f"{first} is missing\n" in result.stdout
+    result = clozemill("inspect", f"--data_dir={bucket}/nowhere")
+    assert_fails_with_one_line(result, f"{bucket}/nowhere is not a data set")
+
+
 def test_inspect_shows_nothing_of_a_damaged_shard(data_dir, tmp_path):
     damaged = Path(shutil.copytree(data_dir, tmp_path / "damaged"))
     shard = sorted(damaged.glob("train-*"))[0]

@@ -1,6 +1,8 @@
 """`clozemill vocab` as a user types it; every test starts a separate process."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,56 @@ def test_a_vocabulary_is_the_same_each_time_and_covers_its_text(tmp_path):
     assert tokens[11:15] == ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = FullTokenizer(tmp_path / "a.txt")
     assert 11 not in tokenizer.encode(ENGLISH.read_text("utf-8"))
+
+
+def test_input_and_output_may_be_on_a_store(bucket, tmp_path):
+    (bucket / "text.txt").upload(ENGLISH)
+    assert vocab(tmp_path / "vocab.txt", "--vocab_size=500").returncode == 0
+    output_file = bucket / "made" / "vocab.txt"
+    command = functools.partial(vocab, output_file, input_file=f"{bucket}/*.txt")
+    result = command("--vocab_size=500")
+    assert result.stdout == f"{output_file}: 500 tokens\n", result.stderr
+    assert output_file.read_bytes() == (tmp_path / "vocab.txt").read_bytes()
+    assert "was made from the same input" in command("--vocab_size=500").stderr
+    assert "made with vocab_size 500, not 400" in command("--vocab_size=400").stderr
+    assert command("--vocab_size=400", "--overwrite").stdout == f"{output_file}: 400 tokens\n"
+    result = vocab(bucket / "made", input_file=f"{bucket}/*.txt")
+    assert f"--output_file={bucket}/made is a folder" in result.stderr
+    result = vocab(bucket / "text.txt", "--overwrite", input_file=f"{bucket}/*.txt")
+    assert "also matches" in result.stderr
+    result = vocab("s3://there-is-no-such-bucket/vocab.txt")
+    assert result.stderr.count("\n") == 1
+    assert "there is no bucket s3://there-is-no-such-bucket" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("put", [0, 1])
+def test_killed_at_what_it_writes_to_a_store_it_ends_with_the_same_bytes(
+    put, moment, bucket, server, tmp_path
+):
+    assert vocab(tmp_path / "vocab.txt", "--vocab_size=500").returncode == 0
+    output_file = bucket / "vocab.txt"
+    command = [sys.executable, "-m", "launch", "vocab", f"--input_file={ENGLISH}"]
+    process = subprocess.Popen(
+        [*command, f"--output_file={output_file}", "--vocab_size=500"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    seen = []
+
+    def kill(_, method, path):
+        if method == "PUT":
+            seen.append(path)
+            if len(seen) == put + 1:
+                process.kill()
+                process.wait()
+
+    setattr(server, moment, kill)
+    assert process.wait(100) == -signal.SIGKILL
+    server.reset()
+    assert vocab(output_file, "--vocab_size=500").returncode == 0
+    assert output_file.read_bytes() == (tmp_path / "vocab.txt").read_bytes()
+    assert {path.name for path in bucket.iterdir()} == {"vocab.txt", "vocab.txt.json"}
 
 
 def test_an_existing_file_is_replaced_only_on_request(tmp_path):

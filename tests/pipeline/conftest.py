@@ -4,7 +4,6 @@ import bz2
 import csv
 import gzip
 import json
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -28,28 +27,9 @@ from pipeline.manifest import Manifest
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import Portion
 from pipeline.records import ALIASES, encode_examples, frame_record
-from pipeline.storage import StoredPath
 from pipeline.worker_processes import WorkerProcesses, worker_processes
-from tests.object_store import ObjectStore, object_store
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    """A server of S3 on loopback, to which the environment leads."""
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
-
-
-@pytest.fixture
-def bucket(server: ObjectStore) -> StoredPath:
-    """An empty bucket of its own for each test."""
-    url = server.make_bucket(f"bucket-{uuid.uuid4().hex}")
-    server.reset()
-    return StoredPath(url)
 
 
 @pytest.fixture(scope="session")

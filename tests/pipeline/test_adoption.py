@@ -70,6 +70,39 @@ def test_records_become_a_data_set(is_beside, options, records, tmp_path):
         assert " 2 masked; B follows A" in describe_instance(first, vocabulary)
 
 
+@pytest.mark.parametrize("place", ["beside", "on a disk", "elsewhere"])
+def test_records_on_a_store_stay_there(place, options, records, bucket, server, tmp_path):
+    folder = bucket / "records"
+    for path in records.iterdir():
+        (folder / path.name).upload(path)
+    (bucket / "v" / "vocab.txt").upload(options.vocab_file)
+    output = {"beside": folder, "on a disk": tmp_path / "stored", "elsewhere": bucket / "data"}[
+        place
+    ]
+    patterns = ([f"{folder}/train*"], [f"{folder}/test.tfrecord"])
+    stored = AdoptOptions(*patterns, bucket / "v", output)
+    manifest = adopt(stored, "--flag\n")
+    local = adopt(replace(options, output_dir=records if place == "beside" else options.output_dir))
+    names = [shard.name for shard in manifest.shards]
+    assert names == [shard.name.replace(str(records), str(folder)) for shard in local.shards]
+    assert [replace(shard, name="") for shard in manifest.shards] == [
+        replace(shard, name="") for shard in local.shards
+    ]
+    data_set = DataSet.read(output)
+    assert list(verify(data_set)) == []
+    assert {path.name for path in output.iterdir()} >= OURS
+    assert adopt(stored) == manifest
+    server.reset()
+    next(read_sequences(data_set, manifest.shards[0]))
+    assert [method for method, _ in server.requests] == ["HEAD", "GET"]
+    (folder / "test.tfrecord").upload(b"")
+    with pytest.raises(UserError, match="different input files or older versions of them"):
+        adopt(stored)
+    assert list(verify(data_set)) == [
+        f"{folder}/test.tfrecord has 0 bytes, not {manifest.shards[-1].bytes}"
+    ]
+
+
 def test_a_data_set_beside_its_records_can_be_moved(options, records, tmp_path):
     adopt(replace(options, output_dir=records))
     folder = records.rename(tmp_path / "moved")
