@@ -354,7 +354,9 @@ def _narrow(
 
 def _damage_in(data_set: DataSet) -> str | None:
     """What is wrong with the first record that cannot be read."""
-    for shard in filter(data_set.is_here, data_set.manifest.shards):
+    for shard in data_set.manifest.shards:
+        if not (data_set.is_in_place(shard) or data_set.path_of(shard).exists()):
+            continue
         features = data_set.manifest.features_of(shard.split)
         batches = batches_in_order(data_set, [shard], _RECORDS_AT_A_TIME)
         try:
@@ -380,7 +382,7 @@ def _damage_in_shard(data_set: DataSet, shard: Shard) -> str | None:
 
 
 def _check_sizes(data_set: DataSet, shards: list[Shard]) -> None:
-    for shard in filter(data_set.is_unverified, shards):
+    for shard in filter(data_set.is_in_place, shards):
         path = data_set.path_of(shard)
         if not path.exists() or size_of(path) != shard.bytes:
             raise UserError(

@@ -69,12 +69,8 @@ class CachedDataSet(DataSet):
         """Where a shard comes from."""
         return super().path_of(shard)
 
-    def is_here(self, shard: Shard) -> bool:
-        """Whether a shard is on this machine's disk, or should be."""
-        return self.is_unverified(shard) or self.path_of(shard).exists()
-
-    def is_unverified(self, shard: Shard) -> bool:
-        """Whether a shard does not come from a store, and so is not verified when it does."""
+    def is_in_place(self, shard: Shard) -> bool:
+        """Whether a shard is read where it is, rather than in the cache."""
         return not isinstance(self.source_of(shard), StoredPath)
 
     def open(self, shards: list[Shard], following: list[Shard]) -> None:
@@ -108,7 +104,7 @@ class CachedDataSet(DataSet):
 def in_cache(data_set: DataSet, cache: "ShardCache") -> DataSet:
     """A data set whose shards are read from a cache; itself if none of them is on a store."""
     cached = CachedDataSet(data_set.directory, data_set.manifest, cache)
-    return data_set if all(map(cached.is_unverified, data_set.manifest.shards)) else cached
+    return data_set if all(map(cached.is_in_place, data_set.manifest.shards)) else cached
 
 
 class _Source(NamedTuple):

@@ -327,12 +327,8 @@ class DataSet:
         path = location(shard.name)
         return path if path.is_absolute() else self.directory / shard.name
 
-    def is_here(self, shard: Shard) -> bool:
-        """Whether a shard should be on this machine's disk before it is opened."""
-        return True
-
-    def is_unverified(self, shard: Shard) -> bool:
-        """Whether nothing has compared a shard with its SHA-256 when it is open."""
+    def is_in_place(self, shard: Shard) -> bool:
+        """Whether a shard is read where it is, rather than in a cache."""
         return True
 
     def open(self, shards: list[Shard], following: list[Shard]) -> None:

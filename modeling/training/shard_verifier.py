@@ -31,7 +31,7 @@ class ShardVerifier:
     def open(self, shards: Iterable[Shard]) -> None:
         """Gives shards to verify, without waiting for it."""
         if not self._skip:
-            for shard in filter(self._data_set.is_unverified, shards):
+            for shard in filter(self._data_set.is_in_place, shards):
                 self._opened.put(shard)
 
     def check(self) -> None:

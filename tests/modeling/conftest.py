@@ -3,6 +3,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+import uuid
 from collections import Counter
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -47,7 +48,9 @@ from pipeline.manifest import (
 from pipeline.options import InstanceOptions, Masking
 from pipeline.records import encode_examples, read_frames
 from pipeline.shards import ShardPlan, build_shard
+from pipeline.storage import location
 from pipeline.vocabulary import Vocabulary
+from tests.object_store import object_store
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
@@ -290,6 +293,32 @@ def write_unmasked():
         return DataSet.read(data_dir)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def store():
+    """A server of S3 on loopback, to which the environment leads."""
+    with object_store() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def send_data_set(store):
+    """A function that sends a data set to a bucket of its own, and returns it as it is there."""
+    store.reset()
+
+    def send(data_set):
+        folder = location(store.make_bucket(f"bucket-{uuid.uuid4().hex}")) / "data"
+        for file in data_set.directory.iterdir():
+            (folder / file.name).upload(file)
+        remote = DataSet.read(folder)
+        store.reset()
+        return remote
+
+    yield send
+    store.reset()
 
 
 @pytest.fixture(scope="session")

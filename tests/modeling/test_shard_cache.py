@@ -28,8 +28,7 @@ from modeling.shard_cache import ShardCache, in_cache
 from pipeline.errors import UserError
 from pipeline.files import temporary_name
 from pipeline.manifest import DataSet
-from pipeline.storage import StoredPath, location
-from tests.object_store import object_store
+from pipeline.storage import StoredPath
 
 pytestmark = pytest.mark.no_backend
 
@@ -37,15 +36,6 @@ pytestmark = pytest.mark.no_backend
 SIZES = [(5, 4, 6, 2), (3, 0, 4, 1, 5, 2)]
 SHARDS = [("train", number, size) for number, sizes in enumerate(SIZES) for size in sizes]
 SHARDS += [("eval", 0, 4), ("eval", 0, 3), ("eval", 0, 5)]
-
-
-@pytest.fixture(scope="module")
-def store():
-    """A server of S3 on loopback, to which the environment leads."""
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +51,12 @@ def long(tmp_path_factory, write_data_set):
     return write_data_set(tmp_path_factory.mktemp("long"), shards)
 
 
-buckets = itertools.count()
-
-
 @pytest.fixture
-def send(store, monkeypatch):
-    """A function that sends a data set to a bucket of its own. Groups have two shards."""
+def send(send_data_set, monkeypatch):
+    """`send_data_set`, after which groups have two shards."""
     monkeypatch.setattr(batches, "_SHARDS_PER_GROUP", 2)
     monkeypatch.setattr(batches, "_SHUFFLE_BUFFER_RECORDS", 4)
-    store.reset()
-
-    def send_to_bucket(data_set):
-        folder = location(store.make_bucket(f"bucket-{next(buckets)}")) / "data"
-        for file in data_set.directory.iterdir():
-            (folder / file.name).upload(file)
-        remote = DataSet.read(folder)
-        store.reset()
-        return remote
-
-    yield send_to_bucket
-    store.reset()
+    return send_data_set
 
 
 @pytest.fixture
