@@ -188,7 +188,7 @@ class _StoredRunWriter(RunWriter):
             if self._then and not self._error:
                 self._then()
             self._then = None
-        if isinstance(self._error, OSError | UserError):
+        if isinstance(self._error, OSError):
             raise self._failure(str(self._error)) from self._error
         if self._error:
             raise self._error

@@ -5,8 +5,11 @@ import hashlib
 import itertools
 import json
 import logging
+import os
+import signal
 import tempfile
 import threading
+import time
 
 import pytest
 
@@ -176,7 +179,7 @@ def test_a_run_that_is_cut_off_at_a_request_resumes(fake_run, store, options):
     uncut = new_run_dir(store)
     fake_run(options, run_dir=uncut)
     num_requests = len(store.requests)
-    for point in (0.3, 0.5, 0.7, 0.9):
+    for point in (0.5, 0.8):
         run_dir = new_run_dir(store)
         first = int(point * num_requests)
         store.before = lambda number, *_, first=first: 403 if number >= first else None
@@ -196,6 +199,24 @@ def test_an_error_in_training_still_sends_what_is_there(fake_run, run_dir, optio
         fake_run(options, run_dir=run_dir, at_step=at_step)
     assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000004", "step-00000008"]
     assert (run_dir / METRICS_NAME).exists()
+
+
+def test_a_signal_saves_a_checkpoint_which_arrives_before_the_process_ends(
+    fake_run, store, run_dir, options
+):
+    def before(_number, method, path):
+        if method == "PUT" and path.endswith(WEIGHTS):
+            time.sleep(0.3)
+
+    store.before = before
+    with pytest.raises(SystemExit) as raised:
+        fake_run(
+            options,
+            run_dir=run_dir,
+            at_step=lambda step: step == 6 and os.kill(os.getpid(), signal.SIGTERM),
+        )
+    assert raised.value.code == 143
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000004", "step-00000006"]
 
 
 def test_a_damaged_checkpoint_is_put_aside_for_the_one_before_it(
