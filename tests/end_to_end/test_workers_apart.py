@@ -277,6 +277,9 @@ def start(cluster, generate_command):
         "eventLog.enabled": "true",
         "eventLog.dir": cluster.folder,
         "eventLog.compress": "false",
+        # No task starts before both workers are there.
+        "cores.max": 2,
+        "scheduler.minRegisteredResourcesRatio": 1,
     }
     flags = [f"--spark_conf=spark.{name}={conf[name]}" for name in conf]
     flags.append(f"--spark_master={cluster.master}")
