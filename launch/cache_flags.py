@@ -36,7 +36,8 @@ def _is_size(size: str | None) -> bool:
     Raises:
       flags.ValidationError: it is not.
     """
-    if size is not None and not (_SIZE.fullmatch(size) and int(_SIZE.fullmatch(size)[1])):
+    match = _SIZE.fullmatch("1" if size is None else size)
+    if match is None or not int(match[1]):
         raise flags.ValidationError("give a number of bytes, or one of kB, MB, GB or TB: 200GB")
     return True
 

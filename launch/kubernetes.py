@@ -87,8 +87,8 @@ for _name in ("namespace", "data_claim", "runs_claim"):
 def main(command: list[str]) -> None:
     """Writes the manifests and prints how to start the job."""
     arguments, values = read_command(command)
-    for name, places in _VOLUMES.items():
-        _check_place(name, values[name].value, places)
+    for name, volumes in _VOLUMES.items():
+        _check_place(name, values[name].value, volumes)
     places, stores = places_of(values), stores_of(values)
     if stores and not values["cache_dir"].present:
         arguments = [*arguments, f"--cache_dir={_SCRATCH}/cache"]

@@ -58,7 +58,7 @@ def places_of(values: flags.FlagValues) -> list[Location]:
     Raises:
       UserError: one is a URL, but of no store.
     """
-    return [location(values[name].value) for name in _PLACES if values[name].value]
+    return [location(place) for name in _PLACES if (place := values[name].value)]
 
 
 def stores_of(values: flags.FlagValues) -> list[str]:

@@ -352,8 +352,8 @@ def test_urls_of_another_kind_are_refused(flag, assert_fails):
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket, assert_fails):
-    for flag in ("output_dir", "tokenized_dir", "vocab_file", "input_file"):
-        flag = f"--{flag}={bucket}-not/x"
+    for name in ("output_dir", "tokenized_dir", "vocab_file", "input_file"):
+        flag = f"--{name}={bucket}-not/x"
         assert_fails(ENGLISH, flag, says=[f"there is no bucket {bucket}-not"])
 
 
