@@ -25,6 +25,7 @@ Modules that verbs share::
     file_lists    flags that name files, and files with lists of them
     input_flags   flags of the verbs that read text
     config_flags  flags of the model's config
+    cache_flags   flags of the cache of shards from a store
     checkpoint_flags  flags that name a trained BERT
     backend       the --backend flag, which must be read before Keras is imported
     banners       hides what libraries print while they start

@@ -1,10 +1,11 @@
 """Shards to batches to logits to losses to trained weights: BERT in Keras 3.
 
-Twelve files are the spine, in reading order::
+Thirteen files are the spine, in reading order::
 
     config                the size and shape of a BERT
     masking_schedule      the share of tokens to mask, which may change while a model trains
     training_options      how to train: batch size, learning rate, steps, precision
+    shard_cache           shards on a store -> files on this machine, ahead of their reading
     batches               shards -> batches, dicts with the feature names of `pipeline.records`
     training_masks        batches without masks -> batches with masks that are drawn while training
     dropout               dropout whose masks follow from a seed, a step and a position alone
@@ -25,5 +26,5 @@ Five rooms do the rest. A room imports the spine and the rooms above it, never o
 
 Of `pipeline`, it imports the contract of a data set, `sentence_pairs`, `records`, `manifest` and
 `vocabulary`; the rules of masks, `options`, `draws`, `masking`, `ngrams`, `instances` and `rows`;
-and what all packages share: `files`, `errors` and `templates`.
+and what all packages share: `storage`, `files`, `errors` and `templates`.
 """

@@ -140,7 +140,7 @@ def test_every_field_of_config_and_options_has_a_flag():
         *("data_dir", "output_dir", "init_checkpoint", "branch_from", "dry_run", "track"),
         *("backend", "model", "bert_config_file"),
         *("coordinator_address", "num_processes", "process_id", "coordinator_timeout"),
-        "job_token_file",
+        *("job_token_file", "cache_dir", "cache_size"),
     }
     fields = (*dataclasses.fields(BertConfig), *dataclasses.fields(TrainingOptions))
     # The data tell the model which pairs it learns.
