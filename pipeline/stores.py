@@ -26,7 +26,7 @@ from pipeline.errors import UserError, in_one_line
 
 # For how long a request is sent again; the first one shorter, because its address may be wrong.
 _SECONDS = 60.0
-_FIRST_SECONDS = 8.0
+_FIRST_SECONDS = 6.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 8.0
 # How long nothing may arrive before a request counts as failed.
@@ -71,13 +71,18 @@ class _Variables(NamedTuple):
     region: str
     endpoints: tuple[str, ...]
 
+    @property
+    def endpoint(self) -> str:
+        """The variable that holds the store's address, or may do so."""
+        return next(filter(os.environ.get, self.endpoints), self.endpoints[-1])
+
 
 _VARIABLES = {
     "s3": _Variables(
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         "AWS_SESSION_TOKEN",
         "AWS_REGION",
-        ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+        ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"),
     ),
     "gs": _Variables(
         "GOOGLE_APPLICATION_CREDENTIALS",
@@ -89,7 +94,7 @@ _VARIABLES = {
         "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
         "AZURE_STORAGE_SAS_TOKEN",
         "AZURE_STORAGE_ACCOUNT_NAME",
-        ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+        ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
     ),
 }
 
@@ -132,7 +137,7 @@ def _check(root: str, environment: tuple[tuple[str, str], ...]) -> None:
     """
 
     def look() -> None:
-        bucket = _bucket(root, environment, seconds=_FIRST_SECONDS / 2)
+        bucket = _bucket(root, environment, seconds=_FIRST_SECONDS)
         list(bucket.list("clozemill-looks-for-nothing"))
 
     try:
@@ -176,7 +181,7 @@ def abort_uploads(root: str, key: str) -> None:
     except ImportError:
         logging.warning("%s/%s may hold parts of unfinished uploads: %s", root, key, _ADVICE)
         return
-    endpoint = next(filter(None, map(os.environ.get, _VARIABLES["s3"].endpoints)), None)
+    endpoint = os.environ.get(_VARIABLES["s3"].endpoint)
     try:
         client = boto3.client(
             "s3",
@@ -241,7 +246,7 @@ def _refusal(text: str, root: str, variables: _Variables) -> tuple[int, str] | N
         return errno.ENOKEY, f"there are no credentials: set {variables.credentials}"
     code, status = _code(text), int(_first(r"status code: (\d{3})", text) or 0)
     if code in _NO_BUCKET or status == HTTPStatus.NOT_FOUND:
-        places = " and ".join(dict.fromkeys((variables.region, variables.endpoints[0])))
+        places = " and ".join(dict.fromkeys((variables.region, variables.endpoint)))
         return errno.ENXIO, f"there is no bucket {root}: check its name, {places}"
     if code in _EXPIRED:
         return errno.EPERM, f"the credentials have expired: renew {variables.token}"
@@ -284,7 +289,7 @@ def _silence(text: str, variables: _Variables) -> tuple[int, str]:
         problem = f"nothing listens at {host}"
     else:
         problem = f"{host} has cut the connection"
-    return errno.EIO, f"{problem}: check {variables.endpoints[0]}"
+    return errno.EIO, f"{problem}: check {variables.endpoint}"
 
 
 def _code(text: str) -> str:
@@ -331,7 +336,7 @@ def _bucket(
         "connect_timeout": timedelta(seconds=_FIRST_SECONDS / 2),
         "read_timeout": timedelta(seconds=min(seconds, _SILENCE_SECONDS)),
         "timeout": timedelta(seconds=min(seconds, _LONGEST_REQUEST_SECONDS)),
-        "allow_http": _has_http_endpoint(_VARIABLES[scheme].endpoints),
+        "allow_http": _has_http_endpoint(_VARIABLES[scheme].endpoint),
     }
     retry: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=_SECONDS)}
     if scheme == "s3":
@@ -343,20 +348,20 @@ def _bucket(
     return kind(name, client_options=options, retry_config=retry)
 
 
-def _has_http_endpoint(variables: tuple[str, ...]) -> bool:
-    """Whether the store's address has no encryption, which obstore must be allowed.
+def _has_http_endpoint(variable: str) -> bool:
+    """Whether a store's address has no encryption, which obstore must be allowed.
 
     Raises:
       UserError: what should be an address is none. Obstore would end the process.
     """
-    for variable in variables:
-        if value := os.environ.get(variable):
-            with suppress(ValueError):
-                address = urlsplit(value)
-                if address.scheme in ("http", "https") and address.hostname and address.port != 0:
-                    return address.scheme == "http"
-            raise UserError(f"{variable} is not an address: set it to one like http://HOST:PORT")
-    return False
+    value = os.environ.get(variable)
+    if not value:
+        return False
+    with suppress(ValueError):
+        address = urlsplit(value)
+        if address.scheme in ("http", "https") and address.hostname and address.port != 0:
+            return address.scheme == "http"
+    raise UserError(f"{variable} is not an address: set it to one like http://HOST:PORT")
 
 
 def _provider_of_boto3() -> Any:
