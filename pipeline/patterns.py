@@ -35,8 +35,8 @@ def find_files(pattern: str, trees: Trees | None = None) -> dict[str, Stamp]:
     Raises:
       UserError: a folder cannot be searched, or a file cannot be read.
     """
-    glob = _Glob(pattern, Trees() if trees is None else trees)
-    tree, found = glob.tree, glob.found()
+    wanted = _Glob(pattern, Trees() if trees is None else trees)
+    tree, found = wanted.tree, wanted.found()
     folders = sorted(filter(tree.is_folder, found))
     # On a store, a file may have the name of a folder.
     files = found.difference(folders) | set(filter(tree.is_file, folders))
@@ -44,7 +44,7 @@ def find_files(pattern: str, trees: Trees | None = None) -> dict[str, Stamp]:
         files = {path for folder in folders for path in _walk(tree, folder, [_ANY_DEPTH])}
         folders = []
     # `**` has read the files of folders, but not those of links to folders.
-    if _ANY_DEPTH in pattern or glob.means_folder():
+    if _ANY_DEPTH in pattern or wanted.means_folder():
         folders = list(filter(tree.is_link, folders))
     if folders:
         logging.warning(
@@ -75,9 +75,9 @@ def check_not_input(
     for pattern in patterns:
         if is_for_beam(pattern):
             continue  # nothing is written there
-        glob = _Glob(pattern, trees)
-        read: list[Location] = list(filter(glob.fits, files))
-        if folder and not read and glob.fits(folder) and glob.matches_only_folders():
+        wanted = _Glob(pattern, trees)
+        read: list[Location] = list(filter(wanted.fits, files))
+        if folder and not read and wanted.fits(folder) and wanted.matches_only_folders():
             read.append(folder)
         if read:
             raise UserError(

@@ -167,3 +167,109 @@ def test_updates_by_jax_need_no_tensorflow():
     )
     assert "jax" in loaded
     assert "tensorflow" not in loaded
+
+
+# Where bytes are: the modules that know, and those that deal with what is never on a store.
+KNOWS_WHERE_BYTES_ARE = {
+    "pipeline/storage.py": "paths and objects",
+    "pipeline/files.py": "whole files and directories, locks, scratch",
+    "pipeline/trees.py": "the names in folders",
+    "pipeline/paths.py": "pipes, sockets and devices",
+    "pipeline/stores.py": "the user's files of credentials",
+    "pipeline/store_locks.py": "/proc, for the processes of this machine",
+    "pipeline/disk_space.py": "the room on this machine's disks",
+    "pipeline/stages.py": "the source of this package",
+    "pipeline/word_segmentation.py": "the source of the user's segmenter",
+    "pipeline/spark.py": "Spark's own folders, and the log of its Java",
+    "pipeline/portable_runner.py": "the programs of other runners",
+    "modeling/checkpoints/foreign_files.py": "links, which Hugging Face's cache has",
+    "modeling/checkpoints/run_checkpoints.py": "folders that earlier builds have left on a disk",
+    "modeling/checkpoints/tensorflow1.py": "the prefix that a TensorFlow checkpoint tells",
+    "modeling/export/output_directory.py": "directories of this machine that become exports",
+    "modeling/shard_cache.py": "the cache on this machine's disk",
+    "modeling/training/loop.py": "the picture of the losses, drawn on this machine's disk",
+    "modeling/training/metrics.py": "the lines of metrics on this machine's disk",
+    "modeling/training/run_writer.py": "files on this machine's disk, to be sent",
+    "modeling/training/tracker_sender.py": "what the trackers' libraries write on a disk",
+    "modeling/training/tracking.py": "the user's ~/.netrc",
+    "launch/banners.py": "standard error, kept in a file for a moment",
+    "launch/cache_flags.py": "--cache_dir, on this machine",
+    "launch/command_line.py": "/dev/null",
+    "launch/flag_files.py": "--flagfile, on this machine",
+    "launch/job.py": "--job_token_file, on this machine",
+    "launch/kubernetes.py": "the manifests that are written for kubectl",
+    "launch/slurm.py": "the script that is written for sbatch",
+    "launch/stopping.py": "/proc, /dev/null, the process's own folder for temporary files",
+    "launch/sweep.py": "the logs of its processes",
+}
+MODULES_OF_FILES = {"shutil", "glob", "tempfile", "fcntl"}
+# These look at no file.
+HARMLESS = {"shutil.which", "shutil.copyfileobj", "glob.escape"}
+FUNCTIONS_OF_OS = {
+    *("open", "stat", "lstat", "access", "chmod", "utime", "truncate", "link", "symlink"),
+    *("readlink", "listdir", "scandir", "walk", "mkdir", "makedirs", "rmdir", "removedirs"),
+    *("remove", "unlink", "rename", "renames", "replace"),
+}
+FUNCTIONS_OF_OS_PATH = {
+    *("exists", "lexists", "isfile", "isdir", "islink", "ismount", "getsize", "getmtime"),
+    *("realpath", "samefile"),
+}
+# What a `StoredPath` has not. To write is no such method, because files are written under the
+# names of local files that `whole_file` and its like give; mypy knows those from other places.
+METHODS_OF_DISKS = {
+    *("stat", "lstat", "rename", "rmdir", "symlink_to", "hardlink_to", "chmod", "readlink"),
+    *("is_mount", "is_symlink", "is_fifo", "is_socket", "samefile", "walk", "resolve"),
+}
+
+
+def uses_of_disks(path):
+    """Line and name of each use of this machine's files in a module."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called, name = node.func, ast.unparse(node.func)
+        method = called.attr if isinstance(called, ast.Attribute) else ""
+        module, _, function = name.partition(".")
+        is_file_of = {
+            "os": function in FUNCTIONS_OF_OS
+            or function.removeprefix("path.") in FUNCTIONS_OF_OS_PATH,
+            "open": not function,
+            "io": function == "open",
+            "Path": bool(node.args) or function in ("cwd", "home"),
+        }.get(module, module in MODULES_OF_FILES and name not in HARMLESS)
+        is_renamed = method == "replace" and len(node.args) == 1 and not node.keywords
+        if is_file_of or is_renamed or (method in METHODS_OF_DISKS and module != "os"):
+            yield node.lineno, name
+
+
+def test_only_few_modules_know_where_bytes_are():
+    """Elsewhere, text becomes a path by `location`, and a path may be an object of a store.
+
+    So no other module opens, lists, renames or removes by means of its own, or makes a `Path`.
+    """
+    found = {
+        str(path.relative_to(ROOT)): list(uses_of_disks(path))
+        for package in ("pipeline", "modeling", "launch")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+    others = {file: uses for file, uses in found.items() if uses}
+    assert {file: others[file] for file in others.keys() - KNOWS_WHERE_BYTES_ARE.keys()} == {}
+    assert KNOWS_WHERE_BYTES_ARE.keys() - others.keys() == set(), "no longer"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('open("x")', 'io.open("x")', 'os.remove("x")', 'os.path.getsize("x")', "os.scandir()"),
+        *('shutil.rmtree("x")', 'glob.glob("*")', "tempfile.mkdtemp()", "fcntl.flock(f, 2)"),
+        *('Path("x")', "Path.cwd()", "path.rename(other)", "path.replace(other)", "path.stat()"),
+    ],
+)
+def test_what_knows_where_bytes_are_is_found(line, tmp_path):
+    (tmp_path / "module.py").write_text(f"def f(path):\n    {line}\n")
+    assert [number for number, _ in uses_of_disks(tmp_path / "module.py")] == [2]
+    (tmp_path / "module.py").write_text(
+        'location("x").open("rb")\ntext.replace("a", "b")\nreplace(x, y=1)\nos.getpid()\n'
+        'path.read_bytes()\nshutil.which("x")\nos.path.join("a", "b")\npath: Path = x\n'
+    )
+    assert list(uses_of_disks(tmp_path / "module.py")) == []
