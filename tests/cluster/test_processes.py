@@ -20,8 +20,11 @@ import pytest
 
 from modeling.checkpoints.run_checkpoints import list_checkpoints
 from modeling.training.metrics import read_metrics
+from pipeline.files import send_directory
 from pipeline.json_files import DIGEST_KEY, write_json
 from pipeline.records import read_frames
+from pipeline.storage import location
+from tests.object_store import object_store
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
@@ -58,7 +61,7 @@ def places_of_two(*flags):
     ]
 
 
-def start(directory, *arguments, num_devices=1):
+def start(directory, *arguments, num_devices=1, environment=None):
     return subprocess.Popen(
         [sys.executable, "-m", "launch", *map(str, arguments)],
         cwd=directory,
@@ -69,6 +72,7 @@ def start(directory, *arguments, num_devices=1):
             # A model this small takes longer to compile than to run.
             "XLA_FLAGS": "--xla_backend_optimization_level=0 "
             f"--xla_force_host_platform_device_count={num_devices}",
+            **(environment or {}),
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -350,6 +354,83 @@ def test_a_process_may_be_lost_at_any_moment(backend, data_dir, tmp_path):
     with ThreadPoolExecutor(2) as threads:
         problems = list(threads.map(lambda loss: lose(*loss, pretrain), losses))
     assert problems == [None] * NUM_LOSSES
+
+
+class Hosts:
+    """Two hosts, of which each has a disk of its own, and nothing in common but a store."""
+
+    def __init__(self, directory, environment):
+        self._directory, self._environment = directory, environment
+        self._numbers = itertools.count()
+
+    def start(self, *pretrain):
+        """Starts a job on two new hosts."""
+        processes = []
+        for place in places_of_two():
+            host = self._directory / f"host-{next(self._numbers)}"
+            for name in ("home", "tmp"):
+                (host / name).mkdir(parents=True)
+            own = {"HOME": str(host / "home"), "TMPDIR": str(host / "tmp")}
+            environment = self._environment | own
+            processes.append(start(host, *pretrain, *place, environment=environment))
+        return processes
+
+    def vanish(self):
+        """Removes the hosts' disks; returns what was on them."""
+        names = [str(path) for path in self._directory.rglob("*") if path.is_file()]
+        shutil.rmtree(self._directory)
+        return names
+
+
+@pytest.fixture
+def store(monkeypatch):
+    with object_store() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_whose_hosts_vanish_goes_on_on_new_ones_to_the_bit(
+    number, backend, data_dir, store, tmp_path
+):
+    """They find the data, the checkpoints and the metrics on the store, and nowhere else."""
+    few = f"--num_train_steps={NUM_STEPS // 2}"
+    run(tmp_path, *two(*command(backend, data_dir, "straight", few)))
+    bucket = location(store.make_bucket("bucket"))
+    send_directory(data_dir, bucket / "data", "manifest.json")
+    run_dir = bucket / "run"
+    # To save at every step takes time, so that the signal comes before the last step.
+    pretrain = command(backend, bucket / "data", run_dir, few, "--save_checkpoints_steps=1")
+    hosts = Hosts(tmp_path / "hosts", store.environment)
+    for _ in range(2):
+        before = newest_step(run_dir)
+        processes = hosts.start(*pretrain)
+        wait_for(lambda before=before: newest_step(run_dir) > before + 2, processes[0])
+        for process in processes if number == signal.SIGKILL else processes[1:]:
+            process.send_signal(number)
+        codes, errors = end_of(*processes)
+        assert codes == [-number if number == signal.SIGKILL else 143] * 2, errors
+        assert hosts.vanish()
+        assert newest_step(run_dir) < NUM_STEPS // 2
+    last = newest_step(run_dir)
+    processes = hosts.start(*pretrain)
+    codes, errors = end_of(*processes)
+    assert codes == [0, 0], errors
+    assert f"resuming from {run_dir}/checkpoints/step-{last:08d}" in errors[0]
+    assert not [name for name in hosts.vanish() if "/tmp/" in name.rpartition("host-")[2]]
+    (newest,) = list_checkpoints(run_dir)[-1:]
+    for name in ("weights.npz", "optimizer.npz"):
+        expected = tmp_path / "straight" / "checkpoints" / newest.name / name
+        assert (newest / name).read_bytes() == expected.read_bytes()
+    steps = [line["step"] for line in read_metrics(run_dir) if "learning_rate" in line]
+    assert steps == list(range(1, NUM_STEPS // 2 + 1))
+
+
+def newest_step(run_dir):
+    return max((int(path.name[-8:]) for path in list_checkpoints(run_dir)), default=0)
 
 
 @pytest.mark.slow
