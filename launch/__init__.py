@@ -21,7 +21,7 @@ Modules that verbs share::
     command_line  finds the verb, parses its flags, turns errors into exit codes
     stopping      ends a verb on Ctrl-C and SIGTERM
     messages      errors as lines on stderr
-    flag_files    flags as help text and as a flag file
+    flag_files    flag files, checks of flags, and flags as help text
     file_lists    flags that name files, and files with lists of them
     input_flags   flags of the verbs that read text
     config_flags  flags of the model's config

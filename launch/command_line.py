@@ -14,7 +14,13 @@ from types import ModuleType
 from absl import flags, logging
 
 from launch.banners import native_banners_hidden
-from launch.flag_files import check_paths, describe_flags, expand_flag_files
+from launch.flag_files import (
+    check_not_empty,
+    check_paths,
+    describe_flags,
+    expand_flag_files,
+    flags_of,
+)
 from launch.messages import print_error
 from pipeline.errors import UserError, reason_of
 
@@ -110,6 +116,7 @@ def _parse_flags(verb: str, arguments: list[str], module: ModuleType) -> list[li
         unparsed = flags.FLAGS([verb, *expand_flag_files(arguments)], known_only=passes_on)[1:]
     except ValueError as error:  # of a validator, about a number with thousands of digits
         raise flags.Error(str(error)) from error
+    check_not_empty(flags_of(module))
     check_paths(module)
     if passes_on:
         return [unparsed]

@@ -1,4 +1,4 @@
-"""Reads flag files; writes a verb's flags as help text and as a flag file."""
+"""Reads flag files, checks flags, and writes a verb's flags as help text and as a flag file."""
 
 import textwrap
 from collections.abc import Collection, Iterable
@@ -23,12 +23,13 @@ def expand_flag_files(arguments: Iterable[str], files: tuple[Path, ...] = ()) ->
       files: the files in which they are, each named by the one before.
 
     Raises:
-      flags.Error: a file cannot be read or includes itself, or an argument is not text.
+      flags.Error: a file has no name, cannot be read or includes itself, or an argument is not
+        text.
     """
     expanded: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        name, _, value = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if "\0" in argument or not _is_text(argument):
             raise flags.Error(f"{argument} is not text: it has a NUL, or bytes of another encoding")
         if argument == "--":
@@ -36,7 +37,9 @@ def expand_flag_files(arguments: Iterable[str], files: tuple[Path, ...] = ()) ->
         if name not in ("--flagfile", "-flagfile"):
             expanded.append(argument)
             continue
-        path = Path(value or ("" if files else next(rest, ""))).expanduser()
+        if not (value := value if equals or files else next(rest, "")):
+            raise flags.Error("--flagfile is empty: give a file")
+        path = Path(value).expanduser()
         if path.resolve() in files:
             raise flags.Error(f"the flag file {path} includes itself")
         lines = [line.strip() for line in _read_flag_file(path).splitlines()]
@@ -63,6 +66,17 @@ def _read_flag_file(path: Path) -> str:
         raise flags.Error(f"cannot read --flagfile={path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise flags.Error(f"--flagfile={path} is not UTF-8 text") from error
+
+
+def check_not_empty(given: Iterable[flags.Flag]) -> None:
+    """Checks that no flag got an empty text, as `--flag=$UNSET` of a shell gives.
+
+    Raises:
+      flags.Error: a flag got one.
+    """
+    for flag in given:
+        if flag.value in ("", [], [""]) and flag.value != flag.default:
+            raise flags.Error(f"--{flag.name} is empty: give it a value, or leave it out")
 
 
 def check_paths(verb: ModuleType) -> None:

@@ -4,7 +4,7 @@ import copy
 
 from absl import flags
 
-from launch.flag_files import expand_flag_files, flag_values, flags_of
+from launch.flag_files import check_not_empty, expand_flag_files, flag_values, flags_of
 from launch.stopping import at_once
 from modeling.training_options import TrainingOptions
 from pipeline.storage import Location, StoredPath, location
@@ -38,6 +38,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         arguments = expand_flag_files(command[1:])
         if unparsed := values(["pretrain", *arguments])[1:]:
             raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
+        check_not_empty(values[name] for name in values)
     except flags.Error as error:
         raise flags.Error(
             f"after --: {error} (`clozemill pretrain --help` lists its flags)"

@@ -61,9 +61,9 @@ def places_of_two(*flags):
     ]
 
 
-def start(directory, *arguments, num_devices=1, environment=None):
+def start(directory, *arguments, num_devices=1, environment=None, program=("-m", "launch")):
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         cwd=directory,
         env={
             **os.environ,
@@ -295,6 +295,84 @@ def test_a_killed_process_ends_the_job_which_can_be_resumed(backend, data_dir, t
     (code,), (stderr,) = end_of(process)
     assert code == 143, stderr
     assert f"resuming from run/checkpoints/{saved[-1]}" in stderr
+
+
+# Writes down the masks of each row that training draws: its epoch and number, and a digest.
+RECORDING_MASKS = """
+from hashlib import sha256
+from launch.__main__ import main
+from modeling.training_masks import TrainingMasks
+
+draw = TrainingMasks.draw
+
+def draw_and_record(self, records, epochs, rate):
+    batch = draw(self, records, epochs, rate)
+    rows = [b"".join(map(bytes, row)) for row in zip(*map(batch.get, sorted(batch)), strict=True)]
+    numbers = zip(epochs, *records["instance_number"].T, rows, strict=True)
+    with open("masks.txt", "a") as file:
+        file.write("".join(
+            f"{epoch} {shard} {number} {sha256(row).hexdigest()}\\n"
+            for epoch, shard, number, row in numbers
+        ))
+    return batch
+
+TrainingMasks.draw = draw_and_record
+main()
+"""
+
+
+def read_masks(directory):
+    """The digests of masks by epoch and number of their rows, in the order of training."""
+    masks = {}
+    for line in (directory / "masks.txt").read_text().splitlines():
+        row, _, digest = line.rpartition(" ")
+        # A row that is read again, after a kill, has the same masks.
+        assert masks.setdefault(row, digest) == digest
+    return masks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masks_drawn_while_training_are_those_of_one_process(backend, tmp_path):
+    """Of two processes, one is killed; one goes on and is killed, too; and two finish the run."""
+    flags = "--packed_row_length=40", "--sentence_pairs=none", "--masking=training"
+    generate(tmp_path / "rows", *flags)
+    pretrain = command(backend, tmp_path / "rows", "run", "--masked_lm_prob=0.4:0.1")
+    straight, changing = tmp_path / "straight", tmp_path / "changing"
+    straight.mkdir()
+    changing.mkdir()
+
+    def begin(directory, *flags):
+        return start(directory, *pretrain, *flags, program=("-c", RECORDING_MASKS))
+
+    def last_step():
+        names = [path.name for path in list_checkpoints(changing / "run")]
+        return int(names[-1].removeprefix("step-")) if names else 0
+
+    def train_and_kill(*places):
+        first_step = last_step()
+        processes = [begin(changing, *place, "--save_checkpoints_steps=1") for place in places]
+        wait_for(lambda: last_step() >= first_step + 5, processes[0])
+        processes[-1].kill()
+        return end_of(*processes)
+
+    assert end_of(begin(straight))[0] == [0]
+    codes, errors = train_and_kill(*places_of_two())
+    assert codes == [1, -signal.SIGKILL], errors
+    first_stop = last_step()
+    codes, errors = train_and_kill(())
+    assert codes == [-signal.SIGKILL], errors
+    assert f"resuming from run/checkpoints/step-{first_stop:08d}" in errors[0]
+    assert first_stop < (second_stop := last_step()) < NUM_STEPS
+    codes, errors = end_of(*(begin(changing, *place) for place in places_of_two()))
+    assert codes == [0, 0], errors
+    assert f"resuming from run/checkpoints/step-{second_stop:08d}" in errors[0]
+
+    assert_same_run(changing / "run", straight / "run")
+    masks, expected = read_masks(changing), read_masks(straight)
+    trained = list(expected)[: 8 * NUM_STEPS]  # more were drawn ahead
+    assert {row.partition(" ")[0] for row in trained} >= {"0", "1"}
+    assert {row: masks.get(row) for row in trained} == {row: expected[row] for row in trained}
 
 
 LOSS = re.compile(

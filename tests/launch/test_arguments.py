@@ -39,6 +39,9 @@ for flag in flags_of(module):
             code, lines = run([*others, f"--{flag.name}={value}"])
         except Exception as error:
             code, lines = None, [repr(error)]
+        # An empty value is a wrong flag.
+        if value == "" and code != 2:
+            print(json.dumps([flag.name, value, code, lines]))
         # For wrong flags, a second line says where they are listed.
         if code != 0 and (code not in (1, 2) or len(lines) != code or len(lines[0]) > 20_000):
             print(json.dumps([flag.name, value, code, lines]))

@@ -215,6 +215,7 @@ def test_an_earlier_export_is_replaced_only_with_overwrite(tmp_path, export, run
         (["--run_dir=a", "--format=torch"], ["--format=torch"]),
         (["--run_dir=a", "--average_last=0"], ["--average_last=0"]),
         (["--run_dir=a", "--formats=keras"], ["formats"]),
+        (["--run_dir=a", "--checkpoint="], ["--checkpoint is empty"]),
         (["--run_dir=a", "b"], ["'b'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

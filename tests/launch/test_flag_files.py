@@ -1,12 +1,13 @@
 import os
 import socket
+from contextlib import nullcontext
 
 import pytest
 from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launch.flag_files import expand_flag_files
+from launch.flag_files import check_not_empty, expand_flag_files
 
 
 @pytest.fixture
@@ -82,12 +83,39 @@ def test_only_a_readable_file_can_be_a_flag_file(tmp_path):
         (tmp_path / "pipe", "is a named pipe"),
         (tmp_path / "socket", "is a socket"),
         ("/dev/zero", "is a device"),
-        ("", "Is a directory"),
+        ("", "--flagfile is empty"),
     ):
         with pytest.raises(flags.Error, match=says):
             expand_flag_files([f"--flagfile={path}"])
-    with pytest.raises(flags.Error):
-        expand_flag_files(["--flagfile"])
+    for words in (["--flagfile"], ["--flagfile", ""], ["--flagfile=", "--model=tiny"]):
+        with pytest.raises(flags.Error, match="--flagfile is empty: give a file"):
+            expand_flag_files(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "empty"),
+    [
+        ([], None),
+        (["--maybe=", "--number=0", "--noswitch"], None),
+        (["--text=", "--text=a"], None),
+        (["--text="], "text"),
+        (["--names="], "names"),
+        (["--each="], "each"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_empty_text_is_an_error_unless_it_is_the_default(words, empty):
+    values = flags.FlagValues()
+    flags.DEFINE_string("text", "a", "", flag_values=values)
+    flags.DEFINE_list("names", None, "", flag_values=values)
+    flags.DEFINE_multi_string("each", [], "", flag_values=values)
+    flags.DEFINE_string("maybe", "", "", flag_values=values)
+    flags.DEFINE_integer("number", 1, "", flag_values=values)
+    flags.DEFINE_boolean("switch", True, "", flag_values=values)
+    values(["verb", *words])
+    expected = pytest.raises(flags.Error, match=f"--{empty} is empty: give it a value")
+    with expected if empty else nullcontext():
+        check_not_empty(values[name] for name in values)
 
 
 def test_an_argument_that_is_not_text_is_an_error():

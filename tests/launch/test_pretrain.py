@@ -272,6 +272,8 @@ def test_weights_without_a_config_take_it_and_the_form_of_gelu_from_the_flags(
         (["--model=tiny", "--learning_rate_schedule=wsd"], "--learning_rate_schedule=wsd"),
         (["--model=tiny", "--gelu_form=gelu"], "--gelu_form=gelu"),
         (["--model=tiny", "--hidden_size=wide"], "--hidden_size=wide"),
+        (["--model=tiny", "--init_checkpoint="], "--init_checkpoint is empty"),
+        (["--model=tiny", "--branch_from="], "--branch_from is empty"),
         (["--model=tiny", "--train_batchsize=4"], "train_batchsize"),
         (["--model=tiny", "extra"], "extra"),
     ],

@@ -233,6 +233,7 @@ def test_a_directory_whose_name_sbatch_would_misread_is_refused(tmp_path, name, 
         (("--time=24:00:00\n",), "--time=24:00:00"),
         ((*PRETRAIN, "--num_train_steps=-1"), "--num_train_steps=-1 must lie between"),
         ((*PRETRAIN, "--masked_lm_prob=7"), "--masked_lm_prob=7 must be a share"),
+        ((*PRETRAIN, "--init_checkpoint="), "after --: --init_checkpoint is empty"),
         ((*PRETRAIN, "--init_checkpoint=\udcff"), r"--init_checkpoint=\udcff is not text"),
     ],
 )

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 
+import jieba
 import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from launch.generate import describe
+from modeling.training_masks import TrainingMasks
 from pipeline.adoption import AdoptOptions, adopt
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -22,6 +24,8 @@ from pipeline.records import (
 )
 from pipeline.rows import unpack
 from pipeline.verification import verify
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @pytest.fixture(scope="module", params=[0, 48])
@@ -176,3 +180,63 @@ def test_one_pass_takes_a_sixth_of_the_disk_of_ten_passes_with_stored_masks(pair
         shards = generate(options, PipelineOptions([])).shards_of("train")
         sizes[masking] = sum(shard.bytes for shard in shards)
     assert sizes[Masking.TRAINING] <= sizes[Masking.STORED] / 6
+
+
+# A segmenter's words. The trainer's masks are drawn here, too, from text to masked words.
+
+
+SEGMENTED = ["我们在北京清华大学学习。", "咖啡树的故乡在非洲东部。", "印刷机确实改变了世界。"]
+
+
+def masked_words(masked, records, tokens):
+    """The words of which a piece is masked, each with whether all of it is."""
+    ids, is_word_start = records["input_ids"], records["word_starts"]
+    word = np.cumsum(is_word_start, axis=1)
+    is_piece = (records["input_mask"] > 0) & (ids >= len(SPECIAL_TOKENS))
+    for row, positions in enumerate(masked["masked_lm_positions"]):
+        hidden = positions[masked["masked_lm_weights"][row] > 0]
+        for number in np.unique(word[row, hidden]):
+            columns = np.flatnonzero((word[row] == number) & is_piece[row])
+            yield "".join(tokens[ids[row, columns]]), np.isin(columns, hidden).all()
+
+
+def test_the_trainer_masks_whole_words_of_a_segmenter(corpus, write_vocabulary, tmp_path):
+    text = tmp_path / "chinese.txt"
+    text.write_text("\n".join([*SEGMENTED, "", *SEGMENTED[::-1], ""] * 20), "utf-8")
+    characters = sorted(set("".join(SEGMENTED)))
+    vocab_file = write_vocabulary(*characters)
+    made = {}
+    for masking in Masking:
+        options = replace(
+            corpus,
+            input_patterns=[str(text)],
+            vocab_file=vocab_file,
+            output_dir=tmp_path / masking,
+            word_segmenter="jieba",
+            instances=replace(
+                corpus.instances,
+                masking=masking,
+                # Room for whole sentences, so that no word is cut.
+                max_seq_length=64,
+                max_predictions_per_seq=None,
+            ),
+            eval_fraction=0.0,
+        )
+        generate(options, PipelineOptions([]))
+        made[masking] = DataSet.read(options.output_dir)
+    data_set = made[Masking.TRAINING]
+    records = instances_of(data_set, "train")
+    unpacked = unpack_word_starts(records)
+    stored = instances_of(made[Masking.STORED], "train")
+    drawn = TrainingMasks(data_set, seed=1, largest=0.15).draw(
+        dict(records), np.zeros(len(records["input_ids"]), np.int64), 0.15
+    )
+    tokens = np.array([*SPECIAL_TOKENS, *characters])
+    of_jieba = {word for sentence in SEGMENTED for word in jieba.cut(sentence)}
+    assert max(map(len, of_jieba)) > 2
+    for masked in (drawn, stored):
+        assert (unmasked(masked) == unpacked["input_ids"]).all()
+        words = list(masked_words(masked, unpacked, tokens))
+        assert all(is_whole for _, is_whole in words)
+        assert {word for word, _ in words} == of_jieba
+    assert (drawn["masked_lm_positions"] != stored["masked_lm_positions"]).any(axis=1).mean() > 0.9
