@@ -9,8 +9,8 @@ from absl import flags
 from modeling.shard_cache import ShardCache
 from pipeline.errors import UserError
 
-_SIZE = re.compile(r"(\d{1,15})(kB|MB|GB|TB)?")
-_BYTES = {None: 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"(\d{1,15})(|kB|MB|GB|TB)", re.ASCII)
+_BYTES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
@@ -36,8 +36,8 @@ def _is_size(size: str | None) -> bool:
     Raises:
       flags.ValidationError: it is not.
     """
-    match = _SIZE.fullmatch("1" if size is None else size)
-    if match is None or not int(match[1]):
+    found = _SIZE.fullmatch("1" if size is None else size)
+    if not (found and int(found[1])):
         raise flags.ValidationError("give a number of bytes, or one of kB, MB, GB or TB: 200GB")
     return True
 

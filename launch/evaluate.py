@@ -17,7 +17,8 @@ SHARED_FLAGS = (backend, checkpoint_flags, cache_flags)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "The data set, generated with --eval_fraction greater than 0, or adopted with --eval_file.",
+    "The data set, generated with --eval_fraction greater than 0, or adopted with --eval_file; or "
+    "its URL on a store.",
     required=True,
 )
 _EVAL_BATCH_SIZE = flags.DEFINE_integer(

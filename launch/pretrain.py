@@ -34,7 +34,10 @@ _DEFAULTS = TrainingOptions()
 _LONG_TEXT = 100
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
+    "data_dir",
+    None,
+    "The data set: the --output_dir of `generate` or `adopt`, or its URL on a store.",
+    required=True,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
