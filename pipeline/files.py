@@ -344,6 +344,8 @@ def has_sha256(path: Location, sha256: str) -> bool:
 
 def sha256_of(path: Location) -> str:
     """The SHA-256 of a file, in hexadecimal."""
+    if isinstance(path, StoredPath):
+        return path.sha256()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -12,6 +12,7 @@ files, and `open_input` opens them.
 
 import errno
 import fnmatch
+import hashlib
 import io
 import os
 import re
@@ -30,7 +31,7 @@ PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
 _PAGE = 1000  # the objects of a list that one request brings
 # Larger objects are sent in parts, so that memory does not hold them.
-_PART_BYTES = 16 << 20
+_PART_BYTES = 8 << 20
 _MOST_PARTS = 10_000  # of S3
 
 LOCK_NAME = ".clozemill.lock"
@@ -242,6 +243,17 @@ class StoredPath:
                     output.write(block)
 
         self._ask(download)
+
+    def sha256(self) -> str:
+        """The SHA-256 of the object's content, in hexadecimal, in one request."""
+
+        def digest(bucket: Any) -> str:
+            hashed = hashlib.sha256()
+            for block in bucket.get(self.key).stream(_BLOCK_BYTES):
+                hashed.update(block)
+            return hashed.hexdigest()
+
+        return self._ask(digest)
 
     def read_range(self, start: int, num_bytes: int, tag: str = "") -> Any:
         """A part of the object's content, in one request, as a buffer of bytes.

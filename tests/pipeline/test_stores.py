@@ -5,11 +5,14 @@ import socket
 import sys
 import time
 import traceback
+from dataclasses import replace
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline import stores
 from pipeline.errors import UserError
+from pipeline.generate import generate
 from pipeline.storage import location
 from tests.object_store import CUT, object_store
 
@@ -195,3 +198,14 @@ def test_profiles_need_boto3_and_say_what_is_wrong(bucket, monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "obstore.auth.boto3", None)
     monkeypatch.setenv("AWS_REGION", "elsewhere")  # makes it another store
     assert "pip install 'clozemill[aws]'" in failure_of((bucket / "a").size)
+
+
+def test_a_data_set_and_what_is_said_of_it_hold_no_credential(bucket, corpus, caplog):
+    caplog.set_level("DEBUG")
+    options = replace(corpus, output_dir=bucket / "data")
+    generate(options, PipelineOptions([]))
+    generate(options, PipelineOptions([]))
+    contents = [path.read_bytes() for path in bucket.rglob("*")]
+    assert len(contents) > 10
+    shown = [*contents, caplog.text.encode(), pickle.dumps(options), repr(options).encode()]
+    assert not [text for text in shown for secret in SECRETS if secret.encode() in text]
