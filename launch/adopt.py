@@ -38,7 +38,8 @@ _VOCAB_FILE = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     None,
-    "The directory for the manifest and a copy of the vocabulary; it may be that of the records.",
+    "The directory, or its URL, for the manifest and a copy of the vocabulary; it may be that of "
+    "the records.",
     required=True,
 )
 _OVERWRITE = flags.DEFINE_boolean(

@@ -47,13 +47,13 @@ _VOCAB_FILE = flags.DEFINE_string(
     "vocab_file",
     None,
     "The WordPiece vocabulary: a file with one token per line, Hugging Face's tokenizer.json, or a "
-    "directory that holds one of them.",
+    "directory that holds one of them; also a URL (s3://, gs://, az://).",
     required=True,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir",
     None,
-    "The directory for the data set; all workers must have access to it.",
+    "The directory for the data set, or its URL; all workers must have access to it.",
     required=True,
 )
 _TOKENIZED_DIR = flags.DEFINE_string(

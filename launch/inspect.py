@@ -22,7 +22,11 @@ from pipeline.verification import difference_of_size, verify_shard
 from pipeline.vocabulary import Vocabulary
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
+    "data_dir",
+    None,
+    "The data set: the --output_dir of `generate` or `adopt`, a directory or a URL (s3://, gs://, "
+    "az://).",
+    required=True,
 )
 _NUM_EXAMPLES = flags.DEFINE_integer(
     "num_examples",

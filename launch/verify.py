@@ -11,7 +11,11 @@ from pipeline.storage import location
 from pipeline.verification import verify
 
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The data set: the --output_dir of `generate` or `adopt`.", required=True
+    "data_dir",
+    None,
+    "The data set: the --output_dir of `generate` or `adopt`, a directory or a URL (s3://, gs://, "
+    "az://).",
+    required=True,
 )
 
 

@@ -41,6 +41,7 @@ def find_files(pattern: str, trees: Trees | None = None) -> dict[str, Stamp]:
     # On a store, a file may have the name of a folder.
     files = found.difference(folders) | set(filter(tree.is_file, folders))
     if folders and not files:
+        tree.expect(wanted.start, deep=True)
         files = {path for folder in folders for path in _walk(tree, folder, [_ANY_DEPTH])}
         folders = []
     # `**` has read the files of folders, but not those of links to folders.
@@ -134,11 +135,14 @@ class _Glob:
 
     Attributes:
       tree: where it searches.
+      start: the folder below which it does, whose names are all fixed.
     """
 
     def __init__(self, pattern: str, trees: Trees):
         self._root, self._names = split(re.sub(r"\*{3,}", _ANY_DEPTH, pattern))
         self.tree = trees[self._root]
+        self._fixed = list(takewhile(_is_fixed, self._names))
+        self.start = joined(self._root, self._fixed)
         self._ends_with_slash = pattern.endswith("/")
         partial_stars = [name for name in self._names if name != _ANY_DEPTH]
         if sum(name.count(_ANY_DEPTH) for name in partial_stars) > _MOST_PARTIAL_STARS:
@@ -156,14 +160,13 @@ class _Glob:
 
     def found(self) -> set[str]:
         """The paths that it matches."""
-        fixed = list(takewhile(_is_fixed, self._names))
-        start = joined(self._root, fixed)
-        if fixed != self._names:
-            self.tree.expect(start)
+        if rest := self._names[len(self._fixed) :]:
+            is_deep = self._ends_with_slash or len(rest) > 1 or _ANY_DEPTH in rest[0]
+            self.tree.expect(self.start, deep=is_deep)
         return {
             path
             for parts in self._alternatives(self.means_folder())
-            for path in _walk(self.tree, start, parts[len(fixed) :])
+            for path in _walk(self.tree, self.start, parts[len(self._fixed) :])
         }
 
     def matches_only_folders(self) -> bool:

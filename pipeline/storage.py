@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -179,9 +180,18 @@ class StoredPath:
 
     def iterdir(self) -> "Iterator[StoredPath]":
         """The objects and the folders directly below it, in the order of their names."""
+        files, folders = self.entries()
+        yield from sorted(files.keys() | folders)
+
+    def entries(self) -> "tuple[dict[StoredPath, Stamp], set[StoredPath]]":
+        """The stamps of the objects directly below it, and the folders there."""
         found = self._ask(lambda bucket: bucket.list_with_delimiter(self.key or None))
-        names = {each["path"] for each in found["objects"]} | set(found["common_prefixes"])
-        yield from sorted(path for path in map(self._at, names) if path.name != LOCK_NAME)
+        folders = set(map(self._at, found["common_prefixes"]))
+        files = {self._at(each["path"]): _stamp_of(each) for each in found["objects"]}
+        for path in {self, self / LOCK_NAME, *folders} & files.keys():
+            if path.name == LOCK_NAME or not files[path].size:  # see `_objects`
+                del files[path]
+        return files, folders
 
     def glob(self, pattern: str) -> "Iterator[StoredPath]":
         """Those of `iterdir` whose names match a pattern."""
@@ -336,9 +346,25 @@ class StoredPath:
         return StoredPath(self.root, "" if normal == "." else normal)
 
     def _objects(self) -> "list[tuple[StoredPath, Any]]":
-        """The objects below it, in the order of their names, and what the store tells of each."""
+        """The objects below it, in the order of their names, and what the store tells of each.
+
+        Some programs mark a folder by an empty object, `folder/`. Those of folders that have
+        others in them are left out.
+        """
         pages = self._ask(lambda bucket: list(bucket.list(self.key or None, chunk_size=_PAGE)))
-        found = ((self._at(each["path"]), each) for page in pages for each in page)
+        told = [each for page in pages for each in page]
+        keys = sorted(each["path"] for each in told)
+
+        def is_marker(key: str) -> bool:
+            first_after = bisect_left(keys, f"{key}/")
+            below = (each.startswith(f"{key}/") for each in keys[first_after : first_after + 1])
+            return key == self.key or any(below)
+
+        found = [
+            (self._at(each["path"]), each)
+            for each in told
+            if each["size"] or not is_marker(each["path"])
+        ]
         return sorted(
             (pair for pair in found if pair[0].name != LOCK_NAME), key=lambda pair: pair[0]
         )

@@ -1,7 +1,8 @@
 """Files and folders by their absolute paths or their URLs, on a disk or on a store."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -28,7 +29,7 @@ class Entry(NamedTuple):
 class Disk:
     """The files and folders of this machine."""
 
-    def expect(self, folder: str) -> None:
+    def expect(self, folder: str, deep: bool) -> None:
         """Says that questions about what is below a folder will follow, which changes nothing."""
 
     def entries(self, folder: str) -> Iterable[Entry]:
@@ -88,24 +89,41 @@ class Disk:
 class Store:
     """The objects of a bucket, with the methods of `Disk`.
 
-    A name is a folder if there are objects below it. A list of all that is below a folder takes a
-    request for 1,000 objects, and answers all questions about them. Answers stay the same: whoever
-    looks again makes another `Store`.
+    A name is a folder if there are objects below it. A list takes a request for 1,000 objects, and
+    answers all questions about them. Answers stay the same: whoever looks again makes another
+    `Store`.
     """
 
     def __init__(self) -> None:
-        self._listed: set[str] = set()
+        # The folders of which all is known, and those of which what is directly in them is.
+        self._known: set[str] = set()
+        self._seen: set[str] = set()
         self._stamps: dict[str, Stamp] = {}
-        # Of each folder, what is directly in it, in the order of the list.
-        self._paths_in: dict[str, dict[str, None]] = {}
+        # Of each folder, what is directly in it, as far as it was listed.
+        self._paths_in: dict[str, set[str]] = {}
 
-    def expect(self, folder: str) -> None:
-        """Says that questions about what is below a folder will follow, so that one list does."""
-        self._list(folder)
+    def expect(self, folder: str, deep: bool) -> None:
+        """Says that questions about what is below a folder will follow, so that one list does.
+
+        Args:
+          folder: the folder.
+          deep: whether they are about all that is below it, and not only directly.
+        """
+        if deep:
+            self._list(folder)
+        elif not self._is_known(folder):
+            with _searching(folder):
+                files, folders = _stored(folder).entries()
+            self._seen.add(folder)
+            self._add(folder, files)
+            for path in map(str, folders):
+                self._paths_in.setdefault(folder, set()).add(path)
+                self._paths_in.setdefault(path, set())
 
     def entries(self, folder: str) -> Iterable[Entry]:
         """What is in a folder; an object's name that is also a folder's comes twice."""
-        self._list(folder)
+        if folder not in self._seen:
+            self._list(folder)
         for path in self._paths_in.get(folder, ()):
             name = path.rpartition("/")[2]
             if path in self._paths_in:
@@ -119,7 +137,7 @@ class Store:
 
     def is_file(self, path: str) -> bool:
         """Whether there is an object of this name."""
-        if path not in self._stamps and not self._is_listed(path):
+        if path not in self._stamps and not self._is_answered(path):
             try:
                 self._stamps[path] = _stored(path).stamp()
             except FileNotFoundError:
@@ -130,9 +148,8 @@ class Store:
 
     def is_folder(self, path: str) -> bool:
         """Whether there are objects below it; not asked where `is_file` has found an object."""
-        if path in self._stamps and not self._is_listed(path):
-            return False
-        self._list(path)
+        if path not in self._stamps and not self._is_answered(path):
+            self._list(path)
         return path in self._paths_in
 
     def is_link(self, _: str) -> bool:
@@ -141,7 +158,7 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """The content of a small object; nothing if it cannot be read."""
-        if self._is_listed(path) and path not in self._stamps:
+        if path not in self._stamps and self._is_answered(path):
             return b""
         try:
             return _stored(path).read_bytes()
@@ -152,30 +169,31 @@ class Store:
         """The stamp of an object that was found."""
         return self._stamps[path]
 
-    def _is_listed(self, path: str) -> bool:
-        while "/" in path and path not in self._listed:
-            path = path.rpartition("/")[0]
-        return path in self._listed
+    def _is_known(self, folder: str) -> bool:
+        while "/" in folder and folder not in self._known:
+            folder = folder.rpartition("/")[0]
+        return folder in self._known
+
+    def _is_answered(self, path: str) -> bool:
+        """Whether the lists so far tell what a path is."""
+        return path.rpartition("/")[0] in self._seen or self._is_known(path)
 
     def _list(self, folder: str) -> None:
-        if self._is_listed(folder):
+        if self._is_known(folder):
             return
-        try:
+        with _searching(folder):
             stamps = _stored(folder).stamps()
-        except OSError as error:
-            raise UserError(f"cannot search {folder}: {error.strerror}") from error
-        self._listed.add(folder)
+        self._known.add(folder)
+        self._add(folder, stamps)
+
+    def _add(self, folder: str, stamps: dict[StoredPath, Stamp]) -> None:
         self._stamps |= {str(path): stamp for path, stamp in stamps.items()}
         for path in map(str, stamps):
             child = path
             while child != folder:
                 parent = child.rpartition("/")[0]
-                self._paths_in.setdefault(parent, {})[child] = None
+                self._paths_in.setdefault(parent, set()).add(child)
                 child = parent
-        # Some programs mark a folder by an empty object, whose name ends with a slash.
-        for path in self._stamps.keys() & {folder, *self._paths_in}:
-            if not self._stamps[path].size:
-                del self._stamps[path]
 
 
 Tree: TypeAlias = Disk | Store
@@ -214,6 +232,14 @@ def absolute(path: Location) -> Location:
 def joined(folder: str, names: list[str]) -> str:
     """The path of what the names lead to from a folder on."""
     return "/".join([folder.removesuffix("/"), *names]) or ROOT_OF_DISK
+
+
+@contextmanager
+def _searching(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot search {folder}: {error.strerror}") from error
 
 
 def _stored(url: str) -> StoredPath:

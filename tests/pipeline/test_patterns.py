@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.patterns import check_not_input, find_files
-from pipeline.storage import location
+from pipeline.storage import StoredPath, location
 
 FILES = (
     "a.txt",
@@ -204,12 +204,18 @@ def test_patterns_mean_the_same_on_a_store_as_on_a_disk(tree, stored, caplog):
         ("**/*.txt", ["GET"]),
         ("odd/x[0-9].txt", ["GET"]),
         ("wiki/*/wiki_*", ["GET"]),
-        ("wiki/*", ["GET"]),
+        ("wiki/*", ["GET", "GET"]),
+        ("[ab].*", ["GET"]),
     ],
 )
 def test_one_list_finds_all_files_of_a_pattern(pattern, methods, stored, server):
     assert find_files(f"{stored}/{pattern}")
     assert [method for method, _ in server.requests] == methods
+
+
+def test_a_glob_of_names_in_one_folder_lists_only_that(stored, monkeypatch):
+    monkeypatch.setattr(StoredPath, "stamps", None)  # which lists what is in its folders too
+    assert list(find_files(f"{stored}/*.txt")) == [f"{stored}/a.txt"]
 
 
 def test_an_output_among_folders_of_a_store_is_an_error_before_it_exists(stored):
@@ -224,6 +230,8 @@ def test_the_empty_objects_that_mark_folders_are_no_files(stored, server):
         url = f"{server.environment['AWS_ENDPOINT_URL']}/{stored.root[5:]}/tree/{name}/"
         urlopen(Request(url, b"", method="PUT")).close()
     assert len(find_files(f"{stored}/sub/**")) == 2
+    assert len(find_files(f"{stored}/sub/*")) == 1
+    assert stored / "sub" not in {*(stored / "sub").iterdir(), *(stored / "sub").rglob("*")}
     assert len(find_files(f"{stored}/**")) == len(ALL)
     assert list(find_files(f"{stored}/wiki/*")) == [
         f"{stored}/wiki/AA/wiki_00",
