@@ -10,8 +10,8 @@ The verbs, in the order in which a user needs them::
     pretrain    a data set -> a trained BERT
     sweep       `pretrain` at each point of a grid of flags
     launch      `pretrain` by several processes on this machine
-    slurm       `pretrain` by the nodes of a Slurm cluster
-    kubernetes  `pretrain` by the pods of a Kubernetes Job
+    slurm       `pretrain` or `generate` by the nodes of a Slurm cluster
+    kubernetes  `pretrain` or `generate` by the pods of a Kubernetes Job
     evaluate    a run -> losses and accuracies on the eval shards
     export      a trained BERT -> a directory for other software
 
@@ -31,13 +31,15 @@ Modules that verbs share::
     banners       hides what libraries print while they start
     job           flags of a process's place in a job, and the environment variables instead of them
 
-Modules that start `pretrain` as other processes::
+Modules that start `pretrain` or `generate` as other processes::
 
     pretrain_command  checks the `pretrain` command after `--` before a job waits in a queue
     grid              the --grid flag, and the command of each of its points
     gpus              divides this machine's GPUs between processes
     processes         processes that start and end together, or run in turn
     sweep_report      the table and the picture of a sweep
+    generate_command  checks the command after `--` of the verbs that write jobs
     cluster_flags     flags that `slurm` and `kubernetes` share
+    spark_process     a process of a job that runs `generate` on Spark
     worker            a Beam worker that a runner starts as a process
 """

@@ -51,8 +51,19 @@ def _is_job_name(name: str) -> bool:
     return re.fullmatch(_JOB_NAME_PATTERN, name) is not None
 
 
-def cluster_values() -> dict[str, Any]:
-    """Returns the flags' values by name, for a template."""
+def cluster_values(verb: str) -> dict[str, Any]:
+    """Returns the flags' values by name, for a template.
+
+    Args:
+      verb: the verb that the job runs.
+
+    Raises:
+      flags.Error: the verb has no use for GPUs.
+    """
+    if verb == "generate" and _GPUS_PER_NODE.value:
+        raise flags.Error(
+            f"--gpus_per_node={_GPUS_PER_NODE.value}: generate needs no GPU; give --gpus_per_node=0"
+        )
     shared = (_JOB_NAME, _NODES, _GPUS_PER_NODE, _CPUS_PER_NODE, _SECONDS_TO_SAVE)
     return {flag.name: flag.value for flag in shared}
 

@@ -33,8 +33,8 @@ VERBS = {
     "pretrain": "train a BERT on a data set, or resume an interrupted run",
     "sweep": "run pretrain at each point of a grid of flags, and compare the results",
     "launch": "run pretrain as several processes on this machine",
-    "slurm": "write a batch script that runs pretrain on several nodes of a Slurm cluster",
-    "kubernetes": "write manifests that run pretrain on several nodes of a Kubernetes cluster",
+    "slurm": "write a batch script that runs pretrain or generate on the nodes of a Slurm cluster",
+    "kubernetes": "write manifests that run pretrain or generate on a Kubernetes cluster",
     "evaluate": "compute a run's losses and accuracies on the eval shards",
     "export": "write a trained BERT in a format that another framework opens",
 }

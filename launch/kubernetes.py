@@ -1,4 +1,4 @@
-r"""Writes the manifests that run pretrain on several nodes of a Kubernetes cluster.
+r"""Writes the manifests that run pretrain, or generate, on several nodes of a Kubernetes cluster.
 
 The pretrain command comes after --:
 
@@ -12,25 +12,32 @@ checkpoint.
 
 Directories may also be URLs of an object store, s3://, gs:// or az://. Then a Secret holds the
 store's credentials, and no volume is needed.
+
+After --, `generate` may stand in the place of pretrain: the pods are then a cluster of Spark.
 """
 
 import json
 import re
 import shlex
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from absl import flags
 
 from launch import cluster_flags
-from launch.pretrain_command import places_of, read_command, stores_of
+from launch.generate_command import program_of, read_job_command
+from launch.pretrain_command import places_of, stores_of, texts_of
 from pipeline.storage import Location, StoredPath, location
 
 TAKES_COMMAND = True
 SHARED_FLAGS = (cluster_flags,)
 _TEMPLATE_NAME = "kubernetes.yaml.jinja"
-# The flags of pretrain that must point to a volume or a store, and where pods mount the volumes.
-_VOLUMES = {"data_dir": ("/data", "/runs"), "output_dir": ("/runs",)}
+# The flags that must point to a volume or a store, and where pods mount the volumes.
+_VOLUMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {"data_dir": ("/data", "/runs"), "output_dir": ("/runs",)},
+    "generate": dict.fromkeys(
+        ("input_file", "vocab_file", "output_dir", "tokenized_dir"), ("/data", "/runs")
+    ),
+}
 _SCRATCH = "/scratch"
 _COORDINATOR_PORT = 8476
 # For each kind of store, what makes a Secret with the variables by which pods reach it.
@@ -63,7 +70,9 @@ _SHARED_MEMORY = flags.DEFINE_string(
     "16Gi",
     "The size limit of /dev/shm, through which the GPUs of a node exchange data.",
 )
-_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.yaml", "The file to write.")
+_OUTPUT_FILE = flags.DEFINE_string(
+    "output_file", None, "The file to write (default: pretrain.yaml, or generate.yaml)."
+)
 flags.register_validator(
     "image",
     lambda image: image is None or re.fullmatch(r"[\w./:@-]+", image, re.ASCII) is not None,
@@ -86,13 +95,16 @@ for _name in ("namespace", "data_claim", "runs_claim"):
 
 def main(command: list[str]) -> None:
     """Writes the manifests and prints how to start the job."""
-    arguments, values = read_command(command)
-    for name, volumes in _VOLUMES.items():
-        _check_place(name, values[name].value, volumes)
+    arguments, values = read_job_command(command)
+    verb = arguments[0]
+    for name, mounts in _VOLUMES[verb].items():
+        for place in texts_of(values, name):
+            _check_place(name, place, mounts)
     places, stores = places_of(values), stores_of(values)
-    if stores and not values["cache_dir"].present:
+    if verb == "pretrain" and stores and not values["cache_dir"].present:
         arguments = [*arguments, f"--cache_dir={_SCRATCH}/cache"]
-    path, values_of_job = Path(_OUTPUT_FILE.value), cluster_flags.cluster_values()
+    path = Path(_OUTPUT_FILE.value or f"{verb}.yaml")
+    values_of_job = cluster_flags.cluster_values(verb)
     job_name = values_of_job["job_name"]
     cluster_flags.write_job(
         path,
@@ -108,6 +120,8 @@ def main(command: list[str]) -> None:
             "scratch": _SCRATCH,
             "shared_memory": _SHARED_MEMORY.value,
             "port": _COORDINATOR_PORT,
+            "verb": verb,
+            "program": ["python", *program_of(verb)] if verb == "generate" else ["clozemill"],
             "arguments": arguments,
         },
     )
@@ -123,13 +137,13 @@ def main(command: list[str]) -> None:
     print(f"then start it with kubectl apply --filename={shlex.quote(str(path))}")
 
 
-def _check_place(name: str, value: Any, places: tuple[str, ...]) -> None:
-    """Checks that a directory is on a volume or a store; else it is lost with the container."""
+def _check_place(name: str, value: str, mounts: tuple[str, ...]) -> None:
+    """Checks that a place is on a volume or a store; else it is lost with the container."""
     if isinstance(location(value), StoredPath):
         return
-    path = PurePosixPath(value)
-    if ".." in path.parts or not any(path.is_relative_to(place) for place in places):
-        wanted = " or ".join(places)
+    path = PurePosixPath(value.removeprefix("@"))
+    if ".." in path.parts or not any(path.is_relative_to(mount) for mount in mounts):
+        wanted = " or ".join(mounts)
         raise flags.Error(
             f"after --: --{name}={value} is not on a volume of the pods; begin it with {wanted}, "
             "or give a URL"

@@ -7,9 +7,13 @@ from absl import flags
 from launch.flag_files import check_not_empty, expand_flag_files, flag_values, flags_of
 from launch.stopping import at_once
 from modeling.training_options import TrainingOptions
-from pipeline.storage import Location, StoredPath, location
+from pipeline.storage import Location, StoredPath, is_for_beam, location
 
-_PLACES = ("data_dir", "output_dir", "init_checkpoint", "branch_from", "bert_config_file")
+# The flags of pretrain, then those of generate.
+_PLACES = (
+    *("data_dir", "output_dir", "init_checkpoint", "branch_from", "bert_config_file"),
+    *("input_file", "vocab_file", "tokenized_dir"),
+)
 
 
 def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
@@ -31,7 +35,10 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     if not command:
         raise flags.Error("no command given: write -- and then pretrain with its flags")
     if command[0] != "pretrain":
-        hint = " (slurm and sweep take the grid: --grid)" if command[0] == "sweep" else ""
+        hint = {
+            "sweep": " (slurm and sweep take the grid: --grid)",
+            "generate": " (slurm and kubernetes also take generate, without a grid)",
+        }.get(command[0], "")
         raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}{hint}")
     values = pretrain_flags()
     try:
@@ -59,7 +66,14 @@ def places_of(values: flags.FlagValues) -> list[Location]:
     Raises:
       UserError: one is a URL, but of no store.
     """
-    return [location(place) for name in _PLACES if (place := values[name].value)]
+    texts = [text for name in _PLACES if name in values for text in texts_of(values, name)]
+    return [location(text.removeprefix("@")) for text in texts]
+
+
+def texts_of(values: flags.FlagValues, name: str) -> list[str]:
+    """What a flag names: nothing, one place, or a list of them; but not input that Beam reads."""
+    value = values[name].value or []
+    return [value] if isinstance(value, str) else [each for each in value if not is_for_beam(each)]
 
 
 def stores_of(values: flags.FlagValues) -> list[str]:

@@ -1,18 +1,20 @@
-r"""Writes the batch script that runs pretrain on several nodes of a Slurm cluster.
+r"""Writes the batch script that runs pretrain, or generate, on several nodes of a Slurm cluster.
 
 The pretrain command comes after --:
 
   clozemill slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 --submit -- \
       pretrain --data_dir=DATA --output_dir=RUN --model=base
 
+After --, `generate` may stand in the place of pretrain: the nodes are then a cluster of Spark.
+
 With --grid, each point of the grid is a task of an array of jobs: a run of its own, as `clozemill
 sweep` makes it. `clozemill sweep --report_only` then makes the table.
 
 The nodes use this Python environment and this directory, so both must be on a file system that the
-nodes share. If the directories of pretrain are URLs of an object store (s3://, gs:// or az://),
+nodes share. If all directories are URLs of an object store (s3://, gs:// or az://),
 each node may instead have its own at the same path. A job that is preempted, loses a node or
-reaches its time limit is requeued and resumes from its newest checkpoint. A job that fails ends
-with pretrain's exit code.
+reaches its time limit is requeued and resumes, pretrain from its newest checkpoint. A job that
+fails ends with the command's exit code.
 """
 
 import re
@@ -24,7 +26,8 @@ from pathlib import Path
 from absl import flags
 
 from launch import cluster_flags, grid
-from launch.pretrain_command import read_command, stores_of
+from launch.generate_command import program_of, read_job_command
+from launch.pretrain_command import stores_of
 from modeling.job.messages import printable
 from pipeline.errors import UserError
 
@@ -47,7 +50,9 @@ _TIME = flags.DEFINE_string(
 )
 _PARTITION = flags.DEFINE_string("partition", None, "The partition. By default the cluster's.")
 _ACCOUNT = flags.DEFINE_string("account", None, "The account to charge.")
-_OUTPUT_FILE = flags.DEFINE_string("output_file", "pretrain.sbatch", "The file to write.")
+_OUTPUT_FILE = flags.DEFINE_string(
+    "output_file", None, "The file to write (default: pretrain.sbatch, or generate.sbatch)."
+)
 _SUBMIT = flags.DEFINE_boolean("submit", False, "Also submit the script, and print the job's ID.")
 flags.register_validator(
     "time",
@@ -70,14 +75,14 @@ def main(command: list[str]) -> None:
         flags_of_command = points[0].flags
     else:
         points = []
-        arguments, flags_of_command = read_command(command)
-    values = cluster_flags.cluster_values()
+        arguments, flags_of_command = read_job_command(command)
+    values = cluster_flags.cluster_values(arguments[0])
     if values["seconds_to_save"] >= seconds_of(_TIME.value):
         raise flags.Error(
             f"--time={_TIME.value} must be longer than "
             f"--seconds_to_save={values['seconds_to_save']}"
         )
-    script = Path(_OUTPUT_FILE.value)
+    script = Path(_OUTPUT_FILE.value or f"{arguments[0]}.sbatch")
     cluster_flags.write_job(
         script,
         _TEMPLATE_NAME,
@@ -88,10 +93,11 @@ def main(command: list[str]) -> None:
             "partition": _PARTITION.value,
             "account": _ACCOUNT.value,
             "directory": _directory(),
-            "python": sys.executable,
+            "program": [sys.executable, *program_of(arguments[0])],
             "arguments": arguments,
             "points": [point.own for point in points],
-            "has_own_cache": bool(stores_of(flags_of_command))
+            "has_own_cache": arguments[0] == "pretrain"
+            and bool(stores_of(flags_of_command))
             and not flags_of_command["cache_dir"].present,
         },
     )

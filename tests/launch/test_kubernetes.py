@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -37,7 +38,8 @@ def manifests(kubernetes):
     def read(directory, *arguments):
         result = kubernetes(directory, *arguments)
         assert result.returncode == 0, result.stderr
-        documents = list(yaml.safe_load_all((directory / "pretrain.yaml").read_text("utf-8")))
+        (file,) = directory.glob("*.yaml")
+        documents = list(yaml.safe_load_all(file.read_text("utf-8")))
         for document in documents:
             validate(document, "1.37", strict=True)
         service, job = documents
@@ -284,6 +286,61 @@ def test_a_url_of_no_store_writes_nothing(tmp_path, flag, kubernetes):
     result = kubernetes(tmp_path, *NODES, *PRETRAIN, flag)
     assert_fails(result, f"knows no URL like {flag.partition('=')[2]}", 1)
     assert not list(tmp_path.iterdir())
+
+
+CPUS = ("--nodes=3", "--gpus_per_node=0", "--image=registry.example.org/clozemill:1")
+GENERATE = (
+    *("generate", "--input_file=s3://text/*.txt,hdfs://h/more", "--vocab_file=gs://text/vocab.txt"),
+    "--output_dir=s3://data/base",
+)
+
+
+def test_generate_runs_on_a_cluster_of_spark_of_the_jobs_own(tmp_path, manifests):
+    _, job = manifests(tmp_path, *CPUS, "--cpus_per_node=4", "--", *GENERATE, "--dupe_factor=2")
+    assert job["spec"]["completions"] == 3
+    container = container_of(job)
+    assert container["command"] == ["python", "-m", "launch.spark_process"]
+    assert importlib.util.find_spec("launch.spark_process")
+    assert container["args"] == [*GENERATE, "--dupe_factor=2"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["SPARK_WORKER_CORES"] == "4"
+    assert variables["TMPDIR"] == "/scratch"
+    assert TOKEN_VARIABLE in variables
+    assert secrets_of(job) == ["clozemill-gs", "clozemill-s3"]
+    assert volumes_of(job).keys() == {"/scratch", "/dev/shm"}
+    assert action(job, exit_code=2) == "FailJob"
+
+
+def test_generate_writes_to_its_volumes(tmp_path, manifests):
+    places = ("--input_file=/data/wiki/*,@/data/more.txt", "--vocab_file=/runs/vocab.txt")
+    _, job = manifests(tmp_path, *CPUS, "--", "generate", *places, "--output_dir=/data/base")
+    assert volumes_of(job).keys() == {"/data", "/runs", "/dev/shm"}
+    assert not [mount for mount in container_of(job)["volumeMounts"] if mount.get("readOnly")]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message", "code"),
+    [
+        ("--dupe_factors=2", "'dupe_factors'", 2),
+        ("--dupe_factor=0", "--dupe_factor=0", 1),
+        ("--runner=PrismRunner", "'runner'", 2),
+        ("--spark_master=yarn", "remove --spark_master", 2),
+        ("--overwrite", "remove --overwrite", 2),
+        ("--input_file=s3://text/a,wiki/b", "--input_file=wiki/b is not on a volume", 2),
+        ("--output_dir=hdfs://h/data", "knows no URL like hdfs://h/data", 1),
+        ("--output_dir=https://h/data", "knows no URL like https://h/data", 1),
+    ],
+)
+def test_flags_that_generate_does_not_take_in_a_job_write_nothing(
+    tmp_path, flag, message, code, kubernetes
+):
+    assert_fails(kubernetes(tmp_path, *CPUS, "--", *GENERATE, flag), message, code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_takes_no_gpus(tmp_path, kubernetes):
+    result = kubernetes(tmp_path, *NODES, "--", *GENERATE)
+    assert_fails(result, "--gpus_per_node=8: generate needs no GPU", 2)
 
 
 def test_without_gpus_none_are_requested(tmp_path, manifests):

@@ -134,6 +134,25 @@ def test_each_node_has_a_cache_of_its_own_for_a_store(tmp_path, flags, cache, sl
     assert run.stdout.splitlines()[1:] == ["-m", "launch", "pretrain", *flags, *cache]
 
 
+def test_generate_runs_on_a_cluster_of_spark_of_the_jobs_own(tmp_path, slurm):
+    generate = ("generate", "--input_file=it's,s3://b/c", "--vocab_file=v", "--output_dir=s3://d")
+    limits = ("--nodes=4", "--gpus_per_node=0", "--time=90")
+    result = slurm(tmp_path, *limits, "--cpus_per_node=3", "--", *generate)
+    assert result.stdout == "generate.sbatch: submit it with sbatch generate.sbatch\n"
+    (tmp_path / "generate.sbatch").rename(tmp_path / "pretrain.sbatch")
+    run = run_script(tmp_path, srun='printf "%s\\n" "$@"')
+    assert run.stdout.splitlines()[4:] == [
+        *("--cpus-per-task=3", sys.executable, "-m", "launch.spark_process"),
+        *generate,
+    ]
+
+
+def test_a_grid_of_generate_is_refused(tmp_path, slurm):
+    result = slurm(tmp_path, *LIMITS, "--grid=dupe_factor=1,2", "--", "generate")
+    assert result.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_script_holds_no_credentials(tmp_path, slurm):
     secret = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
     result = slurm(tmp_path, *LIMITS, "--", "pretrain", *STORE, environment=secret)
