@@ -1,12 +1,16 @@
 """`clozemill slurm` on a real Slurm cluster."""
 
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
@@ -195,6 +199,30 @@ def test_a_job_that_loses_a_node_is_requeued(cluster, submit):
     cluster.start_node("127.0.0.2")
     assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0")
     assert has_lines(log, READY.format(1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("java"), reason="needs Java")
+def test_generate_on_a_store_by_two_nodes_makes_the_shards_of_one(
+    cluster, server, bucket, tmp_path
+):
+    (tmp_path / "own").mkdir()
+    environment = {**cluster.environment, **server.environment, "TMPDIR": f"{tmp_path}/own"}
+    cluster = dataclasses.replace(cluster, environment=environment)
+    generate = (
+        *("generate", f"--input_file={SAMPLES / 'english.txt'}", "--max_seq_length=16"),
+        *(f"--vocab_file={SAMPLES / 'english_vocab.txt'}", "--dupe_factor=1", "--num_shards=4"),
+    )
+    job = ("slurm", *NODES, "--submit", "--", *generate, f"--output_dir={bucket / 'data'}")
+    printed = clozemill(cluster, tmp_path, *job)
+    job = re.fullmatch(r"generate\.sbatch: job (\d+)\n", printed)[1]
+    log = tmp_path / f"clozemill-{job}.log"
+    assert cluster.wait_for_end(job, log) == ("COMPLETED", "0:0"), log.read_text()
+    clozemill(cluster, tmp_path, *generate, "--output_dir=data")
+    shards = Manifest.read(bucket / "data").shards
+    assert shards == Manifest.read(tmp_path / "data").shards
+    assert not list((tmp_path / "own").iterdir())
+    assert server.environment["AWS_SECRET_ACCESS_KEY"] not in log.read_text()
 
 
 def clozemill(cluster, directory, *arguments):
