@@ -46,6 +46,8 @@ _FILES_AT_A_TIME = 4
 _MOST_ATTEMPTS = 4
 _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_WITHOUT_ROOM = 300.0
+# After this time, a shard of another data set is left over.
+_SECONDS_UNTIL_OLD = 24 * 3600.0
 _TICK = 0.01  # the seconds by which the time of a file may be behind the clock
 T = TypeVar("T")
 
@@ -104,6 +106,7 @@ class CachedDataSet(DataSet):
 def in_cache(data_set: DataSet, cache: "ShardCache") -> DataSet:
     """A data set whose shards are read from a cache; itself if none of them is on a store."""
     cached = CachedDataSet(data_set.directory, data_set.manifest, cache)
+    cache.own = frozenset(map(cache.path_of, data_set.manifest.shards))
     return data_set if all(map(cached.is_in_place, data_set.manifest.shards)) else cached
 
 
@@ -120,16 +123,20 @@ class ShardCache:
 
     Args:
       directory: the directory, in which nothing else is touched. It need not exist.
-      size: the largest number of bytes of all files of the cache; None: what `require` says.
+      size: the largest number of bytes of all files of the cache. None: what `require` says, of the
+        data set's own shards, and more rather than wait for another run that uses them.
 
     Attributes:
+      own: the files of the shards of the data set.
       fault: why shards could not be opened, if they could not.
     """
 
     def __init__(self, directory: Path, size: int | None = None):
+        self.own: frozenset[Path] = frozenset()
         self.fault: UserError | None = None
         self._directory = directory / _FOLDER
         self._size = size
+        self._is_given = size is not None
         self._kept: set[Path] = set()
         self._verified: set[Path] = set()
         self._readers: dict[str, _Reader] = {}
@@ -248,9 +255,19 @@ class ShardCache:
     def _make_room(
         self, files: dict[Path, int], num_bytes: int, unused_since: float | None
     ) -> bool:
-        """Removes the files that nobody has asked for the longest; none if that does not do."""
+        """Removes the files that nobody has asked for the longest; none if that does not do.
+
+        If no size was given, it leaves those of other data sets that may be in use.
+        """
         if self._size is None:
             return True
+        if not self._is_given:
+            old = time.time() - _SECONDS_UNTIL_OLD
+            files = {
+                path: size
+                for path, size in files.items()
+                if path in self.own or _time_of(path) < old
+            }
         excess = sum(files.values()) + num_bytes - self._size
         unused = []
         for path in sorted(files, key=_time_of):
@@ -259,10 +276,10 @@ class ShardCache:
             if not is_in_use(path):
                 unused.append(path)
                 excess -= files[path]
-        if excess > 0:
+        if excess > 0 and (self._is_given or unused_since is not None):
             return False
         for path in unused:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return True
 
     def _check_size(self, needed: int) -> None:
