@@ -186,6 +186,11 @@ class ShardCache:
             self.fault = UserError(f"cannot use the cache {self._directory}: {error.strerror}")
             raise self.fault from error
 
+    def close(self) -> None:
+        """Fetches no more of what comes next, and waits for the files that are still coming."""
+        for reader in self._readers.values():
+            reader.close()
+
     def find(
         self, sources: list[_Source], unused_since: float | None = None
     ) -> "tuple[dict[Path, BinaryIO], list[_Fetch]] | None":
@@ -298,6 +303,7 @@ class _Reader:
         self._held: dict[Path, BinaryIO] = {}
         self._next: list[_Source] = []
         self._opening = threading.Lock()
+        self._fetching = threading.Thread()
 
     def open(self, sources: list[_Source], following: list[_Source]) -> None:
         """Gives up the shards of before, and waits for the new ones."""
@@ -306,7 +312,14 @@ class _Reader:
             self._cache.release(self._held, {source.file for source in sources})
             self._wait_for(sources)
             self._next = following
-        threading.Thread(target=self._fetch_ahead, args=(following,), daemon=True).start()
+        self._fetching = threading.Thread(target=self._fetch_ahead, args=(following,), daemon=True)
+        self._fetching.start()
+
+    def close(self) -> None:
+        """Ends the fetching of those that come next."""
+        self._next = []
+        if self._fetching.ident:
+            self._fetching.join()
 
     def _wait_for(self, sources: list[_Source]) -> None:
         deadline = time.monotonic() + _SECONDS_WITHOUT_ROOM
