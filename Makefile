@@ -37,7 +37,7 @@ test: .venv/.tested  ## The tests without the slow ones; those of the model on b
 test-slow: .venv/.benched .venv/.other_environments  ## The slow tests
 	$(RUN)pytest -m slow
 
-bench: .venv/.benched  ## The speed of generating and training, next to peers in the same run
+bench: .venv/.benched .venv/.other_environments  ## The speed of generating and training, next to peers in the same run
 	$(RUN)python tests/benchmarks/tokenizer_speed.py
 	$(RUN)python tests/benchmarks/instance_speed.py
 	$(RUN)python tests/benchmarks/generate_speed.py
@@ -48,6 +48,7 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(RUN)python tests/benchmarks/masking_speed.py
 	$(RUN)python tests/benchmarks/process_speed.py
 	$(RUN)python tests/benchmarks/verification_speed.py
+	$(RUN)python tests/benchmarks/store_training_speed.py
 
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml
@@ -79,6 +80,8 @@ bench: .venv/.benched  ## The speed of generating and training, next to peers in
 	$(RUN)python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' | \
 		tee .venv/mlflow/lib/python*/site-packages/clozemill.pth
 	.venv/mlflow/bin/pip install --quiet mlflow-skinny==3.17.2 sqlalchemy alembic
+	$(PYTHON) -m venv .venv/streaming
+	.venv/streaming/bin/pip install --quiet mosaicml-streaming==0.13.0
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/spark3 pyspark==3.5.9 py4j==0.10.9.9
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/flink apache-flink-libraries==2.2.1
 	touch $@

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 from absl import flags, logging
@@ -253,12 +253,14 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         locked_directory(run_dir) if is_writing else nullcontext(),
         scratch_directory() if _DRY_RUN.value else nullcontext() as scratch,
     ):
-        data_set = in_cache(data_set, cache_flags.shard_cache(scratch))
+        cache = cache_flags.shard_cache(scratch)
+        data_set = in_cache(data_set, cache)
         config, origin = _model(data_set, options, group)
         if _DRY_RUN.value:
-            for line in dry_run(data_set, run_dir, config, options, replicas):
-                if group.is_first:
-                    print(line, flush=True)
+            with closing(cache):
+                for line in dry_run(data_set, run_dir, config, options, replicas):
+                    if group.is_first:
+                        print(line, flush=True)
             return
         flag_lines = flags_as_text(sys.modules[__name__], without=job.PLACE_FLAGS)
         termination.ask(group)

@@ -46,6 +46,8 @@ _FILES_AT_A_TIME = 4
 _MOST_ATTEMPTS = 4
 _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_WITHOUT_ROOM = 300.0
+# After this time, a shard of another data set is left over.
+_SECONDS_UNTIL_OLD = 24 * 3600.0
 _TICK = 0.01  # the seconds by which the time of a file may be behind the clock
 T = TypeVar("T")
 
@@ -104,6 +106,7 @@ class CachedDataSet(DataSet):
 def in_cache(data_set: DataSet, cache: "ShardCache") -> DataSet:
     """A data set whose shards are read from a cache; itself if none of them is on a store."""
     cached = CachedDataSet(data_set.directory, data_set.manifest, cache)
+    cache.own = frozenset(map(cache.path_of, data_set.manifest.shards))
     return data_set if all(map(cached.is_in_place, data_set.manifest.shards)) else cached
 
 
@@ -120,16 +123,20 @@ class ShardCache:
 
     Args:
       directory: the directory, in which nothing else is touched. It need not exist.
-      size: the largest number of bytes of all files of the cache; None: what `require` says.
+      size: the largest number of bytes of all files of the cache. None: what `require` says, of the
+        data set's own shards, and more rather than wait for another run that uses them.
 
     Attributes:
+      own: the files of the shards of the data set.
       fault: why shards could not be opened, if they could not.
     """
 
     def __init__(self, directory: Path, size: int | None = None):
+        self.own: frozenset[Path] = frozenset()
         self.fault: UserError | None = None
         self._directory = directory / _FOLDER
         self._size = size
+        self._is_given = size is not None
         self._kept: set[Path] = set()
         self._verified: set[Path] = set()
         self._readers: dict[str, _Reader] = {}
@@ -178,6 +185,11 @@ class ShardCache:
         except OSError as error:
             self.fault = UserError(f"cannot use the cache {self._directory}: {error.strerror}")
             raise self.fault from error
+
+    def close(self) -> None:
+        """Fetches no more of what comes next, and waits for the files that are still coming."""
+        for reader in self._readers.values():
+            reader.close()
 
     def find(
         self, sources: list[_Source], unused_since: float | None = None
@@ -248,9 +260,19 @@ class ShardCache:
     def _make_room(
         self, files: dict[Path, int], num_bytes: int, unused_since: float | None
     ) -> bool:
-        """Removes the files that nobody has asked for the longest; none if that does not do."""
+        """Removes the files that nobody has asked for the longest; none if that does not do.
+
+        If no size was given, it leaves those of other data sets that may be in use.
+        """
         if self._size is None:
             return True
+        if not self._is_given:
+            old = time.time() - _SECONDS_UNTIL_OLD
+            files = {
+                path: size
+                for path, size in files.items()
+                if path in self.own or _time_of(path) < old
+            }
         excess = sum(files.values()) + num_bytes - self._size
         unused = []
         for path in sorted(files, key=_time_of):
@@ -259,10 +281,10 @@ class ShardCache:
             if not is_in_use(path):
                 unused.append(path)
                 excess -= files[path]
-        if excess > 0:
+        if excess > 0 and (self._is_given or unused_since is not None):
             return False
         for path in unused:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return True
 
     def _check_size(self, needed: int) -> None:
@@ -281,6 +303,7 @@ class _Reader:
         self._held: dict[Path, BinaryIO] = {}
         self._next: list[_Source] = []
         self._opening = threading.Lock()
+        self._fetching = threading.Thread()
 
     def open(self, sources: list[_Source], following: list[_Source]) -> None:
         """Gives up the shards of before, and waits for the new ones."""
@@ -289,7 +312,14 @@ class _Reader:
             self._cache.release(self._held, {source.file for source in sources})
             self._wait_for(sources)
             self._next = following
-        threading.Thread(target=self._fetch_ahead, args=(following,), daemon=True).start()
+        self._fetching = threading.Thread(target=self._fetch_ahead, args=(following,), daemon=True)
+        self._fetching.start()
+
+    def close(self) -> None:
+        """Ends the fetching of those that come next."""
+        self._next = []
+        if self._fetching.ident:
+            self._fetching.join()
 
     def _wait_for(self, sources: list[_Source]) -> None:
         deadline = time.monotonic() + _SECONDS_WITHOUT_ROOM

@@ -99,6 +99,8 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
     if isinstance(data_set, CachedDataSet):
         largest = max((each.bytes for each in evaluation_shards(data_set.manifest)), default=0)
         data_set.cache.require(largest, 2 * largest)
+        # Here, because a signal does not reach TensorFlow while it waits.
+        data_set.open(evaluation_shards(data_set.manifest)[:1], [])
     verifier = ShardVerifier(data_set)
     batches = evaluation_batches(data_set, batch_size, verifier.open)
     model = BertForPreTraining(config)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -352,6 +353,41 @@ def test_others_that_use_all_room_are_an_error_after_a_while(
     ours = in_cache(send(local), ShardCache(tmp_path, size))
     with pytest.raises(UserError, match="other processes"):
         list(read(ours, 5))
+
+
+def test_without_a_size_nobody_waits_for_another_run_or_takes_what_it_needs(
+    send, local, long, tmp_path
+):
+    theirs, same = (in_cache(send(each), ShardCache(tmp_path)) for each in (long, local))
+    for data_set in (theirs, same):
+        data_set.cache.require(size := size_of_group(data_set), 2 * size)
+    group, following = itertools.islice(shard_groups(long.manifest, 1), 2)
+    theirs.open(group.shards, following.shards)
+    same.open(next(shard_groups(local.manifest, 1, 17)).shards, [])
+    wait_until(lambda: all(map(exists_in(theirs), following.shards)))
+    ours = in_cache(DataSet(same.directory, local.manifest), ShardCache(tmp_path))
+    size = size_of_group(local)
+    ours.cache.require(size, size)
+    check_same(read(local, 60), read(ours, 60))
+    assert all(map(exists_in(theirs), group.shards + following.shards))
+
+
+def test_without_a_size_old_shards_of_other_data_sets_go_first(send, local, long, tmp_path):
+    ours, theirs = (in_cache(send(each), ShardCache(tmp_path)) for each in (local, long))
+    shards = next(shard_groups(long.manifest, 1)).shards
+    theirs.open(shards, [])
+    theirs.open(shards[:1], [])
+    for shard in shards:
+        os.utime(theirs.path_of(shard), (0, 0))
+    size = size_of_group(local)
+    ours.cache.require(size, 2 * size)
+    list(read(ours, 5))
+    # The first one is still in use.
+    assert list(map(exists_in(theirs), shards)) == [True, False]
+
+
+def exists_in(data_set):
+    return lambda shard: data_set.path_of(shard).exists()
 
 
 FETCHES_A_GROUP = """
