@@ -5,13 +5,13 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import DocumentBatch
 from pipeline.errors import UserError
-from pipeline.files import whole_file
 from pipeline.instances import generate_instances
 from pipeline.manifest import Shard
 from pipeline.ngrams import take_of
@@ -20,7 +20,6 @@ from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
 from pipeline.segments import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
-from pipeline.storage import Location
 from pipeline.vocabulary import Vocabulary
 
 MOST_SHARDS = 1 << 20
@@ -104,10 +103,9 @@ def build_shard(
     documents: DocumentBatch,
     vocabulary: Vocabulary,
     options: InstanceOptions,
-    temporary_dir: Location,
-    output_dir: Location,
+    path: Path,
 ) -> ShardResults:
-    """Writes the shard in `temporary_dir`, moves it to `output_dir`, and counts its content.
+    """Writes the shard to a file, and counts its content.
 
     All draws come from a generator seeded by (random_seed, split, bucket, pass). So a shard has the
     same bytes wherever and however often it is built.
@@ -121,8 +119,7 @@ def build_shard(
     counts: Counter[str] = Counter(documents=len(documents.document_ends))
     histograms = InstanceHistograms(options.max_seq_length, vocabulary)
     digest = hashlib.sha256()
-    path = output_dir / plan.name
-    with whole_file(path, temporary_dir) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         for instances in make_instances(
             documents, vocabulary, options, rng, counts, plan.bucket.index
         ):
@@ -130,7 +127,6 @@ def build_shard(
             content = b"".join(map(frame_record, encode_examples(instances)))
             digest.update(content)
             file.write(content)
-        num_bytes = file.tell()
     shard = Shard(
         name=plan.name,
         split=plan.bucket.split,
@@ -138,7 +134,7 @@ def build_shard(
         documents=counts["documents"],
         instances=counts["instances"],
         tokens=counts["tokens"],
-        bytes=num_bytes,
+        bytes=path.stat().st_size,
         sha256=digest.hexdigest(),
     )
     return ShardResults(shard, counts, histograms.lengths(), histograms.masked_tokens())

@@ -16,10 +16,11 @@ import itertools
 import socket
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,14 @@ class Work:
 
 
 class Stage:
-    """The work on each item of a stage. Each worker has its own copy."""
+    """The work on each item of a stage. Each worker has its own copy.
+
+    Attributes:
+      finish: calls a function that moves or sends a written file to its place, at once or soon.
+    """
 
     def __init__(self) -> None:
+        self.finish: Callable[[Callable[[], None]], None] = _at_once
         self._versions = versions()
 
     def load(self) -> None:
@@ -128,6 +134,29 @@ class Stage:
           OSError: a file cannot be written.
         """
         raise NotImplementedError
+
+    def _make(
+        self,
+        path: Location,
+        write: Callable[[Path], R],
+        path_of_receipt: Location | None = None,
+        temporary_dir: Location | None = None,
+    ) -> R:
+        """Makes a file: a function writes it and returns its receipt, which is written last."""
+        with ExitStack() as stack:
+            receipt = write(stack.enter_context(whole_file(path, temporary_dir)))
+            written = stack.pop_all()
+
+        def finish() -> None:
+            written.close()
+            write_receipt(path_of_receipt or path, receipt)
+
+        self.finish(finish)
+        return receipt
+
+
+def _at_once(finish: Callable[[], None]) -> None:
+    finish()
 
 
 class TokenizePortion(Stage):
@@ -155,24 +184,22 @@ class TokenizePortion(Stage):
         """Reads, tokenizes and writes the portion's documents."""
         number, portion = item
         path = self._directories.tokenized_file(number)
-        receipt = read_receipt_of_whole(path, PortionReceipt) or self._write(path, portion)
+        receipt = read_receipt_of_whole(path, PortionReceipt) or self._make(
+            path, partial(self._write, portion)
+        )
         for row_group, (split, index) in enumerate(receipt.buckets):
             yield (split, index), RowGroup(path, row_group)
 
-    def _write(self, path: Location, portion: Portion) -> PortionReceipt:
+    def _write(self, portion: Portion, file: Path) -> PortionReceipt:
         """Writes the portion's tokens and returns their receipt."""
         statistics: Counter[str] = Counter()
-        with whole_file(path) as temporary:
-            buckets = write_documents(temporary, self._tokenize(portion, statistics))
-            sha256 = sha256_of(temporary)
-        receipt = PortionReceipt(
+        buckets = write_documents(file, self._tokenize(portion, statistics))
+        return PortionReceipt(
             buckets=[key_of(bucket) for bucket in buckets],
-            sha256=sha256,
+            sha256=sha256_of(file),
             text_bytes=text_bytes_of(portion),
             statistics=statistics,
         )
-        write_receipt(path, receipt)
-        return receipt
 
     def _tokenize(
         self, portion: Portion, statistics: Counter[str]
@@ -221,13 +248,15 @@ class FindDuplicates(Stage):
         """Compares the digests of all documents, and yields the file."""
         path = self._directories.duplicates_file(item)
         if read_receipt_of_whole(path, DuplicatesReceipt) is None:
-            tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
-            duplicates = find_duplicates(list(tokenized_files), item, self._num_partitions)
-            with whole_file(path) as temporary:
-                write_duplicates(temporary, duplicates)
-                sha256 = sha256_of(temporary)
-            write_receipt(path, DuplicatesReceipt(len(duplicates), sha256))
+            self._make(path, partial(self._write, item))
         yield path
+
+    def _write(self, partition: int, file: Path) -> DuplicatesReceipt:
+        """Writes the partition's duplicates and returns their receipt."""
+        tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
+        duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
+        write_duplicates(file, duplicates)
+        return DuplicatesReceipt(len(duplicates), sha256_of(file))
 
 
 class BuildShard(Stage):
@@ -252,16 +281,14 @@ class BuildShard(Stage):
         path = self._directories.output / plan.name
         receipt_path = self._directories.receipts / plan.name
         if not read_receipt_of_whole(receipt_path, ShardResults, path):
-            results = build_shard(
-                plan,
-                self._documents_of(plan.bucket, row_groups),
-                self._vocabulary,
-                self._options.instances,
-                self._directories.unfinished_shards,
-                self._directories.output,
-            )
-            write_receipt(receipt_path, results)
+            write = partial(self._write, plan, row_groups)
+            self._make(path, write, receipt_path, self._directories.unfinished_shards)
         yield plan.name
+
+    def _write(self, plan: ShardPlan, row_groups: list[RowGroup], file: Path) -> ShardResults:
+        """Writes the shard and returns its receipt."""
+        documents = self._documents_of(plan.bucket, row_groups)
+        return build_shard(plan, documents, self._vocabulary, self._options.instances, file)
 
     def _documents_of(self, bucket: Bucket, row_groups: list[RowGroup]) -> DocumentBatch:
         """Reads a bucket without its duplicates, unless this worker read it last."""

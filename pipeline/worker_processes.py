@@ -2,6 +2,8 @@
 
 They are forked first of all. So they import nothing anew, inherit no lock that a thread holds, and
 do not contain Beam. They begin to tokenize while Beam is imported, which takes half a second.
+
+While a file is on its way to its place, on a store for example, its process makes the next one.
 """
 
 import ctypes
@@ -9,10 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from pipeline.errors import UserError
@@ -34,7 +37,8 @@ class WorkerProcesses:
         global _of_this_process  # noqa: PLW0603 - see `__reduce__`
         _of_this_process = self
         fork = multiprocessing.get_context("fork")
-        self._executor = ProcessPoolExecutor(number, fork, _begin)
+        self._number = number
+        self._executor = ProcessPoolExecutor(number, fork, _begin, (fork.Barrier(number),))
         self._ahead: dict[Any, Future[list[Any]]] = {}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING_SIGNALS)
         self._executor.submit(os.getpid)  # the first call forks all of them
@@ -64,6 +68,8 @@ class WorkerProcesses:
         with _death_reported():
             for future in as_completed(started):
                 future.result()  # the first error counts
+            for future in [self._executor.submit(_finish_last) for _ in range(self._number)]:
+                future.result()
         for future in started:
             yield from future.result()
 
@@ -114,8 +120,45 @@ def _processes() -> WorkerProcesses | None:
     return _of_this_process
 
 
-def _begin() -> None:
+class _Finisher:
+    """Finishes files in a thread, one at a time.
+
+    Args:
+      all_processes: where each of the processes waits for all others.
+    """
+
+    def __init__(self, all_processes: Barrier):
+        self.all_processes = all_processes
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __call__(self, finish: Callable[[], None]) -> None:
+        """Begins to finish a file when the one before is finished.
+
+        Raises:
+          Exception: the one before could not be finished.
+        """
+        self.wait()
+        self._last = self._thread.submit(finish)
+
+    def wait(self) -> None:
+        """Waits until all files are finished.
+
+        Raises:
+          Exception: one could not be finished.
+        """
+        last, self._last = self._last, None
+        if last:
+            last.result()
+
+
+_finisher: _Finisher
+
+
+def _begin(all_processes: Barrier) -> None:
     """Makes a process ignore signals, and die with its parent."""
+    global _finisher  # noqa: PLW0603 - of this process
+    _finisher = _Finisher(all_processes)
     signal.set_wakeup_fd(-1)
     for number in _STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -126,4 +169,13 @@ def _begin() -> None:
 
 def _process(stage: Stage, item: Any) -> list[Any]:
     with step_errors_marked():
-        return list(loaded(stage).process(item))
+        stage = loaded(stage)
+        stage.finish = _finisher
+        return list(stage.process(item))
+
+
+def _finish_last() -> None:
+    """Finishes this process's last file; as it waits for the other processes, each does so once."""
+    _finisher.all_processes.wait()
+    with step_errors_marked():
+        _finisher.wait()

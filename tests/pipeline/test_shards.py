@@ -48,19 +48,9 @@ def english(sample):
 
 @pytest.fixture
 def build(tmp_path):
-    (tmp_path / "temporary").mkdir()
-    (tmp_path / "output").mkdir()
-
     def build_sample(documents_and_vocabulary, plan=PLAN, options=OPTIONS):
-        results = build_shard(
-            plan,
-            *documents_and_vocabulary,
-            options,
-            tmp_path / "temporary",
-            tmp_path / "output",
-        )
-        assert not list((tmp_path / "temporary").iterdir())
-        return results, tmp_path / "output" / results.shard.name
+        path = tmp_path / plan.name
+        return build_shard(plan, *documents_and_vocabulary, options, path), path
 
     return build_sample
 
