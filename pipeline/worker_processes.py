@@ -68,8 +68,9 @@ class WorkerProcesses:
         with _death_reported():
             for future in as_completed(started):
                 future.result()  # the first error counts
-            for future in [self._executor.submit(_finish_last) for _ in range(self._number)]:
-                future.result()
+            last_ones = [self._executor.submit(_finish_last) for _ in range(self._number)]
+            for last_one in last_ones:
+                last_one.result()
         for future in started:
             yield from future.result()
 
