@@ -7,6 +7,7 @@ records as arrays, in one process, in batches of 32, from the same server.
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 STREAMING = Path(sys.prefix) / "streaming" / "bin" / "python"
 BATCH_SIZE = 32
 RECORDS_IN_A_FILE = 50_000
+PASSES_TO_READ = 2
 
 
 def main():
@@ -28,7 +30,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1, help="runs of each, in turns")
     parser.add_argument("--num_train_steps", type=int, default=80)
     parser.add_argument("--streaming", type=Path, default=STREAMING, help="Python of the peer")
-    parser.add_argument("--without_training", action="store_true", help="only read")
+    parser.add_argument("--only", choices=("reading", "training"), help="measure only that")
     parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
@@ -49,16 +51,27 @@ def compare(directory, arguments):
     url = location("s3://bucket/data")
     for file in data_dir.iterdir():
         (url / file.name).upload(file)
-    local, remote = DataSet.read(data_dir), DataSet.read(url)
-    shards = local.manifest.shards_of("train")
+    manifest = DataSet.read(data_dir).manifest
+    shards = [each for each in manifest.shards_of("train") if each.pass_index < PASSES_TO_READ]
+    part = dataclasses.replace(manifest, shards=shards)
+    local, remote = DataSet(data_dir, part), DataSet(url, part)
     records = sum(shard.instances for shard in shards)
     megabytes = sum(shard.bytes for shard in shards) / 1e6
-    print(f"{records:,} records in {len(shards)} shards, {megabytes:,.0f} MB", flush=True)
-    write_records(local, directory / "arrays")
+    print(f"{records:,} records to read, in {len(shards)} shards, {megabytes:,.0f} MB", flush=True)
+    if arguments.only != "training":
+        compare_reading(directory, arguments, local, remote, records)
+    for _ in range(arguments.rounds if arguments.only != "reading" else 0):
+        compare_training(directory, data_dir, url, arguments.num_train_steps)
+
+
+def compare_reading(directory, arguments, local, remote, records):
+    """Two passes of records, from a disk, from the store, and with StreamingDataset."""
     peer = [arguments.streaming, __file__, "--peer"]
-    has_peer = arguments.streaming.exists()
-    if has_peer:
+    if has_peer := arguments.streaming.exists():
+        write_records(local, directory / "arrays")
         subprocess.run([*peer, "write", directory / "arrays", "s3://bucket/mds"], check=True)
+    else:
+        print(f"without StreamingDataset, because there is no {arguments.streaming}")
     for _ in range(arguments.rounds):
         disk, first_of_disk = read(local, records, directory)
         ours, first = read(remote, records, directory)
@@ -74,8 +87,6 @@ def compare(directory, arguments):
             print(
                 f"the store over StreamingDataset: {ours / theirs:.1f} times (target: at least 8)"
             )
-        if not arguments.without_training:
-            compare_training(directory, data_dir, url, arguments.num_train_steps)
 
 
 def compare_training(directory, data_dir, url, num_train_steps):
