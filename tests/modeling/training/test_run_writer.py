@@ -271,3 +271,14 @@ def test_the_end_does_not_wait_for_ever(fake_run, store, run_dir, options, monke
 
 def fail():
     raise RuntimeError("bad instruction")
+
+
+def test_the_requests_of_a_checkpoint_are_those_that_the_readme_counts(
+    fake_run, store, run_dir, options
+):
+    counts = []
+    store.after = lambda number, method, path: (
+        counts.append(number) if method == "PUT" and path.endswith(STATE) else None
+    )
+    fake_run(options, run_dir=run_dir)
+    assert counts[-1] - counts[-2] == 13
