@@ -199,6 +199,7 @@ KNOWS_WHERE_BYTES_ARE = {
     "launch/job.py": "--job_token_file, on this machine",
     "launch/kubernetes.py": "the manifests that are written for kubectl",
     "launch/slurm.py": "the script that is written for sbatch",
+    "launch/spark_process.py": "Spark's programs and its configuration, on this machine",
     "launch/stopping.py": "/proc, /dev/null, the process's own folder for temporary files",
     "launch/sweep.py": "the logs of its processes",
 }

@@ -124,7 +124,7 @@ def complaint(verb, words):
             for beam_flags in program._parse_flags(verb, own, module):
                 module.parse_beam_options(beam_flags)
             for job_command in job_commands:
-                importlib.import_module("launch.pretrain_command").read_command(job_command)
+                importlib.import_module("launch.generate_command").read_job_command(job_command)
         except flags.Error as error:
             return str(error)
     return None
