@@ -392,8 +392,9 @@ def location(text: str) -> Location:
         return Path(text)
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:
+        without_password = re.sub("//[^/]*@", "//", text)
         raise UserError(
-            f"Clozemill knows no URL like {text}: give a path, or a URL of "
+            f"Clozemill knows no URL like {without_password}: give a path, or a URL of "
             f"{listed([f'{known}://' for known in SCHEMES])} (input files may also be of "
             f"{listed([f'{known}://' for known in PACKAGES_OF_BEAM])})"
         )

@@ -615,6 +615,7 @@ def test_files_of_ours_on_a_store_are_no_input(stored, bucket):
             "https://host/a.txt",
             r"of s3://, gs://, az:// \(input files may also be of hdfs://, azfs",
         ),
+        ("ftp://me:password@host/a.txt", "knows no URL like ftp://host/a.txt"),
         ("s3://", "no bucket"),
         ("s3://no-such-bucket-here/*.txt", "there is no bucket s3://no-such-bucket-here"),
         ("s3://no-such-bucket-here/a.txt", "there is no bucket s3://no-such-bucket-here"),
