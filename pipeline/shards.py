@@ -20,6 +20,7 @@ from pipeline.packing import generate_rows
 from pipeline.records import Instances, encode_examples, frame_record, pack_word_starts
 from pipeline.segments import plan_pairs
 from pipeline.statistics import InstanceHistograms, ShardResults
+from pipeline.storage import size_of
 from pipeline.vocabulary import Vocabulary
 
 MOST_SHARDS = 1 << 20
@@ -134,7 +135,7 @@ def build_shard(
         documents=counts["documents"],
         instances=counts["instances"],
         tokens=counts["tokens"],
-        bytes=path.stat().st_size,
+        bytes=size_of(path),
         sha256=digest.hexdigest(),
     )
     return ShardResults(shard, counts, histograms.lengths(), histograms.masked_tokens())
