@@ -3,7 +3,6 @@
 import multiprocessing.forkserver
 import re
 import struct
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 
@@ -64,7 +63,7 @@ def server() -> Iterator[ObjectStore]:
 @pytest.fixture
 def bucket(server: ObjectStore) -> StoredPath:
     """An empty bucket of its own for each test."""
-    url = server.make_bucket(f"bucket-{uuid.uuid4().hex}")
+    url = server.make_bucket()
     server.reset()
     return StoredPath(url)
 

@@ -4,6 +4,7 @@ The server is moto's. A `hook` sees each request before the server does, and may
 place, or end the process under test.
 """
 
+import itertools
 import socket
 import threading
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 
 CUT = 599
 """As a status: no answer, but the end of the connection."""
+_numbers = itertools.count()
 Hook: TypeAlias = Callable[[int, str, str], int | tuple[int, str] | None]
 
 
@@ -35,8 +37,12 @@ class ObjectStore:
     before: "Hook" = lambda *_: None
     after: "Hook" = lambda *_: None
 
-    def make_bucket(self, name: str) -> str:
-        """Makes a bucket and returns its URL."""
+    def make_bucket(self, name: str = "") -> str:
+        """Makes a bucket, by default one that no other server of this process has; returns its URL.
+
+        Servers share their buckets in a process, because moto keeps them in its modules.
+        """
+        name = name or f"bucket-{next(_numbers)}"
         url = f"{self.environment['AWS_ENDPOINT_URL']}/{name}"
         urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
         return f"s3://{name}"

@@ -31,7 +31,7 @@ def bucket(monkeypatch, tmp_path):
         for name in ("HOME", "TMPDIR"):
             (tmp_path / name).mkdir()
             monkeypatch.setenv(name, str(tmp_path / name))
-        yield location(store.make_bucket("bucket"))
+        yield location(store.make_bucket())
 
 
 def clozemill(*arguments, code=0):

@@ -3,7 +3,6 @@ import hashlib
 import itertools
 import os
 import tempfile
-import uuid
 from collections import Counter
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -310,7 +309,7 @@ def send_data_set(store):
     store.reset()
 
     def send(data_set):
-        folder = location(store.make_bucket(f"bucket-{uuid.uuid4().hex}")) / "data"
+        folder = location(store.make_bucket()) / "data"
         for file in data_set.directory.iterdir():
             (folder / file.name).upload(file)
         remote = DataSet.read(folder)

@@ -41,12 +41,11 @@ def server():
 
 
 @pytest.fixture
-def bucket(server, monkeypatch, request):
+def bucket(server, monkeypatch):
     server.reset()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    name = "".join(filter(str.isalnum, request.node.name)).lower()[-50:]
-    return location(server.make_bucket(name))
+    return location(server.make_bucket())
 
 
 parts = st.text(

@@ -29,12 +29,11 @@ def server():
 
 
 @pytest.fixture
-def folder(server, monkeypatch, request):
+def folder(server, monkeypatch):
     server.reset()
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    name = "".join(filter(str.isalnum, request.node.name)).lower()[-50:]
-    return location(server.make_bucket(name)) / "data"
+    return location(server.make_bucket()) / "data"
 
 
 @pytest.fixture
@@ -125,10 +124,10 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken_over_at_once(fold
     with pytest.raises(UserError, match=f"process {child.pid}"), locked_directory(folder):
         pass
     child.kill()
+    child.wait()
     started = time.monotonic()
     with locked_directory(folder):
         assert time.monotonic() < started + 5
-    child.wait()
     child.stdout.close()
     assert f"process {child.pid}), which is dead" in messages[-1]
 

@@ -28,7 +28,7 @@ def server():
 
 
 @pytest.fixture
-def bucket(server, monkeypatch, request):
+def bucket(server, monkeypatch):
     """A bucket of its own; the credentials are marked."""
     server.reset()
     environment = {
@@ -38,8 +38,7 @@ def bucket(server, monkeypatch, request):
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    name = "".join(filter(str.isalnum, request.node.name)).lower()[-50:]
-    return location(server.make_bucket(name))
+    return location(server.make_bucket())
 
 
 @pytest.fixture

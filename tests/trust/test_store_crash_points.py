@@ -4,7 +4,6 @@ After the kill, no object may be half. The same command again must give the byte
 disk, and leave nothing else behind, not even a lock.
 """
 
-import itertools
 import os
 import random
 import signal
@@ -26,7 +25,6 @@ MOST_REQUESTS = 60
 POINTS_OF_FAST_TEST = 4
 BUSY = 503
 MOMENTS = ("before", "after")
-NUMBERS = itertools.count()  # of buckets
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Killing:
     def _new_bucket(self):
         """Takes a new bucket; what is in it before the command, by name."""
         self._store.reset()
-        self._place = self._store.make_bucket(f"bucket-{next(NUMBERS)}")
+        self._place = self._store.make_bucket()
         for flags in self._commands[:-1]:
             outcome = self._zygote.run_on_store(self._store.environment, self._process_file, *flags)
             assert outcome.code == 0, outcome

@@ -5,7 +5,6 @@ nothing on its own machine; it must give the bytes of a command on a disk, and l
 """
 
 import hashlib
-import itertools
 import json
 import os
 import random
@@ -25,7 +24,6 @@ POINTS_OF_FAST_TEST = 3
 MOST_POINTS = 120
 BUSY = 503
 MOMENTS = ("before", "after")
-NUMBERS = itertools.count()  # of buckets
 OPENED_BY = "model.safetensors"
 
 
@@ -98,7 +96,7 @@ class Killing:
     def _begin(self):
         """Takes a new bucket, with what comes before the command."""
         self._store.reset()
-        self._place = self._store.make_bucket(f"bucket-{next(NUMBERS)}")
+        self._place = self._store.make_bucket()
         for command in self._filled_in()[:-1]:
             assert self._run(command).code == 0
         self._store.reset()

@@ -1,6 +1,5 @@
 """Trained BERTs of each kind on a store: read as on a disk, and no more of them than is needed."""
 
-import itertools
 import shutil
 import tempfile
 from functools import partial
@@ -20,7 +19,6 @@ from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 LAST = {"run": "manifest.json", "huggingface": "config.json", "original": "vocab.txt"}
-numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def store(server, monkeypatch, tmp_path):
 
 @pytest.fixture
 def bucket(store):
-    return location(store.make_bucket(f"bucket-{next(numbers)}"))
+    return location(store.make_bucket())
 
 
 @pytest.fixture(scope="module")

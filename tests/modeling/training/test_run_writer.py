@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -42,12 +41,9 @@ def store(server, monkeypatch, tmp_path):
     assert not list((tmp_path / "scratch").glob("clozemill*"))
 
 
-numbers = itertools.count()
-
-
 def new_run_dir(store):
     """A place for a run in a bucket of its own."""
-    run_dir = location(store.make_bucket(f"bucket-{next(numbers)}")) / "runs" / "run"
+    run_dir = location(store.make_bucket()) / "runs" / "run"
     store.requests.clear()
     return run_dir
 
