@@ -5,7 +5,6 @@ written in Python, so what it costs is told as well.
 """
 
 import contextlib
-import hashlib
 import itertools
 import os
 import shutil
@@ -74,7 +73,6 @@ def compare_generate(directory, environment, server, arguments):
     print(f"generate: {megabytes:,.0f} MB of text, five passes, one worker", flush=True)
     for _ in range(arguments.rounds):
         seconds, (parent, worker), _ = generate(directory / "data")
-        digests = digests_of(directory / "data")
         shutil.rmtree(directory / "data")
         print(f"disk:  {seconds:5.1f} s, worker {worker:4.0f} MB, parent {parent:4.0f} MB")
         on_store, (parent_there, worker_there), cpu = generate(next(folders))
@@ -88,15 +86,6 @@ def compare_generate(directory, environment, server, arguments):
             f"{parent_there / parent:.2f} times (target: at most {LARGEST_MEMORY})",
             flush=True,
         )
-        del digests
-
-
-def digests_of(folder):
-    """The SHA-256 of each shard in a folder."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.glob("*.tfrecord")
-    }
 
 
 if __name__ == "__main__":
