@@ -31,8 +31,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 PACKAGES_OF_BEAM = {"hdfs": "apache-beam[hadoop]", "azfs": "apache-beam[azure]"}
 _BLOCK_BYTES = 8 << 20  # what one request reads
 _PAGE = 1000  # the objects of a list that one request brings
-# Larger objects are sent in parts, so that memory does not hold them.
+# Larger objects are sent in parts, so that memory does not hold them. One request is faster.
+_MOST_BYTES_AT_ONCE = 32 << 20
 _PART_BYTES = 8 << 20
+_PARTS_AT_A_TIME = 4
 _MOST_PARTS = 10_000  # of S3
 
 LOCK_NAME = ".clozemill.lock"
@@ -302,9 +304,13 @@ class StoredPath:
         options: Any = {"use_multipart": False}
         if only_if is not None:
             options["mode"] = {"e_tag": only_if, "version": only_if} if only_if else "create"
-        elif size > _PART_BYTES:
+        elif size > _MOST_BYTES_AT_ONCE:
             part = max(_PART_BYTES, -(-size // _MOST_PARTS))
-            options = {"use_multipart": True, "chunk_size": part, "max_concurrency": 4}
+            options = {
+                "use_multipart": True,
+                "chunk_size": part,
+                "max_concurrency": _PARTS_AT_A_TIME,
+            }
         put = self._ask(
             lambda bucket: bucket.put(self.key, content, **options), options["use_multipart"]
         )

@@ -235,6 +235,7 @@ def test_parquet_is_read_from_an_object(bucket):
 
 
 def test_large_objects_are_sent_in_parts(bucket, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "_MOST_BYTES_AT_ONCE", 5 << 20)
     monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)
     content = bytes(range(256)) * (11 << 12)
     (tmp_path / "a").write_bytes(content)
@@ -245,6 +246,7 @@ def test_large_objects_are_sent_in_parts(bucket, server, monkeypatch, tmp_path):
 
 
 def test_a_part_that_is_refused_is_sent_again(bucket, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "_MOST_BYTES_AT_ONCE", 5 << 20)
     monkeypatch.setattr(storage, "_PART_BYTES", 5 << 20)
     content = bytes(range(256)) * (11 << 12)
     (tmp_path / "a").write_bytes(content)
