@@ -146,17 +146,21 @@ def scratch_directory() -> Iterator[Path]:
     Raises:
       UserError: TMPDIR is no folder to write to, or its disk is full.
     """
-    # Not `tempfile`'s, which is of this process alone, so that nobody would look there.
-    folder = Path(os.environ.get("TMPDIR") or "/tmp")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"TMPDIR={folder} is no directory that can be written to: set another one")
+    folder = _scratch_folder()
     scratch = temporary_name(folder / _SCRATCH_NAME)
     with ExitStack() as until_end:
-        with _alone_in(folder):  # so that nobody takes it for a left one before it is locked
-            _remove_left_scratch(folder)
-            scratch.mkdir(mode=0o700)
-            _lock(until_end.enter_context(_opened(scratch)))
-            until_end.callback(shutil.rmtree, scratch, ignore_errors=True)
+        try:
+            # Alone, so that nobody takes it for a left one before it is locked.
+            with _alone_if_possible(folder):
+                _remove_left_scratch(folder)
+                scratch.mkdir(mode=0o700)
+                _lock(until_end.enter_context(_opened(scratch)))
+        except OSError as error:
+            raise UserError(
+                f"TMPDIR={folder} is no directory that can be written to ({error.strerror}): set "
+                "another one"
+            ) from error
+        until_end.callback(shutil.rmtree, scratch, ignore_errors=True)
         try:
             yield scratch
         except OSError as error:
@@ -175,12 +179,20 @@ def _remove_left_scratch(folder: Path) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block about the same folder, if that can lock."""
-    with _opened(folder) as handle:
+def _alone_if_possible(folder: Path) -> Iterator[None]:
+    """Waits as `alone_in` does, unless the folder cannot be locked."""
+    with ExitStack() as until_end:
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            until_end.enter_context(alone_in(folder))
         yield
+
+
+def _scratch_folder() -> Path:
+    """The folder for temporary files.
+
+    It is not `tempfile`'s, which is of this process alone, so that nobody would look there.
+    """
+    return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
 @contextmanager
@@ -315,13 +327,17 @@ def _remove_local_directory(path: Path, after: Callable[[], object] = lambda: No
 def remove_leftovers(directory: Location, name: str = "") -> None:
     """Removes the temporary files and directories of killed processes from a directory.
 
-    A store has none.
+    Those of files for a store are in the folder for temporary files of this machine, whatever the
+    directory and the name.
 
     Args:
       directory: the directory; it may be missing.
       name: the name of the complete file, whose receipt may follow it; by default, any.
     """
     if isinstance(directory, StoredPath):
+        folder = _scratch_folder()
+        with _alone_if_possible(folder):
+            remove_leftovers(folder, _SCRATCH_NAME)
         return
     for path in directory.glob(f"{glob.escape(name) or '*'}.*.tmp"):
         if _TEMPORARY.search(path.name) and not is_in_use(path):
@@ -361,6 +377,10 @@ def locked_directory(directory: Location) -> Iterator[None]:
       UserError: another run uses the directory, or it cannot be created.
     """
     if isinstance(directory, StoredPath):
+        if _is_object(directory):
+            raise UserError(
+                f"cannot write to {directory}: it is an object; choose another directory"
+            )
         with locked_folder(directory):
             yield
         return
@@ -381,6 +401,14 @@ def locked_directory(directory: Location) -> Iterator[None]:
         os.close(handle)
         if is_new and not any(directory.iterdir()):
             directory.rmdir()
+
+
+def _is_object(path: StoredPath) -> bool:
+    """Whether there is an object of this name, other than an empty one that marks a folder."""
+    try:
+        return bool(path.key and path.size())
+    except FileNotFoundError:
+        return False
 
 
 def _lock_for_this_run(handle: int, directory: Path) -> None:

@@ -395,6 +395,8 @@ def location(text: str) -> Location:
       UserError: it is a URL of another kind, or no object can have this name.
     """
     if "://" not in text:
+        if re.match(rf"({'|'.join((*SCHEMES, *PACKAGES_OF_BEAM))}):/", text):
+            raise UserError(f"{in_one_line(text)} has one slash where a URL has two: add one")
         return Path(text)
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:

@@ -15,6 +15,7 @@ from pipeline.files import (
     whole_file,
     write_whole,
 )
+from pipeline.storage import StoredPath
 
 
 def test_two_runs_cannot_work_in_one_directory(tmp_path):
@@ -107,6 +108,18 @@ def test_a_scratch_directory_is_where_tmpdir_says_and_goes_even_if_its_process_i
     assert not list(tmp_path.iterdir())
 
 
+def test_what_killed_workers_have_left_of_files_for_a_store_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with scratch_directory() as scratch:  # has looked for the left ones of this process's time
+        temporary_name(tmp_path / "clozemill").mkdir()
+        other = temporary_name(tmp_path / "notes")
+        other.mkdir()
+        remove_leftovers(StoredPath("s3://bucket", "data"))
+        assert set(tmp_path.iterdir()) == {scratch, other}
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    remove_leftovers(StoredPath("s3://bucket", "data"))
+
+
 def test_many_processes_have_scratch_directories_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     kept = []
@@ -130,6 +143,9 @@ def test_many_processes_have_scratch_directories_at_once(tmp_path, monkeypatch):
 def test_a_scratch_directory_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"TMPDIR=.*/none is no directory"), scratch_directory():
+        pass
+    monkeypatch.setenv("TMPDIR", "/proc")  # where root may write and nobody can
+    with pytest.raises(UserError, match="TMPDIR=/proc is no directory"), scratch_directory():
         pass
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)

@@ -150,6 +150,15 @@ def test_a_second_run_in_a_folder_is_one_line(stored):
         generate(stored)
 
 
+def test_an_object_is_no_output_directory(stored, bucket):
+    stored.output_dir.upload(b"mine")
+    with pytest.raises(UserError, match=f"cannot write to {stored.output_dir}: it is an object"):
+        generate(stored)
+    assert contents_of(bucket) == {"data": b"mine"}
+    stored.output_dir.upload(b"")  # as some programs mark a folder
+    generate(stored)
+
+
 def test_other_objects_are_left_alone(stored):
     (stored.output_dir / "notes.txt").upload(b"mine")
     with pytest.raises(UserError, match=f"{stored.output_dir} holds files that are not a data set"):

@@ -98,6 +98,8 @@ def test_a_url_is_told_from_a_path():
         "http://host/x": "knows no URL like http://host/x: give a path, or a URL of s3://, gs://, az://",
         "s3://": "a URL of s3:// has no bucket: give s3://BUCKET/FOLDER",
         "s3:///a": "has no bucket",
+        "s3:/bucket/x": "s3:/bucket/x has one slash where a URL has two: add one",
+        "hdfs:/bucket/x": "has one slash",
         "s3://bucket/../x": r"leave out its parts \. and \.\.",
         "s3://bucket/a/./x": r"leave out its parts",
         "s3://bucket/a\nb": r"s3://bucket/a\\nb is not a URL of an object",
