@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from hashlib import file_digest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.files import (
     alone_in,
     describe_size,
+    has_sha256,
     hold,
     is_in_use,
     make_directory,
@@ -240,12 +242,15 @@ class ShardCache:
         """Removes those files that have become damaged since another run fetched them."""
 
         def verify_file(path: Path) -> None:
-            if path.name.partition("-")[0] == sha256_of(path):
+            sha256 = path.name.partition("-")[0]
+            if file_digest(held[path], "sha256").hexdigest() == sha256:
                 self._verified.add(path)
-            else:
-                logging.warning("%s is damaged: it is fetched again", path)
-                path.unlink(missing_ok=True)
-                held.pop(path).close()
+                return
+            logging.warning("%s is damaged: it is fetched again", path)
+            with alone_in(self._directory):
+                if not has_sha256(path, sha256):  # others may have fetched it again meanwhile
+                    path.unlink(missing_ok=True)
+            held.pop(path).close()
 
         _in_parallel(verify_file, held.keys() - self._verified)
 
@@ -336,6 +341,7 @@ class _Reader:
                 self._held |= held
                 self._cache.fetch(fetches)
                 self._cache.verify(self._held)
+                deadline = time.monotonic() + _SECONDS_WITHOUT_ROOM
                 if held or fetches:
                     continue
             time.sleep(_SECONDS_BETWEEN_LOOKS)  # others fetch what is missing, or must make room

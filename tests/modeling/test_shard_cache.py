@@ -27,7 +27,7 @@ from modeling.batches import (
 )
 from modeling.shard_cache import ShardCache, in_cache
 from pipeline.errors import UserError
-from pipeline.files import temporary_name
+from pipeline.files import hold, temporary_name
 from pipeline.manifest import DataSet
 from pipeline.storage import StoredPath
 
@@ -317,6 +317,21 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(store, local, cac
     assert fetched(store).count(shard.name) == 1
 
 
+def test_a_damaged_file_stays_once_another_process_has_fetched_it_again(local, cached):
+    list(read(cached(), 5))
+    data_set = cached()
+    file = data_set.path_of(first_shard(local))
+    content = file.read_bytes()
+    file.write_bytes(flipped(content))
+    held = {file: hold(file)}
+    again = temporary_name(file)
+    again.write_bytes(content)
+    again.replace(file)
+    data_set.cache.verify(held)
+    assert not held
+    assert file.read_bytes() == content
+
+
 def test_nothing_of_the_users_own_is_removed(local, cached, cache_dir):
     folder = cache_dir / "clozemill-shards"
     folder.mkdir(parents=True)
@@ -353,6 +368,20 @@ def test_others_that_use_all_room_are_an_error_after_a_while(
     ours = in_cache(send(local), ShardCache(tmp_path, size))
     with pytest.raises(UserError, match="other processes"):
         list(read(ours, 5))
+
+
+def test_the_time_in_which_others_fetch_is_no_time_without_room(local, cached, monkeypatch):
+    monkeypatch.setattr(shard_cache, "_SECONDS_WITHOUT_ROOM", 0.2)
+    data_set, find, times = cached(), ShardCache.find, itertools.count()
+
+    def find_late(*arguments, **options):
+        if (number := next(times)) == 0:
+            time.sleep(0.3)
+            return {}, []
+        return None if number == 1 else find(*arguments, **options)
+
+    monkeypatch.setattr(ShardCache, "find", find_late)
+    check_same(read(local, 5), read(data_set, 5))
 
 
 def test_without_a_size_nobody_waits_for_another_run_or_takes_what_it_needs(
