@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.directories import IN_PROGRESS_NAME
 from pipeline.errors import UserError, listed
-from pipeline.files import has_sha256, locked_directory, whole_file, write_whole
+from pipeline.files import has_sha256, locked_directory, version_of, whole_file, write_whole
 from pipeline.foreign_records import RecordReader
 from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import health_of_records
@@ -188,8 +188,11 @@ def _matches(pattern: str, output: Location) -> dict[str, Stamp]:
 
 
 def _stamps_sha256(files: list[_RecordFile]) -> str:
-    """The SHA-256 of the files' names, sizes and times, which tells if they are the same."""
-    stamps = [(file.split, file.name, file.stamp.size, file.stamp.modified) for file in files]
+    """The SHA-256 of the files' names, sizes and versions, which tells if they are the same."""
+    stamps = [
+        (file.split, file.name, file.stamp.size, file.stamp.tag or version_of(file.path))
+        for file in files
+    ]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 

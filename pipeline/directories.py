@@ -14,6 +14,7 @@ from pipeline.files import (
     make_directory,
     remove_directory,
     remove_leftovers,
+    remove_unfinished_uploads,
     whole_file,
     write_whole,
 )
@@ -114,6 +115,8 @@ class Directories:
         """
         try:
             self.remove_leftovers()
+            if self.in_progress.exists():
+                remove_unfinished_uploads(self.output)  # of workers that were killed
             self._make_room(tokenization_plan, shard_plan, overwrite)
             for directory, plan in (
                 (self.receipts, shard_plan),

@@ -26,7 +26,7 @@ from absl import logging
 
 from pipeline.errors import UserError
 from pipeline.storage import Location, StoredPath
-from pipeline.store_locks import locked_folder
+from pipeline.store_locks import abort_unfinished_uploads, locked_folder
 
 _SCRATCH_NAME = "clozemill"
 _LITTLE_ROOM_BYTES = 64 << 20
@@ -343,6 +343,12 @@ def remove_leftovers(directory: Location, name: str = "") -> None:
         if _TEMPORARY.search(path.name) and not is_in_use(path):
             # Another process may remove it at the same time.
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
+
+
+def remove_unfinished_uploads(directory: Location) -> None:
+    """Aborts the uploads that ended runs have left below a directory of a store, or names them."""
+    if isinstance(directory, StoredPath):
+        abort_unfinished_uploads(directory)
 
 
 def temporary_name(path: Path) -> Path:

@@ -54,7 +54,7 @@ def locked_folder(folder: StoredPath) -> Iterator[None]:
     renewal.start()
     try:
         if lock.is_inherited:
-            abort_uploads(folder.root, folder.key)
+            abort_unfinished_uploads(folder)
         with guarded(folder, lock.check):
             yield
     finally:
@@ -62,6 +62,20 @@ def locked_folder(folder: StoredPath) -> Iterator[None]:
             lock.ended.set()
             renewal.join()
             lock.release()
+
+
+def abort_unfinished_uploads(folder: StoredPath) -> None:
+    """Aborts, or names in a warning, the uploads in parts that ended runs have left in a folder.
+
+    Those below a folder that another run has locked are left alone.
+    """
+
+    def is_in_use(key: str) -> bool:
+        path = StoredPath(folder.root, key)
+        below = path.parents[: path.parents.index(folder)]
+        return any((each / LOCK_NAME).is_file() for each in below)
+
+    abort_uploads(folder.root, folder.key, is_in_use)
 
 
 class _Found(NamedTuple):

@@ -43,6 +43,7 @@ _ELSEWHERE = {
     *("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"),
     *("IllegalLocationConstraintException", "InvalidRegion"),
 }
+_MAY_HOLD_UPLOADS = "%s/%s may hold parts of unfinished uploads: %s"
 _ADVICE = (
     "to remove them, give the bucket a lifecycle rule with AbortIncompleteMultipartUpload, or run "
     "pip install 'clozemill[aws]' before the next run"
@@ -166,20 +167,29 @@ def _try(operation: Callable[[], T], root: str, url: str, is_first: bool = False
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def abort_uploads(root: str, key: str) -> None:
-    """Aborts uploads in parts that a killed run has left below a folder of S3.
+def abort_uploads(root: str, key: str, is_in_use: Callable[[str], bool]) -> None:
+    """Aborts uploads in parts that an ended run has left below a folder of S3.
 
     They cost as much as objects, and no list of objects shows them. Obstore cannot abort them. On
-    Azure, they go by themselves after a week.
+    Azure, they go by themselves after a week. In a bucket itself, they may be anybody's, so there
+    is only a warning.
+
+    Args:
+      root: the scheme and the bucket.
+      key: the folder.
+      is_in_use: whether the object of a key may be on its way now.
     """
     if not root.startswith("s3:"):
+        return
+    if not key:
+        logging.warning(_MAY_HOLD_UPLOADS, root, key, _ADVICE)
         return
     try:
         import boto3  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
     except ImportError:
-        logging.warning("%s/%s may hold parts of unfinished uploads: %s", root, key, _ADVICE)
+        logging.warning(_MAY_HOLD_UPLOADS, root, key, _ADVICE)
         return
     endpoint = os.environ.get(_VARIABLES["s3"].endpoint)
     try:
@@ -195,9 +205,11 @@ def abort_uploads(root: str, key: str) -> None:
         )
         bucket = root.removeprefix("s3://")
         pages = client.get_paginator("list_multipart_uploads")
-        for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/" if key else ""):
+        for page in pages.paginate(Bucket=bucket, Prefix=f"{key}/"):
             for upload in page.get("Uploads", []):
                 name, number = upload["Key"], upload["UploadId"]
+                if is_in_use(name):
+                    continue
                 client.abort_multipart_upload(Bucket=bucket, Key=name, UploadId=number)
                 logging.warning("aborted an unfinished upload of %s/%s", root, in_one_line(name))
     except (BotoCoreError, ClientError) as error:

@@ -1,5 +1,6 @@
 """Data sets of records that other programs wrote."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -151,6 +152,14 @@ def test_the_same_command_again_verifies(options, records, caplog):
     caplog.set_level("INFO", logger="absl")
     manifest = adopt(options)
     stamp = (options.output_dir / "manifest.json").stat().st_mtime_ns
+    # The plan that earlier builds have written.
+    names = ("train-00003-of-00009.tfrecord", "train.gz", "test.tfrecord")
+    files = zip(("train", "train", "eval"), (records / name for name in names), strict=True)
+    stats = [(split, str(path), path.stat()) for split, path in files]
+    stamps = [(split, path, stat.st_size, stat.st_mtime_ns) for split, path, stat in stats]
+    plan = json.loads((options.output_dir / "plan.json").read_text())
+    expected = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    assert plan["input_stamps_sha256"] == expected
     assert adopt(options) == manifest
     assert "adopted with the same options before: verifying" in caplog.text
     assert (options.output_dir / "manifest.json").stat().st_mtime_ns == stamp

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import boto3
 import pytest
 
 from pipeline.directories import Directories
@@ -132,6 +133,22 @@ def test_a_damaged_object_is_noticed_and_made_again(
     sent = [path.rpartition("/")[2] for method, path in server.requests if method == "PUT"]
     assert not {shards[2].name, shards[3].name} & set(sent)
     assert_equal_files(stored, data_set[0])
+
+
+def test_uploads_of_workers_that_were_killed_are_aborted(
+    stored, fail_at_call, monkeypatch, caplog, server
+):
+    with monkeypatch.context() as patch:
+        fail_at_call(2, ValueError("killed"), patch, "build_shard")
+        with pytest.raises(Exception, match="killed"):  # but the run itself has ended well
+            generate(stored)
+    bucket = stored.output_dir.root.removeprefix("s3://")
+    client = boto3.client("s3", endpoint_url=server.environment["AWS_ENDPOINT_URL"])
+    client.create_multipart_upload(Bucket=bucket, Key="data/train-00001-of-00008.tfrecord")
+    with caplog.at_level(logging.WARNING):
+        generate(stored)
+    assert "aborted an unfinished upload" in caplog.text
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
 
 
 def test_overwrite_replaces_a_data_set_on_a_store(stored, data_set):

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import store_locks
 from pipeline.errors import UserError
-from pipeline.files import locked_directory, write_whole
+from pipeline.files import locked_directory, remove_unfinished_uploads, write_whole
 from pipeline.storage import LOCK_NAME, StoredPath, location
 from tests.object_store import CUT, object_store
 
@@ -248,18 +248,22 @@ def test_unfinished_uploads_of_a_dead_run_are_aborted_or_named(folder, messages,
 
     def keys():
         found = client.list_multipart_uploads(Bucket=bucket)
-        return [upload["Key"] for upload in found.get("Uploads", [])]
+        return sorted(upload["Key"] for upload in found.get("Uploads", []))
 
-    for key in ("data/a b", "data2/a"):
+    (folder / "sweep/run" / LOCK_NAME).upload(b"{}")  # another run is at work there
+    for key in ("data/a b", "data2/a", "data/sweep/run/checkpoints/a"):
         client.create_multipart_upload(Bucket=bucket, Key=key)
     with locked_directory(folder):  # no run has died here
         pass
-    assert len(keys()) == 2
+    assert len(keys()) == 3
     write_lock(folder, {})
     with locked_directory(folder):
         pass
-    assert keys() == ["data2/a"]
+    assert keys() == ["data/sweep/run/checkpoints/a", "data2/a"]
     assert f"aborted an unfinished upload of {folder}/a b" in messages
+    remove_unfinished_uploads(StoredPath(folder.root))  # those of a bucket may be anybody's
+    assert len(keys()) == 2
+    assert f"{folder.root}/ may hold parts of unfinished uploads" in messages[-1]
     monkeypatch.setitem(sys.modules, "boto3", None)
     write_lock(folder, {})
     with locked_directory(folder):
