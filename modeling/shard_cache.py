@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import file_digest
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from absl import logging
 
@@ -48,6 +49,8 @@ _FILES_AT_A_TIME = 4
 _MOST_ATTEMPTS = 4
 _SECONDS_BETWEEN_LOOKS = 0.05
 _SECONDS_WITHOUT_ROOM = 300.0
+# How long another process, which may be suspended, can get nothing of what it fetches.
+_SECONDS_OF_SILENCE = 300.0
 # After this time, a shard of another data set is left over.
 _SECONDS_UNTIL_OLD = 24 * 3600.0
 _TICK = 0.01  # the seconds by which the time of a file may be behind the clock
@@ -195,7 +198,7 @@ class ShardCache:
 
     def find(
         self, sources: list[_Source], unused_since: float | None = None
-    ) -> "tuple[dict[Path, BinaryIO], list[_Fetch]] | None":
+    ) -> "tuple[dict[Path, BufferedReader], list[_Fetch]] | None":
         """Holds the files that are here, and makes room for those that nobody fetches.
 
         Args:
@@ -208,7 +211,7 @@ class ShardCache:
         with alone_in(self._directory):
             remove_leftovers(self._directory)
             files = self._files()
-            held: dict[Path, BinaryIO] = {}
+            held: dict[Path, BufferedReader] = {}
             for source in sources:
                 if source.file not in held and (file := hold(source.file)):
                     source.file.touch()
@@ -220,7 +223,7 @@ class ShardCache:
         _close(held)
         return None
 
-    def release(self, held: dict[Path, BinaryIO], wanted: Iterable[Path]) -> None:
+    def release(self, held: dict[Path, BufferedReader], wanted: Iterable[Path]) -> None:
         """Gives files up, except for those that are wanted and those that stay."""
         for path in held.keys() - {*wanted} - self._kept:
             held.pop(path).close()
@@ -238,7 +241,7 @@ class ShardCache:
                 each.abandon()
         self._verified |= {each.source.file for each in fetches}
 
-    def verify(self, held: dict[Path, BinaryIO]) -> None:
+    def verify(self, held: dict[Path, BufferedReader]) -> None:
         """Removes those files that have become damaged since another run fetched them."""
 
         def verify_file(path: Path) -> None:
@@ -253,6 +256,20 @@ class ShardCache:
             held.pop(path).close()
 
         _in_parallel(verify_file, held.keys() - self._verified)
+
+    def check_arrivals(self) -> None:
+        """Checks that the files that others fetch grow.
+
+        Raises:
+          UserError: they do not.
+        """
+        newest = max(map(_time_of, self._directory.iterdir()), default=0.0)
+        if newest < time.time() - _SECONDS_OF_SILENCE:
+            raise UserError(
+                f"another process fetches shards to {self._directory}, but has got nothing for "
+                f"{_SECONDS_OF_SILENCE:.0f} s: end it if it is suspended, or give another "
+                "--cache_dir"
+            )
 
     def _files(self) -> dict[Path, int]:
         """The files that are here or coming, under their last names, with their whole sizes."""
@@ -305,7 +322,7 @@ class _Reader:
 
     def __init__(self, cache: ShardCache):
         self._cache = cache
-        self._held: dict[Path, BinaryIO] = {}
+        self._held: dict[Path, BufferedReader] = {}
         self._next: list[_Source] = []
         self._opening = threading.Lock()
         self._fetching = threading.Thread()
@@ -327,11 +344,11 @@ class _Reader:
             self._fetching.join()
 
     def _wait_for(self, sources: list[_Source]) -> None:
-        deadline = time.monotonic() + _SECONDS_WITHOUT_ROOM
+        last_room = last_success = time.monotonic()
         while missing := [source for source in sources if source.file not in self._held]:
             if (found := self._cache.find(missing)) is None:
                 self._cache.release(self._held, ())
-                if time.monotonic() > deadline:
+                if time.monotonic() > last_room + _SECONDS_WITHOUT_ROOM:
                     raise UserError(
                         "other processes have been using all the room of the shard cache for "
                         f"{_SECONDS_WITHOUT_ROOM:.0f} s: give a larger --cache_size"
@@ -341,9 +358,12 @@ class _Reader:
                 self._held |= held
                 self._cache.fetch(fetches)
                 self._cache.verify(self._held)
-                deadline = time.monotonic() + _SECONDS_WITHOUT_ROOM
+                last_room = time.monotonic()
                 if held or fetches:
+                    last_success = last_room
                     continue
+                if last_room > last_success + _SECONDS_OF_SILENCE:
+                    self._cache.check_arrivals()
             time.sleep(_SECONDS_BETWEEN_LOOKS)  # others fetch what is missing, or must make room
 
     def _fetch_ahead(self, sources: list[_Source]) -> None:
@@ -435,7 +455,7 @@ def _in_parallel(work: Callable[[T], object], items: Iterable[T]) -> None:
         raise errors[0]
 
 
-def _close(held: dict[Path, BinaryIO]) -> None:
+def _close(held: dict[Path, BufferedReader]) -> None:
     for file in held.values():
         file.close()
 

@@ -19,8 +19,8 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from absl import logging
 
@@ -449,7 +449,7 @@ def alone_in(directory: Path) -> Iterator[None]:
         yield
 
 
-def hold(path: Path) -> BinaryIO | None:
+def hold(path: Path) -> BufferedReader | None:
     """Opens a file, which is in use until it is closed, see `is_in_use`; None if it is missing.
 
     Raises:

@@ -24,7 +24,7 @@ from modeling.step.learner import Learner
 from modeling.training.metrics import METRICS_NAME
 from modeling.training.tensorboard import SUMMARIES_NAME
 from modeling.training.tracking import NAMES_OF_TRACKERS
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason_of
 from pipeline.files import scratch_directory
 from pipeline.storage import Location, StoredPath
 
@@ -189,7 +189,7 @@ class _StoredRunWriter(RunWriter):
                 self._then()
             self._then = None
         if isinstance(self._error, OSError):
-            raise self._failure(str(self._error)) from self._error
+            raise self._failure(reason_of(self._error)) from self._error
         if self._error:
             raise self._error
 

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -483,6 +484,26 @@ def test_the_fetching_of_a_killed_process_is_taken_over(
     data_set.open(shards, [])
     assert time.monotonic() - started < 5
     assert sorted(sizes_of_files(cache_dir)) == sorted(data_set.path_of(s).name for s in shards)
+
+
+def test_the_fetching_of_a_suspended_process_is_an_error_after_a_while(
+    store, remote, cached, start_process, monkeypatch
+):
+    monkeypatch.setattr(shard_cache, "_SECONDS_OF_SILENCE", 0.5)
+    shards = evaluation_shards(remote.manifest)
+    process = start_process(remote, shards)
+    suspended = threading.Event()
+
+    def suspend(_number, _method, path):
+        if path.endswith(".tfrecord") and not suspended.is_set():
+            process.send_signal(signal.SIGSTOP)
+            suspended.set()
+
+    store.before = suspend
+    process.stdin.write("\n")
+    assert suspended.wait(20)
+    with pytest.raises(UserError, match="end it if it is suspended"):
+        cached().open(shards, [])
 
 
 def test_one_process_fetches_and_the_others_wait(store, remote, cached, start_process):
