@@ -20,7 +20,6 @@ from tests.object_store import object_store
 pytestmark = pytest.mark.no_backend
 
 KILLED = -9
-POINTS_OF_FAST_TEST = 3
 MOST_POINTS = 120
 BUSY = 503
 MOMENTS = ("before", "after")
@@ -166,10 +165,6 @@ def assert_survives(full, content_of, commands, store, report, tmp_path, monkeyp
             pytest.fail("\n".join(problems), pytrace=False)
 
     return check
-
-
-def test_a_run_killed_at_a_few_requests_resumes(assert_survives):
-    assert_survives("pretrain", POINTS_OF_FAST_TEST)
 
 
 @pytest.mark.slow
