@@ -269,7 +269,7 @@ def write_unmasked():
             )
             buckets[split, pass_index] += 1
             batch = _documents(plan.bucket.index, documents)
-            built = build_shard(plan, batch, vocabulary, options, data_dir, data_dir)
+            built = build_shard(plan, batch, vocabulary, options, data_dir / plan.name)
             described.append(built.shard)
             counts[split].update(built.counts)
         limits = options.limits_of_rows
