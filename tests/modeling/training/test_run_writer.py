@@ -131,9 +131,8 @@ def test_steps_go_on_while_a_checkpoint_is_sent_and_wait_for_it_before_the_next(
     assert waited == [True] * 4
 
 
-@pytest.mark.slow
 def test_a_run_resumes_with_nothing_but_the_store(fake_run, store, run_dir, options, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     fake_run(dataclasses.replace(options, num_train_steps=10), run_dir=run_dir)
     store.requests.clear()
     _, step = fake_run(options, run_dir=run_dir)
