@@ -24,7 +24,6 @@ from pipeline.files import send_directory
 from pipeline.json_files import DIGEST_KEY, write_json
 from pipeline.records import read_frames
 from pipeline.storage import location
-from tests.object_store import object_store
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "data_samples"
@@ -460,29 +459,21 @@ class Hosts:
         return names
 
 
-@pytest.fixture
-def store(monkeypatch):
-    with object_store() as store:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        yield store
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=needs_jax)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_job_whose_hosts_vanish_goes_on_on_new_ones_to_the_bit(
-    number, backend, data_dir, store, tmp_path
+    number, backend, data_dir, server, tmp_path
 ):
     """They find the data, the checkpoints and the metrics on the store, and nowhere else."""
     few = f"--num_train_steps={NUM_STEPS // 2}"
     run(tmp_path, *two(*command(backend, data_dir, "straight", few)))
-    bucket = location(store.make_bucket())
+    bucket = location(server.make_bucket())
     send_directory(data_dir, bucket / "data", "manifest.json")
     run_dir = bucket / "run"
     # To save at every step takes time, so that the signal comes before the last step.
     pretrain = command(backend, bucket / "data", run_dir, few, "--save_checkpoints_steps=1")
-    hosts = Hosts(tmp_path / "hosts", store.environment)
+    hosts = Hosts(tmp_path / "hosts", server.environment)
     for _ in range(2):
         before = newest_step(run_dir)
         processes = hosts.start(*pretrain)

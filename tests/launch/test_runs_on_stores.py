@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import send_directory
-from pipeline.storage import location
-from tests.object_store import object_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_backend]
 ROOT = Path(__file__).parents[2]
@@ -24,14 +22,11 @@ SMALL = (
 
 
 @pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    with object_store() as store:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        for name in ("HOME", "TMPDIR"):
-            (tmp_path / name).mkdir()
-            monkeypatch.setenv(name, str(tmp_path / name))
-        yield location(store.make_bucket())
+def bucket(bucket, monkeypatch, tmp_path):
+    for name in ("HOME", "TMPDIR"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return bucket
 
 
 def clozemill(*arguments, code=0):

@@ -49,7 +49,6 @@ from pipeline.records import encode_examples, read_frames
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.storage import location
 from pipeline.vocabulary import Vocabulary
-from tests.object_store import object_store
 
 MAX_SEQ_LENGTH, MAX_PREDICTIONS, VOCAB_SIZE = 16, 3, 50
 FIRST_ORDINARY_ID = 5
@@ -295,12 +294,9 @@ def write_unmasked():
 
 
 @pytest.fixture(scope="module")
-def store():
+def store(server):
     """A server of S3 on loopback, to which the environment leads."""
-    with object_store() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        yield running
+    return server
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from pipeline.files import (
     write_whole,
 )
 from pipeline.storage import StoredPath, is_for_beam, location, match_with_beam, size_of
-from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 
@@ -32,20 +31,6 @@ NAMES = (
     *("a b", "ü/é", "x#1", "x%20y", "100%", "is?it=1", "s*r", "[z]", "a+b", "a&b", "<x>"),
     *('"q"', "c:d", "back\\slash", "{y}", ".hidden", "~", "😀", "a.b.c", "-", "@", "^`|"),
 )
-
-
-@pytest.fixture(scope="module")
-def server():
-    with object_store() as store:
-        yield store
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return location(server.make_bucket())
 
 
 parts = st.text(

@@ -16,24 +16,15 @@ import pytest
 from pipeline import store_locks
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, remove_unfinished_uploads, write_whole
-from pipeline.storage import LOCK_NAME, StoredPath, location
-from tests.object_store import CUT, object_store
+from pipeline.storage import LOCK_NAME, StoredPath
+from tests.object_store import CUT
 
 pytestmark = pytest.mark.no_backend
 
 
-@pytest.fixture(scope="module")
-def server():
-    with object_store() as store:
-        yield store
-
-
 @pytest.fixture
-def folder(server, monkeypatch):
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return location(server.make_bucket()) / "data"
+def folder(bucket):
+    return bucket / "data"
 
 
 @pytest.fixture

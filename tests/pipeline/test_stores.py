@@ -14,17 +14,11 @@ from pipeline import stores
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.storage import location
-from tests.object_store import CUT, object_store
+from tests.object_store import CUT
 
 pytestmark = pytest.mark.no_backend
 
 SECRETS = ("marked-key", "marked-secret", "marked-token")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with object_store() as store:
-        yield store
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.manifest import DataSet
 from pipeline.storage import location
 from pipeline.verification import verify
-from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 
@@ -46,12 +45,6 @@ CASES = {
     "generate --drop_duplicates": Case(("--drop_duplicates",)),
     "generate --overwrite": Case(("--overwrite",), ("--random_seed=1", "--num_shards=3")),
 }
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store() as store:
-        yield store
 
 
 class Killing:
@@ -155,16 +148,14 @@ class Killing:
 
 
 @pytest.fixture
-def assert_survives(light, generate_flags, store, report, tmp_path, monkeypatch):
+def assert_survives(light, generate_flags, server, report, tmp_path):
     """A function that kills a case at some of its requests, reports, and fails with what is wrong.
 
     Which, it learns from a function of their number.
     """
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
 
     def check(name, points_of):
-        killing = Killing(light, generate_flags, store, CASES[name], tmp_path)
+        killing = Killing(light, generate_flags, server, CASES[name], tmp_path)
         points = points_of(len(killing.requests))
         counts, problems = Counter(tried=len(points)), []
         for point, moment in points:

@@ -15,7 +15,6 @@ from collections import Counter
 import pytest
 
 from pipeline.storage import location
-from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 
@@ -24,12 +23,6 @@ MOST_POINTS = 120
 BUSY = 503
 MOMENTS = ("before", "after")
 OPENED_BY = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store() as store:
-        yield store
 
 
 @pytest.fixture
@@ -145,13 +138,11 @@ def _sha256(content):
 
 
 @pytest.fixture
-def assert_survives(full, content_of, commands, store, report, tmp_path, monkeypatch):
+def assert_survives(full, content_of, commands, server, report, tmp_path):
     """A function that kills a command at some of its requests, and fails with what is wrong."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
 
     def check(name, most):
-        killing = Killing(full, content_of, store, commands[name], tmp_path)
+        killing = Killing(full, content_of, server, commands[name], tmp_path)
         points = [(point, moment) for point in range(len(killing.requests)) for moment in MOMENTS]
         chosen = sorted(random.Random(name).sample(points, min(most, len(points))))
         counts, problems = Counter(tried=len(chosen)), []

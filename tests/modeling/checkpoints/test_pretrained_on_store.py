@@ -1,7 +1,6 @@
 """Trained BERTs of each kind on a store: read as on a disk, and no more of them than is needed."""
 
 import shutil
-import tempfile
 from functools import partial
 
 import numpy as np
@@ -15,23 +14,14 @@ from modeling.training.resume import read_branch
 from pipeline.errors import UserError
 from pipeline.files import send_directory
 from pipeline.storage import location
-from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 LAST = {"run": "manifest.json", "huggingface": "config.json", "original": "vocab.txt"}
 
 
-@pytest.fixture(scope="module")
-def server():
-    with object_store() as store:
-        yield store
-
-
 @pytest.fixture
 def store(server, monkeypatch, tmp_path):
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     yield server
     server.reset()
     assert not list(tmp_path.glob("clozemill*"))

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 
@@ -17,24 +16,15 @@ from modeling.training import run_writer
 from modeling.training.metrics import METRICS_NAME
 from pipeline.errors import UserError
 from pipeline.storage import LOCK_NAME, location
-from tests.object_store import object_store
 
 pytestmark = pytest.mark.no_backend
 STATE, WEIGHTS, OPTIMIZER = "state.json", "weights.npz", "optimizer.npz"
 
 
-@pytest.fixture(scope="module")
-def server():
-    with object_store() as store:
-        yield store
-
-
 @pytest.fixture
 def store(server, monkeypatch, tmp_path):
     server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     yield server
     server.reset()
