@@ -1,13 +1,12 @@
 """The command after `--` for the verbs that write jobs: pretrain, or generate on Spark."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from absl import flags
 
-from launch.flag_files import expand_flag_files, flag_values, flags_of
-from launch.pretrain_command import places_of, read_command
+from launch.flag_files import flag_values
+from launch.pretrain_command import copy_of_flags, parse_after_dashes, places_of, read_command
 
 _NOT_IN_JOBS = {
     "spark_master": "the job's processes are a cluster of their own",
@@ -45,18 +44,8 @@ def read_generate_command(command: list[str]) -> tuple[list[str], flags.FlagValu
         from launch import generate  # noqa: PLC0415
         from pipeline.options import InstanceOptions  # noqa: PLC0415
 
-        values = flags.FlagValues()
-        values.set_gnu_getopt(True)
-        for flag in (*flags_of(generate), *flags.FLAGS.get_flags_for_module("absl.logging")):
-            values[flag.name] = copy.deepcopy(flag)
-    try:
-        arguments = expand_flag_files(command[1:])
-        if unparsed := values(["generate", *arguments])[1:]:
-            raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
-    except flags.Error as error:
-        raise flags.Error(
-            f"after --: {error} (`clozemill generate --help` lists its flags)"
-        ) from error
+        values = copy_of_flags(generate)
+    arguments = parse_after_dashes(command, values)
     for name, reason in _NOT_IN_JOBS.items():
         if values[name].value:
             raise flags.Error(f"after --: remove --{name}, because {reason}")

@@ -1,6 +1,7 @@
 """The pretrain command after `--`, for the verbs that start pretrain as other processes."""
 
 import copy
+from types import ModuleType
 
 from absl import flags
 
@@ -41,15 +42,7 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
         }.get(command[0], "")
         raise flags.Error(f"after -- must come pretrain with its flags, not {command[0]!r}{hint}")
     values = pretrain_flags()
-    try:
-        arguments = expand_flag_files(command[1:])
-        if unparsed := values(["pretrain", *arguments])[1:]:
-            raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
-        check_not_empty(values[name] for name in values)
-    except flags.Error as error:
-        raise flags.Error(
-            f"after --: {error} (`clozemill pretrain --help` lists its flags)"
-        ) from error
+    arguments = parse_after_dashes(command, values)
     from launch.job import PLACE_FLAGS  # noqa: PLC0415 - defines flags, as pretrain does
 
     for name in PLACE_FLAGS:
@@ -58,6 +51,32 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     TrainingOptions(**flag_values(TrainingOptions, values))
     places_of(values)
     return ["pretrain", *arguments], values
+
+
+def parse_after_dashes(command: list[str], values: flags.FlagValues) -> list[str]:
+    """Parses the flags of a command after `--`.
+
+    Args:
+      command: the verb and its flags.
+      values: the verb's flags, which get their values.
+
+    Returns:
+      The words after the verb, with each --flagfile replaced by the file's lines.
+
+    Raises:
+      flags.Error: the verb does not accept the flags.
+    """
+    verb, *words = command
+    try:
+        arguments = expand_flag_files(words)
+        if unparsed := values([verb, *arguments])[1:]:
+            raise flags.Error(f"unexpected argument {unparsed[0]!r}; flags begin with --")
+        check_not_empty(values[name] for name in values)
+    except flags.Error as error:
+        raise flags.Error(
+            f"after --: {error} (`clozemill {verb} --help` lists its flags)"
+        ) from error
+    return arguments
 
 
 def places_of(values: flags.FlagValues) -> list[Location]:
@@ -87,8 +106,13 @@ def pretrain_flags() -> flags.FlagValues:
         # Imported late, so that the verb's own flags were parsed without pretrain's.
         from launch import pretrain  # noqa: PLC0415
 
+    return copy_of_flags(pretrain)
+
+
+def copy_of_flags(verb: ModuleType) -> flags.FlagValues:
+    """A verb's flags with their present values, apart from those of this process."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for flag in (*flags_of(pretrain), *flags.FLAGS.get_flags_for_module("absl.logging")):
+    for flag in (*flags_of(verb), *flags.FLAGS.get_flags_for_module("absl.logging")):
         values[flag.name] = copy.deepcopy(flag)
     return values

@@ -153,6 +153,16 @@ def test_a_grid_of_generate_is_refused(tmp_path, slurm):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag", ["--output_dir=", "--input_file=", "--tokenized_dir="])
+def test_an_empty_flag_of_generate_is_refused(tmp_path, slurm, flag):
+    """As an unset variable of the shell gives it."""
+    given = ("--input_file=s3://b/c", "--vocab_file=v", "--output_dir=s3://d/e", flag)
+    result = slurm(tmp_path, *LIMITS, "--gpus_per_node=0", "--", "generate", *given)
+    assert result.returncode == 2
+    assert f"{flag.removesuffix('=')} is empty" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_script_holds_no_credentials(tmp_path, slurm):
     secret = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
     result = slurm(tmp_path, *LIMITS, "--", "pretrain", *STORE, environment=secret)
