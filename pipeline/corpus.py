@@ -156,28 +156,17 @@ def write_documents(
     return buckets
 
 
-def read_row_groups(row_groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Reads row groups; those of a store several at once, each with three requests."""
-
-    def read(group: RowGroup) -> pa.Table:
-        with pq.ParquetFile(source_of(group.path), pre_buffer=True) as file:
-            return file.read_row_group(group.index)
-
-    with ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE) as threads:
-        return list(threads.map(read, row_groups))
-
-
 def read_documents_of_bucket(
-    row_groups: list[pa.Table], id_dtype: np.dtype, dropped: pa.Table | None = None
+    row_groups: Sequence[RowGroup], id_dtype: np.dtype, dropped: pa.Table | None = None
 ) -> DocumentBatch:
     """Reads all documents of a bucket, sorted by id, so the order of the row groups has no effect.
 
     Args:
-      row_groups: what `read_row_groups` reads of those that hold the bucket's documents.
+      row_groups: the row groups that hold the bucket's documents.
       id_dtype: dtype of the token ids.
       dropped: table with the `file` and `offset` of the documents to leave out.
     """
-    table = pa.concat_tables(row_groups or [_SCHEMA.empty_table()])
+    table = pa.concat_tables(_read(row_groups) or [_SCHEMA.empty_table()])
     if dropped is not None:
         table = table.join(dropped, DOCUMENT_ID, join_type="left anti")
     table = table.sort_by([(column, "ascending") for column in DOCUMENT_ID])
@@ -193,6 +182,17 @@ def read_documents_of_bucket(
         sentence_ends=np.cumsum(flat("sentence_lengths", np.uint32), dtype=np.int64),
         document_ends=np.cumsum(sentences_per_document, dtype=np.int64),
     )
+
+
+def _read(row_groups: Sequence[RowGroup]) -> list[pa.Table]:
+    """Reads row groups; those of a store several at once, each with three requests."""
+
+    def read(group: RowGroup) -> pa.Table:
+        with pq.ParquetFile(source_of(group.path), pre_buffer=True) as file:
+            return file.read_row_group(group.index)
+
+    with ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE) as threads:
+        return list(threads.map(read, row_groups))
 
 
 def _digest(sentences: list[str]) -> bytes:

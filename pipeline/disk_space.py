@@ -12,7 +12,6 @@ from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -62,9 +61,7 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
         path = Path(folder, "sample.parquet")
         write_documents(path, [{Bucket("train", 0): documents}])
         tokenized_bytes = path.stat().st_size
-        batch = read_documents_of_bucket(
-            read_row_groups([RowGroup(path, 0)]), tokenizer.vocabulary.id_dtype
-        )
+        batch = read_documents_of_bucket([RowGroup(path, 0)], tokenizer.vocabulary.id_dtype)
     how = options.instances
     rng = np.random.default_rng(how.random_seed)
     # Both ways for all documents, because the few that would be drawn may be far from the mean.

@@ -33,7 +33,6 @@ from pipeline.corpus import (
     RowGroup,
     TokenizedDocument,
     read_documents_of_bucket,
-    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -296,7 +295,7 @@ class BuildShard(Stage):
             self._last_read = None  # before the next one takes memory
             duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
             documents = read_documents_of_bucket(
-                read_row_groups(row_groups),
+                row_groups,
                 self._vocabulary.id_dtype,
                 read_duplicates(list(duplicates), bucket),
             )

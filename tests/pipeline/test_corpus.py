@@ -13,7 +13,6 @@ from pipeline.buckets import Bucket
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -127,7 +126,7 @@ def test_a_bucket_is_read_in_the_order_of_ids_for_any_order_of_its_row_groups(
     )
     row_groups = [RowGroup(first, 1), RowGroup(second, 0)]
     for ordered in (row_groups, row_groups[::-1]):
-        batch = read_documents_of_bucket(read_row_groups(ordered), UINT16)
+        batch = read_documents_of_bucket(ordered, UINT16)
         assert batch.ids.tolist() == [3] * 2 + [20] * 4 + [1] * 5 + [3] * 3
         assert batch.sentence_ends.tolist() == [1, 2, 6, 11, 13, 14]
         assert batch.document_ends.tolist() == [2, 3, 4, 6]
@@ -135,7 +134,7 @@ def test_a_bucket_is_read_in_the_order_of_ids_for_any_order_of_its_row_groups(
             *(True, False, True, False, True, False),
             *(True, False, True, False, True, True, False, True),
         ]
-    batch = read_documents_of_bucket(read_row_groups([RowGroup(first, 0)]), UINT16)
+    batch = read_documents_of_bucket([RowGroup(first, 0)], UINT16)
     assert batch.ids.tolist() == [1] * 9
 
 
@@ -154,7 +153,7 @@ def test_the_batches_and_row_groups_of_a_bucket_do_not_matter(
     ]
     write_documents(folder / "whole.parquet", [{TRAIN: documents}] if documents else [])
     whole = read_documents_of_bucket(
-        read_row_groups([RowGroup(folder / "whole.parquet", 0)][: len(documents)]), UINT16
+        [RowGroup(folder / "whole.parquet", 0)][: len(documents)], UINT16
     )
 
     rng.shuffle(documents)
@@ -174,7 +173,7 @@ def test_the_batches_and_row_groups_of_a_bucket_do_not_matter(
         if bucket == TRAIN
     ]
     rng.shuffle(row_groups)
-    read = read_documents_of_bucket(read_row_groups(row_groups), UINT16)
+    read = read_documents_of_bucket(row_groups, UINT16)
     for name, array in vars(whole).items():
         assert getattr(read, name).tolist() == array.tolist()
 
@@ -240,7 +239,7 @@ def bucket(tmp_path, tokenized_document):
     ],
 )
 def test_documents_are_dropped_by_file_and_offset(dropped, lengths_left, bucket):
-    batch = read_documents_of_bucket(read_row_groups(bucket), UINT16, ids_to_drop(*dropped))
+    batch = read_documents_of_bucket(bucket, UINT16, ids_to_drop(*dropped))
     assert np.diff(batch.sentence_ends, prepend=0).tolist() == lengths_left
     assert len(batch.document_ends) == len(lengths_left)
     assert len(batch.ids) == len(batch.word_starts) == sum(lengths_left)
@@ -259,6 +258,6 @@ def test_dropping_from_a_large_bucket_keeps_the_order_of_ids(tmp_path, tokenized
     write_documents(path, [{TRAIN: documents[:2000]}, {TRAIN: documents[2000:]}])
     dropped = ids_to_drop(*((f"f{offset % 7}", offset) for offset in range(0, 3000, 3)))
     row_groups = [RowGroup(path, 1), RowGroup(path, 0)]
-    batch = read_documents_of_bucket(read_row_groups(row_groups), UINT16, dropped)
+    batch = read_documents_of_bucket(row_groups, UINT16, dropped)
     expected = sorted((offset % 7, offset) for offset in range(3000) if offset % 3)
     assert batch.ids.tolist() == [offset for _, offset in expected]

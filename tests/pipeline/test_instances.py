@@ -10,7 +10,6 @@ from pipeline.buckets import Bucket
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -446,7 +445,7 @@ def batch_of_texts(texts, tokenizer, split_file, segment=None):
     members = [document for document in documents if document]
     buckets = write_documents(split_file, [{Bucket("train", 0): members}] if members else [])
     row_groups = [RowGroup(split_file, number) for number in range(len(buckets))]
-    return read_documents_of_bucket(read_row_groups(row_groups), tokenizer.vocabulary.id_dtype)
+    return read_documents_of_bucket(row_groups, tokenizer.vocabulary.id_dtype)
 
 
 def tokens_of(texts, tokenizer):

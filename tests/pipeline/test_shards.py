@@ -9,7 +9,6 @@ from pipeline.buckets import Bucket, BucketPlan
 from pipeline.corpus import (
     RowGroup,
     read_documents_of_bucket,
-    read_row_groups,
     tokenize_documents,
     write_documents,
 )
@@ -34,9 +33,7 @@ def sample(data_samples, tmp_path_factory, documents_of):
         path = tmp_path_factory.mktemp(name) / "split.parquet"
         write_documents(path, [{PLAN.bucket: documents}])
         vocabulary = tokenizer.vocabulary
-        return read_documents_of_bucket(
-            read_row_groups([RowGroup(path, 0)]), vocabulary.id_dtype
-        ), vocabulary
+        return read_documents_of_bucket([RowGroup(path, 0)], vocabulary.id_dtype), vocabulary
 
     return tokenize
 

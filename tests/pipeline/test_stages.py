@@ -13,7 +13,7 @@ import pytest
 
 import pipeline.stages
 from pipeline.buckets import BucketPlan
-from pipeline.corpus import RowGroup, read_documents_of_bucket, read_row_groups
+from pipeline.corpus import RowGroup, read_documents_of_bucket
 from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
@@ -71,7 +71,7 @@ def documents_of_buckets(found):
         row_groups.setdefault(bucket, []).append(row_group)
     words = {}
     for bucket, members in row_groups.items():
-        batch = read_documents_of_bucket(read_row_groups(members), np.dtype(np.uint16))
+        batch = read_documents_of_bucket(members, np.dtype(np.uint16))
         first_tokens = [0, *batch.sentence_ends[batch.document_ends - 1][:-1].tolist()]
         words[bucket] = (batch.ids[first_tokens] - 5).tolist()
     return words
