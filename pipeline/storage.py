@@ -311,6 +311,9 @@ class StoredPath:
                 "chunk_size": part,
                 "max_concurrency": _PARTS_AT_A_TIME,
             }
+        elif isinstance(content, Path):
+            # Because obstore reads a file into a buffer of up to twice its size.
+            content = content.read_bytes()
         put = self._ask(
             lambda bucket: bucket.put(self.key, content, **options), options["use_multipart"]
         )
