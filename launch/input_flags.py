@@ -104,3 +104,8 @@ def do_lower_case() -> bool:
 def strip_accents() -> bool | None:
     """Returns whether accents are stripped; None means if the text is lower-cased."""
     return _STRIP_ACCENTS.value
+
+
+def given_normalization() -> dict[str, bool]:
+    """Returns those of `do_lower_case` and `strip_accents` that the user has given, by name."""
+    return {flag.name: flag.value for flag in (_DO_LOWER_CASE, _STRIP_ACCENTS) if flag.present}
