@@ -270,13 +270,19 @@ def _describe(output_file: Location, num_tokens: int, receipt: VocabularyReceipt
     if not isinstance(receipt, ExtensionReceipt):
         return f"{output_file}: {num_tokens:,} tokens"
     figures = receipt.figures
-    words, before, after = (figures[name] for name in ("words", "pieces_before", "pieces_after"))
-    unknown = [figures[name] / words for name in ("unknown_before", "unknown_after")]
+    words, marks = figures["words"], figures["marks"]
+    before, after = figures["tokens_before"], figures["tokens_after"]
+    of_words = [(tokens - marks) / max(words, 1) for tokens in (before, after)]
+    unknown = [figures[name] / (words + marks) for name in ("unknown_before", "unknown_after")]
     return (
         f"{output_file}: {num_tokens:,} tokens, {figures['new_tokens']:,} of them new, "
         f"{figures['in_place_of_unused']:,} of these in the place of [unused…]\n"
-        f"  text    {words:,} words\n"
-        f"  pieces  {before / words:.3f} a word before, {after / words:.3f} after "
-        f"({after / before - 1:+.1%})\n"
-        f"  [UNK]   {unknown[0]:.3%} of the words before, {unknown[1]:.3%} after"
+        f"  pieces a word         {of_words[0]:.3f} before, {of_words[1]:.3f} after"
+        f"{_change(*of_words)}\n"
+        f"  tokens of the text    {before:,} before, {after:,} after{_change(before, after)}\n"
+        f"  words that are [UNK]  {unknown[0]:.3%} before, {unknown[1]:.3%} after"
     )
+
+
+def _change(before: float, after: float) -> str:
+    return f" ({after / before - 1:+.1%})" if before else ""

@@ -21,7 +21,7 @@ the chosen string are looked at again.
 Of a word that is [UNK], some characters are in no piece. Each of them counts as two pieces, so that
 a token for it alone saves one, and a token for the whole word saves more. For example, `a☃b` counts
 four: `a`, two, and `##b`. The figures of
-`pieces_and_unknown` know nothing of this: there, [UNK] is one piece.
+`tokens_and_unknown` know nothing of this: there, [UNK] is one piece.
 """
 
 import re
@@ -51,8 +51,8 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 _COST_OF_UNKNOWN_CHARACTER = 2
 # The words that the search looks at: the most frequent ones. So its memory is bounded.
 _MOST_WORDS = 1 << 18
-_FEWEST_CANDIDATES = 1 << 14
-_CANDIDATES_PER_TOKEN = 4
+_FEWEST_CANDIDATES = 1 << 15
+_CANDIDATES_PER_TOKEN = 16
 # Words between white space are remembered until there are so many, and then split further.
 _MOST_RAW_WORDS = 1 << 20
 _BITS_OF_CHARACTER = 21
@@ -81,8 +81,10 @@ def extend_vocabulary(
 
     Returns:
       The new vocabulary, in the order of its ids.
-      Figures: new_tokens, in_place_of_unused, words, pieces_before, pieces_after, unknown_before
-        and unknown_after, the last ones numbers of words that are `[UNK]`.
+      Figures: new_tokens, in_place_of_unused; the text's words and marks; the tokens that these
+        become, tokens_before and tokens_after; and how many of them are `[UNK]`, unknown_before
+        and unknown_after. A mark is a single character that is neither a letter nor a digit, and
+        always one token. So words take `tokens - marks` pieces.
 
     Raises:
       UserError: there is no text.
@@ -90,7 +92,7 @@ def extend_vocabulary(
     words = count_words(texts, BasicTokenizer(do_lower_case, strip_accents))
     if not words:
         raise UserError("there is no text to take new tokens from")
-    logging.info("%s words, %s different ones", f"{words.total():,}", f"{len(words):,}")
+    logging.info("%s words and marks, %s different", f"{words.total():,}", f"{len(words):,}")
     new = new_tokens(tokens, words, num_new_tokens)
     if len(new) < num_new_tokens:
         logging.info(
@@ -100,14 +102,16 @@ def extend_vocabulary(
             MIN_SAVING,
         )
     extended = with_new_tokens(tokens, new)
-    pieces_before, unknown_before = pieces_and_unknown(tokens, words)
-    pieces_after, unknown_after = pieces_and_unknown(extended, words)
+    marks = sum(count for word, count in words.items() if len(word) == 1 and not word.isalnum())
+    tokens_before, unknown_before = tokens_and_unknown(tokens, words)
+    tokens_after, unknown_after = tokens_and_unknown(extended, words)
     return extended, {
         "new_tokens": len(new),
         "in_place_of_unused": len(new) - (len(extended) - len(tokens)),
-        "words": words.total(),
-        "pieces_before": pieces_before,
-        "pieces_after": pieces_after,
+        "words": words.total() - marks,
+        "marks": marks,
+        "tokens_before": tokens_before,
+        "tokens_after": tokens_after,
         "unknown_before": unknown_before,
         "unknown_after": unknown_after,
     }
@@ -129,7 +133,7 @@ def count_words(texts: Iterable[str], tokenizer: BasicTokenizer) -> Counter[str]
     return words
 
 
-def pieces_and_unknown(tokens: Iterable[str], words: Mapping[str, int]) -> tuple[int, int]:
+def tokens_and_unknown(tokens: Iterable[str], words: Mapping[str, int]) -> tuple[int, int]:
     """How many tokens words become, and how many of these words are `[UNK]`.
 
     Both are exactly what `FullTokenizer` makes of their text.
@@ -139,12 +143,12 @@ def pieces_and_unknown(tokens: Iterable[str], words: Mapping[str, int]) -> tuple
       words: the number of occurrences of each word.
     """
     tokenizer = WordpieceTokenizer({token: number for number, token in enumerate(tokens)})
-    pieces = unknown = 0
+    all_pieces = unknown = 0
     for word, count in words.items():
-        found = tokenizer.pieces_of_word(word)
-        pieces += count * len(found)
-        unknown += count * (found == [tokenizer.unk_token])
-    return pieces, unknown
+        pieces = tokenizer.pieces_of_word(word)
+        all_pieces += count * len(pieces)
+        unknown += count * (pieces == [tokenizer.unk_token])
+    return all_pieces, unknown
 
 
 def new_tokens(tokens: Collection[str], words: Mapping[str, int], num_new_tokens: int) -> list[str]:

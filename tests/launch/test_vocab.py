@@ -160,11 +160,13 @@ def lines_of(path):
     return path.read_text("utf-8").splitlines()
 
 
-def average_length(path, **options):
-    """The number of pieces of a word of the sample."""
+def pieces_and_words(path, **options):
+    """The number of tokens of the sample, that of its punctuation marks, and that of its words."""
     tokenizer = FullTokenizer(path, **options)
     text = ENGLISH.read_text("utf-8")
-    return len(tokenizer.encode(text)) / len(tokenizer.basic_tokenizer.tokenize(text))
+    words = tokenizer.basic_tokenizer.tokenize(text)
+    marks = sum(not word.isalnum() for word in words)
+    return len(tokenizer.encode(text)), marks, len(words) - marks
 
 
 def test_an_extended_vocabulary_says_what_it_is_worth_and_is_only_verified_again(
@@ -177,13 +179,15 @@ def test_an_extended_vocabulary_says_what_it_is_worth_and_is_only_verified_again
     old, new = lines_of(old_vocab), lines_of(output_file)
     assert len(new) == len(old) + 298
     assert [i for i, token in enumerate(old) if new[i] != token] == [3, 4]
-    before, after = average_length(old_vocab), average_length(output_file)
+    before, marks, words = pieces_and_words(old_vocab)
+    after, _, _ = pieces_and_words(output_file)
     assert after < 0.85 * before
+    a, b = (before - marks) / words, (after - marks) / words
     assert result.stdout == (
         f"{output_file}: 800 tokens, 300 of them new, 2 of these in the place of [unused…]\n"
-        "  text    16,678 words\n"
-        f"  pieces  {before:.3f} a word before, {after:.3f} after ({after / before - 1:+.1%})\n"
-        "  [UNK]   0.000% of the words before, 0.000% after\n"
+        f"  pieces a word         {a:.3f} before, {b:.3f} after ({b / a - 1:+.1%})\n"
+        f"  tokens of the text    {before:,} before, {after:,} after ({after / before - 1:+.1%})\n"
+        "  words that are [UNK]  0.000% before, 0.000% after\n"
     )
     assert "does not say whether text is lower-cased: it is lower-cased" in result.stderr
 
@@ -228,8 +232,8 @@ def test_text_is_normalized_as_for_the_bert(old_vocab, tmp_path, files, is_lower
         assert ("to judge by its tokens" in result.stderr) == is_guessed
         new = set(lines_of(tmp_path / name)) - set(lines_of(old_vocab))
         assert all(token == token.lower() for token in new) == is_lower_case
-        figure = average_length(tmp_path / name, do_lower_case=is_lower_case)
-        assert f"{figure:.3f} after" in result.stdout
+        tokens, _, _ = pieces_and_words(tmp_path / name, do_lower_case=is_lower_case)
+        assert f" {tokens:,} after" in result.stdout
     result = vocab(tmp_path / "c.txt", f"--extend={old_vocab}", "--num_new_tokens=9", contrary)
     if is_guessed:
         assert result.returncode == 0, result.stderr

@@ -16,7 +16,7 @@ from pipeline.vocabulary_extension import (
     count_words,
     extend_vocabulary,
     new_tokens,
-    pieces_and_unknown,
+    tokens_and_unknown,
     with_new_tokens,
 )
 
@@ -170,11 +170,14 @@ def test_the_figures_are_what_the_tokenizer_gives(tmp_path_factory, texts, do_lo
         path.write_text("".join(f"{token}\n" for token in tokens), "utf-8")
         tokenizer = FullTokenizer(path, do_lower_case)
         ids = [number for text in texts for number in tokenizer.encode(text).tolist()]
-        assert figures[f"pieces_{when}"] == len(ids)
+        assert figures[f"tokens_{when}"] == len(ids)
         assert figures[f"unknown_{when}"] == ids.count(tokenizer.vocabulary.ids["[UNK]"])
     kept = [token for token in old if not token.startswith("[unused")]
     assert [new.index(token) for token in kept] == [old.index(token) for token in kept]
     assert figures["new_tokens"] == len(set(new).difference(old))
+    words = [word for text in texts for word in BasicTokenizer(do_lower_case).tokenize(text)]
+    assert figures["words"] + figures["marks"] == len(words)
+    assert figures["marks"] == sum(len(word) == 1 and not word.isalnum() for word in words)
 
 
 def test_new_tokens_take_the_rows_of_unused_ones_first():
@@ -187,9 +190,9 @@ def test_new_tokens_take_the_rows_of_unused_ones_first():
     ]
 
 
-def test_pieces_and_unknown_words_are_counted():
+def test_tokens_and_unknown_words_are_counted():
     words = {"ab": 2, "ax": 3, "a" * 201: 1}
-    assert pieces_and_unknown([*SPECIAL, *LETTERS], words) == (2 * 2 + 3 + 1, 3 + 1)
+    assert tokens_and_unknown([*SPECIAL, *LETTERS], words) == (2 * 2 + 3 + 1, 3 + 1)
 
 
 def test_random_words_of_many_lengths_take_what_trying_all_takes():
