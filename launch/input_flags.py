@@ -106,6 +106,6 @@ def strip_accents() -> bool | None:
     return _STRIP_ACCENTS.value
 
 
-def given_normalization() -> dict[str, bool]:
-    """Returns those of `do_lower_case` and `strip_accents` that the user has given, by name."""
-    return {flag.name: flag.value for flag in (_DO_LOWER_CASE, _STRIP_ACCENTS) if flag.present}
+def is_normalization_given() -> tuple[bool, bool]:
+    """Returns whether the user has given --do_lower_case, and --strip_accents."""
+    return _DO_LOWER_CASE.present, _STRIP_ACCENTS.present

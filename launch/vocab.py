@@ -178,7 +178,12 @@ def _options_of_extension(extended: TokenizerSettings) -> dict[str, Any]:
             raise flags.Error(f"leave out --{flag.name}: with --extend, it has no meaning")
     if not _NUM_NEW_TOKENS.present:
         raise flags.Error("--extend needs --num_new_tokens, the number of tokens to add")
-    asked = dataclasses.replace(extended, **input_flags.given_normalization())
+    lower_is_given, strip_is_given = input_flags.is_normalization_given()
+    asked = dataclasses.replace(
+        extended,
+        do_lower_case=(input_flags.do_lower_case() if lower_is_given else extended.do_lower_case),
+        strip_accents=input_flags.strip_accents() if strip_is_given else extended.strip_accents,
+    )
     for name, stated, wanted in (
         ("do_lower_case", extended.do_lower_case, asked.do_lower_case),
         ("strip_accents", extended.strips_accents, asked.strips_accents),
