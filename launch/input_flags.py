@@ -104,3 +104,8 @@ def do_lower_case() -> bool:
 def strip_accents() -> bool | None:
     """Returns whether accents are stripped; None means if the text is lower-cased."""
     return _STRIP_ACCENTS.value
+
+
+def is_normalization_given() -> tuple[bool, bool]:
+    """Returns whether the user has given --do_lower_case, and --strip_accents."""
+    return _DO_LOWER_CASE.present, _STRIP_ACCENTS.present

@@ -64,6 +64,7 @@ Files beside the flow::
     templates            Jinja templates, filled
     verification         the check of a data set's files against its manifest
     vocabulary_training  text -> a WordPiece vocabulary
+    vocabulary_extension  text and a vocabulary -> that vocabulary with new words
 
 The words of the code::
 

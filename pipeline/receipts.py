@@ -76,6 +76,19 @@ class VocabularyReceipt:
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
+@dataclass(frozen=True)
+class ExtensionReceipt(VocabularyReceipt):
+    """What is known of a vocabulary that extends another.
+
+    Attributes:
+      figures: those of `pipeline.vocabulary_extension.extend_vocabulary`.
+    """
+
+    figures: dict[str, int]
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
 R = TypeVar("R", bound=Receipt)
 
 

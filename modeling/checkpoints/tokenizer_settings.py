@@ -1,7 +1,7 @@
 """Vocabulary and text normalization of a trained BERT, read and written beside its weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,9 +115,7 @@ def read_tokenizer_settings(
     do_lower_case = settings.get("do_lower_case")
     are_guessed = do_lower_case is None
     if do_lower_case is None:
-        do_lower_case = not any(
-            token.lower() != token for token in tokens[:num_word_pieces] if not _is_special(token)
-        )
+        do_lower_case = looks_lower_cased(tokens[:num_word_pieces])
     return TokenizerSettings(
         vocabulary=path,
         tokens=tokens,
@@ -133,6 +131,11 @@ def read_tokenizer_settings(
         num_word_pieces=num_word_pieces,
         are_guessed=are_guessed,
     )
+
+
+def looks_lower_cased(tokens: Iterable[str]) -> bool:
+    """Whether no token but special ones has an upper-case letter."""
+    return not any(token.lower() != token for token in tokens if not _is_special(token))
 
 
 def read_tokens(path: Location) -> list[str]:
