@@ -118,20 +118,23 @@ class Freezing:
         self.steps = steps
         self.is_new = is_new
 
-    def is_trained(self, variable: keras.Variable, iterations: Any) -> Any:
-        """Whether the update after `iterations` changes an entry: bool, one or one for each row."""
+    def is_trained(self, rank: int | None, iterations: Any) -> Any:
+        """Whether the update after `iterations` others changes an entry, bool for a variable.
+
+        Args:
+          rank: the dimensions of a variable with a row for each word; None for any other variable.
+          iterations: the number of updates so far.
+        """
         is_over = ops.convert_to_tensor(iterations) >= self.steps
-        return ops.logical_or(is_over, self._is_new(variable))
+        return ops.logical_or(is_over, self._is_new(rank))
 
-    def updates(self, variable: keras.Variable, iterations: Any) -> Any:
-        """The number of updates that have changed an entry after the next one, at least 1."""
+    def updates(self, rank: int | None, iterations: Any) -> Any:
+        """How many updates have changed an entry after the next one, at least 1; int."""
         updates = ops.convert_to_tensor(iterations) + 1
-        return ops.where(self._is_new(variable), updates, ops.maximum(updates - self.steps, 1))
+        return ops.where(self._is_new(rank), updates, ops.maximum(updates - self.steps, 1))
 
-    def _is_new(self, variable: keras.Variable) -> Any:
-        if not variable.path.endswith(TABLES_OF_WORDS):
-            return np.array(False)
-        return self.is_new.reshape(-1, *(1 for _ in variable.shape[1:]))
+    def _is_new(self, rank: int | None) -> np.ndarray:
+        return np.array(False) if rank is None else self.is_new.reshape(-1, *[1] * (rank - 1))
 
 
 class AdamW(keras.optimizers.Optimizer):
@@ -193,6 +196,10 @@ class AdamW(keras.optimizers.Optimizer):
             variables, ["adam_m", "adam_v"]
         )
         self._is_decayed = [is_decayed(variable.path) for variable in variables]
+        self._ranks_of_tables = [
+            len(variable.shape) if variable.path.endswith(TABLES_OF_WORDS) else None
+            for variable in variables
+        ]
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its moments."""
@@ -223,13 +230,15 @@ class AdamW(keras.optimizers.Optimizer):
         """
         if not self.freezing:
             return values
-        is_trained = self.freezing.is_trained(variable, self.iterations)
+        rank = self._ranks_of_tables[self._get_variable_index(variable)]
+        is_trained = self.freezing.is_trained(rank, self.iterations)
         return ops.where(is_trained, values, ops.convert_to_tensor(otherwise))
 
     def _updates(self, variable: keras.Variable) -> Any:
         """The number of updates that the variable has seen after this one."""
         if self.freezing:
-            return self.freezing.updates(variable, self.iterations)
+            rank = self._ranks_of_tables[self._get_variable_index(variable)]
+            return self.freezing.updates(rank, self.iterations)
         return self.iterations + 1
 
     def scaled(self, update: Any, variable: Any) -> Any:

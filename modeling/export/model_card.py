@@ -118,9 +118,6 @@ def _training(run: Run, config: BertConfig) -> dict[str, str]:
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
     sources = {"started from": run.state.started_from, "branched from": run.state.branched_from}
     extension = run.state.extension.describe(config) if run.state.extension else {}
-    frozen = {}
-    if steps := options.get("freeze_old_steps"):  # earlier builds had no such steps
-        frozen = {"trained alone": f"the rows of new words, for the first {steps:,} steps"}
     masks = {}
     if run.manifest.masks_while_training:
         given = options.get("masked_lm_prob") or run.manifest.options["masked_lm_prob"]
@@ -128,8 +125,8 @@ def _training(run: Run, config: BertConfig) -> dict[str, str]:
     return {
         **{name: source for name, source in sources.items() if source},
         **extension,
-        **frozen,
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
+        **_frozen(options),
         **(averaged if run.averaged > 1 else {}),
         "sequences per step": f"{options['train_batch_size']:,}" + _batch_warmup(options),
         "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
@@ -141,6 +138,13 @@ def _training(run: Run, config: BertConfig) -> dict[str, str]:
         "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }
+
+
+def _frozen(options: dict[str, Any]) -> dict[str, str]:
+    steps = options.get("freeze_old_steps")  # earlier builds had no such steps
+    if not steps:
+        return {}
+    return {"trained alone": f"the rows of new words, for the first {steps:,} steps"}
 
 
 def _batch_warmup(options: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from modeling.checkpoints.pretrained import read_pretrained
+from modeling.checkpoints.tensorflow1 import write_original
+from modeling.config import BertConfig, weight_shapes
 from modeling.export.export import export
 from modeling.export.formats import Format
 from pipeline.files import send_directory
@@ -25,9 +27,13 @@ OLD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]"]
 OLD += [*(f"word{i}" for i in range(31)), "##0", "##1"]
 TOKENS = [*OLD[:6], "word100", *OLD[7:], "word281", "new"]
 PIECES = {6: ["word10", "##0"], 40: ["word28", "##1"], 41: ["[UNK]"]}
-SMALL = (
-    *("--hidden_size=16", "--num_hidden_layers=1", "--num_attention_heads=2"),
-    *("--intermediate_size=24", "--max_position_embeddings=16"),
+CONFIG = BertConfig(
+    vocab_size=len(OLD),
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=16,
 )
 OPTIONS = (
     *("--train_batch_size=4", "--num_warmup_steps=1", "--save_checkpoints_steps=1"),
@@ -73,13 +79,22 @@ def assert_fails(result, *parts, code=1):
 
 
 @pytest.fixture(scope="module")
-def old_run(tmp_path_factory, pretrain, write_data_set):
-    """A run on data with the old vocabulary."""
+def old_weights():
+    rng = np.random.default_rng(0)
+    return {
+        name: (name.endswith("gamma") + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in weight_shapes(CONFIG).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def old_dir(tmp_path_factory, old_weights):
+    """An original checkpoint with the old vocabulary."""
     directory = tmp_path_factory.mktemp("old")
-    data_dir = write_data_set(directory / "data", tokens=OLD)
-    places = f"--data_dir={data_dir}", f"--output_dir={directory / 'run'}"
-    assert_works(pretrain(*places, "--model=tiny", *SMALL, *OPTIONS, "--num_train_steps=2"))
-    return directory / "run"
+    write_original(directory / "bert_model.ckpt", old_weights, None)
+    (directory / "bert_config.json").write_text(CONFIG.to_json())
+    (directory / "vocab.txt").write_text("\n".join(OLD) + "\n")
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +104,9 @@ def data_dir(tmp_path_factory, write_data_set):
 
 
 @pytest.fixture(scope="module")
-def new_flags(old_run, data_dir):
+def new_flags(old_dir, data_dir):
     return (
-        *(f"--data_dir={data_dir}", f"--init_checkpoint={old_run}", "--init_positions=repeat"),
+        *(f"--data_dir={data_dir}", f"--init_checkpoint={old_dir}", "--init_positions=repeat"),
         *(*OPTIONS, "--num_train_steps=3", "--freeze_old_steps=2"),
     )
 
@@ -103,9 +118,9 @@ def new_run(tmp_path_factory, pretrain, new_flags):
     return run_dir, assert_works(pretrain(*new_flags, f"--output_dir={run_dir}"))
 
 
-def test_a_run_begins_with_the_old_weights_and_rows_for_new_words(new_run, old_run):
+def test_a_run_begins_with_the_old_weights_and_rows_for_new_words(new_run, old_weights):
     run_dir, result = new_run
-    old, new = weights_of(old_run, 2), weights_of(run_dir, 1)  # the first rate is 0
+    old, new = old_weights, weights_of(run_dir, 1)  # the first rate is 0
     kept = [i for i in range(40) if i not in PIECES]
     for name in TABLES:
         np.testing.assert_array_equal(new[name][kept], old[name][kept])
@@ -150,7 +165,8 @@ def test_new_rows_alone_are_trained_at_first(new_run):
             assert (second[name] != third[name]).any(), name
 
 
-def test_the_run_resumes_without_the_old_one(pretrain, new_run, new_flags, tmp_path):
+@pytest.mark.slow
+def test_the_run_resumes_without_the_old_bert(pretrain, new_run, new_flags, tmp_path):
     run_dir = Path(shutil.copytree(new_run[0], tmp_path / "run"))
     shutil.rmtree(run_dir / "checkpoints" / "step-00000002")
     shutil.rmtree(run_dir / "checkpoints" / "step-00000003")
@@ -163,9 +179,10 @@ def test_the_run_resumes_without_the_old_one(pretrain, new_run, new_flags, tmp_p
                 np.testing.assert_array_equal(values, expected[variable], variable)
 
 
-def test_a_dry_run_says_what_is_new(pretrain, new_flags, old_run, tmp_path):
+@pytest.mark.slow
+def test_a_dry_run_says_what_is_new(pretrain, new_flags, old_dir, tmp_path):
     # The old config may be given: its tables grow.
-    flags = *new_flags, f"--bert_config_file={old_run / 'bert_config.json'}"
+    flags = *new_flags, f"--bert_config_file={old_dir / 'bert_config.json'}"
     result = assert_works(pretrain(*flags, f"--output_dir={tmp_path / 'run'}", "--dry_run"))
     lines = dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
     assert lines["new words"].startswith("3, of which 1 in place of [unused…] tokens; each began")
@@ -174,21 +191,22 @@ def test_a_dry_run_says_what_is_new(pretrain, new_flags, old_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_model_flags_of_the_old_size_resume_what_has_grown(pretrain, new_run, new_flags, old_run):
-    flags = *new_flags, f"--bert_config_file={old_run / 'bert_config.json'}"
+def test_model_flags_of_the_old_size_resume_what_has_grown(pretrain, new_run, new_flags, old_dir):
+    flags = *new_flags, f"--bert_config_file={old_dir / 'bert_config.json'}"
     result = pretrain(*flags, f"--output_dir={new_run[0]}", is_captured=True)
     config, _ = json.loads(assert_works(result).stdout)
     assert (config["vocab_size"], config["max_position_embeddings"]) == (42, 40)
 
 
-def test_a_branch_keeps_what_has_grown(pretrain, new_run, data_dir, old_run, tmp_path):
+def test_a_branch_keeps_what_has_grown(pretrain, new_run, data_dir, old_dir, tmp_path):
     source = new_run[0] / "checkpoints" / "step-00000001"
     flags = (
         *(f"--data_dir={data_dir}", f"--branch_from={source}", f"--output_dir={tmp_path / 'run'}"),
         *(*OPTIONS, "--num_train_steps=3", "--freeze_old_steps=2"),
     )
-    result = pretrain(*flags, f"--bert_config_file={old_run / 'bert_config.json'}", "--dry_run")
-    assert "all but the new rows" in assert_works(result).stdout
+    flags = *flags, f"--bert_config_file={old_dir / 'bert_config.json'}"
+    config, _ = json.loads(assert_works(pretrain(*flags, is_captured=True)).stdout)
+    assert (config["vocab_size"], config["max_position_embeddings"]) == (42, 40)
 
 
 @pytest.mark.parametrize(
@@ -218,32 +236,41 @@ def test_flags_for_a_trained_bert_need_one(pretrain, data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_longer_sequences_name_the_flag(pretrain, old_run, data_dir, tmp_path):
+def test_longer_sequences_name_the_flag(pretrain, old_dir, data_dir, tmp_path):
     places = f"--data_dir={data_dir}", f"--output_dir={tmp_path / 'run'}"
-    result = pretrain(*places, f"--init_checkpoint={old_run}")
+    result = pretrain(*places, f"--init_checkpoint={old_dir}")
     parts = "40 positions", "max_position_embeddings 16", "--init_positions=repeat"
-    assert_fails(result, data_dir, old_run, *parts)
+    assert_fails(result, data_dir, old_dir, *parts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["original", "huggingface", "store"])
-def test_every_kind_of_bert_gets_new_words(kind, old_run, new_run, new_flags, tmp_path, request):
+@pytest.mark.parametrize("kind", ["run", "huggingface", "store"])
+def test_every_kind_of_bert_gets_new_words(
+    kind, old_dir, new_run, new_flags, write_data_set, tmp_path, request
+):
+    path = tmp_path / kind
     if kind == "store":
         path = request.getfixturevalue("bucket") / "old"
-        send_directory(old_run, path, "manifest.json")
+        send_directory(old_dir, path, "vocab.txt")
+    elif kind == "huggingface":
+        export(read_pretrained(old_dir), path, Format.HUGGINGFACE)
     else:
-        path = tmp_path / kind
-        export(read_pretrained(old_run), path, Format(kind))
+        data = f"--data_dir={write_data_set(tmp_path / 'data', tokens=OLD)}"
+        flags = data, f"--init_checkpoint={old_dir}", *OPTIONS, "--num_train_steps=1"
+        assert_works(run("-m", "launch", "pretrain", *flags, f"--output_dir={path}"))
     flags = *new_flags, f"--init_checkpoint={path}", "--num_train_steps=2"
     assert_works(run("-m", "launch", "pretrain", *flags, f"--output_dir={tmp_path / 'run'}"))
     expected = weights_of(new_run[0], 1)
     for name, values in weights_of(tmp_path / "run", 1).items():
         np.testing.assert_array_equal(values, expected[name], name)
-    if kind == "original":
-        for name in ("vocab.txt", "export.json"):
-            (path / name).unlink()
-        result = run("-m", "launch", "pretrain", *flags, f"--output_dir={tmp_path / 'other'}")
-        assert_fails(result, path, "copy the vocab.txt that it was trained with to")
+
+
+def test_a_bert_without_vocabulary_is_refused(pretrain, old_dir, new_flags, tmp_path):
+    path = Path(shutil.copytree(old_dir, tmp_path / "old"))
+    (path / "vocab.txt").unlink()
+    flags = f"--init_checkpoint={path}", f"--output_dir={tmp_path / 'run'}"
+    result = pretrain(*new_flags, *flags)
+    assert_fails(result, path, f"copy the vocab.txt that it was trained with to {path}/vocab.txt")
 
 
 KILLED = """
