@@ -232,7 +232,7 @@ class AdamW(keras.optimizers.Optimizer):
             return values
         rank = self._ranks_of_tables[self._get_variable_index(variable)]
         is_trained = self.freezing.is_trained(rank, self.iterations)
-        return ops.where(is_trained, values, ops.convert_to_tensor(otherwise))
+        return ops.where(is_trained, *map(ops.convert_to_tensor, (values, otherwise)))
 
     def _updates(self, variable: keras.Variable) -> Any:
         """The number of updates that the variable has seen after this one."""

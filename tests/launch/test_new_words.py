@@ -248,7 +248,7 @@ def test_longer_sequences_name_the_flag(pretrain, old_dir, data_dir, tmp_path):
 def test_every_kind_of_bert_gets_new_words(
     kind, old_dir, new_run, new_flags, write_data_set, tmp_path, request
 ):
-    path = tmp_path / kind
+    path = tmp_path / f"old_{kind}"
     if kind == "store":
         path = request.getfixturevalue("bucket") / "old"
         send_directory(old_dir, path, "vocab.txt")
