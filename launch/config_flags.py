@@ -1,6 +1,7 @@
 """The flags that make a BertConfig: a size, a file, and each field of it alone."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -58,12 +59,15 @@ def gelu_form() -> GeluForm | None:
     return GeluForm(value) if value else None
 
 
-def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
+def bert_config(
+    vocab_size: int, default: BertConfig | None, least: Mapping[str, int] | None = None
+) -> BertConfig:
     """The config that the flags describe.
 
     Args:
       vocab_size: entries of the data's vocabulary.
       default: the config without --model and --bert_config_file.
+      least: the smallest values of some fields, unless a field's own flag says another.
 
     Raises:
       flags.Error: no size is given, or two are.
@@ -79,5 +83,6 @@ def bert_config(vocab_size: int, default: BertConfig | None) -> BertConfig:
         config = default
     else:
         raise flags.Error("give --model, --bert_config_file or --init_checkpoint")
+    grown = {name: max(getattr(config, name), value) for name, value in (least or {}).items()}
     given: dict[str, Any] = {flag.name: flag.value for flag in _FIELDS if flag.value is not None}
-    return dataclasses.replace(config, **given)
+    return dataclasses.replace(config, **grown | given)

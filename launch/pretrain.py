@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -19,7 +19,13 @@ from modeling.job.group import ProcessGroup
 from modeling.job.termination import Termination, noticing_termination
 from modeling.shard_cache import in_cache
 from modeling.training.tracking import TrackerName, check_tracker
-from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
+from modeling.training_options import (
+    NewEmbeddings,
+    OptimizerName,
+    Precision,
+    ScheduleName,
+    TrainingOptions,
+)
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, scratch_directory
 from pipeline.manifest import DataSet, Manifest
@@ -27,6 +33,7 @@ from pipeline.storage import is_within, location
 
 if TYPE_CHECKING:
     from modeling.checkpoints.pretrained import Pretrained
+    from modeling.checkpoints.run_checkpoints import Extension
     from modeling.training.resume import Branch
 
 SHARED_FLAGS = (backend, config_flags, cache_flags, job)
@@ -51,6 +58,22 @@ _INIT_CHECKPOINT = flags.DEFINE_string(
     "Start from these weights: a run, one of its checkpoints, a TensorFlow checkpoint of the "
     "original or the Model Garden, or a Hugging Face directory. Without --model and "
     "--bert_config_file, the model's config also comes from there.",
+)
+_NEW_EMBEDDINGS = flags.DEFINE_enum_class(
+    "new_embeddings",
+    NewEmbeddings.MEAN,
+    NewEmbeddings,
+    "How the rows of words begin that the data's vocabulary has and that of --init_checkpoint has "
+    "not (they take the place of [unused…] tokens, or follow the old ones). mean: the mean of the "
+    "pieces that the old vocabulary has for the word. random: as in a new model.",
+)
+_INIT_POSITIONS = flags.DEFINE_enum(
+    "init_positions",
+    None,
+    ["repeat"],
+    "If the data or --max_position_embeddings ask for more positions than --init_checkpoint has, "
+    "repeat its table: 512 positions are also those from 512 to 1,023. Without this, it is an "
+    "error.",
 )
 _BRANCH_FROM = flags.DEFINE_string(
     "branch_from",
@@ -128,6 +151,12 @@ flags.DEFINE_enum_class(
     _DEFAULTS.optimizer,
     OptimizerName,
     "adamw: the original BERT's optimizer. lamb: for batches of many thousands of sequences.",
+)
+flags.DEFINE_integer(
+    "freeze_old_steps",
+    _DEFAULTS.freeze_old_steps,
+    "Over the first so many updates, train the rows of new words alone (see --new_embeddings). All "
+    "other weights and moments stay as they are.",
 )
 flags.DEFINE_float(
     "weight_decay_rate",
@@ -258,7 +287,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         config, origin = _model(data_set, options, group)
         if _DRY_RUN.value:
             with closing(cache):
-                for line in dry_run(data_set, run_dir, config, options, replicas):
+                for line in dry_run(data_set, run_dir, config, options, replicas, origin):
                     if group.is_first:
                         print(line, flush=True)
             return
@@ -271,50 +300,89 @@ def _model(
     data_set: DataSet, options: TrainingOptions, group: ProcessGroup
 ) -> "tuple[BertConfig, Pretrained | Branch | None]":
     """The model's config, and what a new run starts from, instead of random weights."""
-    from modeling.checkpoints.pretrained import (  # noqa: PLC0415
-        check_normalization,
-        check_vocabulary,
-        lacks_config,
-        read_pretrained,
+    from modeling.checkpoints.extension import extended  # noqa: PLC0415 - after the backend is chosen
+    from modeling.checkpoints.pretrained import Pretrained  # noqa: PLC0415
+    from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415
+    from modeling.training.resume import (  # noqa: PLC0415
+        Branch,
+        check_branch,
+        extension_of,
+        read_branch,
     )
-    from modeling.checkpoints.run_checkpoints import list_checkpoints  # noqa: PLC0415 - after the backend is chosen
-    from modeling.training.resume import Branch, check_branch, read_branch  # noqa: PLC0415
 
     run_dir = location(_OUTPUT_DIR.value)
     given = [flag for flag in (_INIT_CHECKPOINT, _BRANCH_FROM) if flag.value]
     if len(given) > 1:
         raise flags.Error("give --init_checkpoint or --branch_from, not both")
+    if _INIT_POSITIONS.value and not _INIT_CHECKPOINT.value:
+        raise flags.Error("--init_positions needs --init_checkpoint")
     if _BRANCH_FROM.value and is_within(location(_BRANCH_FROM.value).parent, run_dir):
         raise UserError(
             f"--branch_from={_BRANCH_FROM.value} is a checkpoint of --output_dir={run_dir}: give "
             "the new run another --output_dir"
         )
-    started_config = None
+    started: list[dict[str, Any]] | None = None
     if group.is_first and list_checkpoints(run_dir):
-        started_config = BertConfig.read(run_dir / CONFIG_NAME).to_dict()
+        run_config = BertConfig.read(run_dir / CONFIG_NAME)
+        started = [run_config.to_dict(), _grown(run_config, extension_of(run_dir, None))]
     origin: Pretrained | Branch | None = None
-    default = None
+    default, grown, new_words = None, dict[str, int](), list[int]()
     # What process 0 finds counts, because others may see the directory a little later.
-    if started_config := group.gather(started_config)[0]:
-        default = BertConfig(**started_config)
+    if started := group.gather(started)[0]:
+        default, grown = BertConfig(**started[0]), started[1]
         for flag in given:
             logging.info("--%s is ignored: %s already has checkpoints", flag.name, run_dir)
     elif _BRANCH_FROM.value:
         origin = read_branch(location(_BRANCH_FROM.value))
-        default = origin.config
+        default, grown = origin.config, _grown(origin.config, origin.state.extension)
     elif _INIT_CHECKPOINT.value:
-        path = location(_INIT_CHECKPOINT.value)
-        # Beside weights with a config of their own, --bert_config_file is compared with that.
-        config_file = config_flags.config_file() if lacks_config(path) else None
-        origin = read_pretrained(path, config_file, config_flags.gelu_form())
-        check_vocabulary(origin, data_set.vocabulary)
-        check_normalization(origin, data_set.manifest)
+        origin, new_words, grown = _read_init_checkpoint(data_set)
         default = origin.config
-    config = config_flags.bert_config(data_set.manifest.vocab_size, default)
+    config = config_flags.bert_config(data_set.manifest.vocab_size, default, grown)
     config = dataclasses.replace(config, sentence_pairs=data_set.manifest.sentence_pairs)
-    if isinstance(origin, Branch):
+    if isinstance(origin, Pretrained):
+        how = _NEW_EMBEDDINGS.value, _INIT_POSITIONS.value is not None, options.random_seed
+        origin = extended(origin, data_set, new_words, config, *how)
+    elif isinstance(origin, Branch):
         check_branch(origin, config, data_set, options)
     return config, origin
+
+
+def _read_init_checkpoint(data_set: DataSet) -> "tuple[Pretrained, list[int], dict[str, int]]":
+    """What --init_checkpoint names, and what the data ask for beyond it.
+
+    Returns:
+      The BERT, the ids of the data's tokens that it does not have, and the sizes of the tables that
+      must grow, by the names of the config.
+
+    Raises:
+      UserError: it cannot be read, or it was trained with other tokens or another normalization.
+    """
+    from modeling.checkpoints.extension import find_new_words  # noqa: PLC0415 - after the backend is chosen
+    from modeling.checkpoints.pretrained import (  # noqa: PLC0415
+        check_normalization,
+        lacks_config,
+        read_pretrained,
+    )
+
+    path = location(_INIT_CHECKPOINT.value or "")
+    # Beside weights with a config of their own, --bert_config_file is compared with that.
+    config_file = config_flags.config_file() if lacks_config(path) else None
+    pretrained = read_pretrained(path, config_file, config_flags.gelu_form())
+    new_words = find_new_words(pretrained, data_set)
+    check_normalization(pretrained, data_set.manifest)
+    grown = {}
+    if new_words:
+        grown["vocab_size"] = max(pretrained.config.vocab_size, data_set.manifest.vocab_size)
+    if _INIT_POSITIONS.value:
+        grown["max_position_embeddings"] = data_set.manifest.max_seq_length
+    return pretrained, new_words, grown
+
+
+def _grown(config: BertConfig, extension: "Extension | None") -> dict[str, int]:
+    """The sizes of a run's tables, if they are larger than --model and --bert_config_file say."""
+    names = ("vocab_size", "max_position_embeddings")
+    return {name: getattr(config, name) for name in names} if extension else {}
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

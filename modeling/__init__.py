@@ -26,5 +26,6 @@ Five rooms do the rest. A room imports the spine and the rooms above it, never o
 
 Of `pipeline`, it imports the contract of a data set, `sentence_pairs`, `records`, `manifest` and
 `vocabulary`; the rules of masks, `options`, `draws`, `masking`, `ngrams`, `instances` and `rows`;
-and what all packages share: `storage`, `files`, `errors` and `templates`.
+`tokenization`, for the pieces of new words; and what all packages share: `storage`, `files`,
+`errors` and `templates`.
 """

@@ -26,6 +26,9 @@ _MOST = {
     "max_position_embeddings": 1_048_576,
     "type_vocab_size": 1_024,
 }
+TABLES_OF_WORDS = ("bert/embeddings/word_embeddings", "cls/predictions/output_bias")
+"""The variables with a row for each token."""
+TABLE_OF_POSITIONS = "bert/embeddings/position_embeddings"
 _SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 

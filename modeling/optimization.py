@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 from keras import ops
+
+from modeling.config import TABLES_OF_WORDS
 
 # Variables whose names contain one of these are not decayed.
 _NOT_DECAYED = ("LayerNorm", "layer_norm", "bias")
@@ -99,6 +102,41 @@ class PolynomialWarmupAndDecay(LinearWarmupAndDecay):
         return ops.where(number <= self.num_warmup_steps, warming, decayed)
 
 
+class Freezing:
+    """Which entries the first updates leave as they are: all but the rows of new words.
+
+    An entry that is left as it is keeps its moments, too, and is not decayed. All of it follows
+    from the number of updates made so far, so a run resumes in the middle.
+
+    Args:
+      steps: the number of these updates.
+      is_new: bool [V], whether a row of the word embeddings, and an entry of the masked LM's output
+        bias, is of a new word.
+    """
+
+    def __init__(self, steps: int, is_new: np.ndarray):
+        self.steps = steps
+        self.is_new = is_new
+
+    def is_trained(self, rank: int | None, iterations: Any) -> Any:
+        """Whether the update after `iterations` others changes an entry, bool for a variable.
+
+        Args:
+          rank: the dimensions of a variable with a row for each word; None for any other variable.
+          iterations: the number of updates so far.
+        """
+        is_over = ops.convert_to_tensor(iterations) >= self.steps
+        return ops.logical_or(is_over, self._is_new(rank))
+
+    def updates(self, rank: int | None, iterations: Any) -> Any:
+        """How many updates have changed an entry after the next one, at least 1; int."""
+        updates = ops.convert_to_tensor(iterations) + 1
+        return ops.where(self._is_new(rank), updates, ops.maximum(updates - self.steps, 1))
+
+    def _is_new(self, rank: int | None) -> np.ndarray:
+        return np.array(False) if rank is None else self.is_new.reshape(-1, *[1] * (rank - 1))
+
+
 class AdamW(keras.optimizers.Optimizer):
     """Adam with decoupled weight decay: the original's AdamWeightDecayOptimizer (optimization.py).
 
@@ -113,6 +151,9 @@ class AdamW(keras.optimizers.Optimizer):
       bias_correction: whether the moments are corrected for starting at 0. The original does not
         correct them. With the correction (Loshchilov and Hutter, 2019), the first updates have the
         size that the learning rate implies, which is more stable with a short warm-up.
+
+    Attributes:
+      freezing: what the first updates leave as it is; None: nothing.
     """
 
     def __init__(
@@ -131,10 +172,11 @@ class AdamW(keras.optimizers.Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.bias_correction = bias_correction
+        self.freezing: Freezing | None = None
 
     def copy(self) -> Self:
         """A new optimizer with the same settings and no variables."""
-        return type(self)(
+        other = type(self)(
             self._rate_or_schedule,
             self.weight_decay_rate,
             self.beta_1,
@@ -142,6 +184,8 @@ class AdamW(keras.optimizers.Optimizer):
             self.epsilon,
             self.bias_correction,
         )
+        other.freezing = self.freezing
+        return other
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Creates the moments, in the order of `variables`."""
@@ -152,25 +196,56 @@ class AdamW(keras.optimizers.Optimizer):
             variables, ["adam_m", "adam_v"]
         )
         self._is_decayed = [is_decayed(variable.path) for variable in variables]
+        self._ranks_of_tables = [
+            len(variable.shape) if variable.path.endswith(TABLES_OF_WORDS) else None
+            for variable in variables
+        ]
 
     def update_step(self, gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         """Updates one variable and its moments."""
         index = self._get_variable_index(variable)
         moment_1, moment_2 = self.first_moments[index], self.second_moments[index]
-        self.assign(moment_1, self.beta_1 * moment_1 + (1 - self.beta_1) * gradient)
-        self.assign(moment_2, self.beta_2 * moment_2 + (1 - self.beta_2) * ops.square(gradient))
+        new_1 = self.beta_1 * moment_1 + (1 - self.beta_1) * gradient
+        new_2 = self.beta_2 * moment_2 + (1 - self.beta_2) * ops.square(gradient)
+        self.assign(moment_1, self.trained(new_1, variable, moment_1))
+        self.assign(moment_2, self.trained(new_2, variable, moment_2))
         m, v = ops.convert_to_tensor(moment_1), ops.convert_to_tensor(moment_2)
         if self.bias_correction:
-            updates = ops.cast(self.iterations + 1, "float32")
+            updates = ops.cast(self._updates(variable), "float32")
             m = m / (1 - ops.power(self.beta_1, updates))
             v = v / (1 - ops.power(self.beta_2, updates))
         update = m / (ops.sqrt(v) + self.epsilon)
         if self._is_decayed[index]:
-            update = self.scaled(update + self.weight_decay_rate * variable, variable)
-        self.assign_sub(variable, learning_rate * update)
+            decayed = self.trained(update + self.weight_decay_rate * variable, variable)
+            update = self.scaled(decayed, self.trained(variable, variable))
+        self.assign_sub(variable, learning_rate * self.trained(update, variable))
 
-    def scaled(self, update: Any, variable: keras.Variable) -> Any:
-        """A decayed variable's update, before it is multiplied by the learning rate."""
+    def trained(self, values: Any, variable: keras.Variable, otherwise: Any = 0.0) -> Any:
+        """Values for a variable's entries, but others where the next update leaves an entry as is.
+
+        Args:
+          values: an array of the variable's shape.
+          variable: the variable.
+          otherwise: the other values.
+        """
+        if not self.freezing:
+            return values
+        rank = self._ranks_of_tables[self._get_variable_index(variable)]
+        is_trained = self.freezing.is_trained(rank, self.iterations)
+        return ops.where(is_trained, *map(ops.convert_to_tensor, (values, otherwise)))
+
+    def _updates(self, variable: keras.Variable) -> Any:
+        """The number of updates that the variable has seen after this one."""
+        if self.freezing:
+            rank = self._ranks_of_tables[self._get_variable_index(variable)]
+            return self.freezing.updates(rank, self.iterations)
+        return self.iterations + 1
+
+    def scaled(self, update: Any, variable: Any) -> Any:
+        """A decayed variable's update, before it is multiplied by the learning rate.
+
+        Both are 0 where the update leaves an entry as it is.
+        """
         return update
 
 
@@ -182,7 +257,7 @@ class Lamb(AdamW):
     variables that are not decayed (biases and layer normalizations) are not scaled either.
     """
 
-    def scaled(self, update: Any, variable: keras.Variable) -> Any:
+    def scaled(self, update: Any, variable: Any) -> Any:
         """Scales an update to the norm of its variable, unless either norm is 0."""
         variable_norm, update_norm = _norm(variable), _norm(update)
         ratio = variable_norm / ops.where(update_norm > 0, update_norm, 1.0)

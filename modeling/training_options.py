@@ -28,6 +28,15 @@ class OptimizerName(StrEnum):
     LAMB = "lamb"
 
 
+class NewEmbeddings(StrEnum):
+    """How the rows of words begin that the BERT from which a run starts does not have."""
+
+    MEAN = "mean"
+    """The mean of the rows of the pieces that the BERT has for the word."""
+    RANDOM = "random"
+    """As those of a new model: random embeddings, and 0 as the output's bias."""
+
+
 class ScheduleName(StrEnum):
     """The schedules of the learning rate in `modeling.optimization`."""
 
@@ -54,6 +63,7 @@ class TrainingOptions:
         for none. By default, a tenth of `num_train_steps`, rounded down. None in other schedules.
       decay_power: the power of a polynomial decay, by default 1. None in other schedules.
       optimizer: the optimizer.
+      freeze_old_steps: the number of first updates that change the rows of new words alone.
       weight_decay_rate: the weight decay of all variables but biases and layer normalizations.
       adam_bias_correction: whether Adam's moments are corrected for starting at 0. The original
         does not correct them.
@@ -88,6 +98,7 @@ class TrainingOptions:
     num_decay_steps: int | None = None
     decay_power: float | None = None
     optimizer: OptimizerName = OptimizerName.ADAMW
+    freeze_old_steps: int = 0
     weight_decay_rate: float = 0.01
     adam_bias_correction: bool = True
     precision: Precision = Precision.FLOAT32
@@ -133,7 +144,7 @@ class TrainingOptions:
         if self.num_warmup_steps is None:
             warmup = min(self.num_train_steps // 10, _LONGEST_DEFAULT_WARMUP)
             object.__setattr__(self, "num_warmup_steps", warmup)  # the class is frozen
-        for name in ("num_warmup_steps", "batch_size_warmup_steps"):
+        for name in ("num_warmup_steps", "batch_size_warmup_steps", "freeze_old_steps"):
             if not 0 <= getattr(self, name) <= self.num_train_steps:
                 raise UserError(
                     f"--{name}={getattr(self, name)} must lie between 0 and "

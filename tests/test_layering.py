@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (the first four), the rules of masks (the next six), and what all
-# packages share.
+# The contract of a data set (the first four), the rules of masks (the next six), the pieces of new
+# words (the next two), and what all packages share.
 CONTRACT = {
     f"pipeline.{name}"
     for name in (
@@ -24,6 +24,7 @@ CONTRACT = {
         "ngrams",
         "instances",
         "rows",
+        "tokenization",
         "foreign_vocabularies",
         "storage",
         "files",

@@ -10,4 +10,5 @@
     huggingface         the directory that `transformers` opens: config and weights
     tokenizer_settings  vocabulary and lower-casing of a trained BERT
     pretrained          a trained BERT read from any of these
+    extension           a trained BERT with new words and more positions
 """

@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -24,6 +24,7 @@ from modeling.checkpoints.huggingface import (
     read_huggingface,
 )
 from modeling.checkpoints.run_checkpoints import (
+    Extension,
     TrainingState,
     is_run,
     latest_checkpoint,
@@ -89,6 +90,7 @@ class Pretrained:
       tokenizer: its vocabulary and text normalization; None if it has no vocabulary.
       run: the run that trained it; None if `clozemill pretrain` did not.
       sha256s: the SHA-256 of each file that was read, by its path in `directory`.
+      extension: what `extension.extended` has added to it.
     """
 
     source: str
@@ -99,6 +101,7 @@ class Pretrained:
     tokenizer: TokenizerSettings | None
     run: Run | None = None
     sha256s: dict[str, str] = dataclasses.field(default_factory=dict)
+    extension: Extension | None = None
 
 
 def read_pretrained(
@@ -260,14 +263,37 @@ def check_vocabulary(pretrained: Pretrained, vocabulary: Location) -> None:
             vocabulary,
         )
         return
-    pairs = zip_longest(read_tokens(vocabulary), pretrained.tokenizer.tokens)
-    for number, (token, trained) in enumerate(pairs):
-        if token != trained:
-            raise UserError(
-                f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained)} in "
-                f"{pretrained.tokenizer.vocabulary}: the ids stand for different tokens; generate "
-                f"the data with --vocab_file={_vocabulary_with_added_tokens(pretrained.tokenizer)}"
-            )
+    for number, token, trained in differing_ids(pretrained.tokenizer, vocabulary):
+        raise different_token(pretrained.tokenizer, vocabulary, number, token, trained)
+
+
+def differing_ids(
+    trained: TokenizerSettings, vocabulary: Location
+) -> Iterator[tuple[int, str | None, str | None]]:
+    """The ids that stand for different tokens in a vocabulary and in a BERT's, with both tokens.
+
+    A token that is missing is None.
+
+    Raises:
+      UserError: the vocabulary cannot be read.
+    """
+    pairs = zip_longest(read_tokens(vocabulary), trained.tokens)
+    return ((number, *pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+
+
+def different_token(
+    trained: TokenizerSettings,
+    vocabulary: Location,
+    number: int,
+    token: str | None,
+    trained_token: str | None,
+) -> UserError:
+    """The error that an id of a vocabulary stands for another token in a BERT's."""
+    return UserError(
+        f"id {number} is {_quoted(token)} in {vocabulary}, but {_quoted(trained_token)} in "
+        f"{trained.vocabulary}: the ids stand for different tokens; generate the data with "
+        f"--vocab_file={_vocabulary_with_added_tokens(trained)}"
+    )
 
 
 def _vocabulary_with_added_tokens(tokenizer: TokenizerSettings) -> Location:

@@ -31,6 +31,7 @@ from pydantic import Field, FiniteFloat
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.config import CONFIG_NAME, BertConfig, weight_shapes
 from modeling.step.learner import Learner
+from modeling.training_options import NewEmbeddings
 from pipeline.errors import UserError, listed
 from pipeline.files import (
     has_sha256,
@@ -81,6 +82,55 @@ class FileStart:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """What a run's BERT has, and the BERT that it started from had not.
+
+    Attributes:
+      new_rows: the new rows of the word embeddings and the output bias, as ranges of ids: the
+        first, and the one after the last. A row of an `[unused…]` token is new if a word took its
+        place.
+      num_words: the number of words that they are of; the other rows are of none.
+      num_replaced: the number of words in place of `[unused…]` tokens.
+      new_embeddings: how the rows of the words began; None without any.
+      old_positions: the number of positions of the other BERT, if they were repeated.
+    """
+
+    new_rows: list[tuple[_Count, _Count]] = dataclasses.field(default_factory=list)
+    num_words: _Count = 0
+    num_replaced: _Count = 0
+    new_embeddings: NewEmbeddings | None = None
+    old_positions: _Count | None = None
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+    def is_new(self, vocab_size: int) -> np.ndarray:
+        """Whether each row is new, bool [V]."""
+        is_new = np.zeros(vocab_size, bool)
+        for start, end in self.new_rows:
+            is_new[start:end] = True
+        return is_new
+
+    def describe(self, config: BertConfig) -> dict[str, str]:
+        """The new words and positions of a model of this config, for people."""
+        facts = {}
+        if self.new_embeddings:
+            begin = {
+                NewEmbeddings.MEAN: "as the mean of its old pieces",
+                NewEmbeddings.RANDOM: "at random",
+            }[self.new_embeddings]
+            facts["new words"] = (
+                f"{self.num_words:,}, of which {self.num_replaced:,} in place of [unused…] tokens; "
+                f"each began {begin}"
+            )
+        if self.old_positions:
+            facts["positions"] = (
+                f"{config.max_position_embeddings:,}, which began as {self.old_positions:,}, "
+                "repeated"
+            )
+        return facts
+
+
+@dataclass(frozen=True)
 class TrainingState:
     """The point that training has reached.
 
@@ -93,6 +143,7 @@ class TrainingState:
       started_from: the source of the weights at step 0, in words; None if they were random.
       branched_from: the checkpoint of another run from which this one went on, in words; None for a
         run that began at step 0.
+      extension: what the model has beyond that source; None for nothing.
       is_kept: whether the checkpoint stays when it is no longer among the newest.
       metrics: the lines of `metrics.jsonl` up to this step; None in checkpoints of earlier builds.
       sha256: the SHA-256 (in hexadecimal) of files of the run and the checkpoint, by name; empty in
@@ -106,6 +157,7 @@ class TrainingState:
     loss_scale: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)] | None = None
     started_from: str | None = None
     branched_from: str | None = None
+    extension: Extension | None = None
     is_kept: bool = False
     metrics: FileStart | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
@@ -263,7 +315,7 @@ def read_run(run_dir: Location) -> tuple[BertConfig, Manifest]:
     Raises:
       UserError: the directory is not a run, or one of the files has been changed.
     """
-    for name, sha256 in _newest_state(run_dir).sha256.items():
+    for name, sha256 in newest_state(run_dir).sha256.items():
         path = run_dir / name
         if name in _FILES_OF_RUN and not has_sha256(path, sha256):
             how = "was changed after the run began" if path.exists() else "is missing"
@@ -275,8 +327,8 @@ def read_run(run_dir: Location) -> tuple[BertConfig, Manifest]:
     return config, manifest
 
 
-def _newest_state(run_dir: Location) -> TrainingState:
-    """The state in the newest checkpoint in which it is not damaged."""
+def newest_state(run_dir: Location) -> TrainingState:
+    """The state in the newest checkpoint in which it is not damaged; that of step 0 without any."""
     for checkpoint in reversed(list_checkpoints(run_dir)):
         try:
             return read_state(checkpoint)

@@ -6,7 +6,7 @@ from typing import Any
 
 from modeling.checkpoints.pretrained import Pretrained, Run
 from modeling.checkpoints.tokenizer_settings import TokenizerSettings
-from modeling.config import weight_shapes
+from modeling.config import BertConfig, weight_shapes
 from modeling.losses import NAMES_OF_PAIRS
 from modeling.masking_schedule import MaskingSchedule
 from modeling.training.evaluation import read_results
@@ -41,7 +41,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
     run = pretrained.run
     try:
         data = _data(run.manifest) if run else {}
-        training = _training(run) if run else {}
+        training = _training(run, pretrained.config) if run else {}
         results, are_held_out = _results(pretrained.directory, run) if run else ({}, False)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
@@ -112,18 +112,21 @@ def _data(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _training(run: Run) -> dict[str, str]:
+def _training(run: Run, config: BertConfig) -> dict[str, str]:
     """The checkpoint's facts about the training."""
     options = run.state.options
     averaged = {"weights": f"the mean of the {run.averaged} newest checkpoints"}
     sources = {"started from": run.state.started_from, "branched from": run.state.branched_from}
+    extension = run.state.extension.describe(config) if run.state.extension else {}
     masks = {}
     if run.manifest.masks_while_training:
         given = options.get("masked_lm_prob") or run.manifest.options["masked_lm_prob"]
         masks = {"masked": MaskingSchedule(str(given)).describe()}
     return {
         **{name: source for name, source in sources.items() if source},
+        **extension,
         "steps": f"{run.state.step:,} of {options['num_train_steps']:,} planned",
+        **_frozen(options),
         **(averaged if run.averaged > 1 else {}),
         "sequences per step": f"{options['train_batch_size']:,}" + _batch_warmup(options),
         "optimizer": f"{options['optimizer']}, weight decay {options['weight_decay_rate']}",
@@ -135,6 +138,13 @@ def _training(run: Run) -> dict[str, str]:
         "precision": str(options["precision"]),
         "seed": f"{options['random_seed']}",
     }
+
+
+def _frozen(options: dict[str, Any]) -> dict[str, str]:
+    steps = options.get("freeze_old_steps")  # earlier builds had no such steps
+    if not steps:
+        return {}
+    return {"trained alone": f"the rows of new words, for the first {steps:,} steps"}
 
 
 def _batch_warmup(options: dict[str, Any]) -> str:

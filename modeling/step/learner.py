@@ -127,11 +127,14 @@ class Learner:
         """Updates all variables, given the gradients of the whole batch.
 
         Returns:
-          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. Under a
+          `gradient_norm`, the global norm before clipping, and `updates`, which is 1.0. The norm
+          counts what the optimizer's `freezing` trains. Under a
           loss scale both are 0.0, and `updates_left_out` is 1.0, where the gradients are not
           finite: the weights then stay as they are. A norm that is not finite even at the lowest
           scale is returned as it is.
         """
+        weights = zip(gradients, self.weights, strict=True)
+        gradients = [self.optimizer.trained(gradient, weight) for gradient, weight in weights]
         if not self.loss_scale:
             clipped, norm = clip_by_global_norm(gradients, self.clip_norm)
             self.optimizer.apply(clipped, self.weights)

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from modeling.batches import readable, training_batches
+from modeling.checkpoints.pretrained import Pretrained
+from modeling.checkpoints.run_checkpoints import Extension
 from modeling.config import BertConfig
 from modeling.losses import total_loss
 from modeling.step.backend import Replicas, TrainStep, device_names, peak_memory
 from modeling.step.devices import describe_devices, describe_group
-from modeling.step.learner import new_learner
+from modeling.step.learner import Learner, new_learner
 from modeling.training.loop import check_can_train
+from modeling.training.resume import Branch, extension_of, freeze_old_rows
 from modeling.training.workload import BatchSizes, describe_update, flops_per_instance
 from modeling.training_masks import masked_batches, schedule_of, training_limits
 from modeling.training_options import Precision, ScheduleName, TrainingOptions
@@ -28,8 +31,11 @@ def dry_run(
     config: BertConfig,
     options: TrainingOptions,
     replicas: Replicas | None = None,
+    origin: Pretrained | Branch | None = None,
 ) -> Iterator[str]:
     """Yields lines that report parameters, FLOPs, memory, steps per pass, and two steps.
+
+    The steps are of random weights.
 
     Args:
       data_set: the data.
@@ -37,14 +43,17 @@ def dry_run(
       config: the model's size.
       options: how to train.
       replicas: the devices to train on; by default this process's devices.
+      origin: what a new run would start from.
 
     Raises:
-      UserError: `check_can_train` fails, or the data set cannot be read.
+      UserError: `check_can_train` fails, there are no new rows to train alone, or the data set or
+        the run cannot be read.
     """
     replicas = replicas or Replicas()
     group, manifest = replicas.group, data_set.manifest
     check_can_train(data_set, run_dir, config, options, replicas)
     learner = new_learner(config, options)
+    extension = _extension(learner, options, extension_of(run_dir, origin))
     parameters = learner.model.count_params()
     row = training_limits(manifest, options)
     instance, records = ("sequence", "instances") if row.sequences == 1 else ("row", "rows")
@@ -53,6 +62,7 @@ def dry_run(
         described = describe_group(group, replicas.count, options.train_batch_size)
         yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
+    yield from (f"{name:<20} {fact}" for name, fact in extension.items())
     flops = flops_per_instance(config, manifest, row)
     yield (
         f"{f'work per {instance}':<20} {flops / 1e9:,.3g} GFLOP, "
@@ -107,6 +117,17 @@ def dry_run(
         yield f"step {number + 1}               loss {loss:.3f}, {seconds:.2f} s{compiled}"
     if peak := peak_memory():
         yield f"peak memory          {peak / _GIB:,.1f} GiB"
+
+
+def _extension(
+    learner: Learner, options: TrainingOptions, extension: Extension | None
+) -> dict[str, str]:
+    """What a model has beyond the BERT that it starts from, and how that is trained, for people."""
+    freeze_old_rows(learner, options, extension)
+    facts = extension.describe(learner.model.config) if extension else {}
+    if options.freeze_old_steps:
+        facts["frozen"] = f"all but the new rows, until step {options.freeze_old_steps:,}"
+    return facts
 
 
 def _smallest_part(data_set: DataSet, num_instances: int, num_shards: int) -> DataSet:

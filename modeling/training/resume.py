@@ -16,16 +16,19 @@ from absl import logging
 from modeling.checkpoints.pretrained import Pretrained, initialize
 from modeling.checkpoints.run_checkpoints import (
     CHECKPOINTS_NAME,
+    Extension,
     FileStart,
     TrainingState,
     list_checkpoints,
     load_checkpoint,
     load_newest_checkpoint,
+    newest_state,
     read_run,
     read_state,
 )
 from modeling.config import BertConfig
 from modeling.job.group import ProcessGroup
+from modeling.optimization import Freezing
 from modeling.step.learner import Learner
 from modeling.training.run_directory import check_same_data, check_same_model
 from modeling.training_options import TrainingOptions
@@ -111,8 +114,9 @@ def restore_or_begin(
       group: the processes, which all start alike.
 
     Raises:
-      UserError: the run cannot resume with these options, all its checkpoints are damaged, or the
-        processes do not all see them or do not start with the same weights.
+      UserError: the run cannot resume with these options, all its checkpoints are damaged, there
+        are no new rows to train alone, or the processes do not all see the checkpoints or do not
+        start with the same weights.
     """
     found = load_newest_checkpoint(run_dir, learner) if group.is_first else None
     # All other processes load the checkpoint that process 0 has found intact.
@@ -136,7 +140,8 @@ def restore_or_begin(
         state = _branch_off(origin, learner, options)
     elif origin:
         _begin_with(origin, learner)
-        state = TrainingState(started_from=origin.source)
+        state = TrainingState(started_from=origin.source, extension=origin.extension)
+    freeze_old_rows(learner, options, state.extension)
     if group.num_processes > 1:
         group.check_same(
             {
@@ -145,6 +150,42 @@ def restore_or_begin(
             }
         )
     return dataclasses.replace(state, options=dataclasses.asdict(options))
+
+
+def extension_of(run_dir: Location, origin: Pretrained | Branch | None) -> Extension | None:
+    """What the model of a run has beyond the BERT that the run started from, or will start from.
+
+    Raises:
+      UserError: a checkpoint of the run cannot be read.
+    """
+    if isinstance(origin, Branch):
+        return origin.state.extension
+    return origin.extension if origin else newest_state(run_dir).extension
+
+
+def freeze_old_rows(
+    learner: Learner, options: TrainingOptions, extension: Extension | None
+) -> None:
+    """Lets the first `options.freeze_old_steps` updates change new rows alone.
+
+    Raises:
+      UserError: there are such updates, but no new rows.
+    """
+    if not options.freeze_old_steps:
+        return
+    if not (extension and extension.new_rows):
+        raise UserError(
+            f"--freeze_old_steps={options.freeze_old_steps} trains the rows of new words alone, "
+            "but there are none: give data whose vocabulary extends that of --init_checkpoint, or "
+            "leave it out"
+        )
+    is_new = extension.is_new(learner.model.config.vocab_size)
+    learner.optimizer.freezing = Freezing(options.freeze_old_steps, is_new)
+    logging.info(
+        "until step %d, only the %s new rows are trained",
+        options.freeze_old_steps,
+        f"{is_new.sum():,}",
+    )
 
 
 def _branch_off(branch: Branch, learner: Learner, options: TrainingOptions) -> TrainingState:
@@ -169,6 +210,9 @@ def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
     variables = learner.model.named_weights()
     loaded = len(variables) - len(missing)
     logging.info("loaded %d variables from %s", loaded, pretrained.source)
+    if pretrained.extension:
+        for name, fact in pretrained.extension.describe(pretrained.config).items():
+            logging.info("%s: %s", name, fact)
     if missing:
         logging.info("%d start from random values: %s", len(missing), ", ".join(missing))
     unused = [name for name in pretrained.weights if name not in variables]

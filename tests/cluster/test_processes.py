@@ -239,6 +239,28 @@ def test_two_processes_branch_from_a_run_of_the_other_backend(backend, data_dir,
     assert_near_weights(tmp_path / "branch", tmp_path / "straight")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_processes_train_new_rows_alone_as_one_does(backend, data_dir, tmp_path):
+    tokens = (SAMPLES / "english_vocab.txt").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "old.txt").write_text("".join(tokens[:-90]), "utf-8")
+    generate(tmp_path / "old_data", f"--vocab_file={tmp_path / 'old.txt'}")
+    run(tmp_path, *command(backend, "old_data", "old", "--num_train_steps=2"))
+    flags = "--init_checkpoint=old", "--freeze_old_steps=30", "--gradient_accumulation_steps=2"
+    run(tmp_path, *command(backend, data_dir, "straight", *flags, "--keep_every_steps=30"))
+    before, frozen = read_weights(tmp_path / "old", 2), read_weights(tmp_path / "straight", 30)
+    for name, values in before.items():
+        np.testing.assert_array_equal(frozen[name][: len(values)], values, name)
+    changing = command(backend, data_dir, "changing", *flags)
+    process = start(tmp_path, *two(*changing, "--save_checkpoints_steps=1"))
+    wait_for_step(tmp_path / "changing", 3, process)
+    process.send_signal(signal.SIGTERM)
+    (code,), (stderr,) = end_of(process)
+    assert code == 143, stderr
+    assert "resuming from changing/checkpoints/" in run(tmp_path, *two(*changing))
+    assert_same_run(tmp_path / "changing", tmp_path / "straight")
+
+
 def assert_same_run(run_dir, expected_dir):
     assert_near(list(read_metrics(run_dir)), list(read_metrics(expected_dir)))
     assert_near_weights(run_dir, expected_dir)

@@ -138,6 +138,7 @@ def test_every_field_of_config_and_options_has_a_flag():
     assert len(names) == len(set(names))
     others = {
         *("data_dir", "output_dir", "init_checkpoint", "branch_from", "dry_run", "track"),
+        *("new_embeddings", "init_positions"),
         *("backend", "model", "bert_config_file"),
         *("coordinator_address", "num_processes", "process_id", "coordinator_timeout"),
         *("job_token_file", "cache_dir", "cache_size"),
@@ -164,6 +165,7 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "learning_rate_schedule": "warmup_stable_decay",
         "num_decay_steps": 9,
         "optimizer": "lamb",
+        "freeze_old_steps": 8,
         "weight_decay_rate": 0.1,
         "adam_bias_correction": False,
         "precision": "bfloat16",

@@ -7,6 +7,7 @@ from keras import ops
 
 from modeling.optimization import (
     AdamW,
+    Freezing,
     Lamb,
     LinearWarmupAndDecay,
     LossScale,
@@ -229,6 +230,85 @@ def test_lamb_update_that_is_not_scaled_is_that_of_adamw(name, start, gradient):
 def test_lamb_update_of_norm_0_changes_nothing():
     update = update_of(Lamb, "dense/kernel", [3.0, 4.0], [0.0, 0.0], weight_decay_rate=0.0)
     np.testing.assert_array_equal(update, [0.0, 0.0])
+
+
+# Freezing.
+
+NUM_FROZEN = 3
+IS_NEW = np.array([False, True, False, True, True])
+VARIABLES = {
+    "bert/embeddings/word_embeddings": (5, 2),
+    "cls/predictions/output_bias": (5,),
+    "bert/embeddings/position_embeddings": (5, 2),
+    "cls/seq_relationship/output_bias": (2,),
+}
+
+
+class Trained:
+    """Variables and their optimizer: all entries, or some rows of those that have rows of words."""
+
+    def __init__(self, rule, rows=slice(None), freezing=None, bias_correction=True):
+        rng = np.random.default_rng(0)
+        starts = {name: rng.standard_normal(shape) for name, shape in VARIABLES.items()}
+        self.weights = [variable(n, v[rows] if len(v) == 5 else v) for n, v in starts.items()]
+        self.optimizer = rule(0.1, weight_decay_rate=0.5, bias_correction=bias_correction)
+        self.optimizer.build(self.weights)
+        self.optimizer.freezing = freezing
+        self._rows = rows
+
+    def update(self, *steps):
+        for step in steps:
+            rng = np.random.default_rng(step)
+            gradients = [rng.standard_normal(s).astype(np.float32) for s in VARIABLES.values()]
+            gradients = [g[self._rows] if len(g) == 5 else g for g in gradients]
+            self.optimizer.apply([ops.convert_to_tensor(g) for g in gradients], self.weights)
+        return self
+
+    def values(self):
+        optimizer = self.optimizer
+        variables = (*self.weights, *optimizer.first_moments, *optimizer.second_moments)
+        return [each.numpy() for each in variables]
+
+
+def freezing_optimizer(rule, **settings):
+    return Trained(rule, freezing=Freezing(NUM_FROZEN, IS_NEW), **settings)
+
+
+@pytest.mark.parametrize("rule", [AdamW, Lamb])
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_new_rows_are_trained_as_if_there_were_no_others(rule, bias_correction):
+    frozen = freezing_optimizer(rule, bias_correction=bias_correction)
+    start = frozen.values()
+    frozen.update(*range(NUM_FROZEN))
+    alone = Trained(rule, IS_NEW, bias_correction=bias_correction).update(*range(NUM_FROZEN))
+    for i, (before, after, expected) in enumerate(
+        zip(start, frozen.values(), alone.values(), strict=True)
+    ):
+        if i % 4 > 1:  # no table of words
+            np.testing.assert_array_equal(after, before)
+            continue
+        np.testing.assert_array_equal(after[~IS_NEW], before[~IS_NEW])
+        np.testing.assert_allclose(after[IS_NEW], expected, rtol=1e-5, atol=1e-7)
+        assert np.abs(after - before)[IS_NEW].max() > 0
+
+
+def test_old_rows_are_trained_afterwards_as_if_that_were_the_start():
+    steps = range(NUM_FROZEN, NUM_FROZEN + 2)
+    frozen = freezing_optimizer(AdamW).update(*range(NUM_FROZEN), *steps)
+    fresh, always = Trained(AdamW).update(*steps), Trained(AdamW).update(*range(NUM_FROZEN), *steps)
+    for i, (after, expected, of_new) in enumerate(
+        zip(frozen.values(), fresh.values(), always.values(), strict=True)
+    ):
+        old = ~IS_NEW if i % 4 < 2 else slice(None)
+        np.testing.assert_allclose(after[old], expected[old], rtol=1e-5, atol=1e-7)
+        if i % 4 < 2:
+            np.testing.assert_allclose(after[IS_NEW], of_new[IS_NEW], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", [AdamW, Lamb])
+def test_a_copy_of_an_optimizer_freezes_the_same(rule):
+    optimizer = freezing_optimizer(rule).optimizer
+    assert optimizer.copy().freezing is optimizer.freezing
 
 
 def scale_after(start, good_updates, outcomes):

@@ -44,7 +44,9 @@ def test_options_that_may_be_0_are_not_negative(name, value):
     assert getattr(TrainingOptions(**{name: 0}), name) == 0
 
 
-@pytest.mark.parametrize("name", ["num_warmup_steps", "batch_size_warmup_steps"])
+@pytest.mark.parametrize(
+    "name", ["num_warmup_steps", "batch_size_warmup_steps", "freeze_old_steps"]
+)
 @pytest.mark.parametrize("steps", [-1, 11])
 def test_a_warm_up_lies_within_training(name, steps):
     with pytest.raises(UserError, match=f"--{name}={steps} .* --num_train_steps=10$"):

@@ -8,6 +8,7 @@ import pytest
 
 from modeling.checkpoints.pretrained import Pretrained, read_average, read_pretrained
 from modeling.checkpoints.run_checkpoints import (
+    Extension,
     FileStart,
     TrainingState,
     latest_checkpoint,
@@ -18,7 +19,7 @@ from modeling.checkpoints.tokenizer_settings import TokenizerSettings
 from modeling.export.model_card import model_card
 from modeling.training.metrics import MetricsWriter
 from modeling.training.workload import BatchSizes
-from modeling.training_options import TrainingOptions
+from modeling.training_options import NewEmbeddings, TrainingOptions
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import write_json
@@ -250,6 +251,19 @@ def test_training_is_reported_with_its_own_options(pretrained):
         "precision": "bfloat16",
         "seed": "7",
     }
+
+
+def test_new_words_and_positions_are_reported(pretrained):
+    extension = Extension([(5, 7), (40, 1_041)], 1_003, 2, NewEmbeddings.MEAN, 8)
+    options = pretrained.run.state.options | {"freeze_old_steps": 1_000}
+    state = dataclasses.replace(pretrained.run.state, options=options, extension=extension)
+    run = dataclasses.replace(pretrained.run, state=state)
+    training = tables(card_of(dataclasses.replace(pretrained, run=run)))[1]
+    assert training["new words"] == (
+        "1,003, of which 2 in place of [unused…] tokens; each began as the mean of its old pieces"
+    )
+    assert training["positions"] == "16, which began as 8, repeated"
+    assert training["trained alone"] == "the rows of new words, for the first 1,000 steps"
 
 
 @pytest.mark.parametrize(

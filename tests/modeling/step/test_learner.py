@@ -3,8 +3,9 @@ import pytest
 from keras import ops
 
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.config import TABLES_OF_WORDS
 from modeling.losses import batch_totals, pretraining_sums, total_loss
-from modeling.optimization import AdamW, Lamb, LossScale
+from modeling.optimization import AdamW, Freezing, Lamb, LossScale
 from modeling.step.learner import Learner, learning_rate_schedule, new_learner
 from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
 
@@ -75,6 +76,26 @@ def test_the_optimizer_gets_clipped_gradients(make_learner, clip_norm):
     twin.optimizer.apply(as_tensors([g * factor for g in gradients]), twin.weights)
     for actual, expected in zip(arrays(learner.variables), arrays(twin.variables), strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**15])
+def test_only_what_is_trained_counts_for_the_norm(make_learner, scale):
+    learner = make_learner(clip_norm=0.05, loss_scale=LossScale() if scale else None)
+    is_new = np.arange(learner.model.config.vocab_size) % 3 == 0
+    learner.optimizer.freezing = Freezing(1, is_new)
+    names, before = list(learner.model.named_weights()), arrays(learner.weights)
+    gradients = gradients_of(learner)
+    trained = [gradients[names.index(name)][is_new] for name in TABLES_OF_WORDS]
+    gradients[names.index("bert/pooler/dense/bias")][:] = np.inf  # not used
+    results = apply(learner, [gradient * np.float32(scale or 1) for gradient in gradients])
+    assert results["gradient_norm"] == pytest.approx(global_norm(trained))
+    for name, old, new in zip(names, before, arrays(learner.weights), strict=True):
+        rows = is_new if name in TABLES_OF_WORDS else np.zeros(len(old), bool)
+        np.testing.assert_array_equal(new[~rows], old[~rows])
+        assert (np.abs(new - old)[rows] > 0).all()
+    gradients = gradients_of(learner)
+    results = apply(learner, [gradient * np.float32(scale or 1) for gradient in gradients])
+    assert results["gradient_norm"] == pytest.approx(global_norm(gradients))
 
 
 def test_gradients_are_divided_by_the_loss_scale(make_learner):
