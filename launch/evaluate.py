@@ -41,6 +41,20 @@ def main() -> None:
     results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
     print(f"{'checkpoint':<24} {pretrained.source}")
     is_order = pretrained.config.sentence_pairs == SentencePairs.ORDER
+
+    def name_of(key: str) -> str:
+        return key.replace("next_sentence", "sentence_order") if is_order else key
+
+    corpora = results.pop("corpora", {})
     for key, value in results.items():
-        name = key.replace("next_sentence", "sentence_order") if is_order else key
-        print(f"{name:<24} {value if isinstance(value, str) else format(value, '.6g')}")
+        print(f"{name_of(key):<24} {value if isinstance(value, str) else format(value, '.6g')}")
+    # A corpus may have no masked word in its eval instances, so its figures may be fewer.
+    keys = list(dict.fromkeys(key for figures in corpora.values() for key in figures))
+    if corpora:
+        print(f"\n{'corpus':<24} {'  '.join(map(name_of, keys))}")
+    for corpus, figures in corpora.items():
+        cells = [
+            f"{format(figures[key], '.6g') if key in figures else '-':<{len(name_of(key))}}"
+            for key in keys
+        ]
+        print(f"{corpus:<24} {'  '.join(cells)}".rstrip())
