@@ -66,7 +66,7 @@ def read_mixture(path: str, input_format: InputFormat, reading: ReadOptions) -> 
 def _mixture(
     content: Mapping[str, Any], input_format: InputFormat, reading: ReadOptions
 ) -> Mixture:
-    _check_keys(content, ["corpus", "temperature"], "the file")
+    _check_keys(content, ["corpus", "temperature"])
     tables = content.get("corpus", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError("corpus must be tables: write [[corpus]] above the keys of each")
@@ -77,78 +77,76 @@ def _mixture(
     temperatures = given if isinstance(given, list) else [given]
     if "temperature" in content and not temperatures:
         raise UserError("temperature is empty: give a number, or one for each pass")
-    return Mixture(
-        tuple(corpora), tuple(_number(each, "temperature", "the file") for each in temperatures)
-    )
+    return Mixture(tuple(corpora), tuple(_number(each, "temperature") for each in temperatures))
 
 
 def _corpus(
     table: Mapping[str, Any], number: int, input_format: InputFormat, reading: ReadOptions
 ) -> Corpus:
-    where = f"[[corpus]] number {number}"
-    if "name" in table:
-        where = f"the corpus {_text(table['name'], 'name', where)}"
-    _check_keys(table, _KEYS, where)
-    for key in ("name", "input_file"):
-        if key not in table:
-            raise UserError(f"{where} has no {key}")
-    values = {key: _value(table[key], key, where) for key in (*_ENUMS, *_READING) if key in table}
+    name = table.get("name")
+    where = f"the corpus {name}" if isinstance(name, str) else f"[[corpus]] number {number}"
     try:
-        return Corpus(
-            name=table["name"],
-            input_patterns=_patterns(table["input_file"], where),
-            input_format=InputFormat(values.pop("input_format", input_format)),
-            reading=dataclasses.replace(reading, **values),
-            weight=_number(table["weight"], "weight", where) if "weight" in table else None,
-        )
+        _check_keys(table, _KEYS)
+        for key in ("name", "input_file"):
+            if key not in table:
+                raise UserError(f"it has no {key}")
+        options = {key: _option(table[key], key) for key in (*_ENUMS, *_READING) if key in table}
+        fields: dict[str, Any] = {
+            "name": _text(name, "name"),
+            "input_patterns": _patterns(table["input_file"]),
+            "input_format": options.pop("input_format", input_format),
+            "reading": dataclasses.replace(reading, **options),
+            "weight": _number(table["weight"], "weight") if "weight" in table else None,
+        }
     except UserError as error:
-        # Options of reading name their flag, but not the corpus.
-        message = str(error)
-        raise (error if table["name"] in message else UserError(f"{where}: {message}")) from error
+        raise UserError(f"{where}: {error}") from error
+    return Corpus(**fields)
 
 
-def _check_keys(table: Iterable[str], known: list[str], where: str) -> None:
+def _check_keys(table: Iterable[str], known: list[str]) -> None:
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it may have {', '.join(known)}"
-            raise UserError(f"{where} has the unknown key {key}: {hint}")
+            hint = (
+                f"did you mean {close[0]}?" if close else f"the known ones are {', '.join(known)}"
+            )
+            raise UserError(f"unknown key {in_one_line(key)}: {hint}")
 
 
-def _patterns(value: Any, where: str) -> list[str]:
-    values = value if isinstance(value, list) else _text(value, "input_file", where).split(",")
-    patterns = [_text(each, "input_file", where) for each in values]
+def _patterns(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else _text(value, "input_file").split(",")
+    patterns = [_text(each, "input_file") for each in values]
     if not patterns or not all(patterns):
-        raise UserError(f"{where} has an empty input_file: give a path, a URL or a glob")
-    return expand_lists(patterns, f"{where}: input_file")
+        raise UserError("input_file is empty: give a path, a URL or a glob")
+    return expand_lists(patterns, "input_file")
 
 
-def _value(value: Any, key: str, where: str) -> Any:
+def _option(value: Any, key: str) -> Any:
     """The value of an option of reading."""
     if key == "min_document_characters":
         if type(value) is not int:
-            raise UserError(f"{where}: {key} must be a whole number, not {value!r}")
+            raise UserError(f"{key} must be a whole number, not {value!r}")
         return value
-    text = _text(value, key, where)
+    text = _text(value, key)
     if key not in _ENUMS:
         return text
     try:
         return _ENUMS[key](text)
     except ValueError:
         choices = ", ".join(_ENUMS[key])
-        raise UserError(f"{where}: {key} = {text!r} must be one of {choices}") from None
+        raise UserError(f"{key} = {text!r} must be one of {choices}") from None
 
 
-def _text(value: Any, key: str, where: str) -> str:
+def _text(value: Any, key: str) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise UserError(f"{where}: {key} must be text, not {value!r}")
+        raise UserError(f"{key} must be text, not {value!r}")
     return value
 
 
-def _number(value: Any, key: str, where: str) -> float:
+def _number(value: Any, key: str) -> float:
     if type(value) not in (int, float):
-        raise UserError(f"{where}: {key} must be a number, not {value!r}")
+        raise UserError(f"{key} must be a number, not {value!r}")
     try:
         return float(value)
     except OverflowError:
-        raise UserError(f"{where}: {key} is too large") from None
+        raise UserError(f"{key} is too large") from None
