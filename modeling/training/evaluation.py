@@ -182,11 +182,11 @@ def read_results(
     found = [each for each in _read_evaluations(run_dir) if each.step == state.step]
     for each in found:
         if each.manifest_sha256 == _sha256_of(trained_on):
-            return vars(each), True
+            return _as_json(each), True
     for line in read_metrics_of(run_dir, state):
         if line["step"] == state.step and any(name.startswith(EVAL_PREFIX) for name in line):
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}, True
-    return (vars(found[-1]), False) if found else None
+    return (_as_json(found[-1]), False) if found else None
 
 
 def _read_evaluations(run_dir: Location) -> list[Evaluation]:
