@@ -122,6 +122,7 @@ weight = 2
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_a_mixture_resumes_and_gives_the_same_bytes(tmp_path):
     (tmp_path / "mixture.toml").write_text(MIXTURE)
     flags = [f"--mixture={tmp_path / 'mixture.toml'}", "--dupe_factor=8", "--eval_fraction=0.2"]
