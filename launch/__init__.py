@@ -24,6 +24,7 @@ Modules that verbs share::
     flag_files    flag files, checks of flags, and flags as help text
     file_lists    flags that name files, and files with lists of them
     input_flags   flags of the verbs that read text
+    mixture_file  the file of --mixture: several corpora, and their shares
     config_flags  flags of the model's config
     cache_flags   flags of the cache of shards from a store
     checkpoint_flags  flags that name a trained BERT

@@ -1,7 +1,11 @@
 """Computes a trained BERT's masked-LM and next-sentence loss and accuracy on the eval shards.
 
-It prints the results. Those of a run are also written to the run's eval_results.json.
+It prints the results, and those of each corpus of a mixture. Those of a run are also written to the
+run's eval_results.json.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -39,8 +43,35 @@ def main() -> None:
     data_set = in_cache(data_set, cache_flags.shard_cache())
     pretrained = checkpoint_flags.read_given()
     results = evaluate(pretrained, data_set, _EVAL_BATCH_SIZE.value)
-    print(f"{'checkpoint':<24} {pretrained.source}")
     is_order = pretrained.config.sentence_pairs == SentencePairs.ORDER
-    for key, value in results.items():
-        name = key.replace("next_sentence", "sentence_order") if is_order else key
-        print(f"{name:<24} {value if isinstance(value, str) else format(value, '.6g')}")
+    print(describe({"checkpoint": str(pretrained.source), **results}, is_order))
+
+
+def describe(results: Mapping[str, Any], is_order: bool) -> str:
+    """The results as lines; those of the corpora of a mixture follow as a table.
+
+    Args:
+      results: as `modeling.training.evaluation.evaluate` returns them.
+      is_order: whether those of pairs are of the order of sentences.
+    """
+
+    def name_of(key: str) -> str:
+        return key.replace("next_sentence", "sentence_order") if is_order else key
+
+    corpora = results.get("corpora", {})
+    lines = [
+        f"{name_of(key):<24} {value if isinstance(value, str) else format(value, '.6g')}"
+        for key, value in results.items()
+        if key != "corpora"
+    ]
+    # A corpus may have no masked word in its eval instances, so its figures may be fewer.
+    keys = list(dict.fromkeys(key for figures in corpora.values() for key in figures))
+    if corpora:
+        lines += ["", f"{'corpus':<24} {'  '.join(map(name_of, keys))}"]
+    for corpus, figures in corpora.items():
+        cells = (
+            f"{format(figures[key], '.6g') if key in figures else '-':<{len(name_of(key))}}"
+            for key in keys
+        )
+        lines.append(f"{corpus:<24} {'  '.join(cells)}".rstrip())
+    return "\n".join(lines)

@@ -13,10 +13,12 @@ from absl import flags
 
 from launch import input_flags
 from launch.flag_files import flag_values, flags_as_text
-from pipeline.documents import Sentences
+from launch.mixture_file import read_mixture
+from pipeline.documents import ReadOptions, Sentences
 from pipeline.errors import UserError
 from pipeline.generate import generate, translate
 from pipeline.manifest import MANIFEST_NAME, Manifest
+from pipeline.mixtures import Mixture
 from pipeline.options import (
     GenerateOptions,
     InstanceOptions,
@@ -26,7 +28,7 @@ from pipeline.options import (
 )
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.spark import SparkOptions
-from pipeline.statistics import describe_instances, describe_pairs
+from pipeline.statistics import describe_corpora, describe_instances, describe_pairs
 from pipeline.storage import Location, location
 from pipeline.worker_processes import number_of_processes, worker_processes
 
@@ -43,6 +45,17 @@ _LOGGERS_OF_EXCEPTIONS = (
     "apache_beam.utils.subprocess_server",
 )
 
+_MIXTURE = flags.DEFINE_string(
+    "mixture",
+    None,
+    "A mixture of corpora, in place of --input_file: a TOML file with a table [[corpus]] for each, "
+    "which has its name, its input_file and its weight, and may have an input_format and other "
+    "options of reading, for which the flags give the defaults. temperature = 0.7 in place of "
+    "weights gives each corpus a share in proportion to the power 0.7 of its tokens, and a list of "
+    "temperatures gives one to each pass. The shares are of the training tokens, and whole "
+    "documents are repeated or left out to reach them.",
+)
+flags.mark_flags_as_mutual_exclusive(["input_file", "mixture"], required=True)
 _VOCAB_FILE = flags.DEFINE_string(
     "vocab_file",
     None,
@@ -201,10 +214,11 @@ def main(beam_flags: list[str]) -> None:
     if number is None:
         number, beam_options = parse_beam_options(beam_flags)
     is_dry = beam_options is not None and _is_dry_run(beam_options)
+    reading = input_flags.read_options(_SENTENCES.value)
     options = GenerateOptions(
         input_patterns=input_flags.input_patterns(),
         input_format=input_flags.input_format(),
-        reading=input_flags.read_options(_SENTENCES.value),
+        reading=reading,
         vocab_file=location(_VOCAB_FILE.value),
         output_dir=location(_OUTPUT_DIR.value),
         tokenized_dir=location(_TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None,
@@ -217,6 +231,7 @@ def main(beam_flags: list[str]) -> None:
         num_shards=_NUM_SHARDS.value,
         overwrite=_OVERWRITE.value,
         strict=_STRICT.value,
+        mixture=_mixture(reading),
     )
     if is_dry and beam_options:
         work = translate(options, beam_options)
@@ -230,6 +245,13 @@ def main(beam_flags: list[str]) -> None:
             options, beam_options, flags_as_text(sys.modules[__name__]), processes, spark
         )
     print(describe(manifest, options.output_dir))
+
+
+def _mixture(reading: ReadOptions) -> Mixture | None:
+    """The mixture of --mixture, whose corpora are read in this way where they do not say it."""
+    if _MIXTURE.value is None:
+        return None
+    return read_mixture(_MIXTURE.value, input_flags.input_format(), reading)
 
 
 def _spark_options(beam_flags: list[str]) -> SparkOptions | None:
@@ -355,5 +377,6 @@ def _describe(manifest: Manifest, output_dir: Location) -> str:
             f"  evaluation {describe_instances(evaluation)} from "
             f"{evaluation['documents']:,} documents"
         )
+    lines += [f"  mixture    {line}" for line in describe_corpora(manifest.statistics)]
     lines += [f"  health     {line}" for line in manifest.health]
     return "\n".join(lines)

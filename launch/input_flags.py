@@ -14,7 +14,6 @@ _INPUT_FILE = flags.DEFINE_list(
     "The corpus: comma-separated paths, URLs (s3://, gs://, az://) or globs of either. A folder "
     "means all files below it, and ** any folders, as in bash. @FILE reads them from a file, one a "
     "line. Beam reads hdfs:// and azfs://.",
-    required=True,
 )
 _INPUT_FORMAT = flags.DEFINE_enum_class(
     "input_format",

@@ -35,7 +35,7 @@ _TEMPLATE_NAME = "kubernetes.yaml.jinja"
 _VOLUMES: dict[str, dict[str, tuple[str, ...]]] = {
     "pretrain": {"data_dir": ("/data", "/runs"), "output_dir": ("/runs",)},
     "generate": dict.fromkeys(
-        ("input_file", "vocab_file", "output_dir", "tokenized_dir"), ("/data", "/runs")
+        ("input_file", "mixture", "vocab_file", "output_dir", "tokenized_dir"), ("/data", "/runs")
     ),
 }
 _SCRATCH = "/scratch"

@@ -13,7 +13,7 @@ from pipeline.storage import Location, StoredPath, is_for_beam, location
 # The flags of pretrain, then those of generate.
 _PLACES = (
     *("data_dir", "output_dir", "init_checkpoint", "branch_from", "bert_config_file"),
-    *("input_file", "vocab_file", "tokenized_dir"),
+    *("input_file", "mixture", "vocab_file", "tokenized_dir"),
 )
 
 

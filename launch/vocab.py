@@ -43,6 +43,7 @@ from pipeline.vocabulary_extension import extend_vocabulary
 from pipeline.vocabulary_training import read_sample, train_vocabulary
 
 SHARED_FLAGS = (input_flags,)
+flags.mark_flag_as_required("input_file")
 _OUTPUT_FILE = flags.DEFINE_string(
     "output_file", None, "The file to write; also a URL (s3://, gs://, az://).", required=True
 )

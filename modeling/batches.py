@@ -22,12 +22,12 @@ nothing of N. In the example, process 0 of 2 takes a2 a0 a3 a1: it reads the fir
 N does not divide the number of lanes, N / gcd(N, lanes) processes share each lane.
 """
 
+import functools
 import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -171,33 +171,61 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """All instances of the eval shards once, as `batches_in_order`, or the first batches of them.
 
+    Of a mixture, the first batches have the first instances of each corpus, as many as its share.
+
     Raises:
       UserError: the data set has no eval instance.
     """
     most = None if max_batches is None else max_batches * batch_size
-    shards = evaluation_shards(data_set.manifest, most)
-    if not shards:
+    parts = _parts_to_evaluate(data_set.manifest, most)
+    if not parts:
         raise UserError(
             f"the data set {data_set.directory} has no eval instance: generate it with "
             "--eval_fraction, 0.01 for example, or adopt it with --eval_file"
         )
-    batches = batches_in_order(data_set, shards, batch_size, on_open)
-    return batches if max_batches is None else batches.take(max_batches)
+    first, *others = (
+        _records_in_order(data_set, shards, on_open).take(count) for shards, count in parts
+    )
+    records = functools.reduce(tf.data.Dataset.concatenate, others, first)
+    return _parsed(records.batch(batch_size), data_set.manifest.features_of("eval"))
 
 
 def evaluation_shards(manifest: Manifest, most_instances: int | None = None) -> list[Shard]:
     """The eval shards that hold anything: all, or those with the first so many instances."""
-    shards = [shard for shard in manifest.shards_of("eval") if shard.instances]
-    if most_instances is None:
-        return shards
-    ends = itertools.accumulate((shard.instances for shard in shards), initial=0)
-    return [shard for shard, start in zip(shards, ends, strict=False) if start < most_instances]
+    return [shard for shards, _ in _parts_to_evaluate(manifest, most_instances) for shard in shards]
+
+
+def _parts_to_evaluate(
+    manifest: Manifest, most_instances: int | None
+) -> list[tuple[list[Shard], int]]:
+    """The eval shards of each corpus that are read, and how many of their first instances."""
+    corpora = list(manifest.corpora.values()) or [manifest.shards_of("eval")]
+    sizes = [sum(shard.instances for shard in shards) for shards in corpora]
+    total = sum(sizes)
+    most = total if most_instances is None else min(most_instances, total)
+    read = [end * most // max(1, total) for end in itertools.accumulate(sizes, initial=0)]
+    parts = []
+    for shards, (first, end) in zip(corpora, itertools.pairwise(read), strict=True):
+        starts = itertools.accumulate((shard.instances for shard in shards), initial=0)
+        members = [
+            shard
+            for shard, start in zip(shards, starts, strict=False)
+            if shard.instances and start < end - first
+        ]
+        if members:
+            parts.append((members, end - first))
+    return parts
 
 
 def batches_in_order(
     data_set: DataSet, shards: list[Shard], batch_size: int, on_open: OnOpen = lambda _: None
 ) -> tf.data.Dataset:
     """All instances of some shards once, in the files' order; the last batch may be smaller."""
+    records = _records_in_order(data_set, shards, on_open)
+    return _parsed(records.batch(batch_size), data_set.manifest.features_of(shards[0].split))
+
+
+def _records_in_order(data_set: DataSet, shards: list[Shard], on_open: OnOpen) -> tf.data.Dataset:
     _check_sizes(data_set, shards)
 
     def opened_files() -> Iterator[tuple[str, str]]:
@@ -208,8 +236,7 @@ def batches_in_order(
             yield str(path), tfrecord_compression(path)
 
     files = tf.data.Dataset.from_generator(opened_files, output_signature=_FILE)
-    records = files.flat_map(_records_of_file)
-    return _parsed(records.batch(batch_size), data_set.manifest.features_of(shards[0].split))
+    return files.flat_map(_records_of_file)
 
 
 def readable(batches: tf.data.Dataset, data_set: DataSet) -> Generator[dict[str, np.ndarray]]:
@@ -487,6 +514,6 @@ def _parsed(batches: tf.data.Dataset, features: dict[str, Feature]) -> tf.data.D
     # ends, it may miss that and delay the end of the process by ten seconds and more.
     options = tf.data.Options()
     options.autotune.enabled = False
-    parse = partial(tf.io.parse_example, features=schema)
+    parse = functools.partial(tf.io.parse_example, features=schema)
     parsed = batches.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
     return parsed.prefetch(tf.data.AUTOTUNE).with_options(options)

@@ -7,6 +7,7 @@ The files that text goes through, in the order of the flow::
     trees              what is in a folder, of a disk or of a store
     patterns           paths, URLs and globs -> the files that they name
     inputs             these files, and what the first bytes of each say that it is
+    mixtures           several corpora, and the share of each
     signatures         the first bytes of files that are no text
     compression        compressed files as streams
     encodings          text of any encoding as UTF-8, and the check that it is text
@@ -20,6 +21,7 @@ The files that text goes through, in the order of the flow::
     buckets            the bucket of each document; documents are paired within a bucket
     corpus             tokenized documents, as arrays and as Parquet files
     duplicates         documents with the same text
+    mixing             which documents of a mixture each pass reads, and how often
     segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP], as in the original
     segments           plans of other pairs, or of single segments, for --sentence_pairs
     draws              random numbers for masks, from a generator or from a hash
@@ -34,6 +36,7 @@ The files that text goes through, in the order of the flow::
     health             the figures out of bounds, and what mends each
     manifest           the description of a finished data set; part of the contract with `modeling`
     stages             the work of the workers: tokenize, find duplicates, build
+    mixture_stages     the work for a mixture: measure documents, plan passes
     graph              the stages as a Beam graph
     spark              the stages as jobs of a Spark cluster
     generate           the whole job: raw text -> finished data set

@@ -5,6 +5,7 @@ A document's bucket depends only on its id, not on the seed.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,15 +45,22 @@ class BucketPlan:
       corpus_bytes: amount of text in the input files, in bytes.
       eval_fraction: share of the documents that go to the eval buckets.
       num_train_buckets: number of buckets for the train documents.
+      corpora: name of each corpus of a mixture, and its amount of text in bytes. The eval documents
+        of each have buckets of their own; the train documents share all buckets.
     """
 
     corpus_bytes: int
     eval_fraction: float
     num_train_buckets: int
+    corpora: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def for_corpus(
-        cls, corpus_bytes: int, eval_fraction: float = 0.0, num_shards: int | None = None
+        cls,
+        corpus_bytes: int,
+        eval_fraction: float = 0.0,
+        num_shards: int | None = None,
+        corpora: tuple[tuple[str, int], ...] = (),
     ) -> "BucketPlan":
         """Returns a plan with buckets of about 16 MiB of text, or with `num_shards` train buckets.
 
@@ -66,15 +74,24 @@ class BucketPlan:
                 f"--num_shards={num_shards} is too small for {corpus_bytes / 1e9:,.1f} GB of text: "
                 f"set it to at least {fewest}"
             )
-        return cls(
-            corpus_bytes, eval_fraction, num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
-        )
+        num_train_buckets = num_shards or _ceil_at_least_1(train_bytes / BUCKET_BYTES)
+        return cls(corpus_bytes, eval_fraction, num_train_buckets, corpora)
+
+    @cached_property
+    def eval_buckets(self) -> dict[str | None, range]:
+        """The numbers of the eval buckets of each corpus; without a mixture, its name is None."""
+        ranges, first = {}, 0
+        for name, corpus_bytes in self.corpora or ((None, self.corpus_bytes),):
+            eval_bytes = corpus_bytes * self.eval_fraction
+            count = _ceil_at_least_1(eval_bytes / BUCKET_BYTES) if self.eval_fraction else 0
+            ranges[name] = range(first, first + count)
+            first += count
+        return ranges
 
     @property
     def num_eval_buckets(self) -> int:
         """The number of buckets for the eval documents; 0 if there are no eval documents."""
-        eval_bytes = self.corpus_bytes * self.eval_fraction
-        return _ceil_at_least_1(eval_bytes / BUCKET_BYTES) if self.eval_fraction else 0
+        return sum(map(len, self.eval_buckets.values()))
 
     def buckets(self) -> list[Bucket]:
         """Returns all buckets, the train buckets first."""
@@ -87,13 +104,15 @@ class BucketPlan:
         document_id = f"{document.file}\0{document.offset}"
         document_hash = _stable_hash(document_id)
         is_eval = _stable_hash(f"eval\0{document_id}") < self.eval_fraction * 2**64
-        num_buckets = self.num_eval_buckets if is_eval else self.num_train_buckets
+        of_split = self.eval_buckets[file.corpus] if is_eval else range(self.num_train_buckets)
+        num_buckets = len(of_split)
         corpus_groups = _ceil_at_least_1(self.corpus_bytes / (_REGION_BYTES * _PORTIONS_PER_GROUP))
         num_groups = min(corpus_groups, num_buckets)
         region = (file.corpus_offset + document.text_before) // _REGION_BYTES
         group = _stable_hash(f"region\0{region}") % num_groups
         first, end = (g * num_buckets // num_groups for g in (group, group + 1))
-        return Bucket("eval" if is_eval else "train", first + document_hash % (end - first))
+        index = of_split[first + document_hash % (end - first)]
+        return Bucket("eval" if is_eval else "train", index)
 
 
 def _stable_hash(key: str) -> int:

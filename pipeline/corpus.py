@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from pipeline.buckets import Bucket
 from pipeline.documents import Document
 from pipeline.storage import Location, source_of
 from pipeline.tokenization import FullTokenizer
+
+if TYPE_CHECKING:
+    from pipeline.mixing import Others
 
 DOCUMENT_ID = ["file", "offset"]
 _DIGEST_BYTES = 16
@@ -63,12 +67,14 @@ class DocumentBatch:
       word_starts: bool [T], whether a word begins at each token.
       sentence_ends: int64 [M], index of the token after each sentence.
       document_ends: int64 [D], index of the sentence after each document.
+      others: where the random B of a document comes from; None: any other document.
     """
 
     ids: np.ndarray
     word_starts: np.ndarray
     sentence_ends: np.ndarray
     document_ends: np.ndarray
+    others: "Others | None" = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def read_documents_of_bucket(
       id_dtype: dtype of the token ids.
       dropped: table with the `file` and `offset` of the documents to leave out.
     """
-    table = pa.concat_tables(_read(row_groups) or [_SCHEMA.empty_table()])
+    table = pa.concat_tables(read_row_groups(row_groups) or [_SCHEMA.empty_table()])
     if dropped is not None:
         table = table.join(dropped, DOCUMENT_ID, join_type="left anti")
     table = table.sort_by([(column, "ascending") for column in DOCUMENT_ID])
@@ -184,12 +190,12 @@ def read_documents_of_bucket(
     )
 
 
-def _read(row_groups: Sequence[RowGroup]) -> list[pa.Table]:
-    """Reads row groups; those of a store several at once, each with three requests."""
+def read_row_groups(row_groups: Sequence[RowGroup], *columns: str) -> list[pa.Table]:
+    """Reads row groups, or some columns; those of a store several at once, each in 3 requests."""
 
     def read(group: RowGroup) -> pa.Table:
         with pq.ParquetFile(source_of(group.path), pre_buffer=True) as file:
-            return file.read_row_group(group.index)
+            return file.read_row_group(group.index, list(columns) or None)
 
     with ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE) as threads:
         return list(threads.map(read, row_groups))

@@ -9,6 +9,7 @@ one finds a state that it knows.
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.buckets import Bucket
 from pipeline.errors import UserError
 from pipeline.files import (
     make_directory,
@@ -53,6 +54,7 @@ class Directories:
         self._keeps_tokenized = tokenized_dir is not None
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
         self.receipts = self.in_progress / "receipts"
+        self.mixing_plan = self.receipts / "mixing.json"
         self.unfinished_shards = self.in_progress / "shards"
         self.vocabulary = self.in_progress / VOCABULARY_NAME
         self.sign_of_life = self.in_progress / "sign_of_life"
@@ -65,6 +67,10 @@ class Directories:
     def duplicates_file(self, partition: int) -> Location:
         """The file for the ids of the duplicates in a partition of the tokenized documents."""
         return self.tokenized / f"duplicates-{partition:05d}.parquet"
+
+    def measured_file(self, bucket: Bucket) -> Location:
+        """The file for the sizes of a bucket's documents, if they belong to a mixture."""
+        return self.receipts / f"documents-{bucket.name}.parquet"
 
     def examples_of_output(self) -> list[Location]:
         """Paths as of every kind of file in the output directory."""

@@ -1,12 +1,14 @@
 """Turns raw text into a finished data set: plan, Beam pipeline, manifest."""
 
+import itertools
 import unicodedata
 from dataclasses import asdict, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from pipeline.buckets import BucketPlan
+from pipeline.buckets import Bucket, BucketPlan
 from pipeline.directories import Directories
 from pipeline.disk_space import check_disk_space, expected_size
 from pipeline.documents import Documents
@@ -15,10 +17,19 @@ from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
 from pipeline.health import case_line, health_lines
 from pipeline.inputs import InputFile, describe_formats, describe_paths, match_files, stamps_sha256
-from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, row_options
+from pipeline.manifest import (
+    CORPORA,
+    FLAGS_NAME,
+    MIXTURE_OPTION,
+    DataSet,
+    Manifest,
+    format_version_of,
+    row_options,
+)
+from pipeline.mixtures import match_corpora
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
-from pipeline.portions import plan_portions, text_bytes_of
+from pipeline.portions import Portion, plan_portions, text_bytes_of
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
@@ -27,7 +38,13 @@ from pipeline.sentence_pairs import SentencePairs
 from pipeline.shards import plan_shards
 from pipeline.spark import SparkOptions, check_spark, run_on_spark
 from pipeline.stages import TokenizePortion, Work, read_results
-from pipeline.statistics import BuildResults, ShardResults, check_documents_agree, summarize
+from pipeline.statistics import (
+    BuildResults,
+    ShardResults,
+    check_documents_agree,
+    summarize,
+    summarize_corpora,
+)
 from pipeline.verification import verify_finished
 from pipeline.vocabulary import Vocabulary
 from pipeline.word_segmentation import describe_segmenter, load_segmenter
@@ -94,6 +111,7 @@ def generate(
         "instance_format_version": INSTANCE_FORMAT_VERSION,
         **_instance_options(options.instances),
         "drop_duplicates": options.drop_duplicates,
+        **({MIXTURE_OPTION: options.mixture.as_options()} if options.mixture else {}),
     }
     with locked_directory(directories.output):
         if not options.overwrite and (finished := directories.find_finished(shard_plan)):
@@ -128,6 +146,8 @@ def generate(
             options.instances.packed_row_length,
             options.instances.masking == Masking.TRAINING,
         )
+        if options.mixture:
+            statistics[CORPORA] = summarize_corpora(results, _eval_shards_of_corpora(work))
         health = health_lines(statistics, options, sample, case)
         _check_health(health, options)
         manifest = _make_manifest(
@@ -180,7 +200,7 @@ def _make_shards(
     try:
         if processes:
             processes.start_ahead(TokenizePortion(work), enumerate(work.portions))
-        sample = take_sample(work.portions, options.reading)
+        sample = take_sample(work.portions, options.reading_of)
         expected = expected_size(sample, options, work.buckets)
         logging.info("expected size: %s", expected)
         check_disk_space(expected, work.directories)
@@ -220,19 +240,32 @@ def _warn_of_few_predictions(options: InstanceOptions) -> None:
 def _input_files(options: GenerateOptions, directories: Directories) -> list[InputFile]:
     """The files of the corpus, none of which this run writes."""
     patterns = options.input_patterns
+    if options.mixture:
+        patterns = [each for corpus in options.mixture.corpora for each in corpus.input_patterns]
     check_not_input(patterns, "vocab_file", [options.vocab_file])
     check_not_input(patterns, "output_dir", directories.examples_of_output(), directories.output)
     check_not_input(
         patterns, "tokenized_dir", directories.examples_of_tokenized(), directories.tokenized
     )
+    if options.mixture:
+        return match_corpora(options.mixture)
     return match_files(patterns, options.input_format, options.reading.encoding)
 
 
 def _plan_work(options: GenerateOptions, files: list[InputFile], directories: Directories) -> Work:
-    lines_are_documents = options.reading.documents == Documents.LINES
-    portions = plan_portions(files, lines_are_documents=lines_are_documents)
+    portions: list[Portion] = []
+    corpora: list[tuple[str, int]] = []
+    for corpus, group in itertools.groupby(files, attrgetter("corpus")):
+        members = list(group)
+        lines_are_documents = options.reading_of(corpus).documents == Documents.LINES
+        portions += plan_portions(members, lines_are_documents=lines_are_documents)
+        if corpus is not None:
+            corpora.append((corpus, sum(file.text_bytes for file in members)))
     buckets = BucketPlan.for_corpus(
-        sum(file.text_bytes for file in files), options.eval_fraction, options.num_shards
+        sum(file.text_bytes for file in files),
+        options.eval_fraction,
+        options.num_shards,
+        tuple(corpora),
     )
     shard_plans = plan_shards(buckets, options.instances.dupe_factor)
     logging.info(
@@ -254,7 +287,7 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
         "input_files": len(files),
         "input_bytes": sum(file.size for file in files),
         "input_stamps_sha256": stamps_sha256(files),
-        **asdict(options.reading),
+        **_reading_options(options),
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
         "word_segmenter": describe_segmenter(options.word_segmenter),
@@ -262,6 +295,22 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
         "eval_fraction": work.buckets.eval_fraction,
         "num_train_buckets": work.buckets.num_train_buckets,
         "num_splits": len(work.portions),
+    }
+
+
+def _reading_options(options: GenerateOptions) -> dict[str, Any]:
+    """How documents are read, by option; for a mixture, by corpus."""
+    if options.mixture:
+        return {CORPORA: options.mixture.reading_options()}
+    return asdict(options.reading)
+
+
+def _eval_shards_of_corpora(work: Work) -> dict[str, list[str]]:
+    """The names of the eval shards of each corpus of a mixture."""
+    names = {plan.bucket: plan.name for plan in work.shard_plans}
+    return {
+        str(corpus): [names[Bucket("eval", index)] for index in indices]
+        for corpus, indices in work.buckets.eval_buckets.items()
     }
 
 
@@ -339,8 +388,9 @@ def _make_manifest(
         vocab_sha256=vocabulary.sha256,
         options={
             "unicode_version": unicodedata.unidata_version,
-            "input_format": options.input_format,
-            **asdict(options.reading),
+            **({} if options.mixture else {"input_format": options.input_format}),
+            **_reading_options(options),
+            **({MIXTURE_OPTION: options.mixture.as_options()} if options.mixture else {}),
             "word_segmenter": describe_segmenter(options.word_segmenter),
             "drop_duplicates": options.drop_duplicates,
             "eval_fraction": options.eval_fraction,
@@ -350,6 +400,8 @@ def _make_manifest(
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version_of(limits, masking, options.instances.sentence_pairs),
+        format_version=format_version_of(
+            limits, masking, options.instances.sentence_pairs, options.mixture is not None
+        ),
         health=health,
     )

@@ -3,7 +3,7 @@
 Beam's shuffle carries only what the stages give each other, file names and bucket numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,8 +12,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.transforms.window import GlobalWindows
 
+from pipeline.buckets import Bucket
 from pipeline.corpus import RowGroup
 from pipeline.failures import as_user_error, step_errors_marked
+from pipeline.mixture_stages import MeasureDocuments, PlanMixing
 from pipeline.portable_runner import no_deadline_of_jobs, show_life, workers_watched
 from pipeline.runner import broken_connections_hidden, choose_runner
 from pipeline.shards import ShardPlan
@@ -91,6 +93,7 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
             >> beam.ParDo(map_of(FindDuplicates(work)), beam.pvalue.AsSingleton(num_row_groups))
         )
         duplicates = [beam.pvalue.AsList(found)]
+    mixing = _add_mixing(root, work, row_groups, duplicates, map_of) if work.options.mixture else []
     plans = root | "Plans" >> beam.Create(
         [(key_of(plan.bucket), plan) for plan in work.shard_plans]
     )
@@ -99,8 +102,34 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
         | "GroupByBucket" >> beam.CoGroupByKey()
         | "Shards" >> beam.FlatMap(_pair_plans_with_row_groups)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Build" >> beam.ParDo(map_of(BuildShard(work)), *duplicates)
+        | "Build" >> beam.ParDo(map_of(BuildShard(work)), *duplicates, *mixing)
     )
+
+
+def _add_mixing(
+    root: beam.Pipeline,
+    work: Work,
+    row_groups: beam.PCollection,
+    duplicates: list[Any],
+    map_of: Callable[[Stage], beam.DoFn],
+) -> list[Any]:
+    """Adds the stages of a mixture, and returns the side inputs of what waits for them."""
+    buckets = root | "TrainBuckets" >> beam.Create(
+        [(key_of(bucket), bucket) for bucket in work.buckets.buckets() if bucket.split == "train"]
+    )
+    measured = (
+        {"plans": buckets, "row_groups": row_groups}
+        | "GroupByTrainBucket" >> beam.CoGroupByKey()
+        | "TrainBucketsOnly" >> beam.FlatMap(_pair_plans_with_row_groups)
+        | "SpreadTrainBuckets" >> beam.Reshuffle()
+        | "MeasureDocuments" >> beam.ParDo(map_of(MeasureDocuments(work)), *duplicates)
+    )
+    planned = (
+        root
+        | "Mixture" >> beam.Create([0])
+        | "PlanMixing" >> beam.ParDo(map_of(PlanMixing(work)), beam.pvalue.AsList(measured))
+    )
+    return [beam.pvalue.AsList(planned)]
 
 
 class _Process(beam.DoFn):
@@ -142,8 +171,8 @@ class _HandOut(beam.DoFn):
 
 def _pair_plans_with_row_groups(
     grouped: tuple[BucketKey, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[ShardPlan, list[RowGroup]]]:
-    """The plans of a bucket's shards, each with all row groups of the bucket."""
+) -> Iterator[tuple[ShardPlan | Bucket, list[RowGroup]]]:
+    """The plans of a bucket, such as its shards, each with all row groups of the bucket."""
     _, members = grouped
     row_groups = list(members["row_groups"])
     for plan in members["plans"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.manifest import CORPORA
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.sentences import split_sentences
 from pipeline.statistics import num_sequences
@@ -62,6 +63,7 @@ def health_lines(
     masked = train if "masked" in train else statistics.get("eval")
     lines = [
         *_of_text(corpus, sample, options, case),
+        *_of_corpora(statistics.get(CORPORA, {})),
         *(_of_masks(masked, options.instances) if masked else []),
         *_of_pairs(corpus, train, sample, options),
     ]
@@ -167,6 +169,17 @@ def _of_text(
             f"{invalid} of the lines have invalid UTF-8, which was dropped; usual is none: give "
             "the text's --encoding, or convert it to UTF-8"
         )
+
+
+def _of_corpora(corpora: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Lines for corpora of a mixture, whose `[UNK]` may be few among those of all."""
+    for name, facts in corpora.items():
+        if unknown := _share(facts["unknown_tokens"], facts["tokens"], above=_MOST_UNKNOWN):
+            yield (
+                f"{unknown} of the tokens of the corpus {name} are [UNK]; usual is below 5%: the "
+                "vocabulary is of other text, so give another --vocab_file, or leave this corpus "
+                "out"
+            )
 
 
 def _of_masks(split: Mapping[str, Any], options: "InstanceOptions") -> Iterator[str]:

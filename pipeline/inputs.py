@@ -83,6 +83,7 @@ class InputFile:
       corpus_offset: sum of `text_bytes` over all files before this one, in the order of names.
       compression: how the file is compressed (see `compression.compression_of`); None if it is not.
       encoding: the encoding of its text, if it must become UTF-8; None: UTF-8, or Parquet.
+      corpus: the name of its corpus in a mixture; None: there is no mixture.
     """
 
     path: str
@@ -94,6 +95,7 @@ class InputFile:
     compression: str | None = None
     encoding: str | None = None
     tag: str = ""
+    corpus: str | None = None
 
     @property
     def stamp(self) -> Stamp:

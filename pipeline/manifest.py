@@ -39,6 +39,12 @@ SENTENCE_PAIRS_OPTION = "sentence_pairs"
 # Among the options of packed rows: their length, and the most that they hold, as in `RowLimits`.
 _ROW_OPTIONS = ("packed_row_length", "max_predictions_per_row", "max_sequences_per_row")
 
+# Among the options of a mixture of corpora: what decides their shares, and how each is read.
+MIXTURE_OPTION = "mixture"
+# Among the statistics of a mixture: the facts of each corpus, of which one is its eval shards.
+CORPORA = "corpora"
+EVAL_SHARDS = "eval_shards"
+
 _AGAIN = "generate or adopt the data set again, with --overwrite"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # How `generate` names a shard: its number among all shards of its split, and how many those are.
@@ -49,9 +55,11 @@ def format_version_of(
     limits: RowLimits,
     masking: str = "stored",
     sentence_pairs: SentencePairs = SentencePairs.NEXT,
+    is_mixture: bool = False,
 ) -> int:
     """The version of the manifest of records with these limits, masks and pairs."""
     is_newer = limits.sequences > 1 or masking == _TRAINING or sentence_pairs == SentencePairs.NONE
+    is_newer |= is_mixture
     return NEWER_FORMAT_VERSION if is_newer else FORMAT_VERSION
 
 
@@ -180,6 +188,13 @@ class Manifest:
         return SentencePairs(self.options.get(SENTENCE_PAIRS_OPTION, SentencePairs.NEXT))
 
     @property
+    def corpora(self) -> dict[str, list[Shard]]:
+        """The eval shards of each corpus of a mixture, by name; empty if there is no mixture."""
+        shards = {shard.name: shard for shard in self.shards_of("eval")}
+        facts = self.statistics.get(CORPORA, {})
+        return {name: [shards[each] for each in facts[name][EVAL_SHARDS]] for name in facts}
+
+    @property
     def is_adopted(self) -> bool:
         """Whether another program wrote the records."""
         return FEATURE_NAMES_OPTION in self.options
@@ -210,6 +225,7 @@ class Manifest:
         for name, value in vars(self).items():
             if self.options.get(name, value) != value:
                 yield f"it tells of two values of {name}"
+        yield from self._contradictions_of_mixture()
         # Others may number their files in the same way, and adopt some of them.
         names = {shard.name for shard in self.shards if not self.is_adopted}
         yield from _missing_shards(names)
@@ -222,7 +238,8 @@ class Manifest:
             yield f"its {_MASKING_OPTION} is {masking!r}"
         has_rows = not self.options.keys().isdisjoint(_ROW_OPTIONS)
         is_single = self.options.get(SENTENCE_PAIRS_OPTION) == SentencePairs.NONE
-        is_newer = has_rows or is_single or self.masks_while_training
+        is_mixture = MIXTURE_OPTION in self.options
+        is_newer = has_rows or is_single or self.masks_while_training or is_mixture
         if is_newer != (self.format_version == NEWER_FORMAT_VERSION):
             yield f"its records are not those of its format version {self.format_version}"
         if not has_rows:
@@ -238,6 +255,20 @@ class Manifest:
                 sequences, pairs = counts.get("sequences"), counts.get("attended_pairs")
                 if not (type(sequences) is type(pairs) is int and instances <= sequences <= pairs):
                     yield f"its {split} statistics do not count the sequences of rows"
+
+    def _contradictions_of_mixture(self) -> Iterator[str]:
+        facts = self.statistics.get(CORPORA, {})
+        if (MIXTURE_OPTION in self.options) != bool(facts):
+            yield "it tells of a mixture, but not of its corpora, or the other way round"
+        lists = [
+            each.get(EVAL_SHARDS) if isinstance(each, dict) else None for each in facts.values()
+        ]
+        if not all(isinstance(each, list) for each in lists):
+            yield "it does not list the eval shards of each corpus"
+        elif facts:
+            listed = sorted(str(name) for names in lists for name in names or [])
+            if listed != sorted(shard.name for shard in self.shards_of("eval")):
+                yield "the eval shards of its corpora are not its eval shards"
 
     def shards_of(self, split: str) -> list[Shard]:
         """The shards of the "train" or "eval" split, pass by pass."""

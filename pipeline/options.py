@@ -7,6 +7,7 @@ from math import ceil, inf
 from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
+from pipeline.mixtures import Mixture
 from pipeline.records import RowLimits
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.storage import Location
@@ -144,7 +145,7 @@ class GenerateOptions:
     """What to read, where to write, and how instances are made.
 
     Attributes:
-      input_patterns: paths or globs of the corpus.
+      input_patterns: paths or globs of the corpus; none if there is a mixture.
       vocab_file: the WordPiece vocabulary.
       output_dir: the data set's directory.
       input_format: how its documents and sentences are laid out.
@@ -161,6 +162,8 @@ class GenerateOptions:
       num_shards: the number of train shards of a pass; None sizes them from the corpus.
       overwrite: whether a data set already in `output_dir` is replaced.
       strict: whether a share out of bounds is an error, see `health`; no part of the plan.
+      mixture: several corpora, which take the place of `input_patterns`, `input_format` and
+        `reading`; None: there is one corpus.
 
     Raises:
       UserError: an option is out of range.
@@ -181,9 +184,22 @@ class GenerateOptions:
     num_shards: int | None = None
     overwrite: bool = False
     strict: bool = False
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
             raise UserError(f"--eval_fraction={self.eval_fraction} must be at least 0 and below 1")
         if self.num_shards is not None and self.num_shards < 1:
             raise UserError(f"--num_shards={self.num_shards} must be at least 1")
+        num_passes = self.instances.dupe_factor
+        if self.mixture and len(self.mixture.temperatures) not in (0, 1, num_passes):
+            raise UserError(
+                f"the mixture has {len(self.mixture.temperatures)} temperatures, but "
+                f"--dupe_factor={num_passes} passes: give one for each pass, or one for all"
+            )
+
+    def reading_of(self, corpus: str | None) -> ReadOptions:
+        """How the documents of a corpus of the mixture are read, or without one, all documents."""
+        if self.mixture is None:
+            return self.reading
+        return next(each.reading for each in self.mixture.corpora if each.name == corpus)

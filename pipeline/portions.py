@@ -121,6 +121,11 @@ def text_bytes_of(portion: Portion) -> int:
     return sum(file_range.text_bytes for file_range in portion)
 
 
+def corpus_of_portion(portion: Portion) -> str | None:
+    """The name of the corpus of a portion's files, which belong to one; None without a mixture."""
+    return portion[0].file.corpus
+
+
 def plan_portions(
     files: list[InputFile],
     portion_bytes: int | None = None,

@@ -67,6 +67,15 @@ class DuplicatesReceipt:
 
 
 @dataclass(frozen=True)
+class FileReceipt:
+    """What is known of a file of which nothing is counted: its SHA-256."""
+
+    sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
+@dataclass(frozen=True)
 class VocabularyReceipt:
     """What is known of a vocabulary: all that determines its content, and its SHA-256."""
 

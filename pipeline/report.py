@@ -10,9 +10,9 @@ from jinja2 import Environment
 
 from pipeline.files import describe_size, write_whole
 from pipeline.inspection import Piece, pieces_of, read_sequences, relation_of_b
-from pipeline.manifest import REPORT_NAME, DataSet, Manifest, Shard
+from pipeline.manifest import CORPORA, MIXTURE_OPTION, REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.sentence_pairs import SentencePairs
-from pipeline.statistics import DROP_REASONS, num_sequences
+from pipeline.statistics import DROP_REASONS, num_sequences, per_pass
 from pipeline.storage import Location
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
@@ -103,6 +103,7 @@ def write_report(output_dir: Location, manifest: Manifest, vocabulary: Vocabular
         page.render(
             manifest=manifest,
             corpus=manifest.statistics["corpus"],
+            corpora=manifest.statistics.get(CORPORA, {}),
             splits=splits,
             drop_reasons=DROP_REASONS,
             reasons_of_splits=_reasons_of_splits(manifest.sentence_pairs),
@@ -115,7 +116,11 @@ def write_report(output_dir: Location, manifest: Manifest, vocabulary: Vocabular
 def _template_environment() -> Environment:
     environment = template_environment("pipeline", autoescape=True)
     environment.filters.update(
-        number=_format_number, percent=_format_percent, size=describe_size, range=_format_range
+        number=_format_number,
+        percent=_format_percent,
+        size=describe_size,
+        range=_format_range,
+        per_pass=per_pass,
     )
     environment.tests["special"] = _is_special
     return environment
@@ -135,7 +140,18 @@ def _all_options(manifest: Manifest) -> dict[str, Any]:
     names = ("max_seq_length", "max_predictions_per_seq", "do_lower_case", "strip_accents")
     options = {name: getattr(manifest, name) for name in names} | manifest.options
     options.pop("unicode_version", None)  # not an option; shown with the vocabulary
+    for name, reading in options.pop(CORPORA, {}).items():
+        options[f"{CORPORA}: {name}"] = _listed(reading)
+    if shares := options.pop(MIXTURE_OPTION, None):
+        ((kind, values),) = shares.items()
+        options[f"{MIXTURE_OPTION}: {kind}"] = (
+            _listed(values) if isinstance(values, dict) else per_pass(values, "{}")
+        )
     return options
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _examples(

@@ -1,7 +1,7 @@
 """A sample of the corpus, which is read first, to see what the options will make of the text."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.documents import Document, ReadOptions, read_documents
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFormat, read_at_least
-from pipeline.portions import FileRange, Portion
+from pipeline.portions import FileRange, Portion, corpus_of_portion
 from pipeline.tokenization import split_at_ideographs
 
 _MOST_CHARACTERS = 1 << 20
@@ -41,8 +41,14 @@ class Sample:
         )
 
 
-def take_sample(portions: Sequence[Portion], options: ReadOptions) -> Sample:
+def take_sample(
+    portions: Sequence[Portion], reading_of: Callable[[str | None], ReadOptions]
+) -> Sample:
     """Reads about a million characters, from up to 16 portions. The same text gives the same ones.
+
+    Args:
+      portions: the portions of the input.
+      reading_of: how the documents of a corpus of a mixture are read; without one, of None.
 
     Raises:
       UserError: see `read_raw_documents`.
@@ -52,6 +58,7 @@ def take_sample(portions: Sequence[Portion], options: ReadOptions) -> Sample:
     text_bytes = 0
     for portion in chosen:
         characters = _MOST_CHARACTERS // len(chosen)
+        options = reading_of(corpus_of_portion(portion))
         for file_range in portion:
             if characters > 0:
                 found = _first_documents(file_range, options, characters)

@@ -133,7 +133,7 @@ def _plan_chunks(
     wants_random = (rng.random(num_sentences) < 0.5).tolist()
     a_share = rng.random(num_sentences).tolist()
     sentence_ends = documents.sentence_ends.tolist()
-    other_documents_exist = num_documents > 1
+    other_documents_exist = documents.others.exist if documents.others else num_documents > 1
 
     chunks: list[int] = []  # four numbers a chunk: first sentence, end of A, end, B is random
     dropped = first = token = 0
@@ -166,8 +166,11 @@ def _draw_random_segments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Start and length of whole sentences from other documents, about `target_length` tokens."""
     num_documents = len(documents.document_ends)
-    document = rng.integers(0, max(1, num_documents - 1), len(own_document))
-    document += document >= own_document
+    if documents.others:
+        document = documents.others.draw(own_document, rng)
+    else:
+        document = rng.integers(0, max(1, num_documents - 1), len(own_document))
+        document += document >= own_document
     first_sentences = np.concatenate([[0], documents.document_ends])
     sentence_starts = np.concatenate([[0], documents.sentence_ends])
     document_end = documents.document_ends[document]

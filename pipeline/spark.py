@@ -31,6 +31,7 @@ from pipeline.corpus import RowGroup
 from pipeline.errors import UserError
 from pipeline.failures import StepError, as_user_error, step_errors_marked
 from pipeline.files import kept_on_error
+from pipeline.mixture_stages import MeasureDocuments, PlanMixing
 from pipeline.stages import (
     BucketKey,
     BuildShard,
@@ -197,6 +198,11 @@ def run_on_spark(work: Work, options: SparkOptions) -> None:
         for bucket, row_group in cluster.run(TokenizePortion(work), enumerate(work.portions)):
             row_groups[bucket].append(row_group)
         cluster.run(FindDuplicates(work), range(work.num_partitions))
+        if work.options.mixture:
+            buckets = [bucket for bucket in work.buckets.buckets() if bucket.split == "train"]
+            members = [(bucket, row_groups[key_of(bucket)]) for bucket in buckets]
+            cluster.run(MeasureDocuments(work), members)
+            cluster.run(PlanMixing(work), [0])
         # Bucket by bucket, because a worker keeps the one that it read last.
         plans = sorted(work.shard_plans, key=lambda plan: key_of(plan.bucket))
         shards = [(plan, row_groups[key_of(plan.bucket)]) for plan in plans]

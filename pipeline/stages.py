@@ -48,8 +48,10 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of, whole_file
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
+from pipeline.json_files import read_json
+from pipeline.mixing import MixingPlan, mix_documents, read_measured
 from pipeline.options import GenerateOptions
-from pipeline.portions import Portion, text_bytes_of
+from pipeline.portions import Portion, corpus_of_portion, text_bytes_of
 from pipeline.receipts import (
     DuplicatesReceipt,
     PortionReceipt,
@@ -222,9 +224,10 @@ class TokenizePortion(Stage):
     ) -> Iterator[tuple[list[InputFile], list[Document]]]:
         """The portion's documents, each with its file, as many at once as are tokenized fast."""
         files, batch, characters = [], [], 0
+        reading = self._options.reading_of(corpus_of_portion(portion))
         for file_range in portion:
-            raw_documents = read_raw_documents(file_range, self._options.reading, statistics)
-            for document in read_documents(raw_documents, self._options.reading, statistics):
+            raw_documents = read_raw_documents(file_range, reading, statistics)
+            for document in read_documents(raw_documents, reading, statistics):
                 files.append(file_range.file)
                 batch.append(document)
                 characters += document.characters
@@ -273,6 +276,7 @@ class BuildShard(Stage):
         _give_freed_memory_back()
         self._vocabulary = Vocabulary(self._directories.vocabulary)
         self._last_read: tuple[Bucket, DocumentBatch] | None = None
+        self._mixing: MixingPlan | None = None
 
     def process(self, item: tuple[ShardPlan, list[RowGroup]]) -> Iterator[str]:
         """Reads the bucket, without duplicates, writes the shard and yields its name."""
@@ -287,6 +291,8 @@ class BuildShard(Stage):
     def _write(self, plan: ShardPlan, row_groups: list[RowGroup], file: Path) -> ShardResults:
         """Writes the shard and returns its receipt."""
         documents = self._documents_of(plan.bucket, row_groups)
+        if self._options.mixture and plan.bucket.split == "train":
+            documents = self._mixed(documents, plan)
         return build_shard(plan, documents, self._vocabulary, self._options.instances, file)
 
     def _documents_of(self, bucket: Bucket, row_groups: list[RowGroup]) -> DocumentBatch:
@@ -301,6 +307,17 @@ class BuildShard(Stage):
             )
             self._last_read = bucket, documents
         return self._last_read[1]
+
+    def _mixed(self, documents: DocumentBatch, plan: ShardPlan) -> DocumentBatch:
+        """The documents of a bucket as often as the shard's pass reads them."""
+        if self._mixing is None:
+            self._mixing = read_json(self._directories.mixing_plan, MixingPlan)
+        measured = read_measured(self._directories.measured_file(plan.bucket))
+        copies = np.zeros(len(documents.document_ends), np.int64)
+        for number, rotation in enumerate(self._mixing.rotations.values()):
+            here = measured["corpus"] == number
+            copies[here] = rotation.copies(measured["key"][here], plan.pass_index)
+        return mix_documents(documents, copies, measured["corpus"])
 
 
 _loaded: Stage | None = None
@@ -363,7 +380,15 @@ def read_results(work: Work) -> BuildResults:
     shards = receipts((directories.receipts / plan.name for plan in work.shard_plans), ShardResults)
     corpus = sum_counters(portion.statistics for portion in portions)
     corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
-    return BuildResults(corpus, shards)
+    if not work.options.mixture:
+        return BuildResults(corpus, shards)
+    of_corpora: dict[str, list[Counter[str]]] = {name: [] for name in work.options.mixture.names}
+    for portion, found in zip(work.portions, portions, strict=True):
+        of_corpora[str(corpus_of_portion(portion))].append(found.statistics)
+    mixing = read_json(directories.mixing_plan, MixingPlan)
+    return BuildResults(
+        corpus, shards, {name: sum_counters(found) for name, found in of_corpora.items()}, mixing
+    )
 
 
 def _give_freed_memory_back() -> None:

@@ -1,17 +1,20 @@
 """Turns the workers' counts into the statistics of the manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pipeline.json_files import NO_OTHER_KEYS
-from pipeline.manifest import Shard
+from pipeline.manifest import CORPORA, EVAL_SHARDS, Shard
 from pipeline.records import Instances
 from pipeline.rows import sequence_lengths
 from pipeline.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # it loads Arrow, which `adopt` does without
+    from pipeline.mixing import MixingPlan
 
 DROP_REASONS = {
     "records_skipped": "records that could not be read or had no text",
@@ -94,10 +97,14 @@ class BuildResults:
       corpus: documents_duplicate, and the counts from `documents.read_documents` and
         `corpus.tokenize_documents`, summed over all portions.
       shards: the results of every shard.
+      corpora: the same counts of each corpus of a mixture, by name, without documents_duplicate.
+      mixing: what the passes read of each corpus; None: there is no mixture.
     """
 
     corpus: Counter[str]
     shards: list[ShardResults]
+    corpora: dict[str, Counter[str]] = field(default_factory=dict)
+    mixing: "MixingPlan | None" = None
 
 
 def sum_counters(counters: Iterable[Mapping[Any, int]]) -> Counter[Any]:
@@ -125,8 +132,16 @@ def check_documents_agree(results: BuildResults) -> None:
     built: Counter[tuple[str, int]] = Counter()
     for result in results.shards:
         built[result.shard.split, result.shard.pass_index] += result.shard.documents
+    mixing = results.mixing
+    measured = mixing.documents + built["eval", 0] if mixing else expected
+    if measured != expected:
+        raise RuntimeError(
+            f"tokenized {expected} documents but measured {measured}: the runner has lost or "
+            "repeated records"
+        )
     for (split, pass_index), documents in built.items():
-        if split == "train" and documents + built["eval", 0] != expected:
+        wanted = mixing.documents_read(pass_index) if mixing else expected - built["eval", 0]
+        if split == "train" and documents != wanted:
             raise RuntimeError(
                 f"tokenized {expected} documents but built {documents} in pass {pass_index} and "
                 f"{built['eval', 0]} for evaluation: the runner has lost or repeated records"
@@ -151,6 +166,26 @@ def describe_pairs(counts: Mapping[str, float]) -> str:
         if f"share_{name}" in counts:
             return f"{counts[f'share_{name}']:.1%} {what}, "
     return ""
+
+
+def describe_corpora(statistics: Mapping[str, Any]) -> list[str]:
+    """A line for each corpus of a mixture, for people; none without a mixture."""
+    corpora = statistics.get(CORPORA, {})
+    width = max(map(len, corpora), default=0)
+    return [
+        f"{name:<{width}} {facts['documents']:,} documents, {facts['tokens']:,} tokens "
+        f"({facts['share_unknown']:.2%} [UNK]); "
+        f"{per_pass(facts['shares_reached'], '{:.1%}')} of the training tokens, asked "
+        f"{per_pass(facts['shares_asked'], '{:.1%}')}; "
+        f"read {per_pass(facts['repeats'], '{:.3g}')} times a pass"
+        for name, facts in corpora.items()
+    ]
+
+
+def per_pass(values: Sequence[float], form: str) -> str:
+    """A value for each pass, for people: once if they look the same, else with arrows between."""
+    texts = [form.format(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else " → ".join(texts)
 
 
 def summarize(
@@ -212,6 +247,42 @@ def summarize(
             if masks_while_training and split == "train":
                 facts = summary[split]
                 summary[split] = {name: facts[name] for name in facts if "masked" not in name}
+    return summary
+
+
+def summarize_corpora(
+    results: BuildResults, eval_shards: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Returns the manifest's statistics of each corpus of a mixture, by name.
+
+    Lists have a number for each pass. `train_documents` and `train_tokens` count each document
+    once; `documents_read` and `tokens_read`, as often as a pass reads it.
+
+    Args:
+      results: the counts from all workers.
+      eval_shards: the names of the eval shards of each corpus.
+    """
+    assert results.mixing
+    shards = {result.shard.name: result.shard for result in results.shards}
+    summary = {}
+    for name, rotation in results.mixing.rotations.items():
+        counts, held_out = results.corpora[name], [shards[each] for each in eval_shards[name]]
+        summary[name] = {
+            "documents": counts["documents_tokenized"],
+            "tokens": counts["tokens"],
+            "unknown_tokens": counts["unknown_tokens"],
+            "share_unknown": _share(counts["unknown_tokens"], counts["tokens"]),
+            "train_documents": rotation.documents,
+            "train_tokens": rotation.tokens,
+            "documents_read": rotation.documents_read,
+            "tokens_read": rotation.tokens_read,
+            "repeats": [round(read / rotation.tokens, 6) for read in rotation.tokens_read],
+            "shares_asked": [round(share, 6) for share in rotation.shares],
+            "shares_reached": [round(share, 6) for share in results.mixing.shares_reached(name)],
+            "eval_documents": sum(shard.documents for shard in held_out),
+            "eval_instances": sum(shard.instances for shard in held_out),
+            EVAL_SHARDS: [shard.name for shard in held_out],
+        }
     return summary
 
 

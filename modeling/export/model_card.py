@@ -12,7 +12,7 @@ from modeling.masking_schedule import MaskingSchedule
 from modeling.training.evaluation import read_results
 from modeling.training_options import ScheduleName
 from pipeline.errors import UserError
-from pipeline.manifest import Manifest
+from pipeline.manifest import CORPORA, Manifest
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.storage import Location
 from pipeline.templates import template_environment
@@ -93,11 +93,18 @@ def _data(manifest: Manifest) -> dict[str, str]:
             "unknown": f"{corpus['share_unknown']:.3%} of the tokens are [UNK]",
             "SHA-256 of vocab.txt": manifest.vocab_sha256,
         }
+    # The mean share of the passes, which have about the same number of tokens.
+    shares = {
+        name: sum(facts["shares_reached"]) / len(facts["shares_reached"])
+        for name, facts in manifest.statistics.get(CORPORA, {}).items()
+    }
+    mixture = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     return {
         "documents": f"{corpus['documents_tokenized']:,}",
         "sentences": f"{corpus['sentences_read']:,}",
         "tokens": f"{corpus['tokens']:,}, {corpus['share_unknown']:.3%} of them [UNK]",
         "text": f"{corpus['input_bytes'] / 1e6:,.1f} MB",
+        **({"corpora, by training tokens": mixture} if mixture else {}),
         "training instances": f"{instances:,}, in {options['dupe_factor']} passes over the text",
         **tokens,
         "sentence pairs": _PAIRS[manifest.sentence_pairs],
@@ -195,4 +202,9 @@ def _results(run_dir: Location, run: Run) -> tuple[dict[str, str], bool]:
         **masked_lm,
         **of_pairs,
     }
+    for name, figures in (results.get("corpora") or {}).items():
+        if "masked_lm_loss" in figures:
+            facts[f"masked-LM loss and accuracy, {name}"] = (
+                f"{figures['masked_lm_loss']:.4f} nats, {figures['masked_lm_accuracy']:.2%}"
+            )
     return facts, are_held_out

@@ -8,7 +8,12 @@ from typing import Any, ClassVar
 
 from absl import logging
 
-from modeling.batches import evaluation_batches, evaluation_shards, readable
+from modeling.batches import (
+    batches_in_order,
+    evaluation_batches,
+    evaluation_shards,
+    readable,
+)
 from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.checkpoints.pretrained import (
     Pretrained,
@@ -51,6 +56,7 @@ class Evaluation:
         of the data.
       data_dir: where the data set was; None if an earlier build evaluated.
       manifest_sha256: the SHA-256 of its manifest.json (in hexadecimal); None as `data_dir`.
+      corpora: the losses and accuracies of each corpus of a mixture, by name; None without one.
     """
 
     step: int
@@ -60,6 +66,7 @@ class Evaluation:
     next_sentence_accuracy: float | None = None
     data_dir: str | None = None
     manifest_sha256: str | None = None
+    corpora: dict[str, dict[str, float]] | None = None
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
@@ -73,7 +80,7 @@ class _Results:
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
 
-def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict[str, float | str]:
+def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict[str, Any]:
     """Evaluates a trained BERT on all eval instances of a data set.
 
     Results of a run's checkpoint are also written to the run's `eval_results.json`. There, they
@@ -81,8 +88,9 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
 
     Returns:
       The losses and accuracies by name, without those of next sentences if the BERT has no head for
-      pairs of the data's kind, and without those of masked words if no word is masked; and the
-      other fields of an `Evaluation`, without `step` if it is not a run's.
+      pairs of the data's kind, and without those of masked words if no word is masked; `corpora`,
+      the same of each corpus of a mixture that has eval instances; and the other fields of an
+      `Evaluation`, without `step` if it is not a run's.
 
     Raises:
       UserError: the BERT or the data set is unusable or damaged, or they do not fit.
@@ -102,14 +110,21 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
         # Here, because a signal does not reach TensorFlow while it waits.
         data_set.open(evaluation_shards(data_set.manifest)[:1], [])
     verifier = ShardVerifier(data_set)
-    batches = evaluation_batches(data_set, batch_size, verifier.open)
+    corpora = {
+        name: filled
+        for name, shards in data_set.manifest.corpora.items()
+        if (filled := [shard for shard in shards if shard.instances])
+    }
+    batches = [
+        batches_in_order(data_set, shards, batch_size, verifier.open) for shards in corpora.values()
+    ] or [evaluation_batches(data_set, batch_size, verifier.open)]
     model = BertForPreTraining(config)
     missing = initialize(model, pretrained)
     if untrained := [name for name in missing if name.startswith("cls/predictions/")]:
         raise UserError(f"{pretrained.source} has no head that predicts words: no {untrained[0]}")
-    sums = evaluation_sums(eval_step(model), readable(batches, data_set))
+    step_of_model = eval_step(model)
+    sums = [evaluation_sums(step_of_model, readable(each, data_set)) for each in batches]
     verifier.wait()
-    figures = losses_and_accuracies(sums)
     data_dir, sha256 = str(data_set.directory), _sha256_of(data_set.manifest)
     pairs, pairs_of_data = config.sentence_pairs, data_set.manifest.sentence_pairs
     if missing:
@@ -122,16 +137,26 @@ def evaluate(pretrained: Pretrained, data_set: DataSet, batch_size: int) -> dict
             data_set.directory,
             pairs_of_data,
         )
-    if missing or pairs != pairs_of_data:
-        figures = {name: value for name, value in figures.items() if "next_sentence" not in name}
+
+    def figures_of(sums: Mapping[str, float]) -> dict[str, float]:
+        figures = losses_and_accuracies(sums)
+        if missing or pairs != pairs_of_data:
+            return {name: figures[name] for name in figures if "next_sentence" not in name}
+        return figures
+
+    facts: dict[str, Any] = figures_of(add_up(sums))
+    facts |= {"data_dir": data_dir, "manifest_sha256": sha256}
+    if corpora:
+        facts["corpora"] = dict(zip(corpora, map(figures_of, sums), strict=True))
     if not run:
-        return {**figures, "data_dir": data_dir, "manifest_sha256": sha256}
+        return facts
     step = run.state.step
-    evaluation = Evaluation(step=step, **figures, data_dir=data_dir, manifest_sha256=sha256)
+    evaluation = Evaluation(step=step, **facts)
     earlier = _read_evaluations(run_dir)  # again, because others may have been written meanwhile
     kept = [each for each in earlier if (each.step, each.manifest_sha256) != (step, sha256)]
     remove_leftovers(run_dir, RESULTS_NAME)
-    write_json(run_dir / RESULTS_NAME, {"evaluations": [*kept, evaluation]})
+    written = list(map(_as_json, [*kept, evaluation]))
+    write_json(run_dir / RESULTS_NAME, {"evaluations": written})
     return {name: value for name, value in vars(evaluation).items() if value is not None}
 
 
@@ -157,11 +182,11 @@ def read_results(
     found = [each for each in _read_evaluations(run_dir) if each.step == state.step]
     for each in found:
         if each.manifest_sha256 == _sha256_of(trained_on):
-            return vars(each), True
+            return _as_json(each), True
     for line in read_metrics_of(run_dir, state):
         if line["step"] == state.step and any(name.startswith(EVAL_PREFIX) for name in line):
             return {name.removeprefix(EVAL_PREFIX): value for name, value in line.items()}, True
-    return (vars(found[-1]), False) if found else None
+    return (_as_json(found[-1]), False) if found else None
 
 
 def _read_evaluations(run_dir: Location) -> list[Evaluation]:
@@ -182,6 +207,15 @@ def _read_evaluations(run_dir: Location) -> list[Evaluation]:
         return [alone]
     except DamagedFileError as error:
         raise UserError(f"{error}; remove it, and run `clozemill evaluate` again") from error
+
+
+def _as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The fields of an evaluation; `corpora` only of a mixture."""
+    return {
+        name: value
+        for name, value in vars(evaluation).items()
+        if name != "corpora" or value is not None
+    }
 
 
 def _sha256_of(manifest: Manifest) -> str:

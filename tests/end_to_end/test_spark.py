@@ -213,6 +213,44 @@ def test_processes_of_this_machine_make_the_same_shards(run_generate, embedded, 
     assert not list(temporary.iterdir())
 
 
+MIXTURE = f"""
+temperature = [0.7, 0.3]
+
+[[corpus]]
+name = "english"
+input_file = "{SAMPLES}/english.txt"
+
+[[corpus]]
+name = "chinese"
+input_file = "{SAMPLES}/chinese.txt"
+"""
+
+
+@pytest.mark.slow
+def test_a_mixture_has_the_same_shards_on_spark(generate_mixture, tmp_path):
+    on_beam = generate_mixture(tmp_path / "beam")
+    assert generate_mixture(tmp_path / "spark", "--spark_master=local[2]") == on_beam
+
+
+@pytest.fixture
+def generate_mixture(tmp_path):
+    """A function that runs `generate` with a mixture, and returns the shards."""
+    (tmp_path / "mixture.toml").write_text(MIXTURE)
+
+    def run(output_dir, *flags):
+        command = [
+            *(sys.executable, "-m", "launch", "generate", f"--output_dir={output_dir}"),
+            f"--mixture={tmp_path / 'mixture.toml'}",
+            f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+            *("--dupe_factor=2", "--num_shards=3", "--eval_fraction=0.1", "--drop_duplicates"),
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(SAMPLES.parent)}
+        subprocess.run([*command, *flags], env=environment, check=True, timeout=SECONDS)
+        return shards_in(output_dir)
+
+    return run
+
+
 @pytest.mark.slow
 class TestCluster:
     """On a real cluster."""

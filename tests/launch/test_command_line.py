@@ -116,6 +116,121 @@ def test_generate_reports_what_it_made(data_dir):
     assert "--max_seq_length=32" in (data_dir / "flags.txt").read_text()
 
 
+MIXTURE = """
+[[corpus]]
+name = "english"
+input_file = "{samples}/english.txt"
+weight = {weight}
+
+[[corpus]]
+name = "chinese"
+input_file = "{samples}/chinese.txt"
+weight = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """The flags of a mixture, and the result of `generate` with them."""
+    folder = tmp_path_factory.mktemp("mixture")
+    (folder / "mixture.toml").write_text(MIXTURE.format(samples=SAMPLES, weight=3))
+    flags = [
+        f"--mixture={folder / 'mixture.toml'}",
+        f"--vocab_file={SAMPLES / 'english_vocab.txt'}",
+        f"--output_dir={folder / 'data'}",
+        *("--max_seq_length=32", "--dupe_factor=2", "--eval_fraction=0.2"),
+    ]
+    return flags, clozemill("generate", *flags)
+
+
+def test_generate_reports_the_shares_of_a_mixture(mixture):
+    flags, result = mixture
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(maxsplit=2) for line in result.stdout.splitlines() if "mixture  " in line]
+    assert [name for _, name, _ in lines] == ["chinese", "english"]
+    for (_, _, rest), share, repeats in zip(lines, (25, 75), (0.5, 1.5), strict=True):
+        found = re.fullmatch(
+            r"\d+ documents, [\d,]+ tokens \(.*% \[UNK\]\); (.*) of the training tokens, asked "
+            r"(.*)%; read (.*) times a pass",
+            rest,
+        )
+        reached, asked, read = found.groups()
+        assert float(asked) == share
+        # The samples have few documents, of which each is some per cent.
+        for each in reached.replace("%", "").split(" → "):
+            assert abs(float(each) - share) < 5
+        for each in read.split(" → "):
+            assert abs(float(each) - repeats) < 0.25
+    again = clozemill("generate", *flags)
+    assert again.returncode == 0
+    assert again.stdout == result.stdout
+    directory = flags[2].partition("=")[2]
+    assert clozemill("verify", f"--data_dir={directory}").returncode == 0
+    assert "A: " in clozemill("inspect", f"--data_dir={directory}").stdout
+
+
+def test_another_mixture_is_refused_in_the_same_directory(mixture, tmp_path):
+    flags, _ = mixture
+    other = tmp_path / "other.toml"
+    other.write_text(MIXTURE.format(samples=SAMPLES, weight=2))
+    result = clozemill("generate", *flags, f"--mixture={other}")
+    assert_fails_with_one_line(result, "mixture {'weights'", "'english': 3.0", "--overwrite")
+
+
+def test_a_mixture_takes_the_place_of_input_files(mixture, tmp_path):
+    flags, _ = mixture
+    result = clozemill("generate", *flags, "--input_file=x")
+    assert result.returncode == 2
+    assert "Exactly one of (input_file, mixture)" in result.stderr
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[[corpus]]\nname = 'a'\nfile = 'x'\n")
+    result = clozemill("generate", *flags, f"--mixture={wrong}")
+    assert_fails_with_one_line(result, "wrong.toml: the corpus a: unknown key file")
+
+
+DESCRIBE = """
+from launch.evaluate import describe
+figures = {"masked_lm_loss": 1.5, "next_sentence_loss": 0.25}
+corpora = {"german": figures, "english": {"next_sentence_loss": 2.0}}
+print(describe({"checkpoint": "RUN", **figures, "corpora": corpora}, is_order=True))
+"""
+
+
+def test_evaluate_shows_the_corpora_of_a_mixture_as_a_table():
+    result = subprocess.run(
+        [sys.executable, "-c", DESCRIBE], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["checkpoint", "RUN"],
+        ["masked_lm_loss", "1.5"],
+        ["sentence_order_loss", "0.25"],
+        [],
+        ["corpus", "masked_lm_loss", "sentence_order_loss"],
+        ["german", "1.5", "0.25"],
+        ["english", "-", "2"],
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_on_each_corpus_of_a_mixture(mixture, tmp_path):
+    flags, _ = mixture
+    data, run = flags[2].partition("=")[2], tmp_path / "run"
+    trained = clozemill(
+        "pretrain",
+        *(f"--data_dir={data}", f"--output_dir={run}", "--model=tiny"),
+        *("--num_train_steps=2", "--train_batch_size=4", "--eval_every_steps=2"),
+    )
+    assert trained.returncode == 0, trained.stderr
+    result = clozemill("evaluate", f"--run_dir={run}", f"--data_dir={data}")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()[-3:]]
+    assert [row[0] for row in rows] == ["corpus", "chinese", "english"]
+    (written,) = json.loads((run / "eval_results.json").read_text())["evaluations"]
+    for name, *cells in rows[1:]:
+        figures = written["corpora"][name]
+        assert [f"{figures[key]:.6g}" for key in rows[0][1:]] == cells
+
+
 def test_verify_distinguishes_an_intact_data_set_from_a_damaged_one(data_dir, tmp_path):
     result = clozemill("verify", f"--data_dir={data_dir}")
     assert result.returncode == 0

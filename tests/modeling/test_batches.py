@@ -20,6 +20,7 @@ from modeling.batches import (
     batches_in_order,
     check_enough_shards,
     evaluation_batches,
+    evaluation_shards,
     readable,
     shard_groups,
     shards_of_instances,
@@ -344,6 +345,30 @@ def test_evaluation_reads_each_instance_once_and_the_last_batch_is_smaller(
 ):
     batches = [instance_numbers(batch) for batch in evaluation_batches(data_set, batch_size=3)]
     assert batches == [[26, 27, 28], [29, 30, 31], [32]]
+
+
+def test_the_first_batches_of_a_mixture_have_the_first_instances_of_each_corpus(
+    tmp_path, write_data_set, instance_numbers
+):
+    """As many as its share: of 20 instances, 12 and 6 and 2."""
+    sizes = [5, 7, 6, 0, 2]
+    data_set = write_data_set(tmp_path, [("train", 0, 1), *(("eval", 0, size) for size in sizes)])
+    names = [shard.name for shard in data_set.manifest.shards_of("eval")]
+    corpora = {"a": names[:2], "b": names[2:4], "c": names[4:]}
+    statistics = {name: {"eval_shards": shards} for name, shards in corpora.items()}
+    manifest = dataclasses.replace(data_set.manifest, statistics={"corpora": statistics})
+    data_set = dataclasses.replace(data_set, manifest=manifest)
+
+    def read(max_batches):
+        batches = evaluation_batches(data_set, 5, max_batches=max_batches)
+        return [instance_numbers(batch) for batch in batches]
+
+    assert read(2) == [[1, 2, 3, 4, 5], [6, 13, 14, 15, 19]]
+    opened = [shard.name for shard in evaluation_shards(manifest, 10)]
+    assert opened == [names[number] for number in (0, 1, 2, 4)]
+    assert read(1) == [[1, 2, 3, 13, 19]]
+    for max_batches in (4, 9, None):
+        assert list(itertools.chain(*read(max_batches))) == list(range(1, 21))
 
 
 def shards_with(numbers):

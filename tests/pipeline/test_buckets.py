@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -134,3 +135,22 @@ def test_buckets_that_would_not_fit_in_memory_are_refused():
     assert BucketPlan.for_corpus(100 * GIB, num_shards=200).num_train_buckets == 200
     with pytest.raises(UserError, match=r"--num_shards=199 .* at least 200"):
         BucketPlan.for_corpus(100 * GIB, num_shards=199)
+
+
+def test_eval_documents_of_each_corpus_have_buckets_of_their_own():
+    sizes = {"a": 100 * GIB, "b": 1000, "c": 40 * GIB}
+    plan = BucketPlan.for_corpus(sum(sizes.values()), 0.01, 9000, tuple(sizes.items()))
+    ranges = plan.eval_buckets
+    assert [len(ranges[name]) for name in sizes] == [64, 1, 26]
+    assert [index for name in sizes for index in ranges[name]] == list(range(91))
+    assert plan.num_eval_buckets == 91
+    offset = 0
+    for name, size in sizes.items():
+        file = replace(file_of(size, f"{name}/x", offset), corpus=name)
+        found = {bucket_of(plan, file, size * step // 997) for step in range(997)}
+        indices = {bucket.index for bucket in found if bucket.split == "eval"}
+        assert indices <= set(ranges[name])
+        assert indices or name == "b"
+        trained = {bucket.index for bucket in found if bucket.split == "train"}
+        assert max(trained) > 91
+        offset += size

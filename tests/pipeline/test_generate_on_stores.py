@@ -12,6 +12,7 @@ from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import locked_directory
 from pipeline.generate import generate
+from pipeline.mixtures import Corpus, Mixture
 from tests.object_store import CUT
 
 BUSY = 503
@@ -181,3 +182,17 @@ def test_other_objects_are_left_alone(stored):
     with pytest.raises(UserError, match=f"{stored.output_dir} holds files that are not a data set"):
         generate(replace(stored, overwrite=True))
     assert contents_of(stored.output_dir) == {"notes.txt": b"mine"}
+
+
+def test_a_mixture_on_a_store_has_the_shards_of_a_disk(corpus, bucket, tmp_path):
+    corpora = [
+        Corpus(name, [pattern], weight=weight)
+        for name, pattern, weight in zip("ab", corpus.input_patterns, (1, 3), strict=True)
+    ]
+    mixed = replace(corpus, input_patterns=[], mixture=Mixture(tuple(corpora)))
+    manifests = [
+        generate(replace(mixed, output_dir=output_dir))
+        for output_dir in (tmp_path / "data", bucket / "data")
+    ]
+    assert manifests[0] == manifests[1]
+    assert {path.parent for path in bucket.rglob("*")} == {bucket / "data"}

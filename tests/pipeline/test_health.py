@@ -52,9 +52,13 @@ def options_of(write_vocabulary):
 def lines_of(options_of):
     """The lines for statistics that differ from sound ones."""
 
-    def lines(*sentences, tokens=("a",), corpus=(), train=(), **others):
+    def lines(*sentences, tokens=("a",), corpus=(), train=(), corpora=(), **others):
         options, sample = options_of(*tokens, **others), sample_of(*sentences)
-        statistics = {"corpus": CORPUS | dict(corpus), "train": TRAIN | dict(train)}
+        statistics = {
+            "corpus": CORPUS | dict(corpus),
+            "train": TRAIN | dict(train),
+            "corpora": dict(corpora),
+        }
         return health_lines(statistics, options, sample, case_line(sample, options))
 
     return lines
@@ -262,3 +266,14 @@ def test_single_segments_have_no_share_of_pairs_and_two_special_tokens(lines_of)
     assert lines_of("a a", train=whole | {"tokens_truncated": 250}, **alone) == []
     (line,) = lines_of("a a", train=whole | {"tokens_truncated": 251}, **alone)
     assert "20.1% of the tokens are cut off" in line
+
+
+def test_unknown_tokens_of_one_corpus_of_a_mixture_have_a_line(lines_of):
+    corpora = {
+        "large": {"tokens": 950, "unknown_tokens": 0},
+        "small": {"tokens": 50, "unknown_tokens": 40},
+        "empty": {"tokens": 0, "unknown_tokens": 0},
+    }
+    (line,) = lines_of(corpora=corpora)
+    assert line.startswith("80.0% of the tokens of the corpus small are [UNK]; usual is below 5%")
+    assert "--vocab_file" in line

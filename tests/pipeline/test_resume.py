@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ONE_PASS = "--dupe_factor=1"
+ENGLISH = f"--input_file={ROOT / 'data_samples' / 'english.txt'}"
 RUN = """
 import os, sys
 output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -32,7 +33,7 @@ def start(output_dir, *flags):
         "log": log_of(output_dir),
         "arguments": [
             "generate",
-            f"--input_file={ROOT / 'data_samples' / 'english.txt'}",
+            *([] if any("--mixture=" in flag for flag in flags) else [ENGLISH]),
             f"--vocab_file={ROOT / 'data_samples' / 'english_vocab.txt'}",
             f"--output_dir={output_dir}",
             # Long enough to be killed in the middle.
@@ -106,6 +107,35 @@ def test_a_killed_run_resumes_and_gives_the_same_bytes(tmp_path, uninterrupted, 
     assert not (output_dir / "manifest.json").exists()
     finish(output_dir)
     assert content(output_dir) == uninterrupted
+
+
+MIXTURE = f"""
+[[corpus]]
+name = "english"
+input_file = "{ROOT}/data_samples/english.txt"
+weight = 1
+
+[[corpus]]
+name = "chinese"
+input_file = "{ROOT}/data_samples/chinese.txt"
+weight = 2
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_a_mixture_resumes_and_gives_the_same_bytes(tmp_path):
+    (tmp_path / "mixture.toml").write_text(MIXTURE)
+    flags = [f"--mixture={tmp_path / 'mixture.toml'}", "--dupe_factor=8", "--eval_fraction=0.2"]
+    for name, pattern, count in (
+        ("measured", "clozemill_in_progress/receipts/documents-*.parquet", 1),
+        ("built", "train-*", 3),
+    ):
+        output_dir = tmp_path / name
+        process = start(output_dir, *flags)
+        kill_when(process, lambda: len(list(output_dir.glob(pattern))) >= count)  # noqa: B023
+        assert not (output_dir / "manifest.json").exists()
+        finish(output_dir, *flags)
+    assert content(tmp_path / "measured") == content(tmp_path / "built")
 
 
 def test_finished_shards_are_reused_unless_they_are_damaged(tmp_path, uninterrupted):

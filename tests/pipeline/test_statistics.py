@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.manifest import Shard
+from pipeline.mixing import MixingPlan, Rotation
 from pipeline.receipts import read_receipt, write_receipt
 from pipeline.statistics import (
     DROP_REASONS,
@@ -13,6 +15,7 @@ from pipeline.statistics import (
     InstanceHistograms,
     ShardResults,
     check_documents_agree,
+    describe_corpora,
     describe_pairs,
     sum_counters,
     summarize,
@@ -80,6 +83,31 @@ def test_dropped_documents_do_not_count_as_lost():
             **dropped,
         )
     )
+
+
+def test_passes_over_a_mixture_have_the_documents_of_their_plan():
+    rotation = Rotation(
+        documents=7,
+        tokens=70,
+        shares=[1, 1],
+        turns=[0, 1, 2],
+        keys=[0, 0, 0],
+        documents_read=[6, 9],
+        tokens_read=[60, 90],
+    )
+    of_passes = [shard(documents=6), shard(pass_index=1, documents=9), shard("eval", documents=2)]
+    plan = MixingPlan({"a": rotation})
+    check_documents_agree(replace(results(*of_passes), mixing=plan))
+    with pytest.raises(RuntimeError, match="built 8 in pass 1"):
+        check_documents_agree(
+            replace(
+                results(of_passes[0], shard(pass_index=1, documents=8), of_passes[2]), mixing=plan
+            )
+        )
+    with pytest.raises(RuntimeError, match="tokenized 9 documents but measured 8"):
+        check_documents_agree(
+            replace(results(*of_passes[:2], shard("eval", documents=1)), mixing=plan)
+        )
 
 
 @pytest.mark.parametrize(
@@ -285,3 +313,21 @@ def test_a_summary_has_the_share_of_its_own_pairs(counts, says):
     pairs = ("share_random_next", "share_swapped")
     assert {name: train[name] for name in pairs if name in train} == shares
     assert describe_pairs(train) == says
+
+
+def test_corpora_are_described_with_their_shares_in_each_pass():
+    facts = {
+        "documents": 1200,
+        "tokens": 34_000,
+        "share_unknown": 0.00123,
+        "shares_asked": [0.7, 0.5],
+        "shares_reached": [0.69996, 0.5],
+        "repeats": [1.5, 1.5],
+    }
+    lines = describe_corpora({"corpora": {"en": facts, "german": facts}})
+    assert lines[0] == (
+        "en     1,200 documents, 34,000 tokens (0.12% [UNK]); 70.0% → 50.0% of the training "
+        "tokens, asked 70.0% → 50.0%; read 1.5 times a pass"
+    )
+    assert lines[1].startswith("german 1,200 documents")
+    assert describe_corpora({}) == []

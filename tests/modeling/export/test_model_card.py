@@ -316,6 +316,26 @@ def test_results_of_evaluate_are_reported(own_run):
     assert reported_results(own_run) == REPORTED_RESULTS
 
 
+def test_results_of_the_corpora_of_a_mixture_are_reported(own_run):
+    of_pairs = {name: RESULTS[name] for name in RESULTS if name.startswith("next")}
+    corpora = {"german": RESULTS, "english": OTHER_RESULTS, "none": of_pairs}
+    write_results(own_run, STEP, {**RESULTS, "corpora": corpora})
+    assert reported_results(own_run) == REPORTED_RESULTS | {
+        "masked-LM loss and accuracy, german": "2.0000 nats, 51.23%",
+        "masked-LM loss and accuracy, english": "1.0000 nats, 25.61%",
+    }
+
+
+def test_the_corpora_of_a_mixture_are_a_fact_of_the_data(pretrained):
+    manifest = pretrained.run.manifest
+    corpora = {"german": {"shares_reached": [0.7, 0.3]}, "english": {"shares_reached": [0.3, 0.7]}}
+    mixed = dataclasses.replace(manifest, statistics={**manifest.statistics, "corpora": corpora})
+    run = dataclasses.replace(pretrained.run, manifest=mixed)
+    data = tables(card_of(dataclasses.replace(pretrained, run=run)))[0]
+    assert data["corpora, by training tokens"] == "german 50.0%, english 50.0%"
+    assert "corpora, by training tokens" not in tables(card_of(pretrained))[0]
+
+
 def test_results_without_masks_say_nothing_of_the_masked_lm(own_run):
     rest = {name: value for name, value in RESULTS.items() if name.startswith("next_sentence")}
     write_results(own_run, STEP, rest)

@@ -55,7 +55,8 @@ def results_by_hand(model, data_set):
             for p in np.flatnonzero(labels["masked_lm_weights"][i]):
                 logits = outputs["masked_lm_logits"][i, p]
                 masked_lm.append(nll_and_hit(logits, labels["masked_lm_ids"][i, p]))
-    assert len(next_sentence) == 7
+    shards = data_set.manifest.shards_of("eval")
+    assert len(next_sentence) == sum(shard.instances for shard in shards)
     masked_lm_means = np.sum(masked_lm, axis=0) / (len(masked_lm) + 1e-5)
     next_sentence_means = np.mean(next_sentence, axis=0)
     return {
@@ -388,6 +389,56 @@ def with_pairs(data_set, pairs):
     options, version = {**data_set.manifest.options, "sentence_pairs": pairs}, 2
     manifest = dataclasses.replace(data_set.manifest, options=options, format_version=version)
     return dataclasses.replace(data_set, manifest=manifest)
+
+
+def as_mixture(data_set, **shards_of_corpora):
+    """The data set as one of a mixture, whose corpora have some of its eval shards, by number."""
+    names = [shard.name for shard in data_set.manifest.shards_of("eval")]
+    corpora = {
+        name: {"eval_shards": [names[number] for number in numbers], "shares_reached": [0.5]}
+        for name, numbers in shards_of_corpora.items()
+    }
+    manifest = dataclasses.replace(
+        data_set.manifest,
+        options={**data_set.manifest.options, "mixture": {"temperature": [0.7]}},
+        statistics={**data_set.manifest.statistics, "corpora": corpora},
+        format_version=2,
+    )
+    return dataclasses.replace(data_set, manifest=manifest)
+
+
+def only(data_set, shard):
+    """The data set with one of its eval shards."""
+    shards = [*data_set.manifest.shards_of("train"), data_set.manifest.shards_of("eval")[shard]]
+    manifest = dataclasses.replace(data_set.manifest, shards=shards)
+    return dataclasses.replace(data_set, manifest=manifest)
+
+
+def test_each_corpus_of_a_mixture_has_its_own_results(run, data_set):
+    mixture = as_mixture(data_set, german=[1], empty=[], english=[0])
+    assert not list(mixture.manifest.contradictions())
+    foreign = dataclasses.replace(read_pretrained(run[0]), run=None)
+    results = evaluate(foreign, mixture, batch_size=3)
+    corpora = results.pop("corpora")
+    assert list(corpora) == ["german", "english"]
+    for name, shard in (("english", 0), ("german", 1)):
+        by_hand = results_by_hand(run[1], only(data_set, shard))
+        assert corpora[name] == pytest.approx(by_hand, rel=1e-4)
+    together = results_by_hand(run[1], data_set)
+    assert {name: results[name] for name in together} == pytest.approx(together, rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_computation")
+def test_results_of_corpora_are_written_where_there_are_any(run, data_set, tmp_path):
+    run_dir = shutil.copytree(run[0], tmp_path / "run")
+    mixture = as_mixture(data_set, german=[1], english=[0])
+    corpora = evaluate(read_pretrained(run_dir), mixture, batch_size=3)["corpora"]
+    evaluate(read_pretrained(run_dir), data_set, batch_size=3)
+    of_mixture, of_one = read_json(run_dir / RESULTS_NAME, dict[str, list])["evaluations"][-2:]
+    assert of_mixture["corpora"] == corpora
+    assert "corpora" not in of_one
+    found, are_held_out = read_results(run_dir, TrainingState(step=12), mixture.manifest)
+    assert (found["corpora"], are_held_out) == (corpora, True)
 
 
 @pytest.mark.usefixtures("no_computation")
