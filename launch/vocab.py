@@ -18,6 +18,8 @@ from pipeline.errors import UserError
 from pipeline.files import can_hold_files, has_sha256, remove_leftovers, write_whole
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
 from pipeline.patterns import check_not_input
+from pipeline.pre_tokenization import describe_pre_tokenizer
+from pipeline.pre_tokenizers import accents_with
 from pipeline.receipts import (
     Plan,
     VocabularyReceipt,
@@ -78,9 +80,10 @@ def main() -> None:
     patterns, reading = input_flags.input_patterns(), input_flags.read_options()
     check_not_input(patterns, "output_file", [output_file, path_of_receipt(output_file)])
     files = match_files(patterns, input_flags.input_format(), reading.encoding)
+    pre_tokenizer = input_flags.pre_tokenizer()
     options: dict[str, Any] = {
         "do_lower_case": input_flags.do_lower_case(),
-        "strip_accents": input_flags.strip_accents(),
+        "strip_accents": accents_with(pre_tokenizer, input_flags.strip_accents()),
         "vocab_size": _VOCAB_SIZE.value,
         "num_unused": _NUM_UNUSED.value,
         "limit_alphabet": _LIMIT_ALPHABET.value,
@@ -90,6 +93,7 @@ def main() -> None:
         "unicode_version": unicodedata.unidata_version,
         **dataclasses.asdict(reading),
         **options,
+        **describe_pre_tokenizer(pre_tokenizer),
         "max_bytes": _MAX_BYTES.value,
         "random_seed": _RANDOM_SEED.value,
     }
@@ -108,6 +112,7 @@ def main() -> None:
         tokens = train_vocabulary(
             lambda: read_sample(files, reading, _MAX_BYTES.value, _RANDOM_SEED.value),
             **options,
+            pre_tokenizer=pre_tokenizer,
         )
     text = "".join(f"{token}\n" for token in tokens)
     # The receipt comes first: if the process is killed after it, the same command begins again.

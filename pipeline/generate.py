@@ -19,6 +19,7 @@ from pipeline.manifest import FLAGS_NAME, DataSet, Manifest, format_version_of, 
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import plan_portions, text_bytes_of
+from pipeline.pre_tokenization import describe_pre_tokenizer, load_pre_tokenizer
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
@@ -85,6 +86,8 @@ def generate(
     _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
+    if options.pre_tokenizer:
+        load_pre_tokenizer(options.pre_tokenizer, options.do_lower_case)  # or a missing package
     directories = Directories(options.output_dir, options.tokenized_dir)
     files = _input_files(options, directories)
     work = _plan_work(options, files, directories)
@@ -258,6 +261,7 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
         "word_segmenter": describe_segmenter(options.word_segmenter),
+        **describe_pre_tokenizer(options.pre_tokenizer),
         "vocab_sha256": vocabulary.sha256,
         "eval_fraction": work.buckets.eval_fraction,
         "num_train_buckets": work.buckets.num_train_buckets,
@@ -342,6 +346,7 @@ def _make_manifest(
             "input_format": options.input_format,
             **asdict(options.reading),
             "word_segmenter": describe_segmenter(options.word_segmenter),
+            **describe_pre_tokenizer(options.pre_tokenizer),
             "drop_duplicates": options.drop_duplicates,
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
@@ -350,6 +355,8 @@ def _make_manifest(
         },
         statistics=statistics,
         shards=[built.shard for built in shards],
-        format_version=format_version_of(limits, masking, options.instances.sentence_pairs),
+        format_version=format_version_of(
+            limits, masking, options.instances.sentence_pairs, options.pre_tokenizer
+        ),
         health=health,
     )

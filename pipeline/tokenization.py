@@ -79,8 +79,9 @@ class BasicTokenizer:
         A character becomes none, one or several, whatever stands beside it. For example, the
         uncased "Tschüß" (with U+0308) gives 0 1 2 3 4 6.
         """
-        for character in set(text) - self._num_characters.keys():
-            self._num_characters[character] = len("".join(self.tokenize(character)))
+        for character in text:
+            if character not in self._num_characters:
+                self._num_characters[character] = len("".join(self.tokenize(character)))
         return [i for i, each in enumerate(text) for _ in range(self._num_characters[each])]
 
 
@@ -249,12 +250,7 @@ class FullTokenizer:
             content = content.lower()  # only ASCII
         for character in _ASCII_PUNCTUATION:
             content = content.replace(character, b" " + character + b" ")
-        line_ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-        starts = np.concatenate([[0], line_ends, [len(content)]]).astype(np.int32)
-        lines = pa.Array.from_buffers(
-            pa.string(), len(sentences), [None, pa.py_buffer(starts), pa.py_buffer(content)]
-        )
-        return pc.ascii_split_whitespace(lines)
+        return split_lines(content, len(sentences))
 
     def _spaced(self, sentence: str) -> str:
         """The sentence with spaces around ideographs and frequent punctuation."""
@@ -330,6 +326,16 @@ def whitespace_tokenize(text: str) -> list[str]:
 def drop_control_whitespace(text: str) -> str:
     """Drops characters that `str.split` treats as white space but the original as control ones."""
     return text.translate(_DROP_CONTROL_WHITESPACE)
+
+
+def split_lines(content: bytes, num_lines: int) -> pa.ListArray:
+    """The words of each line of a text in UTF-8, separated by ASCII white space."""
+    line_ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+    starts = np.concatenate([[0], line_ends, [len(content)]]).astype(np.int32)
+    lines = pa.Array.from_buffers(
+        pa.string(), num_lines, [None, pa.py_buffer(starts), pa.py_buffer(content)]
+    )
+    return pc.ascii_split_whitespace(lines)
 
 
 def _parts(text: str) -> Iterator[str]:
