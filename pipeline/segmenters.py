@@ -89,7 +89,7 @@ def load_kiwi() -> Callable[[str], list[str]]:
     kiwi = import_module("kiwipiepy").Kiwi(num_workers=1)
 
     def words(text: str) -> list[str]:
-        starts, end = [0], 0
+        starts, end = [0], 1  # where the last morpheme ends, but a word of no character is none
         for morpheme in kiwi.tokenize(text):
             if morpheme.start >= end:
                 starts.append(morpheme.start)

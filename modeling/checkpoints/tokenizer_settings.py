@@ -229,21 +229,23 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
             raise UserError(f"{tokenizer.vocabulary} has no {token}, which BERT's tokenizer needs")
     write_vocabulary(directory, tokenizer)
     if tokenizer.pre_tokenizer:
-        of_class = _japanese_settings(tokenizer, tokenizer.pre_tokenizer)
+        name, arguments = _JAPANESE_CLASS, _japanese_arguments(tokenizer, tokenizer.pre_tokenizer)
     else:
         content = _backend(tokenizer).to_str(pretty=True)
         (directory / TOKENIZER_NAME).write_text(content, "utf-8")
-        of_class = {
-            # transformers 5 drops all of tokenizer.json but the vocabulary for a BertTokenizer, and
-            # so makes [UNK] of words of 101 to 200 characters. This class keeps it.
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        # transformers 5 drops all of tokenizer.json but the vocabulary for a BertTokenizer, and so
+        # makes [UNK] of words of 101 to 200 characters. This class keeps it.
+        name = "PreTrainedTokenizerFast"
+        arguments = {
             "do_lower_case": tokenizer.do_lower_case,
             "strip_accents": tokenizer.strip_accents,
             "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
         }
     settings = {
-        **of_class,
+        "tokenizer_class": name,
+        # Without it, a BertJapaneseTokenizer of transformers 5 leaves out which text is the second.
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **arguments,
         "model_max_length": max_length,
         # "pad_token": "[PAD]" and so on.
         **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
@@ -252,12 +254,13 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
     (directory / TOKENIZER_CONFIG_NAME).write_text(text, "utf-8")
 
 
-def _japanese_settings(tokenizer: TokenizerSettings, pre_tokenizer: PreTokenizer) -> dict[str, Any]:
-    """What a tokenizer_config.json says of the class that finds the words of Japanese text."""
+def _japanese_arguments(
+    tokenizer: TokenizerSettings, pre_tokenizer: PreTokenizer
+) -> dict[str, Any]:
+    """What a tokenizer_config.json tells the class that finds the words of Japanese text."""
     word_tokenizer, arguments = _JAPANESE_ARGUMENTS[pre_tokenizer]
     added = {str(i): vars(token) for i, token in sorted(tokenizer.added_tokens.items())}
     return {
-        "tokenizer_class": _JAPANESE_CLASS,
         "do_lower_case": tokenizer.do_lower_case,
         "word_tokenizer_type": word_tokenizer,
         f"{word_tokenizer}_kwargs": arguments,

@@ -186,8 +186,8 @@ def _check_pre_tokenizer(tokenizer: TokenizerSettings, export_format: Format) ->
         return
     if export_format == Format.SAVED_MODEL:
         raise UserError(
-            "a SavedModel tells its readers the vocabulary and do_lower_case alone, with which they "
-            f"do not find the words of --pre_tokenizer={tokenizer.pre_tokenizer}: give "
+            "a SavedModel tells its readers the vocabulary and do_lower_case alone, and so they do "
+            f"not find the words of --pre_tokenizer={tokenizer.pre_tokenizer}: give "
             f"--format={Format.HUGGINGFACE} or --format={Format.ONNX}"
         )
     logging.warning(

@@ -1,9 +1,12 @@
+import functools
 import hashlib
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from importlib.metadata import version
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import jieba
 import numpy as np
@@ -14,9 +17,16 @@ from hypothesis import strategies as st
 from pipeline.corpus import tokenize_documents
 from pipeline.documents import Document
 from pipeline.errors import UserError
+from pipeline.segmenters import describe_packages
 from pipeline.tokenization import FullTokenizer, drop_control_whitespace
-from pipeline.word_segmentation import WordFinder, describe_segmenter, load_segmenter
+from pipeline.word_segmentation import (
+    NAMED_SEGMENTERS,
+    WordFinder,
+    describe_segmenter,
+    load_segmenter,
+)
 
+THAI_FILE = Path(__file__).resolve().parents[3] / "shared" / "field_cases" / "thai.txt"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRICKY_CHARACTERS = (
     "\0\t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd \ud800"
@@ -247,6 +257,97 @@ def test_a_piece_begins_a_word_if_the_piece_before_it_began_in_another(tokenizer
         for index, word in enumerate(words_of_characters)
     ]
     assert WordFinder(tokenizer, cutting_at(*words))([text]).tolist() == expected
+
+
+# The segmenters with names.
+
+SCRIPTS = {
+    "mecab": (
+        "東京都に住んでいるＡＢＣの人。",
+        ["東京", "都", "に", "住ん", "で", "いる", "ABC", "の", "人", "。"],
+    ),
+    "sudachi": (
+        "東京都に住んでいるＡＢＣの人。",
+        ["東京都", "に", "住ん", "で", "いる", "ABC", "の", "人", "。"],
+    ),
+    "kiwi": ("나는 학교에서 공부했다.", ["나", "는", "학교", "에서", "공부", "했", "다", "."]),
+    "thai": ("ประเทศไทยมีภาษาไทย และ GPU", ["ประเทศ", "ไทย", "มี", "ภาษาไทย", "และ", "GPU"]),
+    "jieba": ("我来到北京清华大学", ["我", "来到", "北京", "清华大学"]),
+}
+
+
+@pytest.fixture(scope="module")
+def any_script(write_vocabulary):
+    """A cased tokenizer that keeps accents: most characters of these scripts are pieces."""
+    thai = map(chr, range(0xE01, 0xE5C))
+    characters = {*"".join(text for text, _ in SCRIPTS.values()), *thai, *LETTERS, *LETTERS.upper()}
+    visible = sorted(each for each in characters if each.strip())
+    return FullTokenizer(write_vocabulary(*visible, *(f"##{each}" for each in visible)), False)
+
+
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_words_of_each_script_are_masked_whole(name, any_script):
+    text, words = SCRIPTS[name]
+    found = words_of_pieces(any_script, text, load_segmenter(name))
+    assert [unicodedata.normalize("NFKC", word) for word in found] == words
+
+
+def test_without_a_segmenter_a_clause_is_one_word(any_script):
+    assert words_of_pieces(any_script, "ประเทศไทยมีภาษาไทย และ") == ["ประเทศไทยมีภาษาไทย", "และ"]
+    assert words_of_pieces(any_script, "東京都に住んでいる人") == [
+        *("東", "京", "都", "に", "住", "んでいる", "人")
+    ]
+    assert words_of_pieces(any_script, "나는 학교에서") == ["나는", "학교에서"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(
+        st.text(
+            st.sampled_from(
+                "東京都に住んでカナｶﾞ나는학교했다ประเทศไทยมีก็ ＡＢ1。か\u3099\u1112\u1161"
+            )
+            | st.characters(),
+            max_size=30,
+        )
+        | TEXTS,
+        max_size=4,
+    )
+)
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_no_named_segmenter_fails_or_changes_an_id(name, tokenizer, texts):
+    document = Document("a", 0, 0, texts)
+    (plain,) = tokenize_documents([document], tokenizer, Counter())
+    (found,) = tokenize_documents(
+        [document], tokenizer, Counter(), WordFinder(tokenizer, _segmenters(name))
+    )
+    if plain is None:
+        assert found is None
+        return
+    assert (found.ids, found.sentence_lengths) == (plain.ids, plain.sentence_lengths)
+    # Each piece is in one word, and each sentence begins one.
+    starts = np.frombuffer(found.word_starts, bool)
+    assert len(starts) == len(np.frombuffer(plain.word_starts, bool))
+    lengths = np.frombuffer(plain.sentence_lengths, np.uint32)
+    assert starts[np.cumsum(lengths) - lengths].all()
+
+
+_segmenters = functools.cache(load_segmenter)
+
+
+@pytest.mark.skipif(not THAI_FILE.exists(), reason="needs ../shared (a Thai text)")
+def test_words_of_a_thai_text_are_shorter_than_its_clauses(any_script):
+    sentences = THAI_FILE.read_text("utf-8").split()
+    finder = WordFinder(any_script, load_segmenter("thai"))
+    ids, _ = any_script.encode_sentences(sentences)
+    num_clauses = int(any_script.vocabulary.begins_word[ids].sum())
+    assert len(finder(sentences)) == len(ids)
+    assert finder(sentences).sum() > 4 * num_clauses
+
+
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_a_named_segmenter_is_described_by_its_packages(name):
+    assert describe_segmenter(name) == describe_packages("word_segmenter", name)
 
 
 @pytest.mark.parametrize(
