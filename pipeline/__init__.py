@@ -19,6 +19,7 @@ The files that text goes through, in the order of the flow::
     pre_tokenizers     what finds the words before WordPiece; part of the contract with `modeling`
     pre_tokenization   Japanese text -> its words -> WordPiece ids
     word_segmentation  text without spaces -> words that are masked together
+    piece_offsets      where in a text each of its pieces begins
     segmenters         the packages that find words in Chinese, Japanese, Korean and Thai
     buckets            the bucket of each document; documents are paired within a bucket
     corpus             tokenized documents, as arrays and as Parquet files

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
+from pipeline.piece_offsets import PieceOffsets
 from pipeline.segmenters import (
     describe_packages,
     load_kiwi,
@@ -32,9 +33,7 @@ from pipeline.segmenters import (
     load_thai,
 )
 from pipeline.tokenization import (
-    IDEOGRAPH_OR_WORD,
     FullTokenizer,
-    Memo,
     clean_text,
     drop_control_whitespace,
     has_ideograph,
@@ -46,7 +45,6 @@ Segmenter = Callable[[str], Iterable[str]]
 _SHOWN_CHARACTERS = 20
 # What Sudachi normalizes: a character may become 33 bytes.
 _LONGEST_TEXT = 1900
-_IDEOGRAPH_WORD_OR_SPACE = re.compile(rf"{IDEOGRAPH_OR_WORD.pattern}|\s+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _distributions_of_packages = functools.cache(importlib.metadata.packages_distributions)
 
@@ -174,18 +172,21 @@ class WordFinder:
     """
 
     def __init__(self, tokenizer: FullTokenizer, segment: Segmenter):
-        self._tokenizer = tokenizer
+        self._piece_offsets = PieceOffsets(tokenizer)
         self._segment = segment
-        self._offsets_in_word = Memo(self._find_pieces)
 
-    def __call__(self, sentences: list[str]) -> np.ndarray:
+    def __call__(self, sentences: list[str], ids: np.ndarray) -> np.ndarray:
         """Returns which pieces of all sentences begin a word: bool [pieces].
+
+        Args:
+          sentences: the sentences.
+          ids: the ids of their pieces, of one sentence after another.
 
         Raises:
           UserError: the segmenter fails, or its words do not match a sentence.
         """
         texts = list(map(drop_control_whitespace, sentences))
-        offsets = self.piece_offsets("\n".join(texts))
+        offsets = self._piece_offsets("\n".join(texts), ids)
         ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
         num_pieces = np.diff(np.searchsorted(offsets, ends), prepend=0)
         lengths: list[int] = []
@@ -195,30 +196,6 @@ class WordFinder:
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
         word = np.searchsorted(starts, offsets, side="right")
         return np.diff(word, prepend=-1) != 0
-
-    def piece_offsets(self, text: str) -> np.ndarray:
-        """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
-
-        Args:
-          text: text that `drop_control_whitespace` returned.
-        """
-        words = _IDEOGRAPH_WORD_OR_SPACE.findall(text)
-        offsets = list(map(self._offsets_in_word.__getitem__, words))  # none in white space
-        num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
-        lengths = np.array(list(map(len, words)), np.int64)
-        starts = np.cumsum(lengths) - lengths
-        return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
-
-    def _find_pieces(self, word: str) -> bytes:
-        """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
-        origins = self._tokenizer.basic_tokenizer.origins(word)
-        offsets, end = [], 0
-        for token in self._tokenizer.basic_tokenizer.tokenize(word):
-            start, end = end, end + len(token)
-            for piece in self._tokenizer.wordpiece_tokenizer.tokenize(token):
-                offsets.append(origins[start])
-                start += len(piece.removeprefix("##"))
-        return np.array(offsets, np.int64).tobytes()
 
 
 def _all_words(text: str, segment: Segmenter) -> list[str]:
