@@ -187,6 +187,12 @@ def test_a_data_set_records_what_found_its_words(japanese):
             generate(replace(japanese, pre_tokenizer=other), PipelineOptions([]))
 
 
+def test_worker_processes_make_the_same_bytes(japanese, two_processes, tmp_path):
+    here = generate(japanese, PipelineOptions([]))
+    elsewhere = replace(japanese, output_dir=tmp_path / "elsewhere")
+    assert generate(elsewhere, processes=two_processes) == here
+
+
 def test_accents_cannot_be_stripped(japanese):
     with pytest.raises(UserError, match="leave out --strip_accents"):
         replace(japanese, strip_accents=True)
