@@ -109,10 +109,11 @@ _DROP_DUPLICATES = flags.DEFINE_boolean(
 _WORD_SEGMENTER = flags.DEFINE_string(
     "word_segmenter",
     None,
-    "The segmenter that finds the words of Chinese, Thai and other text without spaces, so that "
-    "each is masked as a whole: jieba, or module:name, any function from text to words that all "
-    "workers can import. Its words replace those that spaces and punctuation separate. Without it, "
-    "each ideograph is a word, as in the original BERT, and so is a clause of Thai.",
+    "The segmenter that finds the words of text without spaces between them, so that each is "
+    "masked as a whole: jieba (Chinese), mecab or sudachi (Japanese), kiwi (Korean), thai, or "
+    "module:name, any function from text to words that all workers can import. Its words replace "
+    "those that spaces and punctuation separate, and change no id. Without it, each ideograph is a "
+    "word, as in the original BERT, and so are a run of kana and a clause of Thai.",
 )
 _EVAL_FRACTION = flags.DEFINE_float(
     "eval_fraction",
@@ -224,6 +225,7 @@ def main(beam_flags: list[str]) -> None:
         tokenized_dir=location(_TOKENIZED_DIR.value) if _TOKENIZED_DIR.value else None,
         do_lower_case=input_flags.do_lower_case(),
         strip_accents=input_flags.strip_accents(),
+        pre_tokenizer=input_flags.pre_tokenizer(),
         word_segmenter=_WORD_SEGMENTER.value,
         drop_duplicates=_DROP_DUPLICATES.value,
         instances=InstanceOptions(**flag_values(InstanceOptions)),

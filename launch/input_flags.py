@@ -5,6 +5,7 @@ from absl import flags
 from launch.file_lists import patterns_of
 from pipeline.documents import BadRecord, Documents, ReadOptions, Sentences
 from pipeline.inputs import InputFormat
+from pipeline.pre_tokenizers import PreTokenizer
 
 _DEFAULTS = ReadOptions()
 
@@ -73,6 +74,18 @@ _STRIP_ACCENTS = flags.DEFINE_boolean(
 )
 
 
+_PRE_TOKENIZER = flags.DEFINE_enum_class(
+    "pre_tokenizer",
+    None,
+    PreTokenizer,
+    "What finds the words of Japanese text before WordPiece cuts them, as in transformers' "
+    "BertJapaneseTokenizer and the models of tohoku-nlp. mecab: MeCab with the dictionary "
+    "unidic-lite. mecab_ipadic: MeCab with IPAdic. sudachi: Sudachi's shortest units. The text is "
+    "normalized (NFKC), and accents are kept. Without it, spaces, punctuation and ideographs tell "
+    "the words, as in the original BERT.",
+)
+
+
 def input_patterns() -> list[str]:
     """Returns the paths and globs of the corpus."""
     return patterns_of(_INPUT_FILE)
@@ -98,6 +111,11 @@ def read_options(sentences: Sentences | None = None) -> ReadOptions:
 def do_lower_case() -> bool:
     """Returns whether the text is lower-cased."""
     return _DO_LOWER_CASE.value
+
+
+def pre_tokenizer() -> PreTokenizer | None:
+    """Returns what finds the words before WordPiece."""
+    return _PRE_TOKENIZER.value
 
 
 def strip_accents() -> bool | None:

@@ -28,6 +28,8 @@ from pipeline.foreign_vocabularies import TOKENIZER_NAME, vocabulary_of
 from pipeline.inputs import describe_formats, match_files, stamps_sha256
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
 from pipeline.patterns import check_not_input
+from pipeline.pre_tokenization import describe_pre_tokenizer
+from pipeline.pre_tokenizers import PreTokenizer, accents_with
 from pipeline.receipts import (
     ExtensionReceipt,
     Plan,
@@ -109,13 +111,19 @@ def main() -> None:
     check_not_input(patterns, "output_file", [output_file, path_of_receipt(output_file)])
     files = match_files(patterns, input_flags.input_format(), reading.encoding)
     extended = _vocabulary_to_extend(output_file)
-    options = _options_of_extension(extended) if extended else _options_of_training()
+    pre_tokenizer = input_flags.pre_tokenizer()
+    options = (
+        _options_of_extension(extended, pre_tokenizer)
+        if extended
+        else _options_of_training(pre_tokenizer)
+    )
     plan = {
         **({"vocab_sha256": _sha256_of(extended.tokens)} if extended else {}),
         "input_stamps_sha256": stamps_sha256(files),
         "unicode_version": unicodedata.unidata_version,
         **dataclasses.asdict(reading),
         **options,
+        **describe_pre_tokenizer(pre_tokenizer),
         "max_bytes": _MAX_BYTES.value,
         "random_seed": _RANDOM_SEED.value,
     }
@@ -139,7 +147,7 @@ def main() -> None:
             tokens, figures = extend_vocabulary(extended.tokens, read_texts(), **options)
             receipt = ExtensionReceipt(plan, _sha256_of(tokens), figures)
         else:
-            tokens = train_vocabulary(read_texts, **options)
+            tokens = train_vocabulary(read_texts, **options, pre_tokenizer=pre_tokenizer)
             receipt = VocabularyReceipt(plan, _sha256_of(tokens))
     # The receipt comes first: if the process is killed after it, the same command begins again.
     write_receipt(output_file, receipt)
@@ -147,7 +155,7 @@ def main() -> None:
     print(_describe(output_file, len(tokens), receipt))
 
 
-def _options_of_training() -> dict[str, Any]:
+def _options_of_training(pre_tokenizer: PreTokenizer | None) -> dict[str, Any]:
     """The arguments of `train_vocabulary`.
 
     Raises:
@@ -157,23 +165,32 @@ def _options_of_training() -> dict[str, Any]:
         raise flags.Error("--num_new_tokens needs --extend, which names the vocabulary to add to")
     return {
         "do_lower_case": input_flags.do_lower_case(),
-        "strip_accents": input_flags.strip_accents(),
+        "strip_accents": accents_with(pre_tokenizer, input_flags.strip_accents()),
         "vocab_size": _VOCAB_SIZE.value,
         "num_unused": _NUM_UNUSED.value,
         "limit_alphabet": _LIMIT_ALPHABET.value,
     }
 
 
-def _options_of_extension(extended: TokenizerSettings) -> dict[str, Any]:
+def _options_of_extension(
+    extended: TokenizerSettings, pre_tokenizer: PreTokenizer | None
+) -> dict[str, Any]:
     """The arguments of `extend_vocabulary`.
 
     Args:
       extended: the vocabulary to extend, and how text is normalized for it.
+      pre_tokenizer: what the flags ask for.
 
     Raises:
       flags.Error: the number of new tokens is missing, or a flag is given that does not extend.
-      UserError: the flags ask for another normalization than the BERT states.
+      UserError: the flags ask for another normalization than the BERT states, or a pre-tokenizer
+        finds its words.
     """
+    if finds_words := pre_tokenizer or extended.pre_tokenizer:
+        raise UserError(
+            f"--extend cannot add words to a BERT whose words {finds_words} finds: it counts those "
+            "that spaces and punctuation separate"
+        )
     for flag in (_VOCAB_SIZE, _NUM_UNUSED, _LIMIT_ALPHABET):
         if flag.present:
             raise flags.Error(f"leave out --{flag.name}: with --extend, it has no meaning")

@@ -17,7 +17,11 @@ The files that text goes through, in the order of the flow::
     sentences          running text -> sentences
     vocabulary         vocab.txt: tokens and their ids; part of the contract with `modeling`
     tokenization       text -> WordPiece ids
-    word_segmentation  Chinese text -> words that are masked together
+    pre_tokenizers     what finds the words before WordPiece; part of the contract with `modeling`
+    pre_tokenization   Japanese text -> its words -> WordPiece ids
+    word_segmentation  text without spaces -> words that are masked together
+    piece_offsets      where in a text each of its pieces begins
+    segmenters         the packages that find words in Chinese, Japanese, Korean and Thai
     buckets            the bucket of each document; documents are paired within a bucket
     corpus             tokenized documents, as arrays and as Parquet files
     duplicates         documents with the same text

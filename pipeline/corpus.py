@@ -89,7 +89,7 @@ def tokenize_documents(
     documents: Sequence[Document],
     tokenizer: FullTokenizer,
     statistics: Counter[str],
-    find_words: Callable[[list[str]], np.ndarray] | None = None,
+    find_words: Callable[[list[str], np.ndarray], np.ndarray] | None = None,
 ) -> list[TokenizedDocument | None]:
     """Tokenizes documents and drops sentences without tokens.
 
@@ -100,8 +100,8 @@ def tokenize_documents(
       documents: the documents to tokenize. Many at once are faster than one by one.
       tokenizer: turns sentences into token ids.
       statistics: counter that this function adds to.
-      find_words: tells which pieces of sentences begin a word, bool [pieces]; if None, spaces,
-        punctuation and `##` tell it.
+      find_words: tells which pieces of sentences, with the ids of these, begin a word, bool
+        [pieces]; if None, spaces, punctuation and `##` tell it.
 
     Returns:
       For each document the tokenized one, or None if no token is left.
@@ -109,7 +109,7 @@ def tokenize_documents(
     vocabulary = tokenizer.vocabulary
     sentences = [sentence for document in documents for sentence in document.sentences]
     ids, lengths = tokenizer.encode_sentences(sentences)
-    begins_word = find_words(sentences) if find_words else vocabulary.begins_word[ids]
+    begins_word = find_words(sentences, ids) if find_words else vocabulary.begins_word[ids]
     tokenized: list[TokenizedDocument | None] = []
     sentence = token = 0
     for document in documents:

@@ -19,13 +19,13 @@ from pipeline.directories import Directories
 from pipeline.errors import UserError
 from pipeline.files import describe_size
 from pipeline.options import GenerateOptions
+from pipeline.pre_tokenization import make_tokenizer
 from pipeline.records import encode_examples, frame_record
 from pipeline.rows import sequence_lengths
 from pipeline.sample import Sample
 from pipeline.segments import plan_pairs
 from pipeline.shards import make_instances
 from pipeline.storage import StoredPath
-from pipeline.tokenization import FullTokenizer
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def expected_size(sample: Sample, options: GenerateOptions, buckets: BucketPlan)
     from 9 % below to 2 % above the real size. A compressed file is taken for a third of its text,
     and the error of that is added: 11 % above for English under gzip, 15 % below under bzip2.
     """
-    tokenizer = FullTokenizer(options.vocab_file, options.do_lower_case, options.strip_accents)
+    tokenizer = make_tokenizer(
+        options.vocab_file, options.do_lower_case, options.strip_accents, options.pre_tokenizer
+    )
     tokenized = tokenize_documents(sample.documents, tokenizer, Counter())
     documents = [document for document in tokenized if document]
     if not documents:

@@ -30,6 +30,7 @@ from pipeline.mixtures import match_corpora
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
 from pipeline.portions import Portion, plan_portions, text_bytes_of
+from pipeline.pre_tokenization import describe_pre_tokenizer, load_pre_tokenizer
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
 from pipeline.report import write_report
@@ -102,6 +103,8 @@ def generate(
     _warn_of_few_predictions(options.instances)
     if options.word_segmenter:
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
+    if options.pre_tokenizer:
+        load_pre_tokenizer(options.pre_tokenizer, options.do_lower_case)  # or a missing package
     directories = Directories(options.output_dir, options.tokenized_dir)
     files = _input_files(options, directories)
     work = _plan_work(options, files, directories)
@@ -291,6 +294,7 @@ def _plan_of_tokenization(work: Work, files: list[InputFile], vocabulary: Vocabu
         "do_lower_case": options.do_lower_case,
         "strip_accents": options.strip_accents,
         "word_segmenter": describe_segmenter(options.word_segmenter),
+        **describe_pre_tokenizer(options.pre_tokenizer),
         "vocab_sha256": vocabulary.sha256,
         "eval_fraction": work.buckets.eval_fraction,
         "num_train_buckets": work.buckets.num_train_buckets,
@@ -392,6 +396,7 @@ def _make_manifest(
             **_reading_options(options),
             **({MIXTURE_OPTION: options.mixture.as_options()} if options.mixture else {}),
             "word_segmenter": describe_segmenter(options.word_segmenter),
+            **describe_pre_tokenizer(options.pre_tokenizer),
             "drop_duplicates": options.drop_duplicates,
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
@@ -401,7 +406,11 @@ def _make_manifest(
         statistics=statistics,
         shards=[built.shard for built in shards],
         format_version=format_version_of(
-            limits, masking, options.instances.sentence_pairs, options.mixture is not None
+            limits,
+            masking,
+            options.instances.sentence_pairs,
+            options.pre_tokenizer,
+            is_mixture=options.mixture is not None,
         ),
         health=health,
     )

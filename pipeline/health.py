@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.manifest import CORPORA
+from pipeline.pre_tokenization import make_tokenizer
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.sentences import split_sentences
 from pipeline.statistics import num_sequences
@@ -114,7 +115,8 @@ def case_line(sample: "Sample", options: "GenerateOptions") -> str | None:
     if capitals <= characters * _FEWEST_CAPITALS:
         return None
     kept, lowered = (
-        FullTokenizer(options.vocab_file, lower, options.strip_accents) for lower in (False, True)
+        make_tokenizer(options.vocab_file, lower, options.strip_accents, options.pre_tokenizer)
+        for lower in (False, True)
     )
     some = words[:_MOST_WORDS]
     total = wrong = 0
@@ -269,6 +271,8 @@ def _what_helps_unknown(sample: "Sample", options: "GenerateOptions") -> str:
         (not lower, strip),
         (not lower, lower if strip is None else not strip),
     ]
+    if options.pre_tokenizer:  # which keeps accents
+        others = [(not lower, strip)]
     unknown = [_unknown_words(sample, options, *other)[0] for other in others]
     if 2 * min(unknown) < now:
         other_lower, other_strip = others[unknown.index(min(unknown))]
@@ -278,7 +282,7 @@ def _what_helps_unknown(sample: "Sample", options: "GenerateOptions") -> str:
         if other_strip != strip:
             flags.append("--strip_accents" if other_strip else "--nostrip_accents")
         return f"the vocabulary was made with {' '.join(flags)}, so give that"
-    if 2 * by_long_words > now:
+    if 2 * by_long_words > now and not options.pre_tokenizer:
         return _LONG_WORDS
     return (
         "the vocabulary is of other text, so give another --vocab_file; `clozemill vocab` makes "
@@ -288,7 +292,8 @@ def _what_helps_unknown(sample: "Sample", options: "GenerateOptions") -> str:
 
 def _long_words_line(sample: "Sample", options: "GenerateOptions") -> str | None:
     """A line if much of the text becomes `[UNK]` with few words, each too long for any token."""
-    if not (words := [word for word in sample.words if len(word) > MAX_CHARACTERS_PER_WORD]):
+    words = [word for word in sample.words if len(word) > MAX_CHARACTERS_PER_WORD]
+    if not words or options.pre_tokenizer:  # which splits them
         return None
     tokenizer = FullTokenizer(options.vocab_file, options.do_lower_case, options.strip_accents)
     unknown = tokenizer.vocabulary.ids["[UNK]"]
@@ -306,7 +311,9 @@ def _unknown_words(
     sample: "Sample", options: "GenerateOptions", do_lower_case: bool, strip_accents: bool | None
 ) -> tuple[int, int]:
     """How many words of the sample have an `[UNK]`, and how many of these are too long for any."""
-    tokenizer = FullTokenizer(options.vocab_file, do_lower_case, strip_accents)
+    tokenizer = make_tokenizer(
+        options.vocab_file, do_lower_case, strip_accents, options.pre_tokenizer
+    )
     unknown = tokenizer.vocabulary.ids["[UNK]"]
     found = [
         (word, count)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from pipeline.errors import UserError
 from pipeline.files import has_sha256
 from pipeline.json_files import NO_OTHER_KEYS, DamagedFileError, read_json, write_json
+from pipeline.pre_tokenizers import PreTokenizer
 from pipeline.records import ALIASES, Feature, RowLimits, instance_features, unmasked_features
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.storage import Location, location
@@ -24,7 +25,8 @@ FLAGS_NAME = "flags.txt"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
 FORMAT_VERSION = 1
-# That of records which older releases would not read, or would train on as if they were pairs.
+# That of records which older releases would not read, or would train on as if they were pairs or
+# of the original's tokens.
 NEWER_FORMAT_VERSION = 2
 
 # Among the options of records that another program wrote: one of `records.ALIASES`.
@@ -35,6 +37,9 @@ _MASKING_OPTION, _TRAINING = "masking", "training"
 
 # Among the options of instances that are not the original's pairs: one of `SentencePairs`.
 SENTENCE_PAIRS_OPTION = "sentence_pairs"
+
+# Among the options of Japanese text whose words were found first: one of `PreTokenizer`.
+PRE_TOKENIZER_OPTION = "pre_tokenizer"
 
 # Among the options of packed rows: their length, and the most that they hold, as in `RowLimits`.
 _ROW_OPTIONS = ("packed_row_length", "max_predictions_per_row", "max_sequences_per_row")
@@ -55,11 +60,12 @@ def format_version_of(
     limits: RowLimits,
     masking: str = "stored",
     sentence_pairs: SentencePairs = SentencePairs.NEXT,
+    pre_tokenizer: PreTokenizer | None = None,
     is_mixture: bool = False,
 ) -> int:
-    """The version of the manifest of records with these limits, masks and pairs."""
+    """The version of the manifest of records with these limits, masks, pairs and words."""
     is_newer = limits.sequences > 1 or masking == _TRAINING or sentence_pairs == SentencePairs.NONE
-    is_newer |= is_mixture
+    is_newer |= pre_tokenizer is not None or is_mixture
     return NEWER_FORMAT_VERSION if is_newer else FORMAT_VERSION
 
 
@@ -195,6 +201,12 @@ class Manifest:
         return {name: [shards[each] for each in facts[name][EVAL_SHARDS]] for name in facts}
 
     @property
+    def pre_tokenizer(self) -> PreTokenizer | None:
+        """What found the words of the text before WordPiece did."""
+        name = self.options.get(PRE_TOKENIZER_OPTION)
+        return None if name is None else PreTokenizer(name)
+
+    @property
     def is_adopted(self) -> bool:
         """Whether another program wrote the records."""
         return FEATURE_NAMES_OPTION in self.options
@@ -233,6 +245,9 @@ class Manifest:
     def _contradictions_of_records(self) -> Iterator[str]:
         if self.options.get(SENTENCE_PAIRS_OPTION, SentencePairs.NEXT) not in list(SentencePairs):
             yield f"its instances have unknown {SENTENCE_PAIRS_OPTION}"
+        pre_tokenizer = self.options.get(PRE_TOKENIZER_OPTION)
+        if pre_tokenizer not in (None, *PreTokenizer):
+            yield f"its {PRE_TOKENIZER_OPTION} is {pre_tokenizer!r}"
         masking = self.options.get(_MASKING_OPTION, _TRAINING)
         if masking != _TRAINING:
             yield f"its {_MASKING_OPTION} is {masking!r}"
@@ -240,6 +255,7 @@ class Manifest:
         is_single = self.options.get(SENTENCE_PAIRS_OPTION) == SentencePairs.NONE
         is_mixture = MIXTURE_OPTION in self.options
         is_newer = has_rows or is_single or self.masks_while_training or is_mixture
+        is_newer |= pre_tokenizer is not None
         if is_newer != (self.format_version == NEWER_FORMAT_VERSION):
             yield f"its records are not those of its format version {self.format_version}"
         if not has_rows:

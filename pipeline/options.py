@@ -8,6 +8,7 @@ from pipeline.documents import ReadOptions
 from pipeline.errors import UserError
 from pipeline.inputs import InputFormat
 from pipeline.mixtures import Mixture
+from pipeline.pre_tokenizers import PreTokenizer, accents_with
 from pipeline.records import RowLimits
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.storage import Location
@@ -153,9 +154,12 @@ class GenerateOptions:
       tokenized_dir: the directory that keeps the tokenized corpus for other data sets of the same
         text; a corpus that it already holds is reused.
       do_lower_case: whether text is lower-cased, for an uncased vocabulary.
-      strip_accents: whether accents are dropped; None: only when lower-casing.
-      word_segmenter: the segmenter of Chinese text, see `word_segmentation.load_segmenter`; None:
-        each ideograph is a word.
+      strip_accents: whether accents are dropped; None: only when lower-casing. With a
+        pre-tokenizer, it becomes False.
+      pre_tokenizer: what finds the words of Japanese text before WordPiece; None: spaces,
+        punctuation and ideographs tell them.
+      word_segmenter: the segmenter that finds the words for whole-word masks, see
+        `word_segmentation.load_segmenter`; None: each ideograph is a word.
       drop_duplicates: whether only the first of several documents with the same text is used.
       instances: how instances are made.
       eval_fraction: the share of the documents that are set aside for evaluation.
@@ -166,7 +170,7 @@ class GenerateOptions:
         `reading`; None: there is one corpus.
 
     Raises:
-      UserError: an option is out of range.
+      UserError: an option is out of range, or disagrees with another one.
     """
 
     input_patterns: list[str]
@@ -177,6 +181,7 @@ class GenerateOptions:
     tokenized_dir: Location | None = None
     do_lower_case: bool = True
     strip_accents: bool | None = None
+    pre_tokenizer: PreTokenizer | None = None
     word_segmenter: str | None = None
     drop_duplicates: bool = False
     instances: InstanceOptions = field(default_factory=InstanceOptions)
@@ -196,6 +201,13 @@ class GenerateOptions:
             raise UserError(
                 f"the mixture has {len(self.mixture.temperatures)} temperatures, but "
                 f"--dupe_factor={num_passes} passes: give one for each pass, or one for all"
+            )
+        accents = accents_with(self.pre_tokenizer, self.strip_accents)
+        object.__setattr__(self, "strip_accents", accents)
+        if self.pre_tokenizer and self.word_segmenter:
+            raise UserError(
+                f"leave out --word_segmenter={self.word_segmenter}: the words that are masked are "
+                f"those of --pre_tokenizer={self.pre_tokenizer}"
             )
 
     def reading_of(self, corpus: str | None) -> ReadOptions:

@@ -52,6 +52,7 @@ from pipeline.json_files import read_json
 from pipeline.mixing import MixingPlan, mix_documents, read_measured
 from pipeline.options import GenerateOptions
 from pipeline.portions import Portion, corpus_of_portion, text_bytes_of
+from pipeline.pre_tokenization import make_tokenizer
 from pipeline.receipts import (
     DuplicatesReceipt,
     PortionReceipt,
@@ -60,12 +61,12 @@ from pipeline.receipts import (
     read_receipt_of_whole,
     write_receipt,
 )
+from pipeline.segmenters import describe_packages
 from pipeline.shards import ShardPlan, build_shard
 from pipeline.statistics import BuildResults, ShardResults, sum_counters
 from pipeline.storage import Location
-from pipeline.tokenization import FullTokenizer
 from pipeline.vocabulary import Vocabulary
-from pipeline.word_segmentation import WordFinder, load_segmenter
+from pipeline.word_segmentation import WordFinder, describe_segmenter, load_segmenter
 
 BucketKey = tuple[str, int]
 """Split and number of a bucket: what engines group row groups by."""
@@ -112,7 +113,11 @@ class Stage:
 
     def __init__(self) -> None:
         self.finish: Callable[[Callable[[], None]], None] = _at_once
-        self._versions = versions()
+        self._versions = self._versions_here()
+
+    def _versions_here(self) -> dict[str, str]:
+        """The versions of what decides the bytes that this stage makes, on this machine."""
+        return versions()
 
     def load(self) -> None:
         """Loads what all items need, once for each worker.
@@ -120,7 +125,7 @@ class Stage:
         Raises:
           UserError: the worker has other versions than the driver, and so might make other bytes.
         """
-        for name, version in versions().items():
+        for name, version in self._versions_here().items():
             if version != self._versions[name]:
                 raise UserError(
                     f"the worker on {socket.gethostname()} has another {name} ({version}) than "
@@ -164,18 +169,31 @@ class TokenizePortion(Stage):
     """A numbered portion to a Parquet file, unless it has a receipt: yields (bucket, row group)."""
 
     def __init__(self, work: Work):
-        super().__init__()
         self._options = work.options
         self._buckets = work.buckets
         self._directories = work.directories
+        super().__init__()
+
+    def _versions_here(self) -> dict[str, str]:
+        segmenter, pre_tokenizer = self._options.word_segmenter, self._options.pre_tokenizer
+        found = super()._versions_here()
+        if segmenter:
+            found = found | {"--word_segmenter": str(describe_segmenter(segmenter))}
+        if pre_tokenizer:
+            described = describe_packages("pre_tokenizer", pre_tokenizer)
+            found = found | {"--pre_tokenizer": described}
+        return found
 
     def load(self) -> None:
         """Loads the vocabulary and the segmenter."""
         super().load()
         _give_freed_memory_back()
         options = self._options
-        self._tokenizer = FullTokenizer(
-            self._directories.vocabulary, options.do_lower_case, options.strip_accents
+        self._tokenizer = make_tokenizer(
+            self._directories.vocabulary,
+            options.do_lower_case,
+            options.strip_accents,
+            options.pre_tokenizer,
         )
         name = options.word_segmenter
         segment = load_segmenter(name) if name else None

@@ -33,7 +33,7 @@ _IDEOGRAPHS = (
     "\U0002f800-\U0002fa1f"
 )
 _IDEOGRAPH = re.compile(f"[{_IDEOGRAPHS}]")
-IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
+_IDEOGRAPH_OR_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 _WORD_BOUNDARY = re.compile(rf"[\s{_IDEOGRAPHS}]")
 # Punctuation that is split off before words are looked up, because fewer words then differ.
 _ASCII_PUNCTUATION = [character.encode() for character in string.punctuation]
@@ -61,7 +61,6 @@ class BasicTokenizer:
     def __init__(self, do_lower_case: bool = True, strip_accents: bool | None = None):
         self.do_lower_case = do_lower_case
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
-        self._num_characters: dict[str, int] = {}
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the basic tokens of `text`, in order."""
@@ -72,16 +71,6 @@ class BasicTokenizer:
             plain = without_accents(cased) if self.strip_accents else cased
             tokens.extend(_split_at_punctuation(plain))
         return tokens
-
-    def origins(self, text: str) -> list[int]:
-        """Returns where each character of the tokens of `text` comes from, as an offset in it.
-
-        A character becomes none, one or several, whatever stands beside it. For example, the
-        uncased "Tschüß" (with U+0308) gives 0 1 2 3 4 6.
-        """
-        for character in set(text) - self._num_characters.keys():
-            self._num_characters[character] = len("".join(self.tokenize(character)))
-        return [i for i, each in enumerate(text) for _ in range(self._num_characters[each])]
 
 
 class _Pieces(Generic[Meaning]):
@@ -249,12 +238,7 @@ class FullTokenizer:
             content = content.lower()  # only ASCII
         for character in _ASCII_PUNCTUATION:
             content = content.replace(character, b" " + character + b" ")
-        line_ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-        starts = np.concatenate([[0], line_ends, [len(content)]]).astype(np.int32)
-        lines = pa.Array.from_buffers(
-            pa.string(), len(sentences), [None, pa.py_buffer(starts), pa.py_buffer(content)]
-        )
-        return pc.ascii_split_whitespace(lines)
+        return split_lines(content, len(sentences))
 
     def _spaced(self, sentence: str) -> str:
         """The sentence with spaces around ideographs and frequent punctuation."""
@@ -332,6 +316,16 @@ def drop_control_whitespace(text: str) -> str:
     return text.translate(_DROP_CONTROL_WHITESPACE)
 
 
+def split_lines(content: bytes, num_lines: int) -> pa.ListArray:
+    """The words of each line of a text in UTF-8, separated by ASCII white space."""
+    line_ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+    starts = np.concatenate([[0], line_ends, [len(content)]]).astype(np.int32)
+    lines = pa.Array.from_buffers(
+        pa.string(), num_lines, [None, pa.py_buffer(starts), pa.py_buffer(content)]
+    )
+    return pc.ascii_split_whitespace(lines)
+
+
 def _parts(text: str) -> Iterator[str]:
     """Cuts a long text between words, because all its words at once would take gigabytes."""
     start = 0
@@ -344,7 +338,7 @@ def _parts(text: str) -> Iterator[str]:
 
 def split_at_ideographs(text: str) -> list[str]:
     """Splits at white space, and makes each ideograph a word, because clauses hardly recur."""
-    return IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
+    return _IDEOGRAPH_OR_WORD.findall(text) if has_ideograph(text) else text.split()
 
 
 def has_ideograph(text: str) -> bool:

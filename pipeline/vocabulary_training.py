@@ -23,6 +23,8 @@ from pipeline.errors import UserError
 from pipeline.formats.reading import read_raw_documents
 from pipeline.inputs import InputFile
 from pipeline.portions import Portion, plan_portions
+from pipeline.pre_tokenization import load_pre_tokenizer
+from pipeline.pre_tokenizers import PreTokenizer
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def train_vocabulary(
     strip_accents: bool | None,
     num_unused: int,
     limit_alphabet: int | None = None,
+    pre_tokenizer: PreTokenizer | None = None,
 ) -> list[str]:
     """Trains a WordPiece vocabulary and returns its tokens in the order of their ids.
 
@@ -70,15 +73,23 @@ def train_vocabulary(
         the smaller code points among equally frequent ones. A word with any other character is
         [UNK]. None keeps enough to cover 99.98% of the text, and at least 1,000 if the text has
         that many.
+      pre_tokenizer: what finds the words of the text; None: those of BERT's own rules.
 
     Raises:
-      UserError: tokenizers is not installed, there is no text, a number is out of range, or
-        `vocab_size` is too small for the tokens before the learned pieces.
+      UserError: tokenizers or a pre-tokenizer's package is not installed, there is no text, a
+        number is out of range, or `vocab_size` is too small for the tokens before the learned
+        pieces.
     """
-    tokenizer = _untrained_tokenizer(do_lower_case, strip_accents)
+    tokenizer = _untrained_tokenizer(do_lower_case, strip_accents, pre_tokenizer)
     reserved = reserved_tokens(num_unused)
+    words = _PreTokenizedTexts(read_texts, pre_tokenizer, do_lower_case) if pre_tokenizer else None
+    read_texts = words or read_texts
     alphabet = _alphabet(read_texts, tokenizer, limit_alphabet)
-    inside = [f"##{character}" for character in alphabet if _joins_words(character, tokenizer)]
+    inside = [
+        f"##{character}"
+        for character in alphabet
+        if (character in words.inside if words else _joins_words(character, tokenizer))
+    ]
     fixed = [*reserved, *alphabet, *inside]
     if len(fixed) > vocab_size:
         raise UserError(
@@ -167,8 +178,34 @@ def reserved_tokens(num_unused: int) -> list[str]:
     ]
 
 
-def _untrained_tokenizer(do_lower_case: bool, strip_accents: bool | None) -> "Tokenizer":
-    """An empty model with BERT's normalizer and pre-tokenizer."""
+class _PreTokenizedTexts:
+    """The words of texts, with a space between them, as a pre-tokenizer finds them.
+
+    Attributes:
+      inside: the characters that continue a word, in the texts that were read so far.
+    """
+
+    def __init__(
+        self,
+        read_texts: Callable[[], Iterable[str]],
+        pre_tokenizer: PreTokenizer,
+        do_lower_case: bool,
+    ):
+        self.inside: set[str] = set()
+        self._read_texts = read_texts
+        self._pre_tokenize = load_pre_tokenizer(pre_tokenizer, do_lower_case)
+
+    def __call__(self) -> Iterator[str]:
+        for text in self._read_texts():
+            words = self._pre_tokenize(text).split()
+            self.inside.update(*(word[1:] for word in words))
+            yield " ".join(words)
+
+
+def _untrained_tokenizer(
+    do_lower_case: bool, strip_accents: bool | None, pre_tokenizer: PreTokenizer | None
+) -> "Tokenizer":
+    """An empty model with BERT's normalizer and pre-tokenizer, or for the words of another one."""
     try:
         from tokenizers import (  # noqa: PLC0415 - an extra
             Tokenizer,
@@ -181,6 +218,10 @@ def _untrained_tokenizer(do_lower_case: bool, strip_accents: bool | None) -> "To
             "training a vocabulary needs the package tokenizers: pip install 'clozemill[vocab]'"
         ) from error
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    if pre_tokenizer:
+        tokenizer.normalizer = normalizers.Sequence([])
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=True,

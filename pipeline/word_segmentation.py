@@ -1,8 +1,8 @@
 """Finds the words of a text with a segmenter, for whole-word masks.
 
 Without one, spaces, punctuation and WordPiece's `##` tell the words, as in the original: each
-Chinese character is a word, and a whole clause of Thai. The words of a segmenter replace those,
-and decide only what is masked together, never an id.
+ideograph is a word, and so is a run of kana, a Korean word with its endings, and a whole clause of
+Thai. The words of a segmenter replace those, and decide only what is masked together, never an id.
 """
 
 import functools
@@ -23,10 +23,17 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
+from pipeline.piece_offsets import PieceOffsets
+from pipeline.segmenters import (
+    describe_packages,
+    load_kiwi,
+    load_mecab,
+    load_package,
+    load_sudachi,
+    load_thai,
+)
 from pipeline.tokenization import (
-    IDEOGRAPH_OR_WORD,
     FullTokenizer,
-    Memo,
     clean_text,
     drop_control_whitespace,
     has_ideograph,
@@ -36,28 +43,26 @@ Segmenter = Callable[[str], Iterable[str]]
 """Returns the words of a text, in order; it may omit the white space between words."""
 
 _SHOWN_CHARACTERS = 20
+# What Sudachi normalizes: a character may become 33 bytes.
+_LONGEST_TEXT = 1900
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _distributions_of_packages = functools.cache(importlib.metadata.packages_distributions)
 
 
 def load_segmenter(name: str) -> Segmenter:
-    """Loads the segmenter `jieba`, or any `module:function`.
+    """Loads a segmenter: one of `NAMED_SEGMENTERS`, or any `module:function`.
 
     Raises:
-      UserError: there is no function of that name, or the package is not installed.
+      UserError: there is no function of that name, or a package is not installed.
     """
-    if name == "jieba":
-        try:
-            import jieba  # noqa: PLC0415 - an extra
-        except ImportError as error:
-            raise UserError(
-                "--word_segmenter=jieba needs the package jieba: pip install 'clozemill[chinese]'"
-            ) from error
-        jieba.setLogLevel("WARNING")
-        return lambda text: _joined(jieba.cut(text))
+    if name in NAMED_SEGMENTERS:
+        return load_package("word_segmenter", name, NAMED_SEGMENTERS[name])
     module_name, separator, function_name = name.partition(":")
     if not separator:
-        raise UserError(f"--word_segmenter={name} is neither jieba nor of the form module:function")
+        names = ", ".join(NAMED_SEGMENTERS)
+        raise UserError(
+            f"--word_segmenter={name} is none of {names}, and not of the form module:function"
+        )
     try:
         segment = functools.reduce(
             getattr, function_name.split("."), importlib.import_module(module_name)
@@ -71,6 +76,34 @@ def load_segmenter(name: str) -> Segmenter:
     if not callable(segment):
         raise UserError(f"--word_segmenter={name} is not a function")
     return segment
+
+
+def _load_jieba() -> Segmenter:
+    import jieba  # noqa: PLC0415 - an extra
+
+    jieba.setLogLevel("WARNING")
+    return lambda text: _joined(jieba.cut(text))
+
+
+def _load_mecab() -> Segmenter:
+    spaced = load_mecab()
+    # MeCab ends at NUL, which is in no word.
+    return lambda text: filter(None, spaced(text.replace("\0", " ")).split(" "))
+
+
+def _load_sudachi() -> Segmenter:
+    tokenize = load_sudachi("C", _LONGEST_TEXT)
+    return lambda text: (word.surface() for part in tokenize(text) for word in part)
+
+
+NAMED_SEGMENTERS: dict[str, Callable[[], Segmenter]] = {
+    "jieba": _load_jieba,
+    "mecab": _load_mecab,
+    "sudachi": _load_sudachi,
+    "kiwi": load_kiwi,
+    "thai": load_thai,
+}
+"""The functions that load the segmenters of packages, by name."""
 
 
 def _joined(words: Iterable[str]) -> list[str]:
@@ -100,8 +133,8 @@ def describe_segmenter(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    if name == "jieba":
-        return f"jieba {importlib.metadata.version('jieba')}"
+    if name in NAMED_SEGMENTERS:
+        return describe_packages("word_segmenter", name)
     segment: Any = load_segmenter(name)
     while isinstance(segment, functools.partial):
         segment = segment.func
@@ -139,54 +172,34 @@ class WordFinder:
     """
 
     def __init__(self, tokenizer: FullTokenizer, segment: Segmenter):
-        self._tokenizer = tokenizer
+        self._piece_offsets = PieceOffsets(tokenizer)
         self._segment = segment
-        self._offsets_in_word = Memo(self._find_pieces)
 
-    def __call__(self, sentences: list[str]) -> np.ndarray:
+    def __call__(self, sentences: list[str], ids: np.ndarray) -> np.ndarray:
         """Returns which pieces of all sentences begin a word: bool [pieces].
+
+        Args:
+          sentences: the sentences.
+          ids: the ids of their pieces, of one sentence after another.
 
         Raises:
           UserError: the segmenter fails, or its words do not match a sentence.
         """
-        begins = [np.zeros(0, bool)]
-        for sentence in map(drop_control_whitespace, sentences):
-            offsets = self.piece_offsets(sentence)
-            if len(offsets):
-                words = _offsets_of_words(sentence, self._segment)
-                word = np.searchsorted(words, offsets, side="right")
-                begins.append(np.diff(word, prepend=-1) != 0)
-        return np.concatenate(begins)
-
-    def piece_offsets(self, text: str) -> np.ndarray:
-        """Returns where each piece of `text` begins: int64 [pieces], offsets in it, ascending.
-
-        Args:
-          text: text that `drop_control_whitespace` returned.
-        """
-        starts, offsets = [], []
-        for word in IDEOGRAPH_OR_WORD.finditer(text):
-            starts.append(word.start())
-            offsets.append(self._offsets_in_word[word[0]])
-        num_pieces = np.array(list(map(len, offsets)), np.int64) // np.dtype(np.int64).itemsize
-        return np.frombuffer(b"".join(offsets), np.int64) + np.repeat(starts, num_pieces)
-
-    def _find_pieces(self, word: str) -> bytes:
-        """The offset in `word` of each of its pieces, as the bytes of an int64 array."""
-        origins = self._tokenizer.basic_tokenizer.origins(word)
-        offsets, end = [], 0
-        for token in self._tokenizer.basic_tokenizer.tokenize(word):
-            start, end = end, end + len(token)
-            for piece in self._tokenizer.wordpiece_tokenizer.tokenize(token):
-                offsets.append(origins[start])
-                start += len(piece.removeprefix("##"))
-        return np.array(offsets, np.int64).tobytes()
+        texts = list(map(drop_control_whitespace, sentences))
+        offsets = self._piece_offsets("\n".join(texts), ids)
+        ends = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+        num_pieces = np.diff(np.searchsorted(offsets, ends), prepend=0)
+        lengths: list[int] = []
+        for text, has_pieces in zip(texts, (num_pieces > 0).tolist(), strict=True):
+            lengths += map(len, _all_words(text, self._segment)) if has_pieces else [len(text)]
+            lengths.append(1)  # the line end
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        word = np.searchsorted(starts, offsets, side="right")
+        return np.diff(word, prepend=-1) != 0
 
 
-def _offsets_of_words(text: str, segment: Segmenter) -> list[int]:
-    """Returns the offsets in `text` at which its words begin."""
-    starts = []
-    end = 0
+def _all_words(text: str, segment: Segmenter) -> list[str]:
+    """Returns the words of a text, and all that is between them: joined, they are the text."""
     text = _SURROGATE.sub("\ufffd", text)  # UTF-8, which compiled segmenters need, lacks them
     try:
         found = segment(text)
@@ -197,15 +210,19 @@ def _offsets_of_words(text: str, segment: Segmenter) -> list[int]:
         ) from error
     if isinstance(found, str) or not all(isinstance(word, str) for word in words):
         raise UserError(f"--word_segmenter gives {reprlib.repr(found)}, not a list of words")
+    if "".join(words) == text:
+        return words
+    all_words: list[str] = []
+    end = 0
     for word in words:
         start = text.find(word, end)
         if start < 0 or clean_text(text[end:start]).strip():
             raise _wrong_words(text, end)
-        starts.append(start)
+        all_words += [text[end:start], word]
         end = start + len(word)
     if clean_text(text[end:]).strip():
         raise _wrong_words(text, end)
-    return starts
+    return [*all_words, text[end:]]
 
 
 def _wrong_words(text: str, end: int) -> UserError:

@@ -1,5 +1,6 @@
-"""Processes that start at once; an object store; and one line says what skipped tests need."""
+"""Processes that start at once; an object store; Japanese; and a line on what tests need."""
 
+import itertools
 import multiprocessing.forkserver
 import re
 import struct
@@ -49,6 +50,37 @@ def records_of_wandb():
                 parts = b""
 
     return records
+
+
+# Clauses of Japanese, most of them plain. The rest has what normalization changes, or what splits.
+_SUBJECTS = (
+    "珈琲の木の故郷は|国立図書館の職員は|彼女が昨日買った本は|東京都庁の展望台は|すもももももも|"
+    "ＡＢＣ株式会社の２０２５年度の売上は|山田さんのｻｰﾋﾞｽは|㈱水車の㍿は|機械学習のモデルは|"
+    "新しいスマートフォンは|あの古い時計台の鐘は|1,234.5キロメートルの道のりは|GPUを八枚積んだ計算機は|"
+    "か\u3099か\u3099とした岩は|吉野家（𠮷野家）は|ヴァイオリンの音色は|コンピューターは|é̀caféは|"
+    "お客様のご要望は|第2次世界大戦後の経済は|ゼロから作った言語モデルは|ばらばらの欠片は|㌔と㍉は|〆切は"
+)
+_PLACES = (
+    "アフリカの東部で|北海道の小さな駅で|　全角の空白の後で|\t表の中で|朝早くから|"
+    "雨が降っているのに|もも のうちで|「静かな部屋」の中で|https://example.org/一覧?q=１で|三十年ぶりに|①番の窓口で|"
+    "いいえ、それでも|Ｗｉｎｄｏｗｓ上で|𝔘𝔫𝔦𝔠𝔬𝔡𝔢の表で|😀と笑って|ﾊﾝｶｸのまま|\u200b見えない字の後で|"
+    "昭和四十五年の夏に|おとといの夜、|［注１］によれば"
+)
+_ENDS = (
+    "見つかった。|売られています！|食べられなかったらしい。|走り回っているのだろうか？|"
+    "印刷されていたはずだ…。|行ってきます|静かに鳴り続けた。|教えてくださいませんか？！|"
+    "3.14倍になった。|ΑΣΟΦΟΣと書いてある。|Café au laitを飲んだ。|"
+    f"{'ながい' * 40}。|{'x' * 101}を消した。|歩いた。\u3000それから帰った。|"
+    "分からない。|なんだって？|使いやすいし安い。|気にしないで！|読み込めませんでした。|"
+    "ずっと待っていた——。|100%正しい。"
+)
+
+
+@pytest.fixture(scope="session")
+def japanese_sentences() -> list[str]:
+    """10,080 sentences of Japanese: each subject, in each place, with each end."""
+    parts = [group.split("|") for group in (_SUBJECTS, _PLACES, _ENDS)]
+    return ["".join(clauses) for clauses in itertools.product(*parts)]
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The contract of a data set (the first four), the rules of masks (the next six), the pieces of new
+# The contract of a data set (the first five), the rules of masks (the next six), the pieces of new
 # words (the next two), and what all packages share.
 CONTRACT = {
     f"pipeline.{name}"
     for name in (
         "sentence_pairs",
+        "pre_tokenizers",
         "records",
         "manifest",
         "vocabulary",
@@ -181,6 +182,7 @@ KNOWS_WHERE_BYTES_ARE = {
     "pipeline/disk_space.py": "the room on this machine's disks",
     "pipeline/stages.py": "the source of this package",
     "pipeline/word_segmentation.py": "the source of the user's segmenter",
+    "pipeline/segmenters.py": "the dictionaries of packages",
     "pipeline/spark.py": "Spark's own folders, and the log of its Java",
     "pipeline/portable_runner.py": "the programs of other runners",
     "modeling/checkpoints/foreign_files.py": "links, which Hugging Face's cache has",

@@ -45,6 +45,7 @@ from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import MANIFEST_NAME, VOCABULARY_NAME, Manifest
+from pipeline.pre_tokenizers import PreTokenizer
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.storage import Location, name_within, resolved
 
@@ -313,12 +314,13 @@ def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
     trained = pretrained.tokenizer
     if trained is None:
         return
+    _check_pre_tokenizer(pretrained.source, trained, manifest.pre_tokenizer)
     lower = manifest.do_lower_case
     strips_accents = lower if manifest.strip_accents is None else manifest.strip_accents
     for what, flag, in_data, in_bert in (
         ("lower-cased", "do_lower_case", lower, trained.do_lower_case),
         ("stripped of accents", "strip_accents", strips_accents, trained.strips_accents),
-        ("split at ideographs", None, True, trained.tokenize_chinese_chars),
+        ("split at ideographs", None, not manifest.pre_tokenizer, trained.tokenize_chinese_chars),
     ):
         if in_data == in_bert:
             continue
@@ -334,6 +336,24 @@ def check_normalization(pretrained: Pretrained, manifest: Manifest) -> None:
             raise UserError(f"{problem}: {advice}")
         logging.warning("%s, to judge by its vocabulary; %s if so", problem, advice)
         return
+
+
+def _check_pre_tokenizer(
+    source: str, trained: TokenizerSettings, of_data: PreTokenizer | None
+) -> None:
+    """Checks that the same pre-tokenizer found the words of the data and those of a BERT."""
+    if of_data == trained.pre_tokenizer:
+        return
+    how = f"with --pre_tokenizer={of_data}" if of_data else "without --pre_tokenizer"
+    problem = f"the words of the data were found {how}, but those of {source}"
+    if trained.are_guessed:
+        logging.warning("%s perhaps not: it does not say how", problem)
+        return
+    how = f"with {trained.pre_tokenizer}" if trained.pre_tokenizer else "without one"
+    flag = (
+        f"with --pre_tokenizer={trained.pre_tokenizer}" if trained.pre_tokenizer else "without it"
+    )
+    raise UserError(f"{problem} {how}: generate the data {flag}")
 
 
 def _read_run(run_dir: Location, used: Sequence[Location]) -> Pretrained:

@@ -18,6 +18,7 @@ from pipeline.foreign_vocabularies import (
 )
 from pipeline.json_files import read_foreign_json
 from pipeline.manifest import VOCABULARY_NAME, Manifest
+from pipeline.pre_tokenizers import PreTokenizer
 from pipeline.storage import Location
 from pipeline.vocabulary import MAX_CHARACTERS_PER_WORD, SPECIAL_TOKENS, tokens_of
 
@@ -32,6 +33,19 @@ TOKENIZER_FILES = (VOCABULARY_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, ADDED
 _KNOWN_CLASSES = (
     "BertTokenizer BertTokenizerFast BertTokenizerLegacy PreTrainedTokenizerFast TokenizersBackend"
 ).split()
+_JAPANESE_CLASS = "BertJapaneseTokenizer"
+# The arguments with which that class finds the words. They are all that its tokens depend on.
+_JAPANESE_ARGUMENTS: dict[PreTokenizer, tuple[str, dict[str, Any]]] = {
+    PreTokenizer.MECAB: ("mecab", {"mecab_dic": "unidic_lite"}),
+    PreTokenizer.MECAB_IPADIC: ("mecab", {"mecab_dic": "ipadic"}),
+    PreTokenizer.SUDACHI: ("sudachi", {"sudachi_split_mode": "A", "sudachi_dict_type": "core"}),
+}
+# The defaults among them. MeCab's dictionary is none, because versions of transformers have others.
+_JAPANESE_DEFAULTS = {
+    **{"normalize_text": True, "mecab_option": None, "trim_whitespace": False},
+    **{"sudachi_split_mode": "A", "sudachi_dict_type": "core", "sudachi_projection": None},
+    **{"sudachi_config_path": None, "sudachi_resource_dir": None},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class TokenizerSettings:
       added_tokens: the tokens that were added to a Hugging Face vocabulary, by id.
       num_word_pieces: the number of the first tokens that WordPiece finds; None: all.
       are_guessed: whether `do_lower_case` is only guessed from the tokens.
+      pre_tokenizer: what finds the words of Japanese text before WordPiece; None: BERT's own rules.
     """
 
     vocabulary: Location
@@ -57,6 +72,7 @@ class TokenizerSettings:
     added_tokens: Mapping[int, AddedToken] = field(default_factory=dict)
     num_word_pieces: int | None = None
     are_guessed: bool = False
+    pre_tokenizer: PreTokenizer | None = None
 
     @property
     def strips_accents(self) -> bool:
@@ -71,6 +87,10 @@ class _Config(TypedDict, total=False):
     strip_accents: bool | None
     tokenize_chinese_chars: bool | None
     tokenizer_class: str | None
+    word_tokenizer_type: str | None
+    subword_tokenizer_type: str | None
+    mecab_kwargs: dict[str, Any] | None
+    sudachi_kwargs: dict[str, Any] | None
     added_tokens_decoder: dict[int, AddedToken]
 
 
@@ -112,6 +132,7 @@ def read_tokenizer_settings(
         return None
     tokens, added_tokens, num_word_pieces = _read_vocabulary(path)
     settings = vars(manifest) if manifest else _huggingface_settings(directory)
+    pre_tokenizer = manifest.pre_tokenizer if manifest else settings.get("pre_tokenizer")
     do_lower_case = settings.get("do_lower_case")
     are_guessed = do_lower_case is None
     if do_lower_case is None:
@@ -121,7 +142,8 @@ def read_tokenizer_settings(
         tokens=tokens,
         do_lower_case=do_lower_case,
         strip_accents=settings.get("strip_accents"),
-        tokenize_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+        tokenize_chinese_chars=settings.get("tokenize_chinese_chars", not pre_tokenizer)
+        is not False,
         # The special tokens are added by whoever writes a tokenizer.
         added_tokens={
             i: token
@@ -130,6 +152,7 @@ def read_tokenizer_settings(
         },
         num_word_pieces=num_word_pieces,
         are_guessed=are_guessed,
+        pre_tokenizer=pre_tokenizer,
     )
 
 
@@ -193,7 +216,8 @@ def write_vocabulary(directory: Path, tokenizer: TokenizerSettings) -> None:
 def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: int) -> None:
     """Writes the files that `AutoTokenizer` opens.
 
-    They are `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
+    They are `vocab.txt`, `tokenizer_config.json` and, unless a pre-tokenizer finds the words,
+    `tokenizer.json`.
 
     Args:
       directory: the directory to write to.
@@ -203,17 +227,28 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
     Raises:
       UserError: a special token is missing.
     """
+    for token in SPECIAL_TOKENS:
+        if token not in tokenizer.tokens:
+            raise UserError(f"{tokenizer.vocabulary} has no {token}, which BERT's tokenizer needs")
     write_vocabulary(directory, tokenizer)
-    content = _backend(tokenizer).to_str(pretty=True)
-    (directory / TOKENIZER_NAME).write_text(content, "utf-8")
-    settings = {
+    if tokenizer.pre_tokenizer:
+        name, arguments = _JAPANESE_CLASS, _japanese_arguments(tokenizer, tokenizer.pre_tokenizer)
+    else:
+        content = _backend(tokenizer).to_str(pretty=True)
+        (directory / TOKENIZER_NAME).write_text(content, "utf-8")
         # transformers 5 drops all of tokenizer.json but the vocabulary for a BertTokenizer, and so
         # makes [UNK] of words of 101 to 200 characters. This class keeps it.
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        name = "PreTrainedTokenizerFast"
+        arguments = {
+            "do_lower_case": tokenizer.do_lower_case,
+            "strip_accents": tokenizer.strip_accents,
+            "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
+        }
+    settings = {
+        "tokenizer_class": name,
+        # Without it, a BertJapaneseTokenizer of transformers 5 leaves out which text is the second.
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "do_lower_case": tokenizer.do_lower_case,
-        "strip_accents": tokenizer.strip_accents,
-        "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
+        **arguments,
         "model_max_length": max_length,
         # "pad_token": "[PAD]" and so on.
         **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS},
@@ -222,14 +257,47 @@ def write_tokenizer(directory: Path, tokenizer: TokenizerSettings, max_length: i
     (directory / TOKENIZER_CONFIG_NAME).write_text(text, "utf-8")
 
 
+def _japanese_arguments(
+    tokenizer: TokenizerSettings, pre_tokenizer: PreTokenizer
+) -> dict[str, Any]:
+    """What a tokenizer_config.json tells the class that finds the words of Japanese text."""
+    word_tokenizer, arguments = _JAPANESE_ARGUMENTS[pre_tokenizer]
+    added = {str(i): vars(token) for i, token in sorted(tokenizer.added_tokens.items())}
+    return {
+        "do_lower_case": tokenizer.do_lower_case,
+        "word_tokenizer_type": word_tokenizer,
+        f"{word_tokenizer}_kwargs": arguments,
+        "subword_tokenizer_type": "wordpiece",
+        **({"added_tokens_decoder": added} if added else {}),
+    }
+
+
+def _pre_tokenizer_of(config: _Config) -> PreTokenizer | None:
+    """What finds the words of a `BertJapaneseTokenizer`, if it is one of ours."""
+    name, subwords = config.get("word_tokenizer_type"), config.get("subword_tokenizer_type")
+    given = (config.get("mecab_kwargs") if name == "mecab" else config.get("sudachi_kwargs")) or {}
+    for pre_tokenizer, (word_tokenizer, arguments) in _JAPANESE_ARGUMENTS.items():
+        if (name, subwords or "wordpiece") == (word_tokenizer, "wordpiece") and _without_defaults(
+            given
+        ) == _without_defaults(arguments):
+            return pre_tokenizer
+    return None
+
+
+def _without_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    missing = object()
+    return {
+        name: value
+        for name, value in arguments.items()
+        if _JAPANESE_DEFAULTS.get(name, missing) != value
+    }
+
+
 def _backend(tokenizer: TokenizerSettings) -> "Tokenizer":
     """A tokenizer of the package `tokenizers` that follows the original's rules."""
     import tokenizers as hf  # noqa: PLC0415 - an extra
 
     ids = {token: i for i, token in enumerate(tokenizer.tokens)}
-    for token in SPECIAL_TOKENS:
-        if token not in ids:
-            raise UserError(f"{tokenizer.vocabulary} has no {token}, which BERT's tokenizer needs")
     pieces = {token: i for i, token in enumerate(tokenizer.tokens[: tokenizer.num_word_pieces])}
     backend = hf.Tokenizer(
         hf.models.WordPiece(
@@ -261,6 +329,14 @@ def _huggingface_settings(directory: Location) -> Mapping[str, Any]:
     normalizer = _read_json(path, _AnyTokenizer).normalizer if path.exists() else None
     config = _read_json(config_path, _Config) if config_path.exists() else _Config()
     name = config.get("tokenizer_class") or "BertTokenizer"
+    if name == _JAPANESE_CLASS or "word_tokenizer_type" in config:
+        if pre_tokenizer := _pre_tokenizer_of(config):
+            return {
+                "do_lower_case": config.get("do_lower_case") or False,
+                "strip_accents": False,
+                "pre_tokenizer": pre_tokenizer,
+            }
+        name, config = _JAPANESE_CLASS, _Config()  # it says nothing of any other tokenizer
     if name not in _KNOWN_CLASSES:
         logging.warning("the tokenizer of %s is a %r: only its vocabulary is used", directory, name)
     of_normalizer = _Config()

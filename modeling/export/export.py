@@ -102,6 +102,7 @@ def export(
             f"{tokenizer.vocabulary} has {len(tokenizer.tokens)} tokens, but {pretrained.source} "
             f"has embeddings for {pretrained.config.vocab_size}: it belongs to another model"
         )
+    _check_pre_tokenizer(tokenizer, export_format)
     _check_complete(pretrained, export_format, heads)
     description = _describe(pretrained, export_format, heads)
     write = partial(_write, pretrained, tokenizer, description)
@@ -177,6 +178,25 @@ def _write_format(
             write_saved_model(directory, _keras_model(pretrained), vocabulary, lower, heads)
         case Format.KERAS:
             _keras_model(pretrained).save(directory / KERAS_NAME)
+
+
+def _check_pre_tokenizer(tokenizer: TokenizerSettings, export_format: Format) -> None:
+    """Checks that who opens the export learns how the words were found, or else warns of it."""
+    if tokenizer.pre_tokenizer is None or export_format in (Format.HUGGINGFACE, Format.ONNX):
+        return
+    if export_format == Format.SAVED_MODEL:
+        raise UserError(
+            "a SavedModel tells its readers the vocabulary and do_lower_case alone, and so they do "
+            f"not find the words of --pre_tokenizer={tokenizer.pre_tokenizer}: give "
+            f"--format={Format.HUGGINGFACE} or --format={Format.ONNX}"
+        )
+    logging.warning(
+        "nothing in --format=%s says that the words were found with --pre_tokenizer=%s, and other "
+        "tokenizers give other ids: find them so before WordPiece, as transformers' "
+        "BertJapaneseTokenizer does",
+        export_format,
+        tokenizer.pre_tokenizer,
+    )
 
 
 def _check_complete(pretrained: Pretrained, export_format: Format, heads: bool) -> None:

@@ -57,6 +57,7 @@ def model_card(pretrained: Pretrained, tokenizer: TokenizerSettings) -> str:
         and not any(name.startswith("cls/seq_") for name in missing),
         tokenizer=tokenizer,
         strips_accents=tokenizer.strips_accents,
+        packages=tokenizer.pre_tokenizer.packages if tokenizer.pre_tokenizer else (),
         run=run,
         data=data,
         training=training,
@@ -115,6 +116,11 @@ def _data(manifest: Manifest) -> dict[str, str]:
         ),
         "whole words masked": "yes" if options["do_whole_word_mask"] else "no",
         "word segmenter": str(options["word_segmenter"] or "none"),
+        **(
+            {"words": f"{manifest.pre_tokenizer}, {options['pre_tokenizer_packages']}"}
+            if manifest.pre_tokenizer
+            else {}
+        ),
         "SHA-256 of vocab.txt": manifest.vocab_sha256,
     }
 

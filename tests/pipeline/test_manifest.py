@@ -133,6 +133,17 @@ def test_another_format_version_is_refused(version, damaged):
             lambda content: content["shards"][1].update(name="train-00000-of-00002.tfrecord"),
             "but not train-00001-of-00002.tfrecord",
         ),
+        (
+            lambda content: content["options"].update(pre_tokenizer="mecab"),
+            "not those of its format version 1",
+        ),
+        (
+            lambda content: (
+                content.update(format_version=2),
+                content["options"].update(pre_tokenizer="jumanpp"),
+            ),
+            "its pre_tokenizer is 'jumanpp'",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_damaged(change, says, damaged):

@@ -1,9 +1,12 @@
+import functools
 import hashlib
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from importlib.metadata import version
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import jieba
 import numpy as np
@@ -14,9 +17,16 @@ from hypothesis import strategies as st
 from pipeline.corpus import tokenize_documents
 from pipeline.documents import Document
 from pipeline.errors import UserError
-from pipeline.tokenization import FullTokenizer, drop_control_whitespace
-from pipeline.word_segmentation import WordFinder, describe_segmenter, load_segmenter
+from pipeline.segmenters import describe_packages
+from pipeline.tokenization import FullTokenizer
+from pipeline.word_segmentation import (
+    NAMED_SEGMENTERS,
+    WordFinder,
+    describe_segmenter,
+    load_segmenter,
+)
 
+THAI_FILE = Path(__file__).resolve().parents[3] / "shared" / "field_cases" / "thai.txt"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TRICKY_CHARACTERS = (
     "\0\t\n\r\v\f\x1c\x1d\x1e\x1f\x85\xa0\xad\u200b\u2028\u3000\ufeff\ufffd \ud800"
@@ -51,6 +61,12 @@ def words_of_pieces(tokenizer, text, segment=None):
         else:
             words[-1] += piece
     return words
+
+
+def word_starts(tokenizer, segment, sentences):
+    """Which pieces of sentences begin a word."""
+    ids, _ = tokenizer.encode_sentences(sentences)
+    return WordFinder(tokenizer, segment)(sentences, ids)
 
 
 def cutting_at(*words):
@@ -144,19 +160,19 @@ def test_every_sentence_with_pieces_reaches_the_segmenter(tokenizer):
         seen.append(text)
         return [text]
 
-    WordFinder(tokenizer, segment)(["Plain text.", "カナ", "我 mixed", "", " \u200b "])
+    word_starts(tokenizer, segment, ["Plain text.", "カナ", "我 mixed", "", " \u200b "])
     assert seen == ["Plain text.", "カナ", "我 mixed"]
 
 
 def test_pieces_are_numbered_across_all_sentences(tokenizer):
     sentences = ["abc", "我用", "\u200b", "de", "很快"]
     # a ##b ##c | 我 用 | | d ##e | 很 快
-    starts = WordFinder(tokenizer, lambda text: [text])(sentences)
+    starts = word_starts(tokenizer, lambda text: [text], sentences)
     assert np.flatnonzero(starts).tolist() == [0, 3, 5, 7]
 
 
 def test_a_word_never_extends_into_the_next_sentence(tokenizer):
-    assert WordFinder(tokenizer, lambda text: [text])(["我", "用", "很"]).all()
+    assert word_starts(tokenizer, lambda text: [text], ["我", "用", "很"]).all()
 
 
 def test_words_without_pieces_are_skipped(tokenizer):
@@ -167,30 +183,7 @@ def test_words_without_pieces_are_skipped(tokenizer):
         (["我 \u200b", "用"], [True, True]),
         (["我", "\u200b", "用"], [True, True]),
     ):
-        assert WordFinder(tokenizer, cutting_at(*words))(["我 \u200b 用"]).tolist() == starts
-
-
-# The places of pieces, the basis of word segmentation.
-
-
-@settings(max_examples=500, deadline=None)
-@given(TEXTS)
-def test_pieces_begin_where_their_characters_are(tokenizer, text):
-    text = drop_control_whitespace(text)
-    offsets = WordFinder(tokenizer, None).piece_offsets(text)
-    assert len(offsets) == len(tokenizer.encode(text))
-    assert (np.diff(offsets) >= 0).all()
-    assert all(0 <= offset < len(text) and not text[offset].isspace() for offset in offsets)
-    # Each character becomes its tokens' characters on its own, whatever stands beside it.
-    basic = tokenizer.basic_tokenizer
-    assert len(basic.origins(text)) == len("".join(basic.tokenize(text)))
-
-
-def test_offsets_count_characters_of_the_text_as_it_was(write_vocabulary):
-    tokenizer = FullTokenizer(write_vocabulary("uber", "##all", "i", "##st", "!", "漢"))
-    text = "  U\u0308ber\u200ball  \u0130st!漢 x"
-    assert tokenizer.tokenize(text) == ["uber", "##all", "i", "##st", "!", "漢", "[UNK]"]
-    assert WordFinder(tokenizer, None).piece_offsets(text).tolist() == [2, 8, 13, 14, 16, 17, 19]
+        assert word_starts(tokenizer, cutting_at(*words), ["我 \u200b 用"]).tolist() == starts
 
 
 # Properties that hold for all words.
@@ -246,7 +239,98 @@ def test_a_piece_begins_a_word_if_the_piece_before_it_began_in_another(tokenizer
         index == 0 or word != words_of_characters[index - 1]
         for index, word in enumerate(words_of_characters)
     ]
-    assert WordFinder(tokenizer, cutting_at(*words))([text]).tolist() == expected
+    assert word_starts(tokenizer, cutting_at(*words), [text]).tolist() == expected
+
+
+# The segmenters with names.
+
+SCRIPTS = {
+    "mecab": (
+        "東京都に住んでいるＡＢＣの人。",
+        ["東京", "都", "に", "住ん", "で", "いる", "ABC", "の", "人", "。"],
+    ),
+    "sudachi": (
+        "東京都に住んでいるＡＢＣの人。",
+        ["東京都", "に", "住ん", "で", "いる", "ABC", "の", "人", "。"],
+    ),
+    "kiwi": ("나는 학교에서 공부했다.", ["나", "는", "학교", "에서", "공부", "했", "다", "."]),
+    "thai": ("ประเทศไทยมีภาษาไทย และ GPU", ["ประเทศ", "ไทย", "มี", "ภาษาไทย", "และ", "GPU"]),
+    "jieba": ("我来到北京清华大学", ["我", "来到", "北京", "清华大学"]),
+}
+
+
+@pytest.fixture(scope="module")
+def any_script(write_vocabulary):
+    """A cased tokenizer that keeps accents: most characters of these scripts are pieces."""
+    thai = map(chr, range(0xE01, 0xE5C))
+    characters = {*"".join(text for text, _ in SCRIPTS.values()), *thai, *LETTERS, *LETTERS.upper()}
+    visible = sorted(each for each in characters if each.strip())
+    return FullTokenizer(write_vocabulary(*visible, *(f"##{each}" for each in visible)), False)
+
+
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_words_of_each_script_are_masked_whole(name, any_script):
+    text, words = SCRIPTS[name]
+    found = words_of_pieces(any_script, text, load_segmenter(name))
+    assert [unicodedata.normalize("NFKC", word) for word in found] == words
+
+
+def test_without_a_segmenter_a_clause_is_one_word(any_script):
+    assert words_of_pieces(any_script, "ประเทศไทยมีภาษาไทย และ") == ["ประเทศไทยมีภาษาไทย", "และ"]
+    assert words_of_pieces(any_script, "東京都に住んでいる人") == [
+        *("東", "京", "都", "に", "住", "んでいる", "人")
+    ]
+    assert words_of_pieces(any_script, "나는 학교에서") == ["나는", "학교에서"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(
+        st.text(
+            st.sampled_from(
+                "東京都に住んでカナｶﾞ나는학교했다ประเทศไทยมีก็ ＡＢ1。か\u3099\u1112\u1161"
+            )
+            | st.characters(),
+            max_size=30,
+        )
+        | TEXTS,
+        max_size=4,
+    )
+)
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_no_named_segmenter_fails_or_changes_an_id(name, tokenizer, texts):
+    document = Document("a", 0, 0, texts)
+    (plain,) = tokenize_documents([document], tokenizer, Counter())
+    (found,) = tokenize_documents(
+        [document], tokenizer, Counter(), WordFinder(tokenizer, _segmenters(name))
+    )
+    if plain is None:
+        assert found is None
+        return
+    assert (found.ids, found.sentence_lengths) == (plain.ids, plain.sentence_lengths)
+    # Each piece is in one word, and each sentence begins one.
+    starts = np.frombuffer(found.word_starts, bool)
+    assert len(starts) == len(np.frombuffer(plain.word_starts, bool))
+    lengths = np.frombuffer(plain.sentence_lengths, np.uint32)
+    assert starts[np.cumsum(lengths) - lengths].all()
+
+
+_segmenters = functools.cache(load_segmenter)
+
+
+@pytest.mark.skipif(not THAI_FILE.exists(), reason="needs ../shared (a Thai text)")
+def test_words_of_a_thai_text_are_shorter_than_its_clauses(any_script):
+    sentences = THAI_FILE.read_text("utf-8").split()
+    ids, _ = any_script.encode_sentences(sentences)
+    num_clauses = int(any_script.vocabulary.begins_word[ids].sum())
+    starts = word_starts(any_script, load_segmenter("thai"), sentences)
+    assert len(starts) == len(ids)
+    assert starts.sum() > 4 * num_clauses
+
+
+@pytest.mark.parametrize("name", NAMED_SEGMENTERS)
+def test_a_named_segmenter_is_described_by_its_packages(name):
+    assert describe_segmenter(name) == describe_packages("word_segmenter", name)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +343,7 @@ def test_the_words_of_jieba_match_the_text(text, tokenizer):
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_jieba_never_fails(tokenizer, text):
-    WordFinder(tokenizer, load_segmenter("jieba"))([text + "我"])
+    word_starts(tokenizer, load_segmenter("jieba"), [text + "我"])
 
 
 # Unusable segmenters.
@@ -279,14 +363,14 @@ def test_words_that_do_not_match_the_text_are_an_error(words, rest, tokenizer):
     with pytest.raises(
         UserError, match="words from --word_segmenter do not match the text"
     ) as raised:
-        WordFinder(tokenizer, cutting_at(*words))(["我用 卡拉"])
+        word_starts(tokenizer, cutting_at(*words), ["我用 卡拉"])
     assert f"starting at {rest!r}" in str(raised.value)
 
 
 @pytest.mark.parametrize("words", ["我用", [b"\xe6"], [None], [("我用", "v")]])
 def test_words_must_be_a_list_of_texts(words, tokenizer):
     with pytest.raises(UserError, match="--word_segmenter"):
-        WordFinder(tokenizer, lambda _: words)(["我用 卡拉"])
+        word_starts(tokenizer, lambda _: words, ["我用 卡拉"])
 
 
 def test_words_may_omit_what_the_tokenizer_drops(tokenizer):
@@ -298,12 +382,12 @@ def test_halves_of_surrogate_pairs_do_not_reach_the_segmenter(tokenizer):
         text.encode()
         return list(text)
 
-    assert len(WordFinder(tokenizer, segment)(["我\ud800用"])) == 3
+    assert len(word_starts(tokenizer, segment, ["我\ud800用"])) == 3
 
 
 def test_the_error_shows_only_the_beginning_of_the_text(tokenizer):
     with pytest.raises(UserError) as raised:
-        WordFinder(tokenizer, cutting_at("用"))(["我" * 9999])
+        word_starts(tokenizer, cutting_at("用"), ["我" * 9999])
     assert len(str(raised.value)) < 200
 
 

@@ -32,6 +32,7 @@ from modeling.export.formats import Format
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.manifest import Manifest
+from pipeline.pre_tokenizers import PreTokenizer
 from pipeline.sentence_pairs import SentencePairs
 
 WORD_EMBEDDINGS = "bert/embeddings/word_embeddings"
@@ -777,6 +778,42 @@ def test_another_normalization_is_an_error_if_it_is_stated(
         return
     check_normalization(pretrained, manifest)
     assert ("to judge by its vocabulary" in caplog.text) == bool(problem)
+
+
+@pytest.mark.parametrize(
+    ("of_bert", "of_data", "problem"),
+    [
+        (None, None, None),
+        ("mecab", "mecab", None),
+        ("mecab", None, "found without --pre_tokenizer, but .* with mecab: .*=mecab"),
+        (None, "sudachi", "found with --pre_tokenizer=sudachi, but .* without one: .* without it"),
+        ("mecab", "mecab_ipadic", "with --pre_tokenizer=mecab_ipadic, but .* with mecab"),
+    ],
+)
+def test_another_pre_tokenizer_is_an_error(of_bert, of_data, problem, pretrained, caplog):
+    settings = TokenizerSettings(
+        Path("vocab.txt"),
+        ["[PAD]"],
+        do_lower_case=False,
+        strip_accents=False,
+        tokenize_chinese_chars=not of_bert,
+        pre_tokenizer=of_bert and PreTokenizer(of_bert),
+    )
+    options = {"pre_tokenizer": of_data} if of_data else {}
+    manifest = Manifest(8, 1, False, 1, "", options, {}, [], strip_accents=False)
+    stated = dataclasses.replace(pretrained, tokenizer=settings)
+    guessed = dataclasses.replace(
+        stated, tokenizer=dataclasses.replace(settings, are_guessed=True, pre_tokenizer=None)
+    )
+    if problem:
+        with pytest.raises(UserError, match=problem):
+            check_normalization(stated, manifest)
+    else:
+        check_normalization(stated, manifest)
+    assert not caplog.records
+    # Of a checkpoint that does not say it, nobody knows.
+    check_normalization(guessed, manifest)
+    assert ("does not say how" in caplog.text) == bool(of_data)
 
 
 def test_ideographs_that_are_not_split_give_a_warning(pretrained, caplog):

@@ -14,6 +14,8 @@ from modeling.checkpoints.tokenizer_settings import (
     write_vocabulary,
 )
 from pipeline.errors import UserError
+from pipeline.manifest import Manifest
+from pipeline.pre_tokenizers import PreTokenizer
 
 pytestmark = pytest.mark.no_backend
 
@@ -262,6 +264,68 @@ def test_another_class_of_tokenizer_gives_a_warning(write, caplog):
     assert not caplog.records
     read_tokenizer_settings(write(LOWER_CASE, config={"tokenizer_class": "BertJapaneseTokenizer"}))
     assert "BertJapaneseTokenizer" in caplog.text
+
+
+UNIDIC, IPADIC = {"mecab_dic": "unidic_lite"}, {"mecab_dic": "ipadic"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"word_tokenizer_type": "mecab", "mecab_kwargs": UNIDIC}, PreTokenizer.MECAB),
+        ({"word_tokenizer_type": "mecab", "mecab_kwargs": IPADIC}, PreTokenizer.MECAB_IPADIC),
+        ({"word_tokenizer_type": "sudachi"}, PreTokenizer.SUDACHI),
+        (
+            {
+                "word_tokenizer_type": "sudachi",
+                "sudachi_kwargs": {"sudachi_split_mode": "A", "trim_whitespace": False},
+                "subword_tokenizer_type": "wordpiece",
+            },
+            PreTokenizer.SUDACHI,
+        ),
+        ({"word_tokenizer_type": "sudachi", "sudachi_kwargs": {"sudachi_split_mode": "C"}}, None),
+        ({"word_tokenizer_type": "mecab"}, None),  # versions of transformers have other defaults
+        ({"word_tokenizer_type": "mecab", "mecab_kwargs": {"mecab_dic": "unidic"}}, None),
+        (
+            {"word_tokenizer_type": "mecab", "mecab_kwargs": {**UNIDIC, "normalize_text": False}},
+            None,
+        ),
+        (
+            {
+                "word_tokenizer_type": "mecab",
+                "mecab_kwargs": UNIDIC,
+                "subword_tokenizer_type": "character",
+            },
+            None,
+        ),
+        ({"word_tokenizer_type": "basic"}, None),
+    ],
+)
+@pytest.mark.parametrize("names_class", [True, False])
+def test_the_words_of_a_japanese_tokenizer_are_known(config, names_class, expected, write, caplog):
+    """Old models name the class in their config.json alone."""
+    named = {"tokenizer_class": "BertJapaneseTokenizer"} if names_class else {}
+    settings = read_tokenizer_settings(write(LOWER_CASE, config={**named, **config}))
+    assert settings.pre_tokenizer == expected
+    assert ("only its vocabulary is used" in caplog.text) == (expected is None)
+    assert settings.are_guessed == (expected is None)
+    if expected:
+        assert (settings.do_lower_case, settings.strips_accents) == (False, False)
+        assert not settings.tokenize_chinese_chars
+
+
+@pytest.mark.parametrize("pre_tokenizer", PreTokenizer)
+@pytest.mark.parametrize("do_lower_case", [False, True])
+def test_the_words_of_japanese_text_are_written(pre_tokenizer, do_lower_case, write, output_dir):
+    manifest = Manifest(
+        8, 1, do_lower_case, 1, "", {"pre_tokenizer": pre_tokenizer}, {}, [], strip_accents=False
+    )
+    settings = read_tokenizer_settings(write(LOWER_CASE), manifest)
+    assert settings.pre_tokenizer == pre_tokenizer
+    write_tokenizer(output_dir, settings, 16)
+    assert {path.name for path in output_dir.iterdir()} == {"vocab.txt", "tokenizer_config.json"}
+    again = read_tokenizer_settings(output_dir)
+    assert dataclasses.replace(again, vocabulary=settings.vocabulary) == settings
 
 
 @pytest.mark.parametrize(

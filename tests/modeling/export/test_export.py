@@ -18,6 +18,7 @@ from modeling.export.formats import Format
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.json_files import write_json
+from pipeline.pre_tokenizers import PreTokenizer
 
 FILES = {
     Format.HUGGINGFACE: {
@@ -89,6 +90,32 @@ def exported(tmp_path_factory, pretrained):
         return written[export_format]
 
     return directory
+
+
+@pytest.mark.parametrize("export_format", QUICK)
+def test_exports_say_what_found_the_words(export_format, pretrained, tmp_path, caplog):
+    tokenizer = dataclasses.replace(
+        pretrained.tokenizer, strip_accents=False, pre_tokenizer=PreTokenizer.MECAB
+    )
+    japanese = dataclasses.replace(pretrained, tokenizer=tokenizer)
+    output_dir = tmp_path / "export"
+    export(japanese, output_dir, export_format)
+    files = {path.name for path in output_dir.iterdir()}
+    assert files == FILES[export_format] - {"tokenizer.json"}
+    warning = f"nothing in --format={export_format} says that the words were found with --pre_token"
+    assert (warning in caplog.text) == (export_format != Format.HUGGINGFACE)
+    if export_format == Format.HUGGINGFACE:
+        card = (output_dir / "README.md").read_text("utf-8")
+        assert "pip install 'transformers[torch]' fugashi unidic-lite`" in card
+        assert "The words of Japanese text are found first, by fugashi" in card
+
+
+def test_a_saved_model_is_refused_that_cannot_say_what_found_the_words(pretrained, tmp_path):
+    tokenizer = dataclasses.replace(pretrained.tokenizer, pre_tokenizer=PreTokenizer.SUDACHI)
+    japanese = dataclasses.replace(pretrained, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="--pre_tokenizer=sudachi: give --format=huggingface or"):
+        export(japanese, tmp_path / "export", Format.SAVED_MODEL)
+    assert not list(tmp_path.iterdir())
 
 
 def without(pretrained, *prefixes):
