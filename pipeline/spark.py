@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from pipeline.corpus import RowGroup
+from pipeline.duplicate_stages import stages_of_duplicates
 from pipeline.errors import UserError
 from pipeline.failures import StepError, as_user_error, step_errors_marked
 from pipeline.files import kept_on_error
 from pipeline.stages import (
     BucketKey,
     BuildShard,
-    FindDuplicates,
     Stage,
     TokenizePortion,
     Work,
@@ -196,7 +196,8 @@ def run_on_spark(work: Work, options: SparkOptions) -> None:
         row_groups: dict[BucketKey, list[RowGroup]] = defaultdict(list)
         for bucket, row_group in cluster.run(TokenizePortion(work), enumerate(work.portions)):
             row_groups[bucket].append(row_group)
-        cluster.run(FindDuplicates(work), range(work.num_partitions))
+        for stage, items in stages_of_duplicates(work):
+            cluster.run(stage, items)
         # Bucket by bucket, because a worker keeps the one that it read last.
         plans = sorted(work.shard_plans, key=lambda plan: key_of(plan.bucket))
         shards = [(plan, row_groups[key_of(plan.bucket)]) for plan in plans]
