@@ -42,6 +42,7 @@ bench: .venv/.benched .venv/.other_environments  ## The speed of generating and 
 	$(RUN)python tests/benchmarks/instance_speed.py
 	$(RUN)python tests/benchmarks/generate_speed.py
 	$(RUN)python tests/benchmarks/generate_memory.py
+	$(RUN)python tests/benchmarks/duplicates_speed.py
 	$(RUN)python tests/benchmarks/spark_speed.py
 	$(RUN)python tests/benchmarks/train_speed.py
 	$(RUN)python tests/benchmarks/packing_speed.py
@@ -68,7 +69,7 @@ bench: .venv/.benched .venv/.other_environments  ## The speed of generating and 
 
 # Libraries whose pins clash with ours: Optimum needs transformers 4, TF Hub needs Keras 2. And the
 # other version of Spark, and Flink. And MLflow, beside all that .venv has: Beam must not meet the
-# Google packages that it brings.
+# Google packages that it brings. And text-dedup, with the PySpark that it needs.
 .venv/.other_environments: .venv/.tested Makefile
 	$(PYTHON) -m venv .venv/optimum
 	.venv/optimum/bin/pip install --quiet transformers==4.57.6 optimum==2.1.0 optimum-onnx==0.1.0 \
@@ -82,6 +83,8 @@ bench: .venv/.benched .venv/.other_environments  ## The speed of generating and 
 	.venv/mlflow/bin/pip install --quiet mlflow-skinny==3.17.2 sqlalchemy alembic
 	$(PYTHON) -m venv .venv/streaming
 	.venv/streaming/bin/pip install --quiet mosaicml-streaming==0.13.0
+	$(PYTHON) -m venv .venv/text_dedup
+	.venv/text_dedup/bin/pip install --quiet text-dedup==0.4.0 datasets==5.2.0
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/spark3 pyspark==3.5.9 py4j==0.10.9.9
 	$(RUN)pip install --quiet --no-deps --upgrade --target .venv/flink apache-flink-libraries==2.2.1
 	touch $@

@@ -106,6 +106,13 @@ _SPARK_CONF = flags.DEFINE_multi_string("spark_conf", [], "A property of Spark, 
 _DROP_DUPLICATES = flags.DEFINE_boolean(
     "drop_duplicates", False, "Use only the first of several documents with exactly the same text."
 )
+_DROP_NEAR_DUPLICATES = flags.DEFINE_float(
+    "drop_near_duplicates",
+    None,
+    "Of documents that have at least this share of their text in common, from 0.5 to 1, use only "
+    "the first: of all runs of five tokens in two documents, the share that both have (Jaccard "
+    "index). 0.8 is usual. Exact duplicates are dropped, too.",
+)
 _WORD_SEGMENTER = flags.DEFINE_string(
     "word_segmenter",
     None,
@@ -228,6 +235,7 @@ def main(beam_flags: list[str]) -> None:
         pre_tokenizer=input_flags.pre_tokenizer(),
         word_segmenter=_WORD_SEGMENTER.value,
         drop_duplicates=_DROP_DUPLICATES.value,
+        drop_near_duplicates=_DROP_NEAR_DUPLICATES.value,
         instances=InstanceOptions(**flag_values(InstanceOptions)),
         eval_fraction=_EVAL_FRACTION.value,
         num_shards=_NUM_SHARDS.value,

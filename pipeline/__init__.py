@@ -24,7 +24,9 @@ The files that text goes through, in the order of the flow::
     segmenters         the packages that find words in Chinese, Japanese, Korean and Thai
     buckets            the bucket of each document; documents are paired within a bucket
     corpus             tokenized documents, as arrays and as Parquet files
-    duplicates         documents with the same text
+    duplicates         documents with the same text, and the lists of what is dropped
+    minhash            documents -> short arrays that tell how much of their text they share
+    near_duplicates    documents with nearly the same text
     mixing             which documents of a mixture each pass reads, and how often
     segment_pairs      documents -> plans of [CLS] A [SEP] B [SEP], as in the original
     segments           plans of other pairs, or of single segments, for --sentence_pairs
@@ -39,8 +41,9 @@ The files that text goes through, in the order of the flow::
     statistics         the workers' counts -> the figures in the manifest
     health             the figures out of bounds, and what mends each
     manifest           the description of a finished data set; part of the contract with `modeling`
-    stages             the work of the workers: tokenize, find duplicates, build
-    mixture_stages     the work for a mixture: measure documents, plan passes
+    stages             the work of the workers: tokenize, build
+    duplicate_stages   their work between these: find duplicates
+    mixture_stages     their work for a mixture: measure documents, plan passes
     graph              the stages as a Beam graph
     spark              the stages as jobs of a Spark cluster
     generate           the whole job: raw text -> finished data set
@@ -59,6 +62,7 @@ Files beside the flow::
     files                whole files and directories, SHA-256, and the lock of a directory
     json_files           JSON files with a digest of themselves, checked when they are read
     directories          the places of finished and unfinished files of a data set
+    parts                files whose parts are for different workers
     receipts             the record of a finished file, which is not made again
     runner               the choice of Beam's runner, and a guard around all
     portable_runner      checks and guards for runners whose workers others start

@@ -6,7 +6,7 @@ that no later run makes it again. A run may be killed between any two of the ste
 one finds a state that it knows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.buckets import Bucket
@@ -46,13 +46,22 @@ class Directories:
       output_dir: the data set's directory.
       tokenized_dir: directory that holds, or will hold, the tokenized corpus; None keeps the corpus
         only until the data set is finished.
+      duplicates_name: the name, in the tokenized corpus, of the folder for its duplicates, which
+        tells what counts as one; None if none are looked for.
     """
 
-    def __init__(self, output_dir: Location, tokenized_dir: Location | None = None):
+    def __init__(
+        self,
+        output_dir: Location,
+        tokenized_dir: Location | None = None,
+        duplicates_name: str | None = None,
+    ):
         self.output = output_dir.absolute()
         self.in_progress = self.output / IN_PROGRESS_NAME
         self._keeps_tokenized = tokenized_dir is not None
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
+        self._finds_duplicates = duplicates_name is not None
+        self.duplicates = self.tokenized / (duplicates_name or "duplicates")
         self.receipts = self.in_progress / "receipts"
         self.mixing_plan = self.receipts / "mixing.json"
         self.unfinished_shards = self.in_progress / "shards"
@@ -64,9 +73,15 @@ class Directories:
         """The file for a portion's tokenized documents."""
         return self.tokenized / f"split-{portion_number:05d}.parquet"
 
-    def duplicates_file(self, partition: int) -> Location:
-        """The file for the ids of the duplicates in a partition of the tokenized documents."""
-        return self.tokenized / f"duplicates-{partition:05d}.parquet"
+    def dropped_file(self, tokenized_file: Location) -> Location:
+        """The list of those of a portion's tokenized documents that are dropped as duplicates."""
+        return self.duplicates / tokenized_file.name
+
+    def dropped_files(self, tokenized_files: Iterable[Location]) -> list[Location]:
+        """These lists of some portions, each once; none if no duplicates are looked for."""
+        if not self._finds_duplicates:
+            return []
+        return [self.dropped_file(path) for path in dict.fromkeys(tokenized_files)]
 
     def measured_file(self, bucket: Bucket) -> Location:
         """The file for the sizes of a bucket's documents, if they belong to a mixture."""
@@ -130,6 +145,8 @@ class Directories:
             ):
                 make_directory(directory)
                 write_json(directory / PLAN_NAME, plan)
+            if self._finds_duplicates:
+                make_directory(self.duplicates)
             make_directory(self.unfinished_shards)
             self.sign_of_life.unlink(missing_ok=True)
             # The workers read this copy, because all of them can reach the output directory.
@@ -140,7 +157,8 @@ class Directories:
 
     def remove_leftovers(self) -> None:
         """Removes the temporary files that killed workers have left."""
-        for directory in (self.receipts, self.unfinished_shards, self.tokenized):
+        folders = (self.receipts, self.unfinished_shards, self.tokenized, self.duplicates)
+        for directory in folders:
             remove_leftovers(directory)
 
     def _make_room(self, tokenization_plan: Plan, shard_plan: Plan, overwrite: bool) -> None:

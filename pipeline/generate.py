@@ -12,6 +12,8 @@ from pipeline.buckets import Bucket, BucketPlan
 from pipeline.directories import Directories
 from pipeline.disk_space import check_disk_space, expected_size
 from pipeline.documents import Documents
+from pipeline.duplicate_stages import num_files_of_duplicates
+from pipeline.duplicates import folder_of_duplicates
 from pipeline.errors import UserError
 from pipeline.files import locked_directory, write_whole
 from pipeline.foreign_vocabularies import vocabulary_of
@@ -105,7 +107,7 @@ def generate(
         load_segmenter(options.word_segmenter)  # so that a wrong name is an error at once
     if options.pre_tokenizer:
         load_pre_tokenizer(options.pre_tokenizer, options.do_lower_case)  # or a missing package
-    directories = Directories(options.output_dir, options.tokenized_dir)
+    directories = _directories(options)
     files = _input_files(options, directories)
     work = _plan_work(options, files, directories)
     tokenization_plan = _plan_of_tokenization(work, files, vocabulary)
@@ -113,7 +115,7 @@ def generate(
         **tokenization_plan,
         "instance_format_version": INSTANCE_FORMAT_VERSION,
         **_instance_options(options.instances),
-        "drop_duplicates": options.drop_duplicates,
+        **_duplicate_options(options),
         **({MIXTURE_OPTION: options.mixture.as_options()} if options.mixture else {}),
     }
     with locked_directory(directories.output):
@@ -182,7 +184,7 @@ def translate(options: GenerateOptions, beam_options: "PipelineOptions") -> Work
 
     choose_runner(beam_options)
     vocabulary_of(options.vocab_file)
-    directories = Directories(options.output_dir, options.tokenized_dir)
+    directories = _directories(options)
     work = _plan_work(options, _input_files(options, directories), directories)
     run_on_beam(work, beam_options, None)
     return work
@@ -210,7 +212,8 @@ def _make_shards(
         if case := case_line(sample, options):
             logging.warning("%s", case)
         portion_bytes = list(map(text_bytes_of, work.portions))
-        with report_progress(work.directories, portion_bytes, len(work.shard_plans)):
+        num_shards, num_files = len(work.shard_plans), num_files_of_duplicates(work)
+        with report_progress(work.directories, portion_bytes, num_shards, num_files):
             if spark:
                 run_on_spark(work, spark)
             else:
@@ -238,6 +241,11 @@ def _warn_of_few_predictions(options: InstanceOptions) -> None:
             options.max_seq_length,
             options.default_predictions,
         )
+
+
+def _directories(options: GenerateOptions) -> Directories:
+    name = folder_of_duplicates(options.drop_duplicates, options.drop_near_duplicates)
+    return Directories(options.output_dir, options.tokenized_dir, name)
 
 
 def _input_files(options: GenerateOptions, directories: Directories) -> list[InputFile]:
@@ -328,6 +336,13 @@ def _instance_options(options: InstanceOptions) -> dict[str, Any]:
     return given
 
 
+def _duplicate_options(options: GenerateOptions) -> dict[str, Any]:
+    """What is dropped as a duplicate; near duplicates, which earlier builds kept, if at all."""
+    similarity = options.drop_near_duplicates
+    near = {} if similarity is None else {"drop_near_duplicates": similarity}
+    return {"drop_duplicates": options.drop_duplicates, **near}
+
+
 def _check_any_instance(
     results: BuildResults, files: list[InputFile], options: GenerateOptions
 ) -> None:
@@ -397,7 +412,7 @@ def _make_manifest(
             **({MIXTURE_OPTION: options.mixture.as_options()} if options.mixture else {}),
             "word_segmenter": describe_segmenter(options.word_segmenter),
             **describe_pre_tokenizer(options.pre_tokenizer),
-            "drop_duplicates": options.drop_duplicates,
+            **_duplicate_options(options),
             "eval_fraction": options.eval_fraction,
             "num_train_buckets": buckets.num_train_buckets,
             **_instance_options(options.instances),

@@ -14,6 +14,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from pipeline.buckets import Bucket
 from pipeline.corpus import RowGroup
+from pipeline.duplicate_stages import stages_of_duplicates
 from pipeline.failures import as_user_error, step_errors_marked
 from pipeline.mixture_stages import MeasureDocuments, PlanMixing
 from pipeline.portable_runner import no_deadline_of_jobs, show_life, workers_watched
@@ -22,7 +23,6 @@ from pipeline.shards import ShardPlan
 from pipeline.stages import (
     BucketKey,
     BuildShard,
-    FindDuplicates,
     Stage,
     TokenizePortion,
     Work,
@@ -82,18 +82,20 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
         | "SpreadPortions" >> beam.Reshuffle()
         | "Tokenize" >> beam.ParDo(map_of(TokenizePortion(work)))
     )
-    duplicates = []
-    if work.num_partitions:
-        num_row_groups = row_groups | "CountRowGroups" >> beam.combiners.Count.Globally()
+    awaited = []
+    found = row_groups
+    for stage, items in stages_of_duplicates(work):
+        name = type(stage).__name__
+        before = found | f"CountBefore{name}" >> beam.combiners.Count.Globally()
         found = (
             root
-            | "Partitions" >> beam.Create(range(work.num_partitions))
-            | "SpreadPartitions" >> beam.Reshuffle()
-            | "FindDuplicates"
-            >> beam.ParDo(map_of(FindDuplicates(work)), beam.pvalue.AsSingleton(num_row_groups))
+            | f"ItemsOf{name}" >> beam.Create(items)
+            | f"Spread{name}" >> beam.Reshuffle()
+            | name >> beam.ParDo(map_of(stage), beam.pvalue.AsSingleton(before))
         )
-        duplicates = [beam.pvalue.AsList(found)]
-    mixing = _add_mixing(root, work, row_groups, duplicates, map_of) if work.options.mixture else []
+        awaited = [beam.pvalue.AsList(found)]
+    if work.options.mixture:
+        awaited += _add_mixing(root, work, row_groups, awaited, map_of)
     plans = root | "Plans" >> beam.Create(
         [(key_of(plan.bucket), plan) for plan in work.shard_plans]
     )
@@ -102,7 +104,7 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
         | "GroupByBucket" >> beam.CoGroupByKey()
         | "Shards" >> beam.FlatMap(_pair_plans_with_row_groups)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Build" >> beam.ParDo(map_of(BuildShard(work)), *duplicates, *mixing)
+        | "Build" >> beam.ParDo(map_of(BuildShard(work)), *awaited)
     )
 
 

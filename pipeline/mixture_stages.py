@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.buckets import Bucket
 from pipeline.corpus import RowGroup
-from pipeline.duplicates import read_duplicates
+from pipeline.duplicates import read_dropped
 from pipeline.files import sha256_of
 from pipeline.json_files import json_text
 from pipeline.mixing import measure_documents, plan_mixing, write_measured
@@ -25,7 +25,6 @@ class MeasureDocuments(Stage):
         self._names = work.options.mixture.names
         self._seed = work.options.instances.random_seed
         self._directories = work.directories
-        self._num_partitions = work.num_partitions
 
     def process(self, item: tuple[Bucket, list[RowGroup]]) -> Iterator[Location]:
         """Measures the bucket's documents, without duplicates, and yields the file."""
@@ -36,9 +35,9 @@ class MeasureDocuments(Stage):
         yield path
 
     def _write(self, bucket: Bucket, row_groups: list[RowGroup], file: Path) -> FileReceipt:
-        duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
-        dropped = read_duplicates(list(duplicates), bucket)
-        write_measured(file, measure_documents(row_groups, self._names, self._seed, dropped))
+        dropped = self._directories.dropped_files(group.path for group in row_groups)
+        duplicates = read_dropped(dropped, bucket)
+        write_measured(file, measure_documents(row_groups, self._names, self._seed, duplicates))
         return FileReceipt(sha256_of(file))
 
 

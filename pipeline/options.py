@@ -161,6 +161,8 @@ class GenerateOptions:
       word_segmenter: the segmenter that finds the words for whole-word masks, see
         `word_segmentation.load_segmenter`; None: each ideograph is a word.
       drop_duplicates: whether only the first of several documents with the same text is used.
+      drop_near_duplicates: from 0.5 to 1: of documents that share so much of their text, only the
+        first is used, see `minhash`; exact duplicates are dropped, too. None: they are kept.
       instances: how instances are made.
       eval_fraction: the share of the documents that are set aside for evaluation.
       num_shards: the number of train shards of a pass; None sizes them from the corpus.
@@ -184,6 +186,7 @@ class GenerateOptions:
     pre_tokenizer: PreTokenizer | None = None
     word_segmenter: str | None = None
     drop_duplicates: bool = False
+    drop_near_duplicates: float | None = None
     instances: InstanceOptions = field(default_factory=InstanceOptions)
     eval_fraction: float = 0.0
     num_shards: int | None = None
@@ -194,6 +197,12 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
             raise UserError(f"--eval_fraction={self.eval_fraction} must be at least 0 and below 1")
+        least, most = 0.5, 1
+        if not (self.drop_near_duplicates is None or least <= self.drop_near_duplicates <= most):
+            raise UserError(
+                f"--drop_near_duplicates={self.drop_near_duplicates} must lie between {least} and "
+                f"{most}: the share of their text from which on two documents are near copies"
+            )
         if self.num_shards is not None and self.num_shards < 1:
             raise UserError(f"--num_shards={self.num_shards} must be at least 1")
         num_passes = self.instances.dupe_factor

@@ -24,17 +24,21 @@ _MEGABYTE = 1_000_000
 
 @contextmanager
 def report_progress(
-    directories: Directories, portion_bytes: Sequence[int], num_shards: int
+    directories: Directories,
+    portion_bytes: Sequence[int],
+    num_shards: int,
+    num_files_of_duplicates: int = 0,
 ) -> Iterator[None]:
     """Shows the amount of tokenized text, the number of finished shards and the time left.
 
-    A terminal gets two progress bars. Otherwise a line is logged every ten seconds. Each look lists
-    two folders and reads no file.
+    A terminal gets two progress bars, or three. Otherwise a line is logged every ten seconds. Each
+    look lists two folders, or three, and reads no file.
 
     Args:
       directories: the directories in which the workers finish files.
       portion_bytes: the amount of text of each portion, in bytes.
       num_shards: number of shards to build.
+      num_files_of_duplicates: number of files that are made to find duplicates; 0 if they are kept.
     """
     progress = _new_progress()
     text_bytes = sum(portion_bytes)
@@ -44,13 +48,16 @@ def report_progress(
     }
     ended = threading.Event()
 
-    def look() -> tuple[int, int]:
-        """The amount of tokenized text, and the number of finished shards."""
+    def look() -> tuple[int, int, int]:
+        """The amount of tokenized text, and the numbers of finished files and shards."""
         tokenized = files_with_receipt(directories.tokenized, "split-*.parquet")
+        compared = num_files_of_duplicates and len(files_with_receipt(directories.duplicates, "*"))
         built = files_with_receipt(directories.receipts, "*.tfrecord")
-        return sum(bytes_of_file.get(name, 0) for name in tokenized), len(built)
+        return sum(bytes_of_file.get(name, 0) for name in tokenized), compared, len(built)
 
-    def show(tokenized: int, built: int) -> None:
+    def show(tokenized: int, compared: int, built: int) -> None:
+        files = f"{compared:,} of {num_files_of_duplicates:,} files"
+        progress.update(comparing, completed=compared, done=files)
         megabytes = f"{tokenized / _MEGABYTE:,.1f} of {text_bytes / _MEGABYTE:,.1f} MB"
         progress.update(tokenizing, completed=tokenized, done=megabytes)
         progress.update(building, completed=built, done=f"{built:,} of {num_shards:,} shards")
@@ -61,13 +68,20 @@ def report_progress(
             with suppress(OSError):  # a store that does not answer now may do so later
                 show(*look())
             if progress.disable:
-                logging.info("%s", "; ".join(map(_describe, progress.tasks)))
+                shown = [task for task in progress.tasks if task.visible]
+                logging.info("%s", "; ".join(map(_describe, shown)))
 
     # Files that an earlier, killed run finished must not count towards this run's speed.
-    tokenized, built = look()
+    tokenized, compared, built = look()
     tokenizing = progress.add_task("tokenizing", total=text_bytes, completed=tokenized)
+    comparing = progress.add_task(
+        "finding duplicates",
+        total=num_files_of_duplicates,
+        completed=compared,
+        visible=num_files_of_duplicates > 0,
+    )
     building = progress.add_task("building", total=num_shards, completed=built)
-    show(tokenized, built)
+    show(tokenized, compared, built)
     thread = threading.Thread(target=watch, daemon=True)
     with progress:
         thread.start()

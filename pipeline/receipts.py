@@ -57,11 +57,29 @@ class PortionReceipt:
 
 
 @dataclass(frozen=True)
+class PartsReceipt:
+    """What is known of a file of parts: its SHA-256."""
+
+    sha256: str
+
+    __pydantic_config__: ClassVar = NO_OTHER_KEYS
+
+
+@dataclass(frozen=True)
 class DuplicatesReceipt:
-    """What is known of a list of duplicates: how many documents it has, and its SHA-256."""
+    """What is known of the list of a portion's documents that are dropped.
+
+    Attributes:
+      documents: how many have the same text as one before them.
+      sha256: the list's SHA-256, in hexadecimal.
+      near_documents: how many others are near copies of one before them.
+      num_tokens: the tokens of all of them.
+    """
 
     documents: int
     sha256: str
+    near_documents: int = 0
+    num_tokens: int = 0
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 

@@ -12,7 +12,7 @@ from pipeline.files import describe_size, write_whole
 from pipeline.inspection import Piece, pieces_of, read_sequences, relation_of_b
 from pipeline.manifest import CORPORA, MIXTURE_OPTION, REPORT_NAME, DataSet, Manifest, Shard
 from pipeline.sentence_pairs import SentencePairs
-from pipeline.statistics import DROP_REASONS, num_sequences, per_pass
+from pipeline.statistics import DROP_REASONS, NEAR_DUPLICATES, num_sequences, per_pass
 from pipeline.storage import Location
 from pipeline.templates import template_environment
 from pipeline.vocabulary import Vocabulary
@@ -105,7 +105,7 @@ def write_report(output_dir: Location, manifest: Manifest, vocabulary: Vocabular
             corpus=manifest.statistics["corpus"],
             corpora=manifest.statistics.get(CORPORA, {}),
             splits=splits,
-            drop_reasons=DROP_REASONS,
+            drop_reasons=_drop_reasons(manifest.statistics["corpus"]),
             reasons_of_splits=_reasons_of_splits(manifest.sentence_pairs),
             options=_all_options(manifest),
             examples=list(islice(_examples(output_dir, manifest, vocabulary), _NUM_EXAMPLES)),
@@ -124,6 +124,12 @@ def _template_environment() -> Environment:
     )
     environment.tests["special"] = _is_special
     return environment
+
+
+def _drop_reasons(corpus: dict[str, Any]) -> dict[str, str]:
+    return DROP_REASONS | {
+        name: NEAR_DUPLICATES[name] for name in NEAR_DUPLICATES if name in corpus
+    }
 
 
 def _reasons_of_splits(sentence_pairs: SentencePairs) -> dict[str, str]:

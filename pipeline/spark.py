@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from pipeline.corpus import RowGroup
+from pipeline.duplicate_stages import stages_of_duplicates
 from pipeline.errors import UserError
 from pipeline.failures import StepError, as_user_error, step_errors_marked
 from pipeline.files import kept_on_error
@@ -35,7 +36,6 @@ from pipeline.mixture_stages import MeasureDocuments, PlanMixing
 from pipeline.stages import (
     BucketKey,
     BuildShard,
-    FindDuplicates,
     Stage,
     TokenizePortion,
     Work,
@@ -197,7 +197,8 @@ def run_on_spark(work: Work, options: SparkOptions) -> None:
         row_groups: dict[BucketKey, list[RowGroup]] = defaultdict(list)
         for bucket, row_group in cluster.run(TokenizePortion(work), enumerate(work.portions)):
             row_groups[bucket].append(row_group)
-        cluster.run(FindDuplicates(work), range(work.num_partitions))
+        for stage, items in stages_of_duplicates(work):
+            cluster.run(stage, items)
         if work.options.mixture:
             buckets = [bucket for bucket in work.buckets.buckets() if bucket.split == "train"]
             members = [(bucket, row_groups[key_of(bucket)]) for bucket in buckets]

@@ -1,7 +1,7 @@
 """The work in its stages, each a function of one item, whatever engine calls it.
 
 1. *Tokenize*: each portion of the input becomes a Parquet file of tokenized documents.
-2. *Find duplicates*, if they are to be dropped: the digests of all documents are compared.
+2. *Find duplicates*, if they are to be dropped: see `duplicate_stages`.
 3. *Build*: each bucket of documents and each pass becomes a shard.
 
 A stage begins when all items of the one before are done. Only file names and bucket numbers go from
@@ -38,12 +38,7 @@ from pipeline.corpus import (
 )
 from pipeline.directories import Directories
 from pipeline.documents import Document, read_documents
-from pipeline.duplicates import (
-    count_partitions,
-    find_duplicates,
-    read_duplicates,
-    write_duplicates,
-)
+from pipeline.duplicates import count_partitions, read_dropped
 from pipeline.errors import UserError
 from pipeline.files import sha256_of, whole_file
 from pipeline.formats.reading import read_raw_documents
@@ -77,6 +72,9 @@ _BATCH_CHARACTERS = 32 << 20
 _PARTS_OF_BATCH = 64
 # A store answers many requests in the time of one.
 _RECEIPTS_AT_ONCE = 16
+# Portions whose duplicates one item of work finds, if there are more than so many portions.
+_GROUPS_OF_PORTIONS = 256
+_MOST_PORTIONS_PER_GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,25 @@ class Work:
     directories: Directories
 
     @property
+    def drops_duplicates(self) -> bool:
+        """Whether duplicates are dropped: exact ones, and perhaps near ones, too."""
+        return self.options.drop_duplicates or self.options.drop_near_duplicates is not None
+
+    @property
     def num_partitions(self) -> int:
-        """The number of partitions in which duplicates are looked for; 0 if they are kept."""
-        corpus_bytes = self.buckets.corpus_bytes
-        return count_partitions(corpus_bytes) if self.options.drop_duplicates else 0
+        """The number of partitions in which duplicates are looked for."""
+        return count_partitions(self.buckets.corpus_bytes)
+
+    @property
+    def portions_per_group(self) -> int:
+        """The number of portions whose duplicates one item of work finds."""
+        wanted = -(-len(self.portions) // _GROUPS_OF_PORTIONS)
+        return min(max(wanted, 1), _MOST_PORTIONS_PER_GROUP)
+
+    @property
+    def num_groups(self) -> int:
+        """The number of such groups of portions."""
+        return -(-len(self.portions) // self.portions_per_group)
 
 
 class Stage:
@@ -255,30 +268,6 @@ class TokenizePortion(Stage):
         yield files, batch
 
 
-class FindDuplicates(Stage):
-    """A partition of the documents, by digest, to a Parquet file that lists the duplicates' ids."""
-
-    def __init__(self, work: Work):
-        super().__init__()
-        self._num_portions = len(work.portions)
-        self._num_partitions = work.num_partitions
-        self._directories = work.directories
-
-    def process(self, item: int) -> Iterator[Location]:
-        """Compares the digests of all documents, and yields the file."""
-        path = self._directories.duplicates_file(item)
-        if read_receipt_of_whole(path, DuplicatesReceipt) is None:
-            self._make(path, partial(self._write, item))
-        yield path
-
-    def _write(self, partition: int, file: Path) -> DuplicatesReceipt:
-        """Writes the partition's duplicates and returns their receipt."""
-        tokenized_files = map(self._directories.tokenized_file, range(self._num_portions))
-        duplicates = find_duplicates(list(tokenized_files), partition, self._num_partitions)
-        write_duplicates(file, duplicates)
-        return DuplicatesReceipt(len(duplicates), sha256_of(file))
-
-
 class BuildShard(Stage):
     """A shard's plan and the row groups of its bucket to a shard, unless it is finished already."""
 
@@ -286,7 +275,6 @@ class BuildShard(Stage):
         super().__init__()
         self._options = work.options
         self._directories = work.directories
-        self._num_partitions = work.num_partitions
 
     def load(self) -> None:
         """Loads the vocabulary."""
@@ -317,11 +305,9 @@ class BuildShard(Stage):
         """Reads a bucket without its duplicates, unless this worker read it last."""
         if self._last_read is None or self._last_read[0] != bucket:
             self._last_read = None  # before the next one takes memory
-            duplicates = map(self._directories.duplicates_file, range(self._num_partitions))
+            dropped = self._directories.dropped_files(group.path for group in row_groups)
             documents = read_documents_of_bucket(
-                row_groups,
-                self._vocabulary.id_dtype,
-                read_duplicates(list(duplicates), bucket),
+                row_groups, self._vocabulary.id_dtype, read_dropped(dropped, bucket)
             )
             self._last_read = bucket, documents
         return self._last_read[1]
@@ -391,13 +377,14 @@ def read_results(work: Work) -> BuildResults:
             return list(threads.map(receipt, paths, itertools.repeat(kind)))
 
     directories = work.directories
-    portions = receipts(map(directories.tokenized_file, range(len(work.portions))), PortionReceipt)
-    duplicates = receipts(
-        map(directories.duplicates_file, range(work.num_partitions)), DuplicatesReceipt
-    )
+    tokenized = list(map(directories.tokenized_file, range(len(work.portions))))
+    portions = receipts(tokenized, PortionReceipt)
+    dropped = receipts(directories.dropped_files(tokenized), DuplicatesReceipt)
     shards = receipts((directories.receipts / plan.name for plan in work.shard_plans), ShardResults)
     corpus = sum_counters(portion.statistics for portion in portions)
-    corpus["documents_duplicate"] = sum(partition.documents for partition in duplicates)
+    corpus["documents_duplicate"] = sum(portion.documents for portion in dropped)
+    if work.options.drop_near_duplicates is not None:
+        corpus["documents_near_duplicate"] = sum(portion.near_documents for portion in dropped)
     if not work.options.mixture:
         return BuildResults(corpus, shards)
     of_corpora: dict[str, list[Counter[str]]] = {name: [] for name in work.options.mixture.names}

@@ -27,6 +27,11 @@ DROP_REASONS = {
 }
 """The counts of everything that was dropped from the corpus, with their meaning."""
 
+NEAR_DUPLICATES = {
+    "documents_near_duplicate": "other documents with nearly the same text as an earlier one"
+}
+"""The same of near duplicates, which are counted only where they are looked for."""
+
 _MASKED_TOKENS_OF_A_SHARD = 100
 _MASKED_TOKENS_OF_A_DATA_SET = 30
 _LENGTH_RANGES = 16
@@ -94,8 +99,8 @@ class BuildResults:
     """The counts from all workers.
 
     Attributes:
-      corpus: documents_duplicate, and the counts from `documents.read_documents` and
-        `corpus.tokenize_documents`, summed over all portions.
+      corpus: documents_duplicate, documents_near_duplicate if they were looked for, and the counts
+        from `documents.read_documents` and `corpus.tokenize_documents`, summed over all portions.
       shards: the results of every shard.
       corpora: the same counts of each corpus of a mixture, by name, without documents_duplicate.
       mixing: what the passes read of each corpus; None: there is no mixture.
@@ -128,7 +133,8 @@ def check_documents_agree(results: BuildResults) -> None:
             f"read {corpus['documents_read']} documents but tokenized "
             f"{corpus['documents_tokenized']} and dropped {dropped}"
         )
-    expected = corpus["documents_tokenized"] - corpus["documents_duplicate"]
+    duplicates = corpus["documents_duplicate"] + corpus["documents_near_duplicate"]
+    expected = corpus["documents_tokenized"] - duplicates
     built: Counter[tuple[str, int]] = Counter()
     for result in results.shards:
         built[result.shard.split, result.shard.pass_index] += result.shard.documents

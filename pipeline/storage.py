@@ -463,6 +463,15 @@ def source_of(file: Location) -> Any:
     return file.open("rb", buffering=0) if isinstance(file, StoredPath) else file
 
 
+def read_range(file: Location, start: int, num_bytes: int) -> bytes:
+    """A part of a file's content, of a store in one request; `num_bytes` is not 0."""
+    if isinstance(file, StoredPath):
+        return bytes(file.read_range(start, num_bytes))
+    with file.open("rb") as handle:
+        handle.seek(start)
+        return handle.read(num_bytes)
+
+
 def match_with_beam(pattern: str) -> dict[str, Stamp]:
     """The files that a URL or a glob of URLs names, on a file system that Beam knows.
 

@@ -34,7 +34,7 @@ FLAGS = [
     "--dupe_factor=2",
     "--num_shards=10",
     "--eval_fraction=0",
-    "--drop_duplicates",
+    "--drop_near_duplicates=0.8",
 ]
 SAMPLES = Path(__file__).parents[2] / "data_samples"
 SECONDS = 150

@@ -131,8 +131,11 @@ def test_a_tokenized_corpus_with_known_duplicates_can_be_reused(doubled, tmp_pat
 def test_a_damaged_file_of_duplicates_is_made_again(doubled, without_duplicates, tmp_path):
     options = replace(doubled, output_dir=tmp_path / "data", tokenized_dir=tmp_path / "tokenized")
     generate(options, PipelineOptions([]))
-    (duplicates,) = (tmp_path / "tokenized").glob("duplicates-*.parquet")
-    duplicates.write_bytes(duplicates.read_bytes()[:100])
+    files = [file for file in (tmp_path / "tokenized").glob("duplicates-*/*") if file.suffix]
+    names = {file.name.partition("-")[0] for file in files if file.suffix != ".json"}
+    assert names == {"digests", "exact", "split"}
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
     again = replace(options, output_dir=tmp_path / "again")
     assert generate(again, PipelineOptions([])) == without_duplicates
 

@@ -6,7 +6,7 @@ import pytest
 from pipeline.directories import Directories
 from pipeline.manifest import Shard
 from pipeline.progress import report_progress, report_reading
-from pipeline.receipts import DuplicatesReceipt, PortionReceipt, write_receipt
+from pipeline.receipts import PartsReceipt, PortionReceipt, write_receipt
 from pipeline.statistics import ShardResults
 
 PORTIONS = (1_500_000, 500_000, 3_000_000)
@@ -14,13 +14,14 @@ PORTIONS = (1_500_000, 500_000, 3_000_000)
 
 @pytest.fixture
 def directories(tmp_path):
-    """Two of five megabytes are tokenized, one of seven shards is built."""
+    """Two of five megabytes are tokenized, one of nine files made, one of seven shards built."""
     directories = Directories(tmp_path / "data")
     directories.tokenized.mkdir(parents=True)
     directories.receipts.mkdir()
+    directories.duplicates.mkdir()
     for number in (0, 1):
         write_receipt(directories.tokenized_file(number), portion_of(PORTIONS[number]))
-    write_receipt(directories.duplicates_file(0), DuplicatesReceipt(3, "00" * 32))
+    write_receipt(directories.duplicates / "digests-00000.parts", PartsReceipt("00" * 32))
     write_receipt(directories.receipts / "train-00000-of-00007.tfrecord", shard_of(1234))
     # These files have no receipts, so they are not finished.
     directories.tokenized_file(2).touch()
@@ -65,9 +66,10 @@ def test_reading_is_reported_now_and_then(lines):
 def test_files_with_receipts_are_reported_until_the_run_ends(directories, lines):
     found, reported = lines
     threads = set(threading.enumerate())
-    with report_progress(directories, PORTIONS, 7):
+    with report_progress(directories, PORTIONS, 7, 9):
         assert reported.wait(timeout=10)
         assert found[0].startswith("tokenizing 2.0 of 5.0 MB")
+        assert "; finding duplicates 1 of 9 files" in found[0]
         assert "; building 1 of 7 shards" in found[0]
         write_receipt(directories.tokenized_file(2), portion_of(3_000_000))
         write_receipt(directories.receipts / "eval-00000-of-00001.tfrecord", shard_of(6))

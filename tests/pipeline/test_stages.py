@@ -15,14 +15,15 @@ import pipeline.stages
 from pipeline.buckets import BucketPlan
 from pipeline.corpus import RowGroup, read_documents_of_bucket
 from pipeline.directories import Directories
+from pipeline.duplicate_stages import stages_of_duplicates
 from pipeline.errors import UserError
 from pipeline.files import sha256_of
 from pipeline.inputs import match_files
 from pipeline.options import GenerateOptions, InstanceOptions
 from pipeline.portions import plan_portions
-from pipeline.receipts import DuplicatesReceipt, PortionReceipt, read_receipt
+from pipeline.receipts import PortionReceipt, read_receipt
 from pipeline.shards import plan_shards
-from pipeline.stages import BuildShard, FindDuplicates, TokenizePortion, Work
+from pipeline.stages import BuildShard, TokenizePortion, Work
 from pipeline.statistics import ShardResults
 
 NUM_DOCUMENTS = 20
@@ -174,35 +175,21 @@ def test_text_that_cannot_be_read_leaves_no_receipt(tokenize, options, directori
 
 
 @pytest.fixture
-def find(tokenize, options, directories, monkeypatch):
-    """Finds the duplicates of the corpus, in portions of a few documents, and gives their files."""
+def find_duplicates(options, directories):
+    """Finds the duplicates of the corpus, tokenized in portions of a few documents."""
 
-    def run(num_partitions):
-        monkeypatch.setattr(pipeline.stages, "count_partitions", lambda _: num_partitions)
-        tokenize(num_buckets=1, portion_bytes=200)
-        portions = plan_portions(match_files(options.input_patterns), 200)
+    def run(portion_bytes):
+        portions = plan_portions(match_files(options.input_patterns), portion_bytes)
         assert len(portions) == 3
         wanted = replace(options, drop_duplicates=True)
         plan = BucketPlan.for_corpus(1000, 0.0, 1)
-        stage = FindDuplicates(Work(wanted, portions, plan, [], directories))
-        return [path for n in range(num_partitions) for path in stage.process(n)]
+        directories.duplicates.mkdir()
+        for stage, items in stages_of_duplicates(Work(wanted, portions, plan, [], directories)):
+            stage.load()
+            for item in items:
+                assert list(stage.process(item))
 
     return run
-
-
-@pytest.mark.parametrize("num_partitions", [1, 3])
-def test_duplicates_are_found_once_in_all_partitions(num_partitions, find, directories):
-    paths = find(num_partitions)
-    assert paths == [directories.duplicates_file(number) for number in range(num_partitions)]
-    counts = [read_receipt(path, DuplicatesReceipt).documents for path in paths]
-    assert counts == [pq.read_metadata(path).num_rows for path in paths]
-    assert sum(counts) == 1
-
-
-def test_duplicates_that_are_known_are_not_looked_for_again(find, monkeypatch):
-    paths = find(2)
-    monkeypatch.setattr(pipeline.stages, "find_duplicates", never)
-    assert find(2) == paths
 
 
 @pytest.fixture
@@ -222,9 +209,11 @@ def build(options, directories):
     return run
 
 
-def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(tokenize, find, build):
-    find(1)
+def test_a_shard_has_the_documents_of_its_bucket_but_the_duplicates(
+    tokenize, find_duplicates, build
+):
     found = tokenize(num_buckets=1, portion_bytes=200)
+    find_duplicates(portion_bytes=200)
     receipt, path = build(found, drop_duplicates=True)
     assert receipt.shard.documents == NUM_DOCUMENTS
     assert receipt.shard.bytes == path.stat().st_size
@@ -262,7 +251,7 @@ def test_a_stage_is_loaded_once_in_a_process_and_then_forgotten(options, directo
     first = pipeline.stages.loaded(BuildShard(work))
     assert pipeline.stages.loaded(pickle.loads(pickle.dumps(BuildShard(work)))) is first
     seen = []
-    monkeypatch.setattr(FindDuplicates, "load", lambda _: seen.append(pipeline.stages._loaded))
-    assert isinstance(pipeline.stages.loaded(FindDuplicates(work)), FindDuplicates)
+    monkeypatch.setattr(TokenizePortion, "load", lambda _: seen.append(pipeline.stages._loaded))
+    assert isinstance(pipeline.stages.loaded(TokenizePortion(work)), TokenizePortion)
     assert seen == [None]
     assert pipeline.stages.loaded(BuildShard(work)) is not first

@@ -210,6 +210,7 @@ def generate_cases(flags: tuple[str, ...]) -> dict[str, Case]:
         "generate": plain,
         "generate --tokenized_dir": with_flags("--tokenized_dir={work}/tokenized"),
         "generate --drop_duplicates": with_flags("--drop_duplicates"),
+        "generate --drop_near_duplicates": with_flags("--drop_near_duplicates=0.8"),
         "generate --eval_fraction": with_flags("--eval_fraction=0.3"),
         "generate --overwrite, finished": overwriting,
         "generate --overwrite, unfinished": replace(overwriting, dies_before="data/manifest.json"),

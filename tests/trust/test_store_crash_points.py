@@ -20,6 +20,7 @@ CASES = {
     "generate": [("--num_shards=3",)],
     "generate --tokenized_dir": [("--tokenized_dir={place}/tokenized",)],
     "generate --drop_duplicates": [("--drop_duplicates",)],
+    "generate --drop_near_duplicates": [("--drop_near_duplicates=0.8",)],
     "generate --overwrite": [("--random_seed=1", "--num_shards=3"), ("--overwrite",)],
 }
 
