@@ -20,8 +20,8 @@ the chosen string are looked at again.
 
 Of a word that is [UNK], some characters are in no piece. Each of them counts as two pieces, so that
 a token for it alone saves one, and a token for the whole word saves more. For example, `a☃b` counts
-four: `a`, two, and `##b`. The figures of
-`tokens_and_unknown` know nothing of this: there, [UNK] is one piece.
+four: `a`, two, and `##b`. The figures of `extend_vocabulary` know nothing of this: there, [UNK] is
+one token, as for the tokenizer.
 """
 
 import re
@@ -51,6 +51,8 @@ _UNUSED = re.compile(r"\[unused\d+\]")
 _COST_OF_UNKNOWN_CHARACTER = 2
 # The words that the search looks at: the most frequent ones. So its memory is bounded.
 _MOST_WORDS = 1 << 18
+# So many strings are looked at at a time. All others are looked at again when none of these saves
+# as much any more.
 _FEWEST_CANDIDATES = 1 << 15
 _CANDIDATES_PER_TOKEN = 16
 # Words between white space are remembered until there are so many, and then split further.
@@ -278,10 +280,10 @@ class _Search:
         self._floor = MIN_SAVING
 
     def find_candidates(self, number: int) -> bool:
-        """Finds the tokens that save most, about `number` of them.
+        """Finds the strings that may save most, now or after other choices, about `number` of them.
 
         Returns:
-          Whether these are all that save `MIN_SAVING` pieces.
+          Whether these are all that may save `MIN_SAVING` pieces.
         """
         places = _Places(self._words, self._counts, self._pieces)
         found, self._floor = _strings_that_save(places, self._pieces, number)
@@ -290,7 +292,10 @@ class _Search:
         return self._floor == MIN_SAVING
 
     def choose(self, number: int) -> list[str]:
-        """Chooses up to `number` candidates, while they save as much as any other string may."""
+        """Chooses up to `number` candidates, while they save as much as any other string may.
+
+        Only if a choice made other words longer, a string in these may come to save more.
+        """
         chosen: list[str] = []
         # Savings that have fallen are noticed when their entry comes to the top.
         queue = [(-saving, token) for token, saving in self._savings.items()]
@@ -398,7 +403,8 @@ class _Found(NamedTuple):
     Attributes:
       number: int64 [N], their numbers, in ascending order.
       saving: int64 [N], what they save now.
-      potential: int64 [N], what they may save at most.
+      potential: int64 [N], what they would save if a piece began wherever they fit, and the rest of
+        the word were a single piece.
       example: int64 [N], a place of each.
       string: int64 [M], for each of their places, the number of the string.
       word: int64 [M], for each of their places, the number of the word.
@@ -424,11 +430,11 @@ def _strings_that_save(
     Args:
       places: the words.
       pieces: the pieces of the vocabulary.
-      number: the number of strings to find; more if the last ones save the same.
+      number: the number of strings to find; more if the last ones may save the same.
 
     Returns:
-      Tokens, the pieces that each saves, and the numbers of the words in which it fits somewhere.
-      The fewest pieces that one of these saves; all others save less.
+      Tokens, the pieces that each saves now, and the numbers of the words that hold it.
+      The fewest pieces that one of these may save; all others may save less.
     """
     floor = MIN_SAVING
     found: list[_Found] = []  # for each length
@@ -455,7 +461,6 @@ def _strings_that_save(
             cost = pieces.cost_with(places.words[where], token)
             before = places.left[np.searchsorted(places.word, where)]
             savings[one] += places.counts[where] * (before - cost)
-        # What it would save if a piece began wherever it fits, and the rest were a single piece.
         rest = places.characters[place + length] > 0
         possible = np.where(fits, places.left[place] - 1 - rest, 0)
         potential = np.bincount(string, possible * count).astype(np.int64)

@@ -13,7 +13,7 @@ masked tokens, in nats, divided by the number of characters that these tokens st
 two, [UNK] is one). Whole words are masked, so no piece of a masked word gives away the others. Both
 are evaluated on the same documents.
 
-It takes less than 15 minutes on two cores, needs ../shared, and goes on where it was interrupted.
+It takes about 15 minutes on two cores, needs ../shared, and goes on where it was interrupted.
 """
 
 import argparse
