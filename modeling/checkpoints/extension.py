@@ -12,6 +12,7 @@ from absl import logging
 from modeling.bert import truncated_normal
 from modeling.checkpoints.pretrained import (
     Pretrained,
+    check_config,
     check_vocabulary,
     different_token,
     differing_ids,
@@ -84,7 +85,8 @@ def extended(
       seed: seeds random rows.
 
     Raises:
-      UserError: more positions are needed, but not repeated, or the BERT's vocabulary has no [UNK].
+      UserError: more positions are needed, but not repeated, or the BERT's vocabulary has no
+        [UNK].
     """
     if new_words and pretrained.tokenizer:
         pretrained = _with_new_words(
@@ -97,6 +99,8 @@ def extended(
     elif repeats_positions:
         logging.info("no positions are repeated: %s has %d", pretrained.source, found)
     elif max(positions, longest) > found:
+        # A model that differs elsewhere, too, is another one.
+        check_config(pretrained, dataclasses.replace(config, max_position_embeddings=found))
         instances = f"the instances of {data_set.directory} have"
         raise UserError(
             f"{'the model has' if positions > found else instances} {max(positions, longest)} "
