@@ -18,7 +18,8 @@ corpus.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, starmap
 from pathlib import Path
@@ -37,6 +38,8 @@ from pipeline.storage import Location, source_of
 _BITS_OF_RANGE = 12
 _SHIFT = np.uint64(64 - _BITS_OF_RANGE)
 _NUM_RANGES = 1 << _BITS_OF_RANGE
+# A store answers many requests in the time of one.
+_FILES_AT_ONCE = 16
 _MEASURED = pa.schema([("corpus", pa.int32()), ("key", pa.uint64()), ("tokens", pa.int64())])
 
 
@@ -206,6 +209,13 @@ def read_measured(path: Location) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
+def _read_all(paths: Sequence[Location]) -> Iterator[dict[str, np.ndarray]]:
+    """Reads all files, of which only a few are in memory at a time."""
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
+        for first in range(0, len(paths), _FILES_AT_ONCE):
+            yield from threads.map(read_measured, paths[first : first + _FILES_AT_ONCE])
+
+
 def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int) -> MixingPlan:
     """Plans what each pass reads of each corpus.
 
@@ -271,8 +281,7 @@ def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int)
 def _sizes_of_ranges(measured: Sequence[Location], num_corpora: int) -> np.ndarray:
     """The documents and the tokens in each range of keys, int64 [2, corpora, ranges]."""
     sizes = np.zeros((2, num_corpora * _NUM_RANGES), np.int64)
-    for path in measured:
-        documents = read_measured(path)
+    for documents in _read_all(measured):
         place = _range_of(documents)
         sizes[0] += np.bincount(place, minlength=sizes.shape[1])
         sizes[1] += np.bincount(place, documents["tokens"], sizes.shape[1]).astype(np.int64)
@@ -295,8 +304,7 @@ def _read_ranges(
       wanted: bool [corpora, ranges].
     """
     places, rows = [], []
-    for path in measured:
-        documents = read_measured(path)
+    for documents in _read_all(measured):
         place = _range_of(documents)
         chosen = np.flatnonzero(wanted.reshape(-1)[place])
         places.append(place[chosen])

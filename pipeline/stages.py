@@ -2,7 +2,8 @@
 
 1. *Tokenize*: each portion of the input becomes a Parquet file of tokenized documents.
 2. *Find duplicates*, if they are to be dropped: see `duplicate_stages`.
-3. *Build*: each bucket of documents and each pass becomes a shard.
+3. *Build*: each bucket of documents and each pass becomes a shard. Before that, a mixture has two
+   stages of its own, see `mixture_stages`.
 
 A stage begins when all items of the one before are done. Only file names and bucket numbers go from
 one to the next, never text or tokens. So one portion and one bucket bound the memory of a worker on
