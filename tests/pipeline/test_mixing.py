@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.buckets import Bucket
@@ -78,6 +78,7 @@ def mixtures(draw):
     return documents, mixture_of(weights), num_passes
 
 
+@settings(deadline=None)
 @given(mixtures(), st.integers(1, 3))
 def test_every_share_is_reached_up_to_one_document(drawn, num_files):
     documents, mixture, num_passes = drawn
@@ -107,6 +108,7 @@ def test_every_share_is_reached_up_to_one_document(drawn, num_files):
     assert reached.sum(axis=0) == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(mixtures())
 def test_the_plan_does_not_depend_on_the_files(drawn):
     documents, mixture, num_passes = drawn

@@ -197,10 +197,12 @@ def build(options, directories):
     """Builds the only shard of what was tokenized."""
 
     def run(found, drop_duplicates=False):
-        wanted = replace(options, drop_duplicates=drop_duplicates)
         buckets = BucketPlan.for_corpus(1000, 0.0, 1)
         (plan,) = plan_shards(buckets, dupe_factor=1)
-        stage = BuildShard(Work(wanted, [], buckets, [plan], directories))
+        places = directories
+        if drop_duplicates:
+            places = Directories(directories.output, duplicates_name=directories.duplicates.name)
+        stage = BuildShard(Work(options, [], buckets, [plan], places))
         stage.load()
         assert list(stage.process((plan, [row_group for _, row_group in found]))) == [plan.name]
         path = directories.output / plan.name
