@@ -9,7 +9,7 @@ Shape suffixes of tensors: B batch, S positions of a row, N heads, D head size.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -17,10 +17,13 @@ from keras import ops
 from modeling.config import BertConfig
 from modeling.dropout import dropout
 
+if TYPE_CHECKING:
+    from modeling.context import Context
+
 Attend = Callable[[Any, Any, Any, float, Any], Any]
 """Queries, keys, values [B, S, N, D], dropout's rate and keys to the context [B, S, N, D]."""
-# The score of what is not seen; its exponential is 0 in float32.
-_MASKED_SCORE = -1e9
+MASKED_SCORE = -1e9
+"""The score of what is not seen; its exponential is 0 in float32."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class Kernel:
     symbol: str = ""
 
 
-def choose_kernel(config: BertConfig, dtype: str, max_sequences: int, training: bool) -> Kernel:
+def choose_kernel(
+    config: BertConfig,
+    dtype: str,
+    max_sequences: int,
+    training: bool,
+    context: "Context | None" = None,
+) -> Kernel:
     """The kernel that computes attention on this machine; if it fails, none takes its place.
 
     Args:
@@ -48,7 +57,10 @@ def choose_kernel(config: BertConfig, dtype: str, max_sequences: int, training: 
       dtype: what the model computes in.
       max_sequences: the most sequences that a row can have.
       training: whether there is dropout, if the config has a rate for it.
+      context: the devices among which the positions of each row are divided, if they are.
     """
+    if context:
+        return context.kernel
     if training and config.attention_probs_dropout_prob:
         return not_fused("its probabilities have dropout")
     if gpu := jax_gpu():
@@ -72,7 +84,7 @@ def not_fused(reason: str) -> Kernel:
 
 def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     """Attention with a boolean mask, on every backend and device."""
-    mask_B1SS = _visible(input_mask_BS, max_sequences)
+    mask_B1SS = visible(input_mask_BS, input_mask_BS, max_sequences)
 
     def attend(q_BSND: Any, k_BSND: Any, v_BSND: Any, rate: float, keys: Any) -> Any:
         # JAX's kernel has no products of float16 on a processor.
@@ -83,15 +95,19 @@ def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     return attend
 
 
-def _visible(input_mask_BS: Any, max_sequences: int) -> Any:
-    """Whom each position sees, bool [B, 1, S, S]; every position sees at least one."""
+def visible(of_queries: Any, of_keys: Any, max_sequences: int) -> Any:
+    """Which keys each query sees, bool [B, 1, queries, keys]; in the whole, at least one.
+
+    Args:
+      of_queries, of_keys: the `input_mask` at their positions.
+      max_sequences: the most sequences that a row can have.
+    """
     if max_sequences == 1:
-        batch, seq_length = ops.shape(input_mask_BS)
         # Repeated for all queries, because fused kernels do not broadcast.
-        return ops.broadcast_to(
-            ops.cast(input_mask_BS, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
-        )
-    return ops.equal(input_mask_BS[:, None, :, None], input_mask_BS[:, None, None, :])
+        batch, num_queries = ops.shape(of_queries)
+        shape = batch, 1, num_queries, ops.shape(of_keys)[1]
+        return ops.broadcast_to(ops.cast(of_keys, "bool")[:, None, None, :], shape)
+    return ops.equal(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
 
 def attention_with_dropout(
@@ -101,6 +117,6 @@ def attention_with_dropout(
     q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q_BSND, k_BSND, v_BSND))
     scores_BNSS = ops.cast(ops.einsum("bnqd,bnkd->bnqk", q, k), "float32")
     scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
-    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
+    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, MASKED_SCORE))
     probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, keys), v_BSND.dtype)
     return ops.transpose(ops.einsum("bnqk,bnkd->bnqd", probabilities_BNSS, v), (0, 2, 1, 3))

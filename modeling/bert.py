@@ -11,7 +11,7 @@ D head size (H = N·D), F feed-forward.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -20,6 +20,9 @@ from keras import ops
 from modeling.attention import Attend, choose_kernel, jax_gpu
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.dropout import dropout, fold_in
+
+if TYPE_CHECKING:
+    from modeling.context import Context
 
 Initializer = Callable[..., np.ndarray]
 
@@ -98,7 +101,12 @@ class Embeddings(keras.layers.Layer):
         self.normalize.build((None, None, config.hidden_size))
 
     def call(
-        self, input_ids_BS: Any, segment_ids_BS: Any, places_BS: Any = None, keys: Any = None
+        self,
+        input_ids_BS: Any,
+        segment_ids_BS: Any,
+        places_BS: Any = None,
+        keys: Any = None,
+        start: Any = None,
     ) -> Any:
         """Embeds tokens as [B, S, H].
 
@@ -107,6 +115,7 @@ class Embeddings(keras.layers.Layer):
           segment_ids_BS: their segments.
           places_BS: their places in their sequences; by default, a row is one sequence.
           keys: see `BertModel`.
+          start: see `Encoder`.
         """
         positions = self.position_embeddings[: ops.shape(input_ids_BS)[1]]
         if places_BS is not None:
@@ -116,7 +125,7 @@ class Embeddings(keras.layers.Layer):
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
             + positions
         )
-        return dropout(self.normalize(x_BSH), self.dropout_rate, keys)
+        return dropout(self.normalize(x_BSH), self.dropout_rate, keys, start)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
         # Always in float32, so that the gradients of a row are added up in float32.
@@ -167,9 +176,10 @@ class Output(keras.layers.Layer):
         self.dense.build(input_shape)
         self.normalize.build((None, None, self.hidden_size))
 
-    def call(self, x: Any, residual_BSH: Any, keys: Any = None) -> Any:
+    def call(self, x: Any, residual_BSH: Any, keys: Any = None, start: Any = None) -> Any:
         """Adds the projection of `x` to the residual."""
-        return self.normalize(dropout(self.dense(x), self.dropout_rate, keys) + residual_BSH)
+        x_BSH = dropout(self.dense(x), self.dropout_rate, keys, start)
+        return self.normalize(x_BSH + residual_BSH)
 
 
 class Attention(keras.layers.Layer):
@@ -185,10 +195,10 @@ class Attention(keras.layers.Layer):
         self.self_attention.build(input_shape)
         self.output_layer.build(input_shape)
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
         """Attends and adds the result to `x_BSH`."""
         context_BSH = self.self_attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
-        return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1))
+        return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1), start)
 
 
 class Intermediate(keras.layers.Layer):
@@ -223,10 +233,10 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate.build(input_shape)
         self.output_layer.build((None, None, self.intermediate_size))
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        x_BSH = self.attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
-        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1))
+        x_BSH = self.attention(x_BSH, attend=attend, keys=fold_in(keys, 0), start=start)
+        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1), start)
 
 
 class Encoder(keras.layers.Layer):
@@ -252,10 +262,17 @@ class Encoder(keras.layers.Layer):
         for block in self.blocks:
             block.build(input_shape)
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
-        """[B, S, H] to [B, S, H]."""
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
+        """[B, S, H] to [B, S, H].
+
+        Args:
+          x_BSH: all positions, or a device's part of them.
+          attend: attention.
+          keys: see `BertModel`.
+          start: the number of the first position of a device's part.
+        """
         for i, block in enumerate(self.blocks):
-            run: Any = partial(block, attend=attend, keys=fold_in(keys, i))
+            run: Any = partial(block, attend=attend, keys=fold_in(keys, i), start=start)
             x_BSH = keras.remat(run)(x_BSH) if self.recompute_activations else run(x_BSH)
         return x_BSH
 
@@ -310,6 +327,7 @@ class BertModel(keras.layers.Layer):
         segment_ids: Any,
         keys: Any = None,
         max_sequences: int = 1,
+        context: "Context | None" = None,
     ) -> tuple[Any, Any]:
         """Encodes a batch of rows.
 
@@ -322,20 +340,33 @@ class BertModel(keras.layers.Layer):
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
           keys: the dropout key of each row, from `modeling.dropout`; None for no dropout.
           max_sequences: K, the most sequences that a row can have.
+          context: the devices among which the S positions are divided; None if this one has all.
 
         Returns:
           The sequence output [B, S, H], and the pooled outputs: [B, H] with one sequence a row,
           else [B, K, H], of which those of sequences that a row does not have mean nothing. Without
-          a pooler, None.
+          a pooler, None. In a context, the sequence output is that of this device's positions, and
+          the pooled outputs mean something only where it has a sequence's first token.
         """
-        starts_BK, places_BS = None, None
+        starts_BK, places_BS, start = None, None, None
         if max_sequences > 1:
             starts_BK = sequence_starts(input_mask, max_sequences)
             places_BS = places_in_sequences(input_mask, starts_BK)
-        x_BSH = self.embeddings(input_ids, segment_ids, places_BS, fold_in(keys, 0))
-        kernel = choose_kernel(self.config, self.compute_dtype, max_sequences, keys is not None)
+        if context:
+            start = context.start(input_ids.shape[1])
+            if places_BS is None:
+                places_BS = ops.arange(input_ids.shape[1], dtype="int32")[None]
+            input_ids, segment_ids, places_BS = map(
+                context.own, (input_ids, segment_ids, places_BS)
+            )
+            if starts_BK is not None:
+                starts_BK = ops.clip(starts_BK - start, 0, input_ids.shape[1] - 1)
+        x_BSH = self.embeddings(input_ids, segment_ids, places_BS, fold_in(keys, 0), start)
+        kernel = choose_kernel(
+            self.config, self.compute_dtype, max_sequences, keys is not None, context
+        )
         attend = kernel.attention(input_mask, max_sequences)
-        sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1))
+        sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1), start=start)
         return sequence_output_BSH, self.pooler and self.pooler(sequence_output_BSH, starts_BK)
 
 

@@ -35,19 +35,37 @@ def fold_in(key: Any, number: Any) -> Any:
     return _hash(ops.bitwise_xor(_hash(key), number))
 
 
-def dropout(x: Any, rate: float, keys: Any) -> Any:
+def dropout(x: Any, rate: float, keys: Any, start: Any = None) -> Any:
     """Sets a share `rate` of the elements to 0 and scales the others up; without keys, returns `x`.
 
     Args:
       x: the input, [B, …].
       rate: the dropout rate, at least 0 and below 1.
       keys: the examples' keys, uint32 [B], or None.
+      start: if `x` [B, T, …] is a part of [B, S, …], the number of its first position there, an
+        integer scalar. The part then has the mask that it would have in the whole.
     """
     if keys is None or not rate:
         return x
-    batch, *shape = ops.shape(x)
-    keys = ops.reshape(keys, (batch, *[1] * len(shape)))
-    elements = ops.reshape(_numbers(math.prod(shape)), (1, *shape))
+    _, *shape = ops.shape(x)
+    elements = _numbers(math.prod(shape))
+    if start is not None:
+        elements = elements + ops.cast(start * math.prod(shape[1:]), "uint32")
+    return drop(x, rate, keys, ops.reshape(elements, shape))
+
+
+def drop(x: Any, rate: float, keys: Any, elements: Any) -> Any:
+    """Dropout of any part of an example.
+
+    Args:
+      x: the part, [B, …].
+      rate: the dropout rate, above 0 and below 1.
+      keys: the examples' keys, uint32 [B].
+      elements: the numbers that the elements of each example's part have in the whole, uint32, of
+        the shape of `x` without B.
+    """
+    keys = ops.reshape(keys, (-1, *[1] * len(elements.shape)))
+    elements = elements[None]
     # Hashed twice, because one hash would give all examples windows of the same sequence.
     bits = _hash(ops.bitwise_xor(_hash(elements + keys), keys))
     is_kept = bits >= _uint32(int(rate * 2**32))

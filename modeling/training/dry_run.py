@@ -49,8 +49,10 @@ def dry_run(
     row = training_limits(manifest, options)
     instance, records = ("sequence", "instances") if row.sequences == 1 else ("row", "rows")
     yield f"device               {describe_devices(device_names())}"
-    if replicas.count > 1:
-        described = describe_group(group, replicas.count, options.train_batch_size)
+    if replicas.num_devices > 1:
+        described = describe_group(
+            group, replicas.num_devices, options.train_batch_size, options.context_parallel
+        )
         yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
     flops = flops_per_instance(config, manifest, row)
@@ -86,17 +88,17 @@ def dry_run(
     )
 
     step = TrainStep(learner, replicas)
-    data_set = _smallest_part(data_set, _STEPS * options.train_batch_size, group.num_processes)
+    place = replicas.reader, replicas.num_readers
+    data_set = _smallest_part(data_set, _STEPS * options.train_batch_size, replicas.num_readers)
     batches = training_batches(
         data_set,
         options.train_batch_size,
         options.random_seed,
-        process_id=group.process_id,
-        num_processes=group.num_processes,
+        0,
+        *place,
     )
     read = readable(batches, data_set)
     if schedule:
-        place = (group.process_id, group.num_processes)
         read = masked_batches(read, data_set, options, 0, 0, *place)
     for number, batch in zip(range(_STEPS), read, strict=False):
         started = time.perf_counter()
