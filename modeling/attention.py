@@ -95,19 +95,20 @@ def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     return attend
 
 
-def visible(of_queries: Any, of_keys: Any, max_sequences: int) -> Any:
-    """Which keys each query sees, bool [B, 1, queries, keys]; in the whole, at least one.
+def visible(queries_BQ: Any, keys_BK: Any, max_sequences: int) -> Any:
+    """Which keys each query sees, bool [B, 1, Q, K]; among all keys of a row, at least one.
 
     Args:
-      of_queries, of_keys: the `input_mask` at their positions.
+      queries_BQ: the `input_mask` at the queries' positions.
+      keys_BK: that at the keys' positions.
       max_sequences: the most sequences that a row can have.
     """
     if max_sequences == 1:
         # Repeated for all queries, because fused kernels do not broadcast.
-        batch, num_queries = ops.shape(of_queries)
-        shape = batch, 1, num_queries, ops.shape(of_keys)[1]
-        return ops.broadcast_to(ops.cast(of_keys, "bool")[:, None, None, :], shape)
-    return ops.equal(of_queries[:, None, :, None], of_keys[:, None, None, :])
+        batch, num_queries = ops.shape(queries_BQ)
+        shape = batch, 1, num_queries, ops.shape(keys_BK)[1]
+        return ops.broadcast_to(ops.cast(keys_BK, "bool")[:, None, None, :], shape)
+    return ops.equal(queries_BQ[:, None, :, None], keys_BK[:, None, None, :])
 
 
 def attention_with_dropout(

@@ -56,7 +56,7 @@ class Context:
         return lax.axis_index(CONTEXT) * (seq_length // self.size)
 
     def own(self, x: Any) -> Any:
-        """This device's part of [B, S], or of [B, P] if N divides P."""
+        """The part of [B, S] that this device has, or of [B, P] if N divides P."""
         length = x.shape[1]
         return lax.dynamic_slice_in_dim(x, self.start(length), length // self.size, axis=1)
 
@@ -84,7 +84,8 @@ class Context:
         token it has.
         """
         ids, weights = (
-            self.own(self._filled_up(batch[name])) for name in ("masked_lm_ids", "masked_lm_weights")
+            self.own(self._filled_up(batch[name]))
+            for name in ("masked_lm_ids", "masked_lm_weights")
         )
         input_mask_BS = batch["input_mask"]
         starts_BK = sequence_starts(input_mask_BS, batch["next_sentence_labels"].shape[-1])
@@ -141,9 +142,9 @@ class _Ring:
             following = self.sent_on(kv)  # does not wait for this turn
             return compute(number, state, *kv), following
 
-        turns = self.context.size - 1
-        state, kv = lax.fori_loop(0, turns, turn, (state, (k_BNTD, v_BNTD)))
-        return compute(turns, state, *kv)
+        # The last turn sends them home, for nothing. But a turn outside of the loop would be the
+        # same code in the forward and the backward pass, so XLA would keep its scores for both.
+        return lax.fori_loop(0, self.context.size, turn, (state, (k_BNTD, v_BNTD)))[0]
 
     def sent_on(self, values: Any) -> Any:
         """The values of the device before this one."""
@@ -210,17 +211,17 @@ def _forward(
 def _backward(ring: _Ring, kept: Any, d_context: Any) -> tuple[Any, ...]:
     """The gradients of queries, keys and values; those of keys and values travel with them."""
     q_BNTD, k_BNTD, v_BNTD, input_mask_BS, keys, context, log_total = kept
-    # Of each query, the sum of what its probabilities times their gradients are.
+    # Of each query, the mean gradient of its probabilities, weighted by them.
     mean = jnp.sum(jnp.float32(d_context) * jnp.float32(context), axis=-1, keepdims=True)
 
     def turn(number: Any, so_far: Any, k_BNTD: Any, v_BNTD: Any) -> Any:
         dq, dk, dv = so_far
         scores = ring.scores(number, q_BNTD, k_BNTD, input_mask_BS)
         probabilities = jnp.exp(scores - log_total)
+        dropped = ring.dropped(number, probabilities, keys)
         d_dropped = _product("bnqd,bnkd->bnqk", d_context, v_BNTD)
-        d_scores = probabilities * (ring.dropped(number, d_dropped, keys) - mean)
-        d_scores = (d_scores / math.sqrt(q_BNTD.shape[-1])).astype(q_BNTD.dtype)
-        dropped = ring.dropped(number, probabilities, keys).astype(v_BNTD.dtype)
+        d_scores = (dropped * d_dropped - probabilities * mean) / math.sqrt(q_BNTD.shape[-1])
+        d_scores, dropped = d_scores.astype(q_BNTD.dtype), dropped.astype(v_BNTD.dtype)
         dq += _product("bnqk,bnkd->bnqd", d_scores, k_BNTD)
         dk += _product("bnqk,bnqd->bnkd", d_scores, q_BNTD)
         dv += _product("bnqk,bnqd->bnkd", dropped, d_context)

@@ -104,7 +104,7 @@ class Replicas(interface.Replicas):
         if self.group.is_first:
             jax.distributed.shutdown()
 
-    def eval_context(self) -> NamedSharding:
+    def own_context(self) -> NamedSharding:
         """Whole values on the devices of one context, those of this process among them."""
         mesh, own = self._shared.mesh, jax.local_devices()[0]
         devices = next(row for row in mesh.devices if own in row)
@@ -277,7 +277,7 @@ def eval_step(
     """
     variables = model.trainable_variables
     if replicas and replicas.context:
-        return _eval_step_of_context(model, replicas.context, replicas.eval_context())
+        return _eval_step_of_context(model, replicas.context, replicas.own_context())
 
     @jax.jit
     def step(weights: list[Any], batch: Batch) -> dict[str, Any]:

@@ -154,24 +154,29 @@ def memory_estimate(
     """Estimates the bytes that a step needs on each device.
 
     Counts weights, gradients and two moments in float32; the activations that the backward pass
-    needs, of all blocks or, if they are recomputed, of one block; and the logits.
+    needs, of all blocks or, if they are recomputed, of one block; and the logits. Of devices that
+    divide positions, each has its part, and the scores of one turn of their ring.
 
     Args:
       config: the model's size.
-      options: the training options, of which precision and recomputation matter.
+      options: the training options, of which precision, recomputation and the division of
+        positions matter.
       instances: the number of sequences, or packed rows, that a device computes at a time.
       parameters: the number of the model's parameters.
       num_tokens: S or R, the length of an instance.
       num_predictions: P, the number of predictions per instance.
     """
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
+    num_tokens = num_tokens // options.context_parallel
     hidden = instances * num_tokens * config.hidden_size
     inner = instances * num_tokens * config.intermediate_size
-    probabilities = instances * config.num_attention_heads * num_tokens**2
-    block = number_bytes * (10 * hidden + 3 * inner + 3 * probabilities)
+    scores = instances * config.num_attention_heads * num_tokens**2
+    block, turn = number_bytes * (10 * hidden + 3 * inner), 4 * 4 * scores
+    if options.context_parallel == 1:  # all scores are one turn, which is kept
+        block, turn = block + number_bytes * 3 * scores, 0
     if options.recompute_activations:
         blocks = config.num_hidden_layers * number_bytes * hidden + block
     else:
         blocks = config.num_hidden_layers * block
-    logits = 2 * 4 * instances * num_predictions * config.vocab_size
-    return 16 * parameters + blocks + logits
+    logits = 2 * 4 * instances * num_predictions * config.vocab_size // options.context_parallel
+    return 16 * parameters + blocks + turn + logits

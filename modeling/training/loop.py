@@ -113,10 +113,8 @@ def train(
         "%s parameters, on %s", f"{learner.model.count_params():,}", describe_devices(devices)
     )
     if replicas.num_devices > 1:
-        described = describe_group(
-            group, replicas.num_devices, options.train_batch_size, options.context_parallel
-        )
-        logging.info("%s", described)
+        sizes = options.train_batch_size, options.context_parallel
+        logging.info("%s", describe_group(group, replicas.num_devices, *sizes))
     if group.is_first:
         remove_unfinished_checkpoints(run_dir)
     state = restore_or_begin(run_dir, learner, options, origin, group)

@@ -49,6 +49,15 @@ def test_a_share_is_dropped_and_the_rest_scaled_up(rate):
     np.testing.assert_allclose(dropped[~is_dropped], x[~is_dropped] / (1 - rate), rtol=1e-6)
 
 
+@settings(max_examples=20, deadline=None)
+@given(start=st.integers(0, 8), length=st.integers(1, 8), batch=st.integers(1, 3))
+def test_a_part_of_the_positions_has_its_part_of_the_mask(start, length, batch):
+    keys = example_keys(dropout_key(1), np.arange(batch))
+    whole = np.asarray(dropout(ops.ones((batch, 16, 3)), 0.5, keys))
+    part = dropout(ops.ones((batch, length, 3)), 0.5, keys, np.int32(start))
+    np.testing.assert_array_equal(part, whole[:, start : start + length])
+
+
 @pytest.mark.parametrize(("rate", "has_key"), [(0.5, False), (0.0, True), (0.0, False)])
 def test_without_a_key_or_a_rate_nothing_is_dropped(rate, has_key):
     x = ops.ones((2, 3))
