@@ -59,7 +59,7 @@ def describe_group(
       batch_size: B, the number of sequences per update.
       context_parallel: the number of devices that divide each sequence.
     """
-    unit = f"{context_parallel} devices" if context_parallel > 1 else "a device"
+    unit = f"for every {context_parallel} of them" if context_parallel > 1 else "a device"
     part = batch_size * context_parallel // num_devices
     devices = f"{num_devices} devices, batch {batch_size}: {part} {unit}"
     if group.num_processes == 1:

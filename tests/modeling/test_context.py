@@ -106,6 +106,12 @@ class Training:
             return [moments[name] / (1 - 0.9) for name in moments.files]
 
 
+def environment(num_devices):
+    """That of a process with so many devices."""
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
+
+
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
     """A function that trains on four devices of one process; all cases share that process."""
@@ -128,10 +134,9 @@ def train(tmp_path_factory):
             "initializer_range": 0.3,
             **config,
         }
-        devices = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
         subprocess.run(
             [sys.executable, "-c", TRAIN, str(directory), json.dumps(config), json.dumps(cases)],
-            env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"},
+            env=environment(NUM_DEVICES),
             cwd=ROOT,
             check=True,
             timeout=900,
@@ -219,6 +224,57 @@ def test_devices_that_divide_sequences_train_as_one(way, train):
 def test_without_pairs_devices_train_as_one(train):
     cases = for_each_size({"alone": ("rows", NUM_STEPS, {})})
     assert_same(train({"rows": rows(128)}, cases, sentence_pairs="none"), "alone")
+
+
+# Compiles the step of BERT-base at 8,192 positions, which is never run, for each size of contexts.
+MEASURE = """
+import json, sys
+from dataclasses import replace
+import jax
+import numpy as np
+from modeling.config import BertConfig
+from modeling.step.jax_step import Replicas, TrainStep
+from modeling.step.learner import new_learner
+from modeling.training_options import TrainingOptions
+
+recompute, length, predictions = sys.argv[1] == "True", 8192, 1229
+Replicas.share = lambda *_: None  # the weights stay on one device
+config = replace(BertConfig.preset("base", 30522), max_position_embeddings=length)
+learner, memory = new_learner(config, TrainingOptions()), {}
+for size in (1, 2, 4, 8):
+    replicas, rows = Replicas(None, size), 8 // size
+    step = TrainStep(learner, replicas)
+    weights = [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in learner.variables]
+    of_tokens = ("input_ids", "input_mask", "segment_ids")
+    batch = {name: np.ones((rows, length), np.int32) for name in of_tokens}
+    of_predictions = ("masked_lm_positions", "masked_lm_ids")
+    batch |= {name: np.ones((rows, predictions), np.int32) for name in of_predictions}
+    batch["masked_lm_weights"] = np.ones((rows, predictions), np.float32)
+    batch["next_sentence_labels"] = np.ones((rows, 1), np.int32)
+    learner.model.bert.encoder.recompute_activations = recompute
+    compiled = replicas.compiled(step._step, weights, replicas.divide(batch))
+    memory[size] = compiled.memory_analysis().temp_size_in_bytes
+print(json.dumps(memory))
+"""
+
+
+@needs_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_falls_with_the_number_of_devices(recompute):
+    """A sequence for each context: what a device needs besides the variables."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(recompute)],
+        env=environment(num_devices=8),
+        cwd=ROOT,
+        check=True,
+        timeout=900,
+        stdout=subprocess.PIPE,
+    )
+    memory = json.loads(result.stdout)
+    for size in (2, 4, 8):
+        assert memory[str(size)] < 1.2 / size * memory["1"]
+    assert memory["8"] < 0.05 * memory["1"]
 
 
 @needs_jax

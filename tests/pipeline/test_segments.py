@@ -208,7 +208,7 @@ def test_long_documents_fill_long_sequences(vocabulary, batch_of, pairs, seq_len
     assert np.quantile(lengths, 0.3) > seq_length - 24
     assert lengths.mean() > 0.85 * seq_length
     np.testing.assert_allclose(weights.sum(axis=1) / lengths, 0.15, atol=0.01)
-    assert (positions.max(axis=1) > 0.98 * (lengths - 2)).all()
+    assert (positions.max(axis=1) > lengths - 100.0).all()
 
 
 @pytest.fixture(scope="module")
