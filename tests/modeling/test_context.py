@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NUM_DEVICES, BATCH_SIZE, NUM_STEPS, VOCAB_SIZE = 4, 8, 20, 61
-# Heads, layers, sizes. P is no multiple of the devices.
+# P is no multiple of the devices.
 HIDDEN_SIZE, NUM_LAYERS, NUM_PREDICTIONS = 16, 1, 13
 needs_jax = pytest.mark.skipif(keras.config.backend() != "jax", reason="needs the JAX backend")
 
@@ -191,8 +191,10 @@ def test_four_devices_that_divide_rows_train_as_one(trained_on_rows):
 def test_only_keys_values_and_their_gradients_go_round(trained_on_rows):
     assert trained_on_rows.figures("rows-1")["sent"] == []
     part = 4 * BATCH_SIZE * (128 // 4) * HIDDEN_SIZE
-    # Forward: keys and values. Backward: these, and their gradients.
-    assert trained_on_rows.figures("rows-4")["sent"] == 6 * [part]
+    # At each turn. Forward: keys and values; backward: these, and their gradients.
+    sent = trained_on_rows.figures("rows-4")["sent"]
+    assert sent == 6 * [part]
+    assert 4 * sum(sent) == BATCH_SIZE * 128 * HIDDEN_SIZE * (4 * 4 + 8)  # as the README says
 
 
 # Each is compared with one device a sequence in the same way.
