@@ -9,16 +9,13 @@ Shape suffixes of tensors: B batch, S positions of a row, N heads, D head size.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from keras import ops
 
 from modeling.config import BertConfig
 from modeling.dropout import dropout
-
-if TYPE_CHECKING:
-    from modeling.context import Context
 
 Attend = Callable[[Any, Any, Any, float, Any], Any]
 """Queries, keys, values [B, S, N, D], dropout's rate and keys to the context [B, S, N, D]."""
@@ -43,13 +40,7 @@ class Kernel:
     symbol: str = ""
 
 
-def choose_kernel(
-    config: BertConfig,
-    dtype: str,
-    max_sequences: int,
-    training: bool,
-    context: "Context | None" = None,
-) -> Kernel:
+def choose_kernel(config: BertConfig, dtype: str, max_sequences: int, training: bool) -> Kernel:
     """The kernel that computes attention on this machine; if it fails, none takes its place.
 
     Args:
@@ -57,10 +48,7 @@ def choose_kernel(
       dtype: what the model computes in.
       max_sequences: the most sequences that a row can have.
       training: whether there is dropout, if the config has a rate for it.
-      context: the devices among which the positions of each row are divided, if they are.
     """
-    if context:
-        return context.kernel
     if training and config.attention_probs_dropout_prob:
         return not_fused("its probabilities have dropout")
     if gpu := jax_gpu():
@@ -84,7 +72,7 @@ def not_fused(reason: str) -> Kernel:
 
 def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     """Attention with a boolean mask, on every backend and device."""
-    mask_B1SS = visible(input_mask_BS, input_mask_BS, max_sequences)
+    mask_B1SS = _visible(input_mask_BS, max_sequences)
 
     def attend(q_BSND: Any, k_BSND: Any, v_BSND: Any, rate: float, keys: Any) -> Any:
         # JAX's kernel has no products of float16 on a processor.
@@ -95,20 +83,15 @@ def masked_attention(input_mask_BS: Any, max_sequences: int) -> Attend:
     return attend
 
 
-def visible(queries_BQ: Any, keys_BK: Any, max_sequences: int) -> Any:
-    """Which keys each query sees, bool [B, 1, Q, K]; among all keys of a row, at least one.
-
-    Args:
-      queries_BQ: the `input_mask` at the queries' positions.
-      keys_BK: that at the keys' positions.
-      max_sequences: the most sequences that a row can have.
-    """
+def _visible(input_mask_BS: Any, max_sequences: int) -> Any:
+    """Whom each position sees, bool [B, 1, S, S]; every position sees at least one."""
     if max_sequences == 1:
+        batch, seq_length = ops.shape(input_mask_BS)
         # Repeated for all queries, because fused kernels do not broadcast.
-        batch, num_queries = ops.shape(queries_BQ)
-        shape = batch, 1, num_queries, ops.shape(keys_BK)[1]
-        return ops.broadcast_to(ops.cast(keys_BK, "bool")[:, None, None, :], shape)
-    return ops.equal(queries_BQ[:, None, :, None], keys_BK[:, None, None, :])
+        return ops.broadcast_to(
+            ops.cast(input_mask_BS, "bool")[:, None, None, :], (batch, 1, seq_length, seq_length)
+        )
+    return ops.equal(input_mask_BS[:, None, :, None], input_mask_BS[:, None, None, :])
 
 
 def attention_with_dropout(

@@ -11,7 +11,7 @@ D head size (H = N·D), F feed-forward.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,9 +20,6 @@ from keras import ops
 from modeling.attention import Attend, choose_kernel, jax_gpu
 from modeling.config import LAYER_NORM_EPSILON, BertConfig, GeluForm
 from modeling.dropout import dropout, fold_in
-
-if TYPE_CHECKING:
-    from modeling.context import Context
 
 Initializer = Callable[..., np.ndarray]
 
@@ -101,12 +98,7 @@ class Embeddings(keras.layers.Layer):
         self.normalize.build((None, None, config.hidden_size))
 
     def call(
-        self,
-        input_ids_BS: Any,
-        segment_ids_BS: Any,
-        places_BS: Any = None,
-        keys: Any = None,
-        start: Any = None,
+        self, input_ids_BS: Any, segment_ids_BS: Any, places_BS: Any = None, keys: Any = None
     ) -> Any:
         """Embeds tokens as [B, S, H].
 
@@ -115,7 +107,6 @@ class Embeddings(keras.layers.Layer):
           segment_ids_BS: their segments.
           places_BS: their places in their sequences; by default, a row is one sequence.
           keys: see `BertModel`.
-          start: see `Encoder`.
         """
         positions = self.position_embeddings[: ops.shape(input_ids_BS)[1]]
         if places_BS is not None:
@@ -125,7 +116,7 @@ class Embeddings(keras.layers.Layer):
             + ops.take(self.token_type_embeddings, segment_ids_BS, axis=0)
             + positions
         )
-        return dropout(self.normalize(x_BSH), self.dropout_rate, keys, start)
+        return dropout(self.normalize(x_BSH), self.dropout_rate, keys)
 
     def _table(self, name: str, rows: int) -> keras.Variable:
         # Always in float32, so that the gradients of a row are added up in float32.
@@ -176,10 +167,9 @@ class Output(keras.layers.Layer):
         self.dense.build(input_shape)
         self.normalize.build((None, None, self.hidden_size))
 
-    def call(self, x: Any, residual_BSH: Any, keys: Any = None, start: Any = None) -> Any:
+    def call(self, x: Any, residual_BSH: Any, keys: Any = None) -> Any:
         """Adds the projection of `x` to the residual."""
-        x_BSH = dropout(self.dense(x), self.dropout_rate, keys, start)
-        return self.normalize(x_BSH + residual_BSH)
+        return self.normalize(dropout(self.dense(x), self.dropout_rate, keys) + residual_BSH)
 
 
 class Attention(keras.layers.Layer):
@@ -195,10 +185,10 @@ class Attention(keras.layers.Layer):
         self.self_attention.build(input_shape)
         self.output_layer.build(input_shape)
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
         """Attends and adds the result to `x_BSH`."""
         context_BSH = self.self_attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
-        return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1), start)
+        return self.output_layer(context_BSH, x_BSH, fold_in(keys, 1))
 
 
 class Intermediate(keras.layers.Layer):
@@ -233,10 +223,10 @@ class TransformerBlock(keras.layers.Layer):
         self.intermediate.build(input_shape)
         self.output_layer.build((None, None, self.intermediate_size))
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
         """[B, S, H] to [B, S, H]."""
-        x_BSH = self.attention(x_BSH, attend=attend, keys=fold_in(keys, 0), start=start)
-        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1), start)
+        x_BSH = self.attention(x_BSH, attend=attend, keys=fold_in(keys, 0))
+        return self.output_layer(self.intermediate(x_BSH), x_BSH, fold_in(keys, 1))
 
 
 class Encoder(keras.layers.Layer):
@@ -262,17 +252,10 @@ class Encoder(keras.layers.Layer):
         for block in self.blocks:
             block.build(input_shape)
 
-    def call(self, x_BSH: Any, attend: Attend, keys: Any = None, start: Any = None) -> Any:
-        """[B, S, H] to [B, S, H].
-
-        Args:
-          x_BSH: all positions, or a device's part of them.
-          attend: attention.
-          keys: see `BertModel`.
-          start: the number of the first position of a device's part.
-        """
+    def call(self, x_BSH: Any, attend: Attend, keys: Any = None) -> Any:
+        """[B, S, H] to [B, S, H]."""
         for i, block in enumerate(self.blocks):
-            run: Any = partial(block, attend=attend, keys=fold_in(keys, i), start=start)
+            run: Any = partial(block, attend=attend, keys=fold_in(keys, i))
             x_BSH = keras.remat(run)(x_BSH) if self.recompute_activations else run(x_BSH)
         return x_BSH
 
@@ -327,7 +310,6 @@ class BertModel(keras.layers.Layer):
         segment_ids: Any,
         keys: Any = None,
         max_sequences: int = 1,
-        context: "Context | None" = None,
     ) -> tuple[Any, Any]:
         """Encodes a batch of rows.
 
@@ -340,33 +322,20 @@ class BertModel(keras.layers.Layer):
           segment_ids: [B, S], 0 for `[CLS] A [SEP]` and 1 for `B [SEP]`.
           keys: the dropout key of each row, from `modeling.dropout`; None for no dropout.
           max_sequences: K, the most sequences that a row can have.
-          context: the devices among which the S positions are divided; None if this one has all.
 
         Returns:
           The sequence output [B, S, H], and the pooled outputs: [B, H] with one sequence a row,
           else [B, K, H], of which those of sequences that a row does not have mean nothing. Without
-          a pooler, None. In a context, the sequence output is that of this device's positions, and
-          the pooled outputs mean something only where it has a sequence's first token.
+          a pooler, None.
         """
-        starts_BK, places_BS, start = None, None, None
+        starts_BK, places_BS = None, None
         if max_sequences > 1:
             starts_BK = sequence_starts(input_mask, max_sequences)
             places_BS = places_in_sequences(input_mask, starts_BK)
-        if context:
-            start = context.start(input_ids.shape[1])
-            if places_BS is None:
-                places_BS = ops.arange(input_ids.shape[1], dtype="int32")[None]
-            input_ids, segment_ids, places_BS = map(
-                context.own, (input_ids, segment_ids, places_BS)
-            )
-            if starts_BK is not None:
-                starts_BK = ops.clip(starts_BK - start, 0, input_ids.shape[1] - 1)
-        x_BSH = self.embeddings(input_ids, segment_ids, places_BS, fold_in(keys, 0), start)
-        kernel = choose_kernel(
-            self.config, self.compute_dtype, max_sequences, keys is not None, context
-        )
+        x_BSH = self.embeddings(input_ids, segment_ids, places_BS, fold_in(keys, 0))
+        kernel = choose_kernel(self.config, self.compute_dtype, max_sequences, keys is not None)
         attend = kernel.attention(input_mask, max_sequences)
-        sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1), start=start)
+        sequence_output_BSH = self.encoder(x_BSH, attend=attend, keys=fold_in(keys, 1))
         return sequence_output_BSH, self.pooler and self.pooler(sequence_output_BSH, starts_BK)
 
 

@@ -6,7 +6,7 @@ H hidden, V vocabulary.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,9 +16,6 @@ from modeling.attention import jax_gpu
 from modeling.bert import BertModel, Initializer, activation, dense, layer_norm
 from modeling.config import BertConfig
 from modeling.training_options import Precision
-
-if TYPE_CHECKING:
-    from modeling.context import Context
 
 _ROOT = "bert_for_pretraining"
 
@@ -54,27 +51,15 @@ class MaskedLanguageModelHead(keras.layers.Layer):
         self.transform.build(input_shape)
         self.output_bias = self.add_weight((self.config.vocab_size,), "zeros", name="output_bias")
 
-    def call(
-        self,
-        sequence_output_BSH: Any,
-        positions_BP: Any,
-        word_embeddings_VH: Any,
-        context: "Context | None" = None,
-    ) -> Any:
-        """Logits [B, P, V], computed only at the masked positions, which are few.
-
-        In a context, each device computes the logits of an equal share of them.
-        """
-        if context:
-            x_BPH = context.share_at(sequence_output_BSH, positions_BP)
-        else:
-            x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
+    def call(self, sequence_output_BSH: Any, positions_BP: Any, word_embeddings_VH: Any) -> Any:
+        """Logits [B, P, V], computed only at the masked positions, which are few."""
+        x_BPH = ops.take_along_axis(sequence_output_BSH, positions_BP[:, :, None], axis=1)
         x_BPH = self.transform(x_BPH)
         word_embeddings_VH = ops.cast(word_embeddings_VH, x_BPH.dtype)
         x_TH = ops.reshape(x_BPH, (-1, self.config.hidden_size))
         matmul = gpu.padded_matmul if (gpu := jax_gpu()) else ops.matmul
         logits_TV = matmul(x_TH, ops.transpose(word_embeddings_VH)) + self.output_bias
-        return ops.reshape(logits_TV, (*ops.shape(x_BPH)[:2], self.config.vocab_size))
+        return ops.reshape(logits_TV, (*ops.shape(positions_BP), self.config.vocab_size))
 
 
 class NextSentenceHead(keras.layers.Layer):
@@ -147,9 +132,7 @@ class BertForPreTraining(keras.Model):
         self.bert.build()
         self.cls.build()
 
-    def call(
-        self, batch: Mapping[str, Any], keys: Any = None, context: "Context | None" = None
-    ) -> dict[str, Any]:
+    def call(self, batch: Mapping[str, Any], keys: Any = None) -> dict[str, Any]:
         """Runs a batch.
 
         Args:
@@ -157,22 +140,18 @@ class BertForPreTraining(keras.Model):
             The shape of `next_sentence_labels` [B, K] tells how many sequences a row can have;
             without labels, it is one.
           keys: the dropout key of each row, from `modeling.dropout`; None for no dropout.
-          context: the devices among which the S positions are divided, if they are.
 
         Returns:
           `sequence_output` [B, S, H], `pooled_output` [B, H], `masked_lm_logits` [B, P, V] and
           `next_sentence_logits` [B, 2]. If K is more than 1, `pooled_output` is [B, K, H] and
-          `next_sentence_logits` is [B, K, 2]. Without a pooler, there are neither of the two. In a
-          context, each device returns its part, to which `Context.own_labels` belong.
+          `next_sentence_logits` is [B, K, 2]. Without a pooler, there are neither of the two.
         """
         labels = batch.get("next_sentence_labels")
         most = 1 if labels is None else labels.shape[-1]
         tokens = (batch[name] for name in ("input_ids", "input_mask", "segment_ids"))
-        sequence_output, pooled_output = self.bert(
-            *tokens, keys, max_sequences=most, context=context
-        )
-        words, positions = self.bert.embeddings.word_embeddings, batch["masked_lm_positions"]
-        logits = self.cls.predictions(sequence_output, positions, words, context=context)
+        sequence_output, pooled_output = self.bert(*tokens, keys, max_sequences=most)
+        words = self.bert.embeddings.word_embeddings
+        logits = self.cls.predictions(sequence_output, batch["masked_lm_positions"], words)
         outputs = {"sequence_output": sequence_output, "masked_lm_logits": logits}
         if self.cls.seq_relationship:
             outputs["pooled_output"] = pooled_output

@@ -16,7 +16,7 @@ K sequences of a row, P predictions, H hidden, N heads, D head size.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from modeling.attention import MASKED_SCORE, Attend, Kernel, visible
-from modeling.bert import sequence_starts
-from modeling.dropout import drop
-from modeling.losses import sequence_weights
+from modeling.attention import MASKED_SCORE, Attend, Kernel
+from modeling.bert import places_in_sequences, sequence_starts
+from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.dropout import FIRST_POSITION, drop, fold_in
+from modeling.losses import pretraining_sums
 
 CONTEXT = "context"
 """The axis of the mesh along which devices divide positions."""
@@ -51,16 +52,71 @@ class Context:
         """What computes attention."""
         return Kernel(f"by a ring of {self.size} devices; compiled by XLA", self.attention)
 
-    def start(self, seq_length: int) -> Any:
-        """The number of this device's first position."""
-        return lax.axis_index(CONTEXT) * (seq_length // self.size)
+    def sums(
+        self, model: BertForPreTraining, batch: Mapping[str, Any], keys: Any = None
+    ) -> dict[str, Any]:
+        """The share that this device has in the `losses.pretraining_sums` of a batch.
 
-    def own(self, x: Any) -> Any:
+        It computes what `BertForPreTraining` does from its own positions on. Then it predicts an
+        equal share of the masked tokens, wherever they are, and the next-sentence labels of the
+        sequences whose first token it has.
+
+        Args:
+          model: the model.
+          batch: a whole batch, the same on all devices.
+          keys: see `BertForPreTraining`.
+        """
+        bert, heads = model.bert, model.cls
+        input_mask_BS, labels_BK = batch["input_mask"], batch["next_sentence_labels"]
+        most = labels_BK.shape[-1]
+        starts_BK = sequence_starts(input_mask_BS, most)
+        places_BS = jnp.arange(input_mask_BS.shape[1], dtype=jnp.int32)[None]
+        if most > 1:
+            places_BS = places_in_sequences(input_mask_BS, starts_BK)
+        tokens = (batch["input_ids"], batch["segment_ids"], places_BS)
+        first = lax.axis_index(CONTEXT) * (input_mask_BS.shape[1] // self.size)
+        outside = FIRST_POSITION.set(first)
+        try:
+            x_BTH = bert.embeddings(*map(self._own, tokens), fold_in(keys, 0))
+            attend = self.attention(input_mask_BS, most)
+            x_BTH = bert.encoder(x_BTH, attend=attend, keys=fold_in(keys, 1))
+        finally:
+            FIRST_POSITION.reset(outside)
+        x_BPH = self._share_at(x_BTH, batch["masked_lm_positions"])
+        all_BP = jnp.broadcast_to(jnp.arange(x_BPH.shape[1]), x_BPH.shape[:2])
+        words = bert.embeddings.word_embeddings
+        outputs = {"masked_lm_logits": heads.predictions(x_BPH, all_BP, words)}
+        labels = {
+            name: self._own(self._filled_up(batch[name]))
+            for name in ("masked_lm_ids", "masked_lm_weights")
+        }
+        if bert.pooler and heads.seq_relationship:
+            places_BK = starts_BK - first
+            is_own_BK = (places_BK >= 0) & (places_BK < x_BTH.shape[1])
+            places_BK = jnp.clip(places_BK, 0, x_BTH.shape[1] - 1)
+            outputs["next_sentence_logits"] = heads.seq_relationship(bert.pooler(x_BTH, places_BK))
+            # Each sequence counts as a row of its own, which is empty on other devices.
+            is_there_BK = jnp.arange(1, most + 1) <= input_mask_BS.max(axis=1, keepdims=True)
+            labels["next_sentence_labels"] = labels_BK.reshape(-1, 1)
+            labels["input_mask"] = jnp.int32(is_own_BK & is_there_BK).reshape(-1, 1)
+        return pretraining_sums(outputs, labels)
+
+    def attention(self, input_mask_BS: Any, max_sequences: int) -> Attend:
+        """Attention from this device's queries to the keys of all."""
+
+        def attend(q_BTND: Any, k_BTND: Any, v_BTND: Any, rate: float, keys: Any) -> Any:
+            ring = _Ring(self, max_sequences, 0.0 if keys is None else rate)
+            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTND, k_BTND, v_BTND))
+            return jnp.swapaxes(_ring_attention(ring, q, k, v, input_mask_BS, keys), 1, 2)
+
+        return attend
+
+    def _own(self, x: Any) -> Any:
         """The part of [B, S] that this device has, or of [B, P] if N divides P."""
-        length = x.shape[1]
-        return lax.dynamic_slice_in_dim(x, self.start(length), length // self.size, axis=1)
+        length = x.shape[1] // self.size
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(CONTEXT) * length, length, axis=1)
 
-    def share_at(self, x_BTH: Any, positions_BP: Any) -> Any:
+    def _share_at(self, x_BTH: Any, positions_BP: Any) -> Any:
         """What all devices have at some positions: this one's share, [B, ⌈P / N⌉, H].
 
         The shares are equal, wherever the positions are. The last ones may end with zeros.
@@ -76,37 +132,6 @@ class Context:
         x_BPH = jnp.take_along_axis(x_BTH, places_BP[:, :, None], axis=1)
         x_BPH = jnp.where(is_own_BP[:, :, None], x_BPH, 0)
         return lax.psum_scatter(x_BPH, CONTEXT, scatter_dimension=1, tiled=True)
-
-    def own_labels(self, batch: Any) -> dict[str, Any]:
-        """The batch with the labels of what this device predicts, for `losses.pretraining_sums`.
-
-        These are its share of the masked positions, see `share_at`, and the sequences whose first
-        token it has.
-        """
-        ids, weights = (
-            self.own(self._filled_up(batch[name]))
-            for name in ("masked_lm_ids", "masked_lm_weights")
-        )
-        input_mask_BS = batch["input_mask"]
-        starts_BK = sequence_starts(input_mask_BS, batch["next_sentence_labels"].shape[-1])
-        holder_BK = starts_BK // (input_mask_BS.shape[1] // self.size)
-        weights_BK = jnp.where(holder_BK == lax.axis_index(CONTEXT), sequence_weights(batch), 0)
-        return {
-            **batch,
-            "masked_lm_ids": ids,
-            "masked_lm_weights": weights,
-            "next_sentence_weights": weights_BK,
-        }
-
-    def attention(self, input_mask_BS: Any, max_sequences: int) -> Attend:
-        """Attention from this device's queries to the keys of all."""
-
-        def attend(q_BTND: Any, k_BTND: Any, v_BTND: Any, rate: float, keys: Any) -> Any:
-            ring = _Ring(self, max_sequences, 0.0 if keys is None else rate)
-            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTND, k_BTND, v_BTND))
-            return jnp.swapaxes(_ring_attention(ring, q, k, v, input_mask_BS, keys), 1, 2)
-
-        return attend
 
     def _filled_up(self, x_BP: Any) -> Any:
         """[B, P] with zeros at the end, so that N divides P."""
@@ -159,7 +184,11 @@ class _Ring:
             for device in self._devices(turn)
         )
         scores = _product("bnqd,bnkd->bnqk", q_BNTD, k_BNTD) / math.sqrt(q_BNTD.shape[-1])
-        return jnp.where(visible(own, come, self.max_sequences), scores, MASKED_SCORE)
+        # As `attention.masked_attention` has it.
+        seen = come[:, None, None, :] > 0
+        if self.max_sequences > 1:
+            seen = own[:, None, :, None] == come[:, None, None, :]
+        return jnp.where(seen, scores, MASKED_SCORE)
 
     def dropped(self, turn: Any, probabilities_BNTT: Any, keys: Any) -> Any:
         """Dropout of a turn's probabilities, which is their part of that of [B, N, S, S]."""

@@ -11,10 +11,14 @@ The hash is Chris Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31/)
 """
 
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from keras import ops
+
+FIRST_POSITION: ContextVar[Any] = ContextVar("first_position", default=0)
+"""The number of the first position, where a device computes a part of the positions."""
 
 
 def dropout_key(seed: int) -> Any:
@@ -35,37 +39,32 @@ def fold_in(key: Any, number: Any) -> Any:
     return _hash(ops.bitwise_xor(_hash(key), number))
 
 
-def dropout(x: Any, rate: float, keys: Any, start: Any = None) -> Any:
+def dropout(x: Any, rate: float, keys: Any) -> Any:
     """Sets a share `rate` of the elements to 0 and scales the others up; without keys, returns `x`.
 
     Args:
-      x: the input, [B, …].
+      x: the input, [B, …]. If it is [B, T, …], a part of more positions, set `FIRST_POSITION`.
       rate: the dropout rate, at least 0 and below 1.
       keys: the examples' keys, uint32 [B], or None.
-      start: if `x` [B, T, …] is a part of [B, S, …], the number of its first position there, an
-        integer scalar. The part then has the mask that it would have in the whole.
     """
     if keys is None or not rate:
         return x
     _, *shape = ops.shape(x)
-    elements = _numbers(math.prod(shape))
-    if start is not None:
-        elements = elements + ops.cast(start * math.prod(shape[1:]), "uint32")
-    return drop(x, rate, keys, ops.reshape(elements, shape))
+    first = ops.cast(FIRST_POSITION.get() * math.prod(shape[1:]), "uint32")
+    return drop(x, rate, keys, ops.reshape(_numbers(math.prod(shape)) + first, shape))
 
 
 def drop(x: Any, rate: float, keys: Any, elements: Any) -> Any:
-    """Dropout of any part of an example.
+    """Dropout of any part of each example, with the mask that it has in the whole.
 
     Args:
-      x: the part, [B, …].
+      x: the parts, [B, …].
       rate: the dropout rate, above 0 and below 1.
       keys: the examples' keys, uint32 [B].
-      elements: the numbers that the elements of each example's part have in the whole, uint32, of
-        the shape of `x` without B.
+      elements: the numbers that an example's elements have in the whole, uint32, of the shape of
+        `x` without B.
     """
     keys = ops.reshape(keys, (-1, *[1] * len(elements.shape)))
-    elements = elements[None]
     # Hashed twice, because one hash would give all examples windows of the same sequence.
     bits = _hash(ops.bitwise_xor(_hash(elements + keys), keys))
     is_kept = bits >= _uint32(int(rate * 2**32))

@@ -34,7 +34,7 @@ def batch_totals(batch: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         "masked_lm_weights": ops.sum(ops.cast(batch["masked_lm_weights"], "float32")),
-        "sequences": ops.sum(sequence_weights(batch)),
+        "sequences": ops.sum(_sequence_weights(batch)),
         "tokens": ops.sum(ops.cast(batch["input_mask"] > 0, "float32")),
     }
 
@@ -44,8 +44,7 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> di
 
     Args:
       outputs: the outputs of `BertForPreTraining`.
-      batch: a batch as for `batch_totals`. `next_sentence_weights` [B, K], if it has them, count
-        instead of `sequence_weights`.
+      batch: a batch as for `batch_totals`.
     """
     weights_BP = ops.cast(batch["masked_lm_weights"], "float32")
     logits_BPV, ids_BP = outputs["masked_lm_logits"], batch["masked_lm_ids"]
@@ -53,9 +52,7 @@ def pretraining_sums(outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> di
     if "next_sentence_logits" in outputs:
         labels_BK = batch["next_sentence_labels"]
         logits_BK2 = ops.reshape(outputs["next_sentence_logits"], (*labels_BK.shape, 2))
-        weights_BK = batch.get("next_sentence_weights")
-        weights_BK = sequence_weights(batch) if weights_BK is None else weights_BK
-        sums |= _sums("next_sentence", logits_BK2, labels_BK, weights_BK)
+        sums |= _sums("next_sentence", logits_BK2, labels_BK, _sequence_weights(batch))
     return sums
 
 
@@ -93,17 +90,17 @@ def losses_and_accuracies(sums: Mapping[str, float]) -> dict[str, float]:
     return losses | accuracies
 
 
-def sequence_weights(batch: Mapping[str, Any]) -> Any:
-    """[B, K], 1.0 for the sequences that a row has, and 0.0 for the other labels."""
-    labels_BK, input_mask_BR = batch["next_sentence_labels"], batch["input_mask"]
-    number_K = ops.arange(1, labels_BK.shape[1] + 1, dtype=input_mask_BR.dtype)
-    return ops.cast(number_K <= ops.max(input_mask_BR, axis=1, keepdims=True), "float32")
-
-
 def _sums(head: str, logits: Any, labels: Any, weights: Any) -> dict[str, Any]:
     """The two sums of a head, with weights of the labels' shape."""
     nll, hit = _nll_and_hit(logits, labels)
     return {f"{head}_nll": ops.sum(weights * nll), f"{head}_correct": ops.sum(weights * hit)}
+
+
+def _sequence_weights(batch: Mapping[str, Any]) -> Any:
+    """[B, K], 1.0 for the sequences that a row has, and 0.0 for the other labels."""
+    labels_BK, input_mask_BR = batch["next_sentence_labels"], batch["input_mask"]
+    number_K = ops.arange(1, labels_BK.shape[1] + 1, dtype=input_mask_BR.dtype)
+    return ops.cast(number_K <= ops.max(input_mask_BR, axis=1, keepdims=True), "float32")
 
 
 def _nll_and_hit(logits: Any, labels: Any) -> tuple[Any, Any]:

@@ -294,8 +294,7 @@ def _eval_step_of_context(
 
     def step(weights: list[Any], batch: Batch) -> dict[str, Any]:
         with keras.StatelessScope(zip(variables, weights, strict=True)):
-            outputs = model(batch, context=context)
-        sums = pretraining_sums(outputs, context.own_labels(batch))
+            sums = context.sums(model, batch)
         return {**batch_totals(batch), **jax.lax.psum(sums, CONTEXT)}
 
     parts = PartitionSpec()

@@ -94,8 +94,10 @@ class Learner:
 
     def attention_kernel(self, batch: Batch, context: "Context | None" = None) -> Kernel:
         """What computes attention when a batch is trained on, see `loss`."""
-        most, dtype = batch["next_sentence_labels"].shape[-1], self.model.compute_dtype
-        return choose_kernel(self.model.config, dtype, most, True, context)
+        if context:
+            return context.kernel
+        max_sequences = batch["next_sentence_labels"].shape[-1]
+        return choose_kernel(self.model.config, self.model.compute_dtype, max_sequences, True)
 
     def parts(self, batch: Batch) -> dict[str, Any]:
         """The batch in parts: arrays [accumulation steps, sequences of a part, …]."""
@@ -126,8 +128,10 @@ class Learner:
           context: the devices among which the positions are divided, if they are. Each returns its
             share of the loss and of the sums.
         """
-        outputs = self.model(part, part[_KEYS], context=context)
-        sums = pretraining_sums(outputs, context.own_labels(part) if context else part)
+        if context:
+            sums = context.sums(self.model, part, part[_KEYS])
+        else:
+            sums = pretraining_sums(self.model(part, part[_KEYS]), part)
         loss = total_loss({**sums, **totals})
         return (loss * self.loss_scale.scale if self.loss_scale else loss), sums
 

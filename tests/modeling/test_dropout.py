@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from modeling.dropout import dropout, dropout_key, example_keys, fold_in
+from modeling.dropout import FIRST_POSITION, dropout, dropout_key, example_keys, fold_in
 
 
 def lowbias32(x):
@@ -54,7 +54,9 @@ def test_a_share_is_dropped_and_the_rest_scaled_up(rate):
 def test_a_part_of_the_positions_has_its_part_of_the_mask(start, length, batch):
     keys = example_keys(dropout_key(1), np.arange(batch))
     whole = np.asarray(dropout(ops.ones((batch, 16, 3)), 0.5, keys))
-    part = dropout(ops.ones((batch, length, 3)), 0.5, keys, np.int32(start))
+    outside = FIRST_POSITION.set(np.int32(start))
+    part = dropout(ops.ones((batch, length, 3)), 0.5, keys)
+    FIRST_POSITION.reset(outside)
     np.testing.assert_array_equal(part, whole[:, start : start + length])
 
 
