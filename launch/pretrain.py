@@ -182,6 +182,13 @@ flags.DEFINE_boolean(
     "Recompute activations in the backward pass instead of storing them. This saves memory and "
     "costs about a third more work.",
 )
+flags.DEFINE_integer(
+    "context_parallel",
+    _DEFAULTS.context_parallel,
+    "With --backend=jax: divide the positions of each sequence among this many devices, for "
+    "sequences whose activations are too much for one. It must divide the number of devices and "
+    "the sequence length. The result is the same, except for rounding.",
+)
 flags.DEFINE_string(
     "masked_lm_prob",
     None,
@@ -272,7 +279,7 @@ def _pretrain(options: TrainingOptions, group: ProcessGroup, termination: Termin
         from modeling.training.dry_run import dry_run  # noqa: PLC0415 - after the backend is chosen
         from modeling.training.loop import train  # noqa: PLC0415
 
-        replicas = Replicas(group)
+        replicas = Replicas(group, options.context_parallel)
     if group.num_processes > 1 and not _DRY_RUN.value:
         termination.ask(group)  # again, because TensorFlow has a handler of its own now
     # Only process 0 writes to the run's directory.

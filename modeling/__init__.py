@@ -1,6 +1,6 @@
 """Shards to batches to logits to losses to trained weights: BERT in Keras 3.
 
-Thirteen files are the spine, in reading order::
+Fourteen files are the spine, in reading order::
 
     config                the size and shape of a BERT
     masking_schedule      the share of tokens to mask, which may change while a model trains
@@ -14,6 +14,7 @@ Thirteen files are the spine, in reading order::
     bert                  BertModel: token ids -> sequence output and pooled output
     bert_for_pretraining  BertForPreTraining: BertModel with the two pretraining heads -> logits
     losses                logits and labels -> sums -> losses and accuracies
+    context               what several devices compute that divide the positions of a sequence
     optimization          AdamW and LAMB, gradient clipping, loss scale, warm-up and decay
 
 Five rooms do the rest. A room imports the spine and the rooms above it, never one below::

@@ -19,8 +19,8 @@ from modeling.dropout import dropout
 
 Attend = Callable[[Any, Any, Any, float, Any], Any]
 """Queries, keys, values [B, S, N, D], dropout's rate and keys to the context [B, S, N, D]."""
-# The score of what is not seen; its exponential is 0 in float32.
-_MASKED_SCORE = -1e9
+MASKED_SCORE = -1e9
+"""The score of what is not seen; its exponential is 0 in float32."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,6 @@ def attention_with_dropout(
     q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (q_BSND, k_BSND, v_BSND))
     scores_BNSS = ops.cast(ops.einsum("bnqd,bnkd->bnqk", q, k), "float32")
     scores_BNSS = scores_BNSS / math.sqrt(q_BSND.shape[-1])
-    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, _MASKED_SCORE))
+    probabilities_BNSS = ops.softmax(ops.where(mask, scores_BNSS, MASKED_SCORE))
     probabilities_BNSS = ops.cast(dropout(probabilities_BNSS, rate, keys), v_BSND.dtype)
     return ops.transpose(ops.einsum("bnqk,bnkd->bnqd", probabilities_BNSS, v), (0, 2, 1, 3))

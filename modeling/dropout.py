@@ -11,10 +11,14 @@ The hash is Chris Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31/)
 """
 
 import math
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from keras import ops
+
+FIRST_POSITION: ContextVar[Any] = ContextVar("first_position", default=0)
+"""The number of the first position, where a device computes a part of the positions."""
 
 
 def dropout_key(seed: int) -> Any:
@@ -39,15 +43,28 @@ def dropout(x: Any, rate: float, keys: Any) -> Any:
     """Sets a share `rate` of the elements to 0 and scales the others up; without keys, returns `x`.
 
     Args:
-      x: the input, [B, …].
+      x: the input, [B, …]. If it is [B, T, …], a part of more positions, set `FIRST_POSITION`.
       rate: the dropout rate, at least 0 and below 1.
       keys: the examples' keys, uint32 [B], or None.
     """
     if keys is None or not rate:
         return x
-    batch, *shape = ops.shape(x)
-    keys = ops.reshape(keys, (batch, *[1] * len(shape)))
-    elements = ops.reshape(_numbers(math.prod(shape)), (1, *shape))
+    _, *shape = ops.shape(x)
+    first = ops.cast(FIRST_POSITION.get() * math.prod(shape[1:]), "uint32")
+    return drop(x, rate, keys, ops.reshape(_numbers(math.prod(shape)) + first, shape))
+
+
+def drop(x: Any, rate: float, keys: Any, elements: Any) -> Any:
+    """Dropout of any part of each example, with the mask that it has in the whole.
+
+    Args:
+      x: the parts, [B, …].
+      rate: the dropout rate, above 0 and below 1.
+      keys: the examples' keys, uint32 [B].
+      elements: the numbers that an example's elements have in the whole, uint32, of the shape of
+        `x` without B.
+    """
+    keys = ops.reshape(keys, (-1, *[1] * len(elements.shape)))
     # Hashed twice, because one hash would give all examples windows of the same sequence.
     bits = _hash(ops.bitwise_xor(_hash(elements + keys), keys))
     is_kept = bits >= _uint32(int(rate * 2**32))

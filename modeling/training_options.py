@@ -70,6 +70,7 @@ class TrainingOptions:
       precision: the number type of the model's computations.
       recompute_activations: whether the backward pass recomputes activations instead of keeping
         them.
+      context_parallel: the number of devices that divide the positions of each sequence.
       masked_lm_prob: the share of tokens to mask, or a schedule of it, also given as text; only
         with data whose masks are drawn while training. By default, the share in the eval instances.
       save_checkpoints_steps: the number of updates between checkpoints.
@@ -103,6 +104,7 @@ class TrainingOptions:
     adam_bias_correction: bool = True
     precision: Precision = Precision.FLOAT32
     recompute_activations: bool = False
+    context_parallel: int = 1
     masked_lm_prob: MaskingSchedule | None = None
     save_checkpoints_steps: int = 1_000
     keep_checkpoints: int = 5
@@ -118,6 +120,7 @@ class TrainingOptions:
         for name in (
             "train_batch_size",
             "gradient_accumulation_steps",
+            "context_parallel",
             "num_train_steps",
             "save_checkpoints_steps",
             "keep_checkpoints",

@@ -23,6 +23,7 @@ __all__ = [
     "Replicas",
     "TrainStep",
     "check_divisible",
+    "check_positions_divisible",
     "check_precision",
     "device_names",
     "eval_step",
@@ -40,8 +41,21 @@ def check_precision(precision: Precision) -> None:
         raise UserError("JAX computes in float16 only on GPUs: give --precision=bfloat16")
 
 
+def check_positions_divisible(context_parallel: int, num_positions: int) -> None:
+    """Checks that every device of a replica gets the same number of positions.
+
+    Raises:
+      UserError: the positions cannot be divided in this way.
+    """
+    if num_positions % context_parallel:
+        raise UserError(
+            f"--context_parallel={context_parallel} does not divide the {num_positions} positions "
+            "of the data's sequences or rows"
+        )
+
+
 def check_divisible(options: TrainingOptions, num_replicas: int) -> None:
-    """Checks that every device gets the same number of sequences in each part of a batch.
+    """Checks that every replica gets the same number of sequences in each part of a batch.
 
     Raises:
       UserError: the batch cannot be divided in this way.
@@ -49,9 +63,10 @@ def check_divisible(options: TrainingOptions, num_replicas: int) -> None:
     parts = num_replicas * options.gradient_accumulation_steps
     if options.train_batch_size % parts:
         accumulated = f", {options.gradient_accumulation_steps} times each"
+        groups = f"groups of {options.context_parallel} devices"
         raise UserError(
             f"--train_batch_size={options.train_batch_size} cannot be divided among "
-            f"{num_replicas} devices"
+            f"{num_replicas} {groups if options.context_parallel > 1 else 'devices'}"
             + (accumulated if options.gradient_accumulation_steps > 1 else "")
             + f": give a multiple of {parts}"
         )

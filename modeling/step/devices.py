@@ -48,15 +48,20 @@ def describe_devices(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} x {names[0]}"
 
 
-def describe_group(group: ProcessGroup, num_devices: int, batch_size: int) -> str:
+def describe_group(
+    group: ProcessGroup, num_devices: int, batch_size: int, context_parallel: int = 1
+) -> str:
     """The processes and devices that share a batch, for people.
 
     Args:
       group: the processes.
       num_devices: the number of devices of all processes.
       batch_size: B, the number of sequences per update.
+      context_parallel: the number of devices that divide each sequence.
     """
-    devices = f"{num_devices} devices, batch {batch_size}: {batch_size // num_devices} a device"
+    unit = f"for every {context_parallel} of them" if context_parallel > 1 else "a device"
+    part = batch_size * context_parallel // num_devices
+    devices = f"{num_devices} devices, batch {batch_size}: {part} {unit}"
     if group.num_processes == 1:
         return devices
     hosts = list(dict.fromkeys(group.hosts))

@@ -2,31 +2,54 @@
 
 from abc import abstractmethod
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from modeling.job.group import ProcessGroup
 from modeling.step.learner import Batch, Learner
 
+if TYPE_CHECKING:
+    from modeling.context import Context
+
 
 class Replicas(Protocol):
-    """The devices of all processes, each of which computes a part of every batch.
+    """The devices of all processes, in replicas, each of which computes a part of every batch.
 
-    Create it before anything is computed. It is a context manager, so that the processes part in
-    order at its end.
+    A replica is a device, or the devices that divide the positions of its sequences. Create this
+    before anything is computed. It is a context manager, so that the processes part in order at its
+    end.
 
     Attributes:
       group: the processes.
-      count: devices of all processes.
+      num_devices: devices of all processes.
       local_count: devices of this process.
+      count: replicas.
+      num_readers: processes that read different instances. Those of one replica read the same.
+      context: the devices of a replica, if it has several.
     """
 
     group: ProcessGroup
-    count: int
+    num_devices: int
     local_count: int
+    count: int
+    num_readers: int
+    context: "Context | None"
 
     @abstractmethod
-    def __init__(self, group: ProcessGroup | None = None):
-        """Connects the devices of a group; by default, this process is the only one."""
+    def __init__(self, group: ProcessGroup | None = None, context_parallel: int = 1):
+        """Connects the devices of a group; by default, this process is the only one.
+
+        Raises:
+          UserError: replicas of `context_parallel` devices are impossible.
+        """
+
+    @property
+    def reader(self) -> int:
+        """The number of this process among the readers, from 0."""
+        return self.reader_of(self.group.process_id)
+
+    def reader_of(self, process_id: int) -> int:
+        """The number of a process among the readers."""
+        return process_id * self.num_readers // self.group.num_processes
 
     @abstractmethod
     def __enter__(self) -> Self: ...

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from modeling.attention import Kernel
 from modeling.bert_for_pretraining import BertForPreTraining
+from modeling.context import CONTEXT, Context
 from modeling.job.group import ProcessGroup
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
@@ -57,9 +58,9 @@ def peak_memory() -> int | None:
 
 
 class Replicas(interface.Replicas):
-    """The devices of all processes, in one mesh."""
+    """The devices of all processes, in one mesh of replicas by positions."""
 
-    def __init__(self, group: ProcessGroup | None = None):
+    def __init__(self, group: ProcessGroup | None = None, context_parallel: int = 1):
         self.group = group = group or ProcessGroup()
         if group.num_processes > 1:
             # The group itself notices lost processes and signals; JAX would abort with a dump.
@@ -75,10 +76,14 @@ class Replicas(interface.Replicas):
                 # By default, JAX listens at all addresses of the host.
                 coordinator_bind_address=address if address.startswith("127.") else None,
             )
-        self.count = jax.device_count()
-        self.local_count = jax.local_device_count()
+        self.num_devices, self.local_count = jax.device_count(), jax.local_device_count()
         group.check_same({"the number of devices": self.local_count})
-        mesh = jax.sharding.Mesh(np.array(jax.devices()), (_REPLICA,))
+        _check_context(context_parallel, self.num_devices, self.local_count)
+        self.context = Context(context_parallel) if context_parallel > 1 else None
+        self.count = self.num_devices // context_parallel
+        self.num_readers = min(group.num_processes, self.count)
+        devices = np.array(jax.devices()).reshape(self.count, context_parallel)
+        mesh = jax.sharding.Mesh(devices, (_REPLICA, CONTEXT))
         self._shared = NamedSharding(mesh, PartitionSpec())
         self._divided = NamedSharding(mesh, PartitionSpec(_REPLICA))
         # This finds out whether the devices reach each other, before the first step.
@@ -99,6 +104,12 @@ class Replicas(interface.Replicas):
         if self.group.is_first:
             jax.distributed.shutdown()
 
+    def own_context(self) -> NamedSharding:
+        """Whole values on the devices of one context, those of this process among them."""
+        mesh, own = self._shared.mesh, jax.local_devices()[0]
+        devices = next(row for row in mesh.devices if own in row)
+        return NamedSharding(jax.sharding.Mesh(devices, (CONTEXT,)), PartitionSpec())
+
     def share(self, variables: list[keras.Variable]) -> None:
         """Gives every device the values of the variables, which are equal in all processes."""
         for variable in variables:
@@ -108,7 +119,7 @@ class Replicas(interface.Replicas):
             )
 
     def divide(self, batch: Batch) -> Batch:
-        numbered = with_rows(batch, self.group.process_id, self.group.num_processes)
+        numbered = with_rows(batch, self.reader, self.num_readers)
         return {
             name: jax.make_array_from_process_local_data(self._divided, values)
             for name, values in numbered.items()
@@ -128,7 +139,7 @@ class Replicas(interface.Replicas):
         return jax.jit(on_all, donate_argnums=0).lower(*arguments).compile()
 
     def seconds_to_add(self, num_numbers: int) -> float:
-        if self.count == 1:
+        if self.num_devices == 1:
             return 0.0
         numbers = jax.make_array_from_process_local_data(
             self._shared, np.zeros(num_numbers, np.float32), (num_numbers,)
@@ -143,7 +154,26 @@ class Replicas(interface.Replicas):
 
 def _added_up(values: Any) -> Any:
     """The sums of all devices' values, in all devices."""
-    return jax.lax.psum(values, _REPLICA)
+    return jax.lax.psum(values, (_REPLICA, CONTEXT))
+
+
+def _check_context(size: int, num_devices: int, local_count: int) -> None:
+    """Checks that each device is in one context, and each process has whole contexts or is in one.
+
+    Raises:
+      UserError: the devices cannot be divided in this way.
+    """
+    if num_devices % size:
+        of_processor = f"XLA_FLAGS=--xla_force_host_platform_device_count={size}"
+        hint = "" if device_names() else f" ({of_processor} makes a processor {size} devices)"
+        raise UserError(
+            f"--context_parallel={size} does not divide the number of devices, {num_devices}{hint}"
+        )
+    if local_count % size and size % local_count:
+        raise UserError(
+            f"--context_parallel={size} must divide the {local_count} devices of a process, or be "
+            "a multiple of them"
+        )
 
 
 class TrainStep(interface.TrainStep):
@@ -165,7 +195,7 @@ class TrainStep(interface.TrainStep):
         batch = self._replicas.divide(batch)
         if (size := len(batch["input_ids"])) != self._compiled_size:
             self._compiled_size = size
-            self._kernel = self._learner.attention_kernel(batch)
+            self._kernel = self._learner.attention_kernel(batch, self._replicas.context)
             with _kernel_errors_explained(self._kernel):
                 self._compiled = self._replicas.compiled(self._step, values, batch)
         values, self._results = self._compiled(values, batch)
@@ -183,7 +213,8 @@ class TrainStep(interface.TrainStep):
 
     def _step(self, values: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
         """The update, as each device computes it from its part of the batch."""
-        totals = _added_up(batch_totals(batch))
+        # The devices of a context have the same batch.
+        totals = jax.lax.psum(batch_totals(batch), _REPLICA)
         with keras.StatelessScope(zip(self._variables, values, strict=True)):
             batch = self._learner.with_keys(batch)
         if self._learner.accumulation_steps == 1:
@@ -204,7 +235,7 @@ class TrainStep(interface.TrainStep):
         def loss(weights: list[Any]) -> tuple[Any, Any]:
             current = [*weights, *values[num_weights:]]
             with keras.StatelessScope(zip(self._variables, current, strict=True)):
-                return self._learner.loss(part, totals)
+                return self._learner.loss(part, totals, self._replicas.context)
 
         gradients, sums = jax.grad(loss, has_aux=True)(values[:num_weights])
         return sums, gradients
@@ -236,14 +267,56 @@ def _kernel_errors_explained(kernel: Kernel) -> Iterator[None]:
         ) from error
 
 
-def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
-    """A function that returns a batch's totals and sums without dropout, on one device."""
+def eval_step(
+    model: BertForPreTraining, replicas: Replicas | None = None
+) -> Callable[[Batch], dict[str, Any]]:
+    """A function that returns a batch's totals and sums without dropout.
+
+    It computes on one device of this process, or on the devices of its context. All processes of a
+    context call it alike.
+    """
+    variables = model.trainable_variables
+    if replicas and replicas.context:
+        return _eval_step_of_context(model, replicas.context, replicas.own_context())
 
     @jax.jit
     def step(weights: list[Any], batch: Batch) -> dict[str, Any]:
-        with keras.StatelessScope(zip(model.trainable_variables, weights, strict=True)):
+        with keras.StatelessScope(zip(variables, weights, strict=True)):
             return {**batch_totals(batch), **pretraining_sums(model(batch), batch)}
 
-    return lambda batch: step(
-        [variable.value.addressable_data(0) for variable in model.trainable_variables], batch
+    return lambda batch: step([each.value.addressable_data(0) for each in variables], batch)
+
+
+def _eval_step_of_context(
+    model: BertForPreTraining, context: Context, whole: NamedSharding
+) -> Callable[[Batch], dict[str, Any]]:
+    variables, devices = model.trainable_variables, whole.device_set
+
+    def step(weights: list[Any], batch: Batch) -> dict[str, Any]:
+        with keras.StatelessScope(zip(variables, weights, strict=True)):
+            sums = context.sums(model, batch)
+        return {**batch_totals(batch), **jax.lax.psum(sums, CONTEXT)}
+
+    parts = PartitionSpec()
+    on_all = jax.jit(
+        jax.shard_map(step, mesh=whole.mesh, in_specs=parts, out_specs=parts, check_vma=False)
     )
+
+    def run(batch: Batch) -> dict[str, Any]:
+        shards = (each.value.addressable_shards for each in variables)
+        values = (
+            [shard.data for shard in of_weight if shard.device in devices] for of_weight in shards
+        )
+        weights = [
+            jax.make_array_from_single_device_arrays(each.shape, whole, value)
+            for each, value in zip(variables, values, strict=True)
+        ]
+        return on_all(
+            weights,
+            {
+                name: jax.make_array_from_process_local_data(whole, value, value.shape)
+                for name, value in batch.items()
+            },
+        )
+
+    return run

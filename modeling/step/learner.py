@@ -5,7 +5,7 @@ its backend, and gives them to `Learner.apply`.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
@@ -26,6 +26,9 @@ from modeling.optimization import (
     clip_by_global_norm,
 )
 from modeling.training_options import OptimizerName, Precision, ScheduleName, TrainingOptions
+
+if TYPE_CHECKING:
+    from modeling.context import Context
 
 Batch = Mapping[str, Any]
 """Arrays of B examples, by the names of `pipeline.records`."""
@@ -89,8 +92,10 @@ class Learner:
             variable.assign(value)
         return other
 
-    def attention_kernel(self, batch: Batch) -> Kernel:
-        """What computes attention when a batch is trained on."""
+    def attention_kernel(self, batch: Batch, context: "Context | None" = None) -> Kernel:
+        """What computes attention when a batch is trained on, see `loss`."""
+        if context:
+            return context.kernel
         max_sequences = batch["next_sentence_labels"].shape[-1]
         return choose_kernel(self.model.config, self.model.compute_dtype, max_sequences, True)
 
@@ -111,15 +116,22 @@ class Learner:
         rows = batch.get(_ROWS, ops.arange(batch["input_ids"].shape[0], dtype="int32"))
         return {**batch, _KEYS: example_keys(key, rows)}
 
-    def loss(self, part: Batch, totals: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def loss(
+        self, part: Batch, totals: Mapping[str, Any], context: "Context | None" = None
+    ) -> tuple[Any, dict[str, Any]]:
         """The loss whose gradients are needed, and the `pretraining_sums` of a part.
 
         Args:
           part: a part of a batch with keys.
           totals: `batch_totals` of the whole batch, so that the gradients of its parts add up to
             the gradients of the whole.
+          context: the devices among which the positions are divided, if they are. Each returns its
+            share of the loss and of the sums.
         """
-        sums = pretraining_sums(self.model(part, part[_KEYS]), part)
+        if context:
+            sums = context.sums(self.model, part, part[_KEYS])
+        else:
+            sums = pretraining_sums(self.model(part, part[_KEYS]), part)
         loss = total_loss({**sums, **totals})
         return (loss * self.loss_scale.scale if self.loss_scale else loss), sums
 

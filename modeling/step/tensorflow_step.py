@@ -15,6 +15,7 @@ from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
 from modeling.step.learner import Batch, Learner, with_rows
 from modeling.training_options import Precision
+from pipeline.errors import UserError
 
 _by_xla = partial(tf.function, jit_compile=True, autograph=False)
 _REPEATS = 3
@@ -62,8 +63,14 @@ class Replicas(interface.Replicas):
       strategy: what connects them.
     """
 
-    def __init__(self, group: ProcessGroup | None = None):
+    def __init__(self, group: ProcessGroup | None = None, context_parallel: int = 1):
+        if context_parallel > 1:
+            raise UserError(
+                f"--context_parallel={context_parallel} needs --backend=jax, because TensorFlow's "
+                "XLA cannot exchange keys and values"
+            )
         self.group = group = group or ProcessGroup()
+        self.context, self.num_readers = None, group.num_processes
         kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         if group.num_processes > 1:
             group.check_same({"the number of devices": len(tf.config.list_physical_devices(kind))})
@@ -82,7 +89,7 @@ class Replicas(interface.Replicas):
                 if len(devices) > 1
                 else tf.distribute.get_strategy()
             )
-        self.count = self.strategy.num_replicas_in_sync
+        self.count = self.num_devices = self.strategy.num_replicas_in_sync
         self.local_count = self.count // group.num_processes
 
     def __enter__(self) -> Self:
@@ -227,7 +234,9 @@ class _Replica:
         return tf.while_loop(lambda number, _: number < steps, add_part, (0, zeros))[1]
 
 
-def eval_step(model: BertForPreTraining) -> Callable[[Batch], dict[str, Any]]:
+def eval_step(
+    model: BertForPreTraining, _replicas: Replicas | None = None
+) -> Callable[[Batch], dict[str, Any]]:
     """A function that returns a batch's totals and sums without dropout, on one device."""
 
     @_by_xla

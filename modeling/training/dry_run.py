@@ -58,8 +58,10 @@ def dry_run(
     row = training_limits(manifest, options)
     instance, records = ("sequence", "instances") if row.sequences == 1 else ("row", "rows")
     yield f"device               {describe_devices(device_names())}"
-    if replicas.count > 1:
-        described = describe_group(group, replicas.count, options.train_batch_size)
+    if replicas.num_devices > 1:
+        described = describe_group(
+            group, replicas.num_devices, options.train_batch_size, options.context_parallel
+        )
         yield f"all devices          {described}"
     yield f"parameters           {parameters:,}"
     yield from (f"{name:<20} {fact}" for name, fact in extension.items())
@@ -96,17 +98,17 @@ def dry_run(
     )
 
     step = TrainStep(learner, replicas)
-    data_set = _smallest_part(data_set, _STEPS * options.train_batch_size, group.num_processes)
+    place = replicas.reader, replicas.num_readers
+    data_set = _smallest_part(data_set, _STEPS * options.train_batch_size, replicas.num_readers)
     batches = training_batches(
         data_set,
         options.train_batch_size,
         options.random_seed,
-        process_id=group.process_id,
-        num_processes=group.num_processes,
+        0,
+        *place,
     )
     read = readable(batches, data_set)
     if schedule:
-        place = (group.process_id, group.num_processes)
         read = masked_batches(read, data_set, options, 0, 0, *place)
     for number, batch in zip(range(_STEPS), read, strict=False):
         started = time.perf_counter()
@@ -173,24 +175,29 @@ def memory_estimate(
     """Estimates the bytes that a step needs on each device.
 
     Counts weights, gradients and two moments in float32; the activations that the backward pass
-    needs, of all blocks or, if they are recomputed, of one block; and the logits.
+    needs, of all blocks or, if they are recomputed, of one block; and the logits. Of devices that
+    divide positions, each has its part, and the scores of one turn of their ring.
 
     Args:
       config: the model's size.
-      options: the training options, of which precision and recomputation matter.
+      options: the training options, of which precision, recomputation and the division of
+        positions matter.
       instances: the number of sequences, or packed rows, that a device computes at a time.
       parameters: the number of the model's parameters.
       num_tokens: S or R, the length of an instance.
       num_predictions: P, the number of predictions per instance.
     """
     number_bytes = 4 if options.precision == Precision.FLOAT32 else 2
+    num_tokens = num_tokens // options.context_parallel
     hidden = instances * num_tokens * config.hidden_size
     inner = instances * num_tokens * config.intermediate_size
-    probabilities = instances * config.num_attention_heads * num_tokens**2
-    block = number_bytes * (10 * hidden + 3 * inner + 3 * probabilities)
+    scores = instances * config.num_attention_heads * num_tokens**2
+    block, turn = number_bytes * (10 * hidden + 3 * inner), 4 * 4 * scores
+    if options.context_parallel == 1:  # all scores are one turn, which is kept
+        block, turn = block + number_bytes * 3 * scores, 0
     if options.recompute_activations:
         blocks = config.num_hidden_layers * number_bytes * hidden + block
     else:
         blocks = config.num_hidden_layers * block
-    logits = 2 * 4 * instances * num_predictions * config.vocab_size
-    return 16 * parameters + blocks + logits
+    logits = 2 * 4 * instances * num_predictions * config.vocab_size // options.context_parallel
+    return 16 * parameters + blocks + turn + logits

@@ -40,6 +40,7 @@ from modeling.step.backend import (
     Replicas,
     TrainStep,
     check_divisible,
+    check_positions_divisible,
     check_precision,
     device_names,
     eval_step,
@@ -111,8 +112,9 @@ def train(
     logging.info(
         "%s parameters, on %s", f"{learner.model.count_params():,}", describe_devices(devices)
     )
-    if replicas.count > 1:
-        logging.info("%s", describe_group(group, replicas.count, options.train_batch_size))
+    if replicas.num_devices > 1:
+        sizes = options.train_batch_size, options.context_parallel
+        logging.info("%s", describe_group(group, replicas.num_devices, *sizes))
     if group.is_first:
         remove_unfinished_checkpoints(run_dir)
     state = restore_or_begin(run_dir, learner, options, origin, group)
@@ -130,7 +132,7 @@ def train(
     if group.is_first:
         prepare_run(run_dir, config, data_set)
         state = dataclasses.replace(state, sha256=digests_of_run(run_dir))
-        write_environment(run_dir, devices, group.hosts, replicas.count)
+        write_environment(run_dir, devices, group.hosts, replicas.num_devices)
         write_whole(run_dir / FLAGS_NAME, flags)
     manifest = data_set.manifest
     own_run_dir = run_dir if group.is_first else None
@@ -143,7 +145,7 @@ def train(
                 options.num_train_steps,
                 BatchSizes(options, replicas.count),
                 flops_per_instance(config, manifest, training_limits(manifest, options)),
-                (peak_flops(devices[0]) or 0) * replicas.count if devices else None,
+                (peak_flops(devices[0]) or 0) * replicas.num_devices if devices else None,
                 manifest.sentence_pairs,
                 tracker,
                 writer.directory,
@@ -174,7 +176,8 @@ def check_can_train(
     check_masking(data_set, options)
     check_precision(options.precision)
     check_divisible(options, replicas.count)
-    check_enough_shards(data_set, replicas.group.num_processes)
+    check_positions_divisible(options.context_parallel, data_set.manifest.row_limits.tokens)
+    check_enough_shards(data_set, replicas.num_readers)
     if isinstance(data_set, CachedDataSet):
         _check_cache(data_set, options, replicas)
 
@@ -186,8 +189,8 @@ def _check_cache(data_set: CachedDataSet, options: TrainingOptions, replicas: Re
         data_set.manifest,
         options.random_seed,
         BatchSizes(options, replicas.count).total(0, options.num_train_steps),
-        [number for number, host in enumerate(hosts) if host == hosts[own]],
-        len(hosts),
+        sorted({replicas.reader_of(i) for i, host in enumerate(hosts) if host == hosts[own]}),
+        replicas.num_readers,
     )
     evaluated = (
         evaluation_shards(data_set.manifest, options.max_eval_steps * options.eval_batch_size)
@@ -241,13 +244,13 @@ class _Loop:
         self._schedule = learning_rate_schedule(options)
         self._batch_sizes = BatchSizes(options, replicas.count)
         self._masking = schedule_of(data_set.manifest, options)
-        self._eval_step = eval_step(learner.model)
+        self._eval_step = eval_step(learner.model, replicas)
         self._verifier = ShardVerifier(data_set, skip=not options.verify_data)
         # Before the first step, so that a data set without eval instances is an error at once.
         self._eval_batches = (
             evaluation_batches(
                 data_set, options.eval_batch_size, self._verifier.open, options.max_eval_steps
-            ).shard(self._group.num_processes, self._group.process_id)
+            ).shard(replicas.num_readers, replicas.reader)
             if options.eval_every_steps
             else None
         )
@@ -306,7 +309,7 @@ class _Loop:
 
         TensorFlow would not notice a signal while it waits for them.
         """
-        place = (self._start.instances_seen, self._group.process_id, self._group.num_processes)
+        place = self._start.instances_seen, self._replicas.reader, self._replicas.num_readers
         parts = parts_of_groups(self._data_set.manifest, self._options.random_seed, *place)
 
         def open_shards() -> None:
@@ -321,7 +324,7 @@ class _Loop:
 
     def _open_batches(self) -> Generator[dict[str, np.ndarray]]:
         """The parts of the batches that this process has, from the first step on."""
-        place = (self._start.instances_seen, self._group.process_id, self._group.num_processes)
+        place = self._start.instances_seen, self._replicas.reader, self._replicas.num_readers
         batches = training_batches(
             self._data_set,
             self._options.train_batch_size,
@@ -351,7 +354,9 @@ class _Loop:
             batches = readable(self._eval_batches, self._data_set)
             sums = evaluation_sums(self._eval_step, batches)
             self._verifier.wait()
-            self._metrics.write_evaluation(step, add_up(self._group.gather(sums)))
+            # The processes of a replica have the same sums.
+            each = self._group.num_processes // self._replicas.num_readers
+            self._metrics.write_evaluation(step, add_up(self._group.gather(sums)[::each]))
 
     def _save(self, step: int) -> None:
         sums = self._read_results()

@@ -194,6 +194,34 @@ def test_a_run_resumed_by_two_and_then_by_one_is_that_of_one(backend, data_dir, 
 
 
 @pytest.mark.slow
+@needs_jax
+def test_processes_and_devices_that_divide_sequences_train_as_one(data_dir, straight, tmp_path):
+    """A run changes how many devices divide a sequence, and whether they are of one process."""
+    changing = command("jax", data_dir, "changing")
+    # To save at every step takes time, so that the signal comes before the last step.
+    slowly = (*changing, "--save_checkpoints_steps=1")
+    stops = [0]
+    for launched, num_devices, size in ((two, 1, 2), (tuple, 4, 4), (two, 2, 4)):
+        words = (*slowly, f"--context_parallel={size}")
+        pretrain = two(*words) if launched is two else words
+        process = start(tmp_path, *pretrain, num_devices=num_devices)
+        wait_for_step(tmp_path / "changing", stops[-1] + 3, process)
+        process.send_signal(signal.SIGTERM)
+        (code,), (stderr,) = end_of(process)
+        assert code == 143, stderr
+        stops += [int(stop) for stop in re.findall(r"stopped by SIGTERM.* at step (\d+)", stderr)]
+        assert f"attention: by a ring of {size} devices" in stderr
+    assert len(stops) == 4
+    process = start(tmp_path, *two(*changing, "--context_parallel=2"), num_devices=2)
+    (code,), (stderr,) = end_of(process)
+    assert code == 0, stderr
+    assert f"resuming from changing/checkpoints/step-{stops[-1]:08d}" in stderr
+    assert "changed: --context_parallel was 4, is 2" in stderr
+    assert "4 devices, batch 8: 4 for every 2 of them" in stderr
+    assert_same_run(tmp_path / "changing", straight("jax"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_of_two_processes_grow_as_those_of_one(backend, data_dir, tmp_path):
     # A lower rate, because small batches make rounding errors grow.

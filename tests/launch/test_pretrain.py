@@ -181,8 +181,8 @@ def test_every_flag_of_training_has_its_effect(pretrain, places):
         "verify_data": False,
     }
     default = dataclasses.asdict(TrainingOptions())
-    # Each of these belongs to other data, or to another schedule.
-    others = {"decay_power": None, "masked_lm_prob": None}
+    # Each of these belongs to other data, another schedule or JAX.
+    others = {"decay_power": None, "masked_lm_prob": None, "context_parallel": 1}
     assert given.keys() | others.keys() == default.keys()
     assert not any(given[name] == default[name] for name in given)
     result = pretrain(*places, "--model=mini", *as_flags(given), is_captured=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from modeling.dropout import dropout, dropout_key, example_keys, fold_in
+from modeling.dropout import FIRST_POSITION, dropout, dropout_key, example_keys, fold_in
 
 
 def lowbias32(x):
@@ -47,6 +47,17 @@ def test_a_share_is_dropped_and_the_rest_scaled_up(rate):
     deviation = np.sqrt(rate * (1 - rate) / x.size)
     assert is_dropped.mean() == pytest.approx(rate, abs=4 * deviation)
     np.testing.assert_allclose(dropped[~is_dropped], x[~is_dropped] / (1 - rate), rtol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(start=st.integers(0, 8), length=st.integers(1, 8), batch=st.integers(1, 3))
+def test_a_part_of_the_positions_has_its_part_of_the_mask(start, length, batch):
+    keys = example_keys(dropout_key(1), np.arange(batch))
+    whole = np.asarray(dropout(ops.ones((batch, 16, 3)), 0.5, keys))
+    outside = FIRST_POSITION.set(np.int32(start))
+    part = dropout(ops.ones((batch, length, 3)), 0.5, keys)
+    FIRST_POSITION.reset(outside)
+    np.testing.assert_array_equal(part, whole[:, start : start + length])
 
 
 @pytest.mark.parametrize(("rate", "has_key"), [(0.5, False), (0.0, True), (0.0, False)])

@@ -192,6 +192,25 @@ def test_instances_are_laid_out_as_planned(
         assert row["next_sentence_labels"].tolist() == [plan.labels[number]]
 
 
+@pytest.mark.parametrize("pairs", SentencePairs)
+@pytest.mark.parametrize("seq_length", [2048, 8192])
+def test_long_documents_fill_long_sequences(vocabulary, batch_of, pairs, seq_length):
+    """P follows from the length, and as many tokens are masked."""
+    batch = batch_of([[23] * 3000] * 3, word_seed=1)
+    batch.ids[:] = batch.ids % 2000 + 5
+    options = InstanceOptions(max_seq_length=seq_length, short_seq_prob=0.0, sentence_pairs=pairs)
+    assert options.max_predictions_per_seq == {2048: 308, 8192: 1229}[seq_length]
+    made = list(make_instances(batch, vocabulary, options, np.random.default_rng(1), Counter()))
+    names = ("input_mask", "masked_lm_weights", "masked_lm_positions")
+    mask, weights, positions = (np.concatenate([each[name] for each in made]) for name in names)
+    lengths = mask.sum(axis=1)
+    # Another sentence does not fit in, except after a document's end.
+    assert np.quantile(lengths, 0.3) > seq_length - 24
+    assert lengths.mean() > 0.85 * seq_length
+    np.testing.assert_allclose(weights.sum(axis=1) / lengths, 0.15, atol=0.01)
+    assert (positions.max(axis=1) > lengths - 100.0).all()
+
+
 @pytest.fixture(scope="module")
 def vocabulary(write_vocabulary):
     return Vocabulary(write_vocabulary(*(f"t{number}" for number in range(2000))))

@@ -93,7 +93,7 @@ def _do_not_compute():
             updates = {"gradient_norm": number, "updates": 1.0, "updates_left_out": 0.0}
             return sums(batch, number) | updates
 
-    def eval_step(model):
+    def eval_step(model, _replicas=None):
         weight = next(iter(model.named_weights().values()))
         return lambda batch: sums(batch, fingerprint(batch) + float(np.sum(np.asarray(weight))))
 

@@ -109,6 +109,7 @@ def test_weights_gradients_and_moments_are_the_minimum():
         {"precision": Precision.BFLOAT16},
         {"precision": Precision.FLOAT16},
         {"recompute_activations": True},
+        {"context_parallel": 2},
         {"seq_length": 64},
     ],
 )
