@@ -243,8 +243,8 @@ def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int)
     for name, tokens in zip(names, num_tokens, strict=True):
         if not tokens:
             raise UserError(
-                f"the corpus {name} of the mixture has no training document: give it more text, or "
-                "remove it"
+                f"the corpus {name} of the mixture has no training document besides eval documents "
+                "and duplicates: give it more text, or remove it"
             )
     shares = mixture.shares(num_tokens, num_passes)
     # [P + 1, corpora], in tokens from the beginning of the first pass.
