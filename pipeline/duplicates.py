@@ -48,7 +48,7 @@ def folder_of_duplicates(exact: bool, similarity: float | None) -> str | None:
       similarity: that of near duplicates, which are dropped with exact ones; None: they are kept.
     """
     if similarity is not None:
-        return f"near_duplicates-{_FORMAT_VERSION}-{similarity:g}"
+        return f"near_duplicates-{_FORMAT_VERSION}-{float(similarity)}"
     return f"duplicates-{_FORMAT_VERSION}" if exact else None
 
 

@@ -31,7 +31,7 @@ from pipeline.manifest import (
 from pipeline.mixtures import match_corpora
 from pipeline.options import GenerateOptions, InstanceOptions, Masking, RandomToken
 from pipeline.patterns import check_not_input
-from pipeline.portions import Portion, plan_portions, text_bytes_of
+from pipeline.portions import Portion, plan_portions, text_bytes_of, usual_portion_bytes
 from pipeline.pre_tokenization import describe_pre_tokenizer, load_pre_tokenizer
 from pipeline.progress import report_progress
 from pipeline.receipts import Plan
@@ -266,10 +266,11 @@ def _input_files(options: GenerateOptions, directories: Directories) -> list[Inp
 def _plan_work(options: GenerateOptions, files: list[InputFile], directories: Directories) -> Work:
     portions: list[Portion] = []
     corpora: list[tuple[str, int]] = []
+    portion_bytes = usual_portion_bytes(files)
     for corpus, group in itertools.groupby(files, attrgetter("corpus")):
         members = list(group)
         lines_are_documents = options.reading_of(corpus).documents == Documents.LINES
-        portions += plan_portions(members, lines_are_documents=lines_are_documents)
+        portions += plan_portions(members, portion_bytes, lines_are_documents)
         if corpus is not None:
             corpora.append((corpus, sum(file.text_bytes for file in members)))
     buckets = BucketPlan.for_corpus(

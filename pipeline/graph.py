@@ -82,16 +82,17 @@ def _add_stages(root: beam.Pipeline, work: Work, processes: WorkerProcesses | No
         | "SpreadPortions" >> beam.Reshuffle()
         | "Tokenize" >> beam.ParDo(map_of(TokenizePortion(work)))
     )
-    awaited = []
-    found = row_groups
-    for stage, items in stages_of_duplicates(work):
+    awaited: list[Any] = []
+    if stages := stages_of_duplicates(work):
+        # Of millions of row groups, only their number is handed on.
+        num_row_groups = row_groups | "CountRowGroups" >> beam.combiners.Count.Globally()
+        awaited = [beam.pvalue.AsSingleton(num_row_groups)]
+    for stage, items in stages:
         name = type(stage).__name__
-        before = found | f"CountBefore{name}" >> beam.combiners.Count.Globally()
         found = (
             root
-            | f"ItemsOf{name}" >> beam.Create(items)
-            | f"Spread{name}" >> beam.Reshuffle()
-            | name >> beam.ParDo(map_of(stage), beam.pvalue.AsSingleton(before))
+            | f"ItemsOf{name}" >> beam.Create(items)  # which spreads them
+            | name >> beam.ParDo(map_of(stage), *awaited)
         )
         awaited = [beam.pvalue.AsList(found)]
     if work.options.mixture:

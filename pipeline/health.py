@@ -174,13 +174,18 @@ def _of_text(
 
 
 def _of_corpora(corpora: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Lines for corpora of a mixture, whose `[UNK]` may be few among those of all."""
+    """Lines for corpora of a mixture: those of much `[UNK]`, and those that no pass reads."""
     for name, facts in corpora.items():
         if unknown := _share(facts["unknown_tokens"], facts["tokens"], above=_MOST_UNKNOWN):
             yield (
                 f"{unknown} of the tokens of the corpus {name} are [UNK]; usual is below 5%: the "
                 "vocabulary is of other text, so give another --vocab_file, or leave this corpus "
                 "out"
+            )
+        if not any(facts["documents_read"]):
+            yield (
+                f"no pass reads the corpus {name}, because less than half of a document is asked: "
+                "raise its share, or leave this corpus out"
             )
 
 

@@ -38,6 +38,8 @@ from pipeline.storage import Location, source_of
 _BITS_OF_RANGE = 12
 _SHIFT = np.uint64(64 - _BITS_OF_RANGE)
 _NUM_RANGES = 1 << _BITS_OF_RANGE
+# About as many as of the largest bucket, see `buckets.LARGEST_BUCKET_BYTES`.
+_MOST_TOKENS_OF_SHARD = 1 << 27
 # A store answers many requests in the time of one.
 _FILES_AT_ONCE = 16
 _MEASURED = pa.schema([("corpus", pa.int32()), ("key", pa.uint64()), ("tokens", pa.int64())])
@@ -67,18 +69,10 @@ class Rotation:
 
     __pydantic_config__: ClassVar = NO_OTHER_KEYS
 
-    def copies(self, keys: np.ndarray, pass_index: int) -> np.ndarray:
-        """How often a pass reads documents with these keys, int64 of the keys' shape."""
-
-        def read_before(boundary: int) -> np.ndarray:
-            return self.turns[boundary] + (keys < np.uint64(self.keys[boundary])).astype(np.int64)
-
-        return read_before(pass_index + 1) - read_before(pass_index)
-
 
 @dataclass(frozen=True)
 class MixingPlan:
-    """What the passes read of each corpus of a mixture, by name."""
+    """What the passes read of each corpus of a mixture, by name, sorted."""
 
     rotations: dict[str, Rotation]
 
@@ -88,6 +82,17 @@ class MixingPlan:
     def documents(self) -> int:
         """How many different training documents all corpora have."""
         return sum(each.documents for each in self.rotations.values())
+
+    def copies(self, measured: Mapping[str, np.ndarray], pass_index: int) -> np.ndarray:
+        """How often a pass reads each of D documents, int64 [D], given their `read_measured`."""
+
+        def read_before(boundary: int) -> np.ndarray:
+            rotations = self.rotations.values()
+            turns = np.array([each.turns[boundary] for each in rotations], np.int64)
+            keys = np.array([each.keys[boundary] for each in rotations], np.uint64)
+            return turns[measured["corpus"]] + (measured["key"] < keys[measured["corpus"]])
+
+        return read_before(pass_index + 1) - read_before(pass_index)
 
     def documents_read(self, pass_index: int) -> int:
         """How many documents a pass reads, copies included."""
@@ -229,7 +234,8 @@ def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int)
       num_passes: P, the number of passes.
 
     Raises:
-      UserError: a corpus has no training document.
+      UserError: a corpus has no training document, or so few that a shard with all their copies
+        would not fit in memory.
     """
     names = mixture.names
     sizes = _sizes_of_ranges(measured, len(names))
@@ -237,14 +243,14 @@ def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int)
     for name, tokens in zip(names, num_tokens, strict=True):
         if not tokens:
             raise UserError(
-                f"the corpus {name} of the mixture has no training document: give it more text, or "
-                "remove it"
+                f"the corpus {name} of the mixture has no training document besides eval documents "
+                "and duplicates: give it more text, or remove it"
             )
     shares = mixture.shares(num_tokens, num_passes)
     # [P + 1, corpora], in tokens from the beginning of the first pass.
     asked = np.concatenate([np.zeros((1, len(names))), np.cumsum(shares * num_tokens.sum(), 0)])
-    turns = np.floor(asked / num_tokens).astype(np.int64)
-    rest = asked - turns * num_tokens
+    whole, rest = np.divmod(asked, num_tokens)
+    turns = whole.astype(np.int64)
     before = np.cumsum(sizes, axis=2) - sizes
     # The range of keys that holds each boundary, [P + 1, corpora].
     ranges = np.stack(
@@ -275,7 +281,25 @@ def plan_mixing(mixture: Mixture, measured: Sequence[Location], num_passes: int)
             documents_read=documents_read,
             tokens_read=tokens_read,
         )
-    return MixingPlan(rotations)
+    plan = MixingPlan(rotations)
+    _check_shards(plan, measured, num_passes)
+    return plan
+
+
+def _check_shards(plan: MixingPlan, measured: Sequence[Location], num_passes: int) -> None:
+    """Checks that no bucket has so many copies of documents that they do not fit in memory."""
+    for documents in _read_all(measured):
+        for pass_index in range(num_passes):
+            copies = plan.copies(documents, pass_index)
+            tokens = copies * documents["tokens"]
+            if tokens.sum() > _MOST_TOKENS_OF_SHARD:
+                most = tokens.argmax()
+                name = list(plan.rotations)[documents["corpus"][most]]
+                raise UserError(
+                    f"a shard would have {tokens.sum():,} tokens, because a document of the corpus "
+                    f"{name} is read {copies[most]:,} times in a pass, and copies stay together: "
+                    "lower the share of this corpus, or give it more documents"
+                )
 
 
 def _sizes_of_ranges(measured: Sequence[Location], num_corpora: int) -> np.ndarray:
@@ -283,8 +307,8 @@ def _sizes_of_ranges(measured: Sequence[Location], num_corpora: int) -> np.ndarr
     sizes = np.zeros((2, num_corpora * _NUM_RANGES), np.int64)
     for documents in _read_all(measured):
         place = _range_of(documents)
-        sizes[0] += np.bincount(place, minlength=sizes.shape[1])
-        sizes[1] += np.bincount(place, documents["tokens"], sizes.shape[1]).astype(np.int64)
+        np.add.at(sizes[0], place, 1)
+        np.add.at(sizes[1], place, documents["tokens"])
     return sizes.reshape(2, num_corpora, _NUM_RANGES)
 
 

@@ -126,6 +126,15 @@ def corpus_of_portion(portion: Portion) -> str | None:
     return portion[0].file.corpus
 
 
+def usual_portion_bytes(files: list[InputFile]) -> int:
+    """The usual size of a portion of these files, in bytes.
+
+    It is 4 to 64 MiB, and there are enough portions to keep several workers busy.
+    """
+    wanted = sum(file.text_bytes for file in files) // _PORTIONS_AT_LEAST
+    return min(max(wanted, SMALLEST_PORTION_BYTES), LARGEST_PORTION_BYTES)
+
+
 def plan_portions(
     files: list[InputFile],
     portion_bytes: int | None = None,
@@ -134,22 +143,17 @@ def plan_portions(
     """Cuts the files into portions with about `portion_bytes` of text each.
 
     Small files share a portion. Large text files are cut at document boundaries, Parquet files
-    between row groups; a file that is compressed, CSV, TSV or not UTF-8 cannot be cut. By default a
-    portion holds 4 to 64 MiB, and there are enough portions to keep several workers busy.
+    between row groups; a file that is compressed, CSV, TSV or not UTF-8 cannot be cut.
 
     Args:
       files: the files of the corpus.
-      portion_bytes: the amount of text in a portion, in bytes; None: the default.
+      portion_bytes: the amount of text in a portion, in bytes; None: what is usual for the files.
       lines_are_documents: whether each line of a text file is a document.
 
     Raises:
       UserError: a large file cannot be read.
     """
-    if portion_bytes is None:
-        total_bytes = sum(file.text_bytes for file in files)
-        portion_bytes = min(
-            max(total_bytes // _PORTIONS_AT_LEAST, SMALLEST_PORTION_BYTES), LARGEST_PORTION_BYTES
-        )
+    portion_bytes = portion_bytes or usual_portion_bytes(files)
     portions: list[Portion] = []
     pending: list[FileRange] = []
     pending_bytes = 0

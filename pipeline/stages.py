@@ -318,10 +318,7 @@ class BuildShard(Stage):
         if self._mixing is None:
             self._mixing = read_json(self._directories.mixing_plan, MixingPlan)
         measured = read_measured(self._directories.measured_file(plan.bucket))
-        copies = np.zeros(len(documents.document_ends), np.int64)
-        for number, rotation in enumerate(self._mixing.rotations.values()):
-            here = measured["corpus"] == number
-            copies[here] = rotation.copies(measured["key"][here], plan.pass_index)
+        copies = self._mixing.copies(measured, plan.pass_index)
         return mix_documents(documents, copies, measured["corpus"])
 
 
@@ -382,18 +379,21 @@ def read_results(work: Work) -> BuildResults:
     portions = receipts(tokenized, PortionReceipt)
     dropped = receipts(directories.dropped_files(tokenized), DuplicatesReceipt)
     shards = receipts((directories.receipts / plan.name for plan in work.shard_plans), ShardResults)
-    corpus = sum_counters(portion.statistics for portion in portions)
-    corpus["documents_duplicate"] = sum(portion.documents for portion in dropped)
-    if work.options.drop_near_duplicates is not None:
-        corpus["documents_near_duplicate"] = sum(portion.near_documents for portion in dropped)
+    counts = [portion.statistics for portion in portions]
+    for counter, duplicates in zip(counts if dropped else [], dropped, strict=True):
+        counter["documents_duplicate"] = duplicates.documents
+        if work.options.drop_near_duplicates is not None:
+            counter["documents_near_duplicate"] = duplicates.near_documents
     if not work.options.mixture:
-        return BuildResults(corpus, shards)
+        return BuildResults(sum_counters(counts), shards)
     of_corpora: dict[str, list[Counter[str]]] = {name: [] for name in work.options.mixture.names}
-    for portion, found in zip(work.portions, portions, strict=True):
-        of_corpora[str(corpus_of_portion(portion))].append(found.statistics)
-    mixing = read_json(directories.mixing_plan, MixingPlan)
+    for portion, counter in zip(work.portions, counts, strict=True):
+        of_corpora[str(corpus_of_portion(portion))].append(counter)
     return BuildResults(
-        corpus, shards, {name: sum_counters(found) for name, found in of_corpora.items()}, mixing
+        sum_counters(counts),
+        shards,
+        {name: sum_counters(found) for name, found in of_corpora.items()},
+        read_json(directories.mixing_plan, MixingPlan),
     )
 
 

@@ -102,7 +102,7 @@ class BuildResults:
       corpus: documents_duplicate, documents_near_duplicate if they were looked for, and the counts
         from `documents.read_documents` and `corpus.tokenize_documents`, summed over all portions.
       shards: the results of every shard.
-      corpora: the same counts of each corpus of a mixture, by name, without documents_duplicate.
+      corpora: the same counts of each corpus of a mixture, by name.
       mixing: what the passes read of each corpus; None: there is no mixture.
     """
 
@@ -278,6 +278,11 @@ def summarize_corpora(
             "tokens": counts["tokens"],
             "unknown_tokens": counts["unknown_tokens"],
             "share_unknown": _share(counts["unknown_tokens"], counts["tokens"]),
+            **{
+                each: counts[each]
+                for each in ("documents_duplicate", *NEAR_DUPLICATES)
+                if each in counts
+            },
             "train_documents": rotation.documents,
             "train_tokens": rotation.tokens,
             "documents_read": rotation.documents_read,

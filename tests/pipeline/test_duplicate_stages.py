@@ -250,20 +250,19 @@ def test_a_tokenized_corpus_serves_data_with_and_without_near_duplicates(
     assert generate(again, PipelineOptions([])) == deduplicated
 
 
-def test_a_run_that_was_killed_resumes(planted, deduplicated, tmp_path, monkeypatch):
-    options = replace(planted, output_dir=tmp_path / "data", tokenized_dir=tmp_path / "tokenized")
-
+def test_a_run_that_was_killed_resumes(planted, tmp_path, monkeypatch):
     def die(*_):
         raise ValueError("killed")
 
     with monkeypatch.context() as patch:
         patch.setattr(FindGroups, "_write", die)
-        with pytest.raises(Exception, match="killed"):
-            generate(options, PipelineOptions([]))
-    made = {path.name for path in options.tokenized_dir.glob("near_duplicates-*/*.parts")}
+        with pytest.raises(ValueError, match="killed"):
+            run_stages(planted, tmp_path / "a")
+    made = {path.name for path in (tmp_path / "a").rglob("*.parts")}
     assert made == {"digests-00000.parts", "exact-00000.parts", "keys-00000.parts"}
+    expected, _ = run_stages(planted, tmp_path / "b")
     monkeypatch.setattr(IndexKeys, "_write", die)
-    assert generate(options, PipelineOptions([])) == deduplicated
+    assert run_stages(planted, tmp_path / "a")[0] == expected
 
 
 def test_the_similarity_decides_what_is_dropped(planted, tmp_path):

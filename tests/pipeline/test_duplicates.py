@@ -182,7 +182,7 @@ def test_there_is_a_partition_for_a_gibibyte():
 def test_the_folder_tells_what_counts_as_a_duplicate():
     names = [
         folder_of_duplicates(*options)
-        for options in ((True, None), (True, 0.8), (False, 0.8), (True, 0.85), (False, None))
+        for options in ((True, None), (True, 0.8), (False, 0.8), (True, 0.8000001), (False, None))
     ]
     assert names[1] == names[2]
     assert len(set(names)) == 4

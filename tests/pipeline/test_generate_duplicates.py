@@ -84,79 +84,44 @@ def test_the_first_of_equal_documents_decides_the_bucket(
     assert found == {word: names[bucket] for word, bucket in first.items()}
 
 
-@pytest.mark.parametrize("partitions", [1, 7])
 def test_duplicates_do_not_depend_on_portions_and_partitions(
-    partitions, doubled, without_duplicates, tmp_path, monkeypatch
+    doubled, without_duplicates, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 1)
     monkeypatch.setattr("pipeline.portions.LARGEST_PORTION_BYTES", 1)
-    monkeypatch.setattr("pipeline.stages.count_partitions", lambda _: partitions)
+    monkeypatch.setattr("pipeline.stages.count_partitions", lambda _: 7)
     again = replace(doubled, output_dir=tmp_path / "data")
     assert generate(again, PipelineOptions([])) == without_duplicates
     assert names_in(tmp_path / "data") == names_in(doubled.output_dir)
 
 
-def test_duplicates_are_the_same_from_several_processes(
-    doubled, without_duplicates, two_processes, tmp_path, monkeypatch
+def test_a_tokenized_corpus_serves_data_with_and_without_duplicates(
+    doubled, without_duplicates, tmp_path
 ):
-    monkeypatch.setattr("pipeline.portions.SMALLEST_PORTION_BYTES", 100)
-    again = replace(doubled, output_dir=tmp_path / "data")
-    assert generate(again, processes=two_processes) == without_duplicates
-
-
-def test_duplicates_are_kept_by_default(doubled, tmp_path):
-    manifest = generate(
-        replace(doubled, drop_duplicates=False, output_dir=tmp_path / "data"), PipelineOptions([])
-    )
+    """Duplicates are kept by default."""
+    options = replace(doubled, tokenized_dir=tmp_path / "tokenized")
+    kept = replace(options, output_dir=tmp_path / "kept", drop_duplicates=False)
+    manifest = generate(kept, PipelineOptions([]))
     assert manifest.statistics["corpus"]["documents_duplicate"] == 0
     first_pass = [shard for shard in manifest.shards if shard.pass_index == 0]
     assert sum(shard.documents for shard in first_pass) == 52
-
-
-def test_a_tokenized_corpus_with_known_duplicates_can_be_reused(doubled, tmp_path):
-    tokenized = tmp_path / "tokenized"
-    manifests = []
-    for name, drop_duplicates in (("1", True), ("2", False), ("3", True)):
-        options = replace(
-            doubled,
-            output_dir=tmp_path / name,
-            tokenized_dir=tokenized,
-            drop_duplicates=drop_duplicates,
-        )
-        manifests.append(generate(options, PipelineOptions([])))
-    assert manifests[0] == manifests[2]
-    assert manifests[1].statistics["corpus"]["documents_duplicate"] == 0
-
-
-def test_a_damaged_file_of_duplicates_is_made_again(doubled, without_duplicates, tmp_path):
-    options = replace(doubled, output_dir=tmp_path / "data", tokenized_dir=tmp_path / "tokenized")
-    generate(options, PipelineOptions([]))
-    files = [file for file in (tmp_path / "tokenized").glob("duplicates-*/*") if file.suffix]
-    names = {file.name.partition("-")[0] for file in files if file.suffix != ".json"}
-    assert names == {"digests", "exact", "split"}
-    for file in files:
-        file.write_bytes(file.read_bytes()[:100])
     again = replace(options, output_dir=tmp_path / "again")
     assert generate(again, PipelineOptions([])) == without_duplicates
+    files = (tmp_path / "tokenized").glob("duplicates-*/*")
+    names = {file.name.partition("-")[0] for file in files if file.suffix != ".json"}
+    assert names == {"digests", "exact", "split"}
 
 
-@pytest.mark.parametrize("drop_duplicates", [True, False])
 def test_a_run_does_not_resume_if_the_option_for_duplicates_changed(
-    drop_duplicates, doubled, fail_at_call, tmp_path, monkeypatch
+    doubled, without_duplicates, fail_at_call, tmp_path, monkeypatch
 ):
-    options = replace(doubled, output_dir=tmp_path / "data", drop_duplicates=drop_duplicates)
+    options = replace(doubled, output_dir=tmp_path / "data")
     with monkeypatch.context() as patch:
         fail_at_call(4, ValueError("killed"), patch, "build_shard")
         with pytest.raises(Exception, match="killed"):
             generate(options, PipelineOptions([]))
-    other = replace(options, drop_duplicates=not drop_duplicates)
-    difference = f"drop_duplicates {drop_duplicates}, not {not drop_duplicates}"
-    with pytest.raises(UserError, match=f"{difference}.*--overwrite"):
-        generate(other, PipelineOptions([]))
+    with pytest.raises(UserError, match=r"drop_duplicates True, not False.*--overwrite"):
+        generate(replace(options, drop_duplicates=False), PipelineOptions([]))
     calls = fail_at_call(99, ValueError("never"), monkeypatch, "build_shard")
-    manifest = generate(options, PipelineOptions([]))
+    assert generate(options, PipelineOptions([])) == without_duplicates
     assert len(calls) == 7 - 3
-    assert manifest.statistics["corpus"]["documents_duplicate"] == (22 if drop_duplicates else 0)
-    assert sum(shard.documents for shard in manifest.shards if shard.pass_index == 0) == (
-        30 if drop_duplicates else 52
-    )

@@ -178,9 +178,12 @@ def test_other_weights_reuse_the_tokenized_corpus(mixed, tmp_path, monkeypatch):
 
 
 def test_duplicates_do_not_count(mixed, write_as, documents_of_shard, tmp_path):
-    """Of documents in both corpora, that of the first name is kept."""
-    write_as(tmp_path / "a.txt", [0, 1, 2, 3, 3, 3, 3, 3])
-    write_as(tmp_path / "b.txt", [*range(8, 20), 0, 1])
+    """Of documents in both corpora, that of the first name is kept. A longer one is a near copy."""
+    write_as(tmp_path / "a.txt", [0, 1, 2, 3, 3, 3, 3])
+    write_as(tmp_path / "b.txt", [*range(8, 20), 0])
+    for name, longer in (("a", "w3"), ("b", "w1")):
+        with (tmp_path / f"{name}.txt").open("a") as file:
+            file.write("\n" + f"{longer} {longer} {longer}\n" * 5)
     mixture = Mixture(
         (
             Corpus("few", [f"{tmp_path}/a.txt"], weight=1),
@@ -193,11 +196,16 @@ def test_duplicates_do_not_count(mixed, write_as, documents_of_shard, tmp_path):
         output_dir=tmp_path / "data",
         eval_fraction=0.0,
         drop_duplicates=True,
+        drop_near_duplicates=0.8,
     )
     data_set = DataSet(options.output_dir, generate(options, PipelineOptions([])))
     facts = data_set.manifest.statistics[CORPORA]
     assert [facts[name]["train_documents"] for name in ("few", "many")] == [4, 12]
-    assert data_set.manifest.statistics["corpus"]["documents_duplicate"] == 6
+    for kind, (of_few, of_many) in {"duplicate": (3, 1), "near_duplicate": (1, 1)}.items():
+        assert facts["few"][f"documents_{kind}"] == of_few
+        assert facts["many"][f"documents_{kind}"] == of_many
+        corpus = data_set.manifest.statistics["corpus"]
+        assert corpus[f"documents_{kind}"] == of_few + of_many
     for pass_index in range(3):
         read = documents_of_pass(data_set, documents_of_shard, pass_index)
         assert [read[number] for number in range(4)] == [2, 2, 2, 2]

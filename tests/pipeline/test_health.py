@@ -270,10 +270,20 @@ def test_single_segments_have_no_share_of_pairs_and_two_special_tokens(lines_of)
 
 def test_unknown_tokens_of_one_corpus_of_a_mixture_have_a_line(lines_of):
     corpora = {
-        "large": {"tokens": 950, "unknown_tokens": 0},
-        "small": {"tokens": 50, "unknown_tokens": 40},
-        "empty": {"tokens": 0, "unknown_tokens": 0},
+        "large": {"tokens": 950, "unknown_tokens": 0, "documents_read": [9, 9]},
+        "small": {"tokens": 50, "unknown_tokens": 40, "documents_read": [0, 1]},
+        "empty": {"tokens": 0, "unknown_tokens": 0, "documents_read": [1, 0]},
     }
     (line,) = lines_of(corpora=corpora)
     assert line.startswith("80.0% of the tokens of the corpus small are [UNK]; usual is below 5%")
     assert "--vocab_file" in line
+
+
+def test_a_corpus_of_a_mixture_that_no_pass_reads_has_a_line(lines_of):
+    facts = {"tokens": 950, "unknown_tokens": 0}
+    corpora = {
+        "once": facts | {"documents_read": [0, 1]},
+        "never": facts | {"documents_read": [0, 0]},
+    }
+    (line,) = lines_of(corpora=corpora)
+    assert line.startswith("no pass reads the corpus never")

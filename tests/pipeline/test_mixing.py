@@ -55,6 +55,11 @@ def arrays_of(documents, number):
     return np.array(keys, np.uint64), np.array(tokens, np.int64)
 
 
+def copies_of(plan, corpus, keys, pass_index):
+    documents = {"corpus": np.full(len(keys), corpus), "key": np.array(keys, np.uint64)}
+    return plan.copies(documents, pass_index)
+
+
 # Keys that share their first bits are looked at one by one.
 KEYS = st.one_of(
     st.integers(0, 2**64 - 1),
@@ -91,7 +96,7 @@ def test_every_share_is_reached_up_to_one_document(drawn, num_files):
         keys, tokens = arrays_of(documents, number)
         assert (rotation.documents, rotation.tokens) == (len(keys), tokens.sum())
         for pass_index in range(num_passes):
-            copies = rotation.copies(keys, pass_index)
+            copies = copies_of(plan, number, keys, pass_index)
             read = int((copies * tokens).sum())
             assert read == rotation.tokens_read[pass_index]
             assert copies.sum() == rotation.documents_read[pass_index]
@@ -125,10 +130,7 @@ def test_passes_read_on_where_the_last_one_ended(tmp_path):
     documents = [(0, 1, 4), (0, 2 << 60, 4), (0, 3 << 60, 4), (1, 0, 24)]
     mixture = mixture_of([2, 7])
     plan = plan_mixing(mixture, measured_files(tmp_path, documents, 1), 3)
-    copies = [
-        plan.rotations["c0"].copies(np.array([1, 2 << 60, 3 << 60], np.uint64), p).tolist()
-        for p in range(3)
-    ]
+    copies = [copies_of(plan, 0, [1, 2 << 60, 3 << 60], p).tolist() for p in range(3)]
     assert copies == [[1, 1, 0], [1, 0, 1], [0, 1, 1]]
     assert plan.rotations["c0"].turns == [0, 0, 1, 2]
     assert plan.rotations["c1"].tokens_read == [24, 24, 48]
@@ -139,8 +141,7 @@ def test_a_share_above_the_whole_corpus_repeats_it(tmp_path):
     plan = plan_mixing(mixture_of([1, 1]), measured_files(tmp_path, documents, 4), 2)
     assert plan.rotations["c0"].documents_read == [50, 50]
     assert plan.rotations["c1"].documents_read == [50, 50]
-    keys = np.array([n << 50 for n in range(90)], np.uint64)
-    first, second = (plan.rotations["c1"].copies(keys, p) for p in (0, 1))
+    first, second = (copies_of(plan, 1, [n << 50 for n in range(90)], p) for p in (0, 1))
     # Together, the passes have read all documents, before they read any for the second time.
     assert (first + second).min() == 1
     assert Counter((first + second).tolist()) == {1: 80, 2: 10}
@@ -150,6 +151,14 @@ def test_a_corpus_without_training_documents_is_an_error(tmp_path):
     paths = measured_files(tmp_path, [(0, 1, 4)], 1)
     with pytest.raises(UserError, match="the corpus c1 of the mixture has no training document"):
         plan_mixing(mixture_of([1, 1]), paths, 1)
+
+
+def test_so_many_copies_that_a_shard_does_not_fit_in_memory_are_an_error(tmp_path):
+    documents = [(0, 1, 1000), *((1, n << 40, 1 << 20) for n in range(1000))]
+    fault = r"a document of the corpus c0 is read 524,\d+ times in a pass.* lower the share"
+    with pytest.raises(UserError, match=fault):
+        plan_mixing(mixture_of([1, 1]), measured_files(tmp_path, documents, 20), 1)
+    plan_mixing(mixture_of([1, 99]), measured_files(tmp_path, documents, 20), 1)
 
 
 # Documents of a batch, corpus by corpus, with how often each is wanted.

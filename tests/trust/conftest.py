@@ -148,11 +148,21 @@ def full():
 
 @pytest.fixture(scope="session")
 def small_text(tmp_path_factory):
-    """A folder with a small corpus, corpus.txt, which repeats a document, and its vocab.txt."""
+    """A folder with a small corpus, corpus.txt, which repeats a document, and its vocab.txt.
+
+    mixture.toml has the corpus in two parts, of which each has the repeated document.
+    """
     folder = tmp_path_factory.mktemp("text")
     samples = ROOT / "data_samples"
     documents = (samples / "english.txt").read_text("utf-8").split("\n\n")[:12]
-    (folder / "corpus.txt").write_text("\n\n".join([*documents, documents[0]]), "utf-8")
+    documents.append(documents[0])
+    (folder / "corpus.txt").write_text("\n\n".join(documents), "utf-8")
+    tables = []
+    for name, weight, members in (("few", 3, documents[:4]), ("many", 1, documents[4:])):
+        (folder / f"{name}.txt").write_text("\n\n".join(members), "utf-8")
+        tables.append(f"[[corpus]]\nname = '{name}'\nweight = {weight}\n")
+        tables.append(f"input_file = '{folder / name}.txt'\n")
+    (folder / "mixture.toml").write_text("".join(tables), "utf-8")
     (folder / "vocab.txt").write_bytes((samples / "english_vocab.txt").read_bytes())
     return folder
 

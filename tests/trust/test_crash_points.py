@@ -199,18 +199,22 @@ def _assert_survives(
         pytest.fail("\n".join(problems), pytrace=False)
 
 
-def generate_cases(flags: tuple[str, ...]) -> dict[str, Case]:
+def generate_cases(flags: tuple[str, ...] = (), text: Path = Path()) -> dict[str, Case]:
     plain = Case(("generate", *flags, "--output_dir={work}/data"), "data", "data")
 
     def with_flags(*more: str) -> Case:
         return replace(plain, arguments=(*plain.arguments, *more))
 
+    mixture = (f"--mixture={text / 'mixture.toml'}", *flags[1:])
+    more = ("--drop_near_duplicates=0.8", "--eval_fraction=0.2")
+    mixed = Case(("generate", *mixture, *more, "--output_dir={work}/data"), "data", "data")
     overwriting = replace(with_flags("--overwrite"), before=(*plain.arguments, "--random_seed=1"))
     return {
         "generate": plain,
         "generate --tokenized_dir": with_flags("--tokenized_dir={work}/tokenized"),
         "generate --drop_duplicates": with_flags("--drop_duplicates"),
         "generate --drop_near_duplicates": with_flags("--drop_near_duplicates=0.8"),
+        "generate --mixture": mixed,
         "generate --eval_fraction": with_flags("--eval_fraction=0.3"),
         "generate --overwrite, finished": overwriting,
         "generate --overwrite, unfinished": replace(overwriting, dies_before="data/manifest.json"),
@@ -277,14 +281,16 @@ def assert_survives(content_of, report, tmp_path):
 def test_a_command_killed_at_a_few_changes_can_be_repeated(
     name, light, generate_flags, small_text, assert_survives
 ):
-    cases = generate_cases(generate_flags) | file_cases(small_text)
+    cases = generate_cases(generate_flags, small_text) | file_cases(small_text)
     assert_survives(light, name=name, case=cases[name], most=POINTS_OF_FAST_TESTS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", generate_cases(()))
-def test_generate_killed_at_any_change_resumes(name, light, generate_flags, assert_survives):
-    assert_survives(light, name=name, case=generate_cases(generate_flags)[name])
+@pytest.mark.parametrize("name", generate_cases())
+def test_generate_killed_at_any_change_resumes(
+    name, light, generate_flags, small_text, assert_survives
+):
+    assert_survives(light, name=name, case=generate_cases(generate_flags, small_text)[name])
 
 
 @pytest.mark.slow

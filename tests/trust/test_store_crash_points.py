@@ -21,6 +21,9 @@ CASES = {
     "generate --tokenized_dir": [("--tokenized_dir={place}/tokenized",)],
     "generate --drop_duplicates": [("--drop_duplicates",)],
     "generate --drop_near_duplicates": [("--drop_near_duplicates=0.8",)],
+    "generate --mixture": [
+        ("--mixture={text}/mixture.toml", "--drop_near_duplicates=0.8"),
+    ],
     "generate --overwrite": [("--random_seed=1", "--num_shards=3"), ("--overwrite",)],
 }
 
@@ -44,12 +47,18 @@ class KillingGenerate(Killing):
 
 
 @pytest.fixture
-def killing(light, generate_flags, server, tmp_path):
+def killing(light, generate_flags, small_text, server, tmp_path):
     """A function that prepares the killing of a case."""
-    generate = ("generate", *generate_flags, "--output_dir={place}/data")
 
     def prepare(name):
-        commands = [[*generate, *flags] for flags in CASES[name]]
+        first, *others = generate_flags  # the input
+        generate = ["generate", *others, "--output_dir={place}/data"]
+        if "mixture" not in name:
+            generate.append(first)
+        text = str(small_text)
+        commands = [
+            [*generate, *(flag.replace("{text}", text) for flag in flags)] for flags in CASES[name]
+        ]
         return KillingGenerate(light, server, commands, tmp_path)
 
     return prepare
