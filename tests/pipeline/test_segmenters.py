@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+import unicodedata
 from importlib.metadata import version
 
 import pytest
@@ -70,6 +72,30 @@ def test_sudachi_takes_a_text_that_is_too_long_in_parts(text):
     assert len(parts) > 1
     if "。" in text:
         assert {part[-1] for part in parts} == {"。"}
+
+
+def test_kiwi_finds_the_same_words_in_decomposed_syllables(kiwi):
+    decomposed = unicodedata.normalize("NFD", f"é{KOREAN}")
+    words = kiwi(decomposed)
+    assert "".join(words) == decomposed
+    assert [unicodedata.normalize("NFC", word) for word in words[2:]] == kiwi(KOREAN)
+
+
+@pytest.mark.parametrize("character", ["ア", "한"])
+def test_a_long_run_takes_mecab_no_quadratic_time(character):
+    """Uncut, this one takes half a minute."""
+    text = f"東京 {character * 100_000} 京都"
+    start = time.process_time()
+    assert load_mecab()(text).replace(" ", "") == text.replace(" ", "")
+    assert time.process_time() - start < 5
+
+
+def test_a_long_run_takes_kiwi_no_quadratic_time(kiwi):
+    """Uncut, this one takes twelve seconds."""
+    text = f"서울 {'a' * 100_000} 학교에서"
+    start = time.process_time()
+    assert "".join(kiwi(text)) == text
+    assert time.process_time() - start < 5
 
 
 def test_kiwi_joins_the_morphemes_that_share_a_syllable(kiwi):
