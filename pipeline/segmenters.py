@@ -5,6 +5,7 @@ Each function loads a package, which takes up to a second, and returns a functio
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -95,6 +96,7 @@ def load_sudachi(mode: str, longest: int) -> Callable[[str], Iterator[Any]]:
     return lambda text: map(sudachi.tokenize, _parts(text, longest))
 
 
+@cache  # it takes seconds and 500 MB
 def load_kiwi() -> Callable[[str], list[str]]:
     """Kiwi, which gives the words of a text: its morphemes, joined where they share a syllable.
 

@@ -64,9 +64,8 @@ class BasicTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the basic tokens of `text`, in order."""
-        spaced = clean_text(text)
-        if has_ideograph(spaced):
-            spaced = _IDEOGRAPH.sub(r" \g<0> ", spaced)
+        clean = clean_text(text)
+        spaced = _IDEOGRAPH.sub(r" \g<0> ", clean) if has_ideograph(clean) else clean
         tokens: list[str] = []
         for word in spaced.split():
             cased = word.lower() if self.do_lower_case else word

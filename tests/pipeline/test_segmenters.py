@@ -110,7 +110,7 @@ def test_thai_is_cut_as_by_pythainlp(thai, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHAINLP_DATA", str(tmp_path))
     from pythainlp.tokenize import word_tokenize
 
-    for text in (THAI, THAI * 20, "ราคา 1,200.50 บาท", "ก็ดี นะ"):
+    for text in (THAI, THAI * 3, "ราคา 1,200.50 บาท", "ก็ดี นะ"):
         assert thai(text) == word_tokenize(text, engine="newmm")
     assert thai(THAI)[:4] == ["ประเทศ", "ไทย", "มี", "ภาษาไทย"]
 
@@ -149,7 +149,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra():
         ("fugashi", load_mecab, "mecab"),
         ("unidic_lite", load_mecab, "mecab"),
         ("sudachidict_core", lambda: load_sudachi("A", 100), "sudachi"),
-        ("kiwipiepy", load_kiwi, "kiwi"),
+        ("kiwipiepy", load_kiwi.__wrapped__, "kiwi"),
         ("nlpo3", load_thai, "thai"),
     ],
 )
