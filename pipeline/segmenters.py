@@ -3,13 +3,16 @@
 Each function loads a package, which takes up to a second, and returns a function of a text.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import is_normalized, normalize
 
 from pipeline.errors import UserError
 from pipeline.pre_tokenizers import PreTokenizer
@@ -26,6 +29,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 _EXTRAS = {"jieba": "chinese", "mecab_ipadic": "mecab"}  # the others have their own names
 _ENDS_OF_SENTENCES = "。．！？!?\n "
+# MeCab and Kiwi take quadratic time for a run of characters that are no words of theirs, such as
+# data in a text: for 100,000 characters, 12 seconds. So such a run is cut. For MeCab, hiragana and
+# ideographs end it, too.
+_LONGEST_RUN = 1000
+_LONG_RUN_OF_MECAB = re.compile(rf"[^\s\u3041-\u3096\u4e00-\u9fff]{{{_LONGEST_RUN}}}")
+_LONG_RUN_OF_KIWI = re.compile(rf"\S{{{_LONGEST_RUN}}}")
+# A syllable of Korean that is decomposed (NFD), or any other character.
+_SYLLABLE_OR_CHARACTER = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|.", re.DOTALL)
 
 
 def load_package(flag: str, name: str, load: Callable[[], T]) -> T:
@@ -57,14 +68,18 @@ def describe_packages(flag: str, name: str) -> str:
 
 
 def load_mecab(dictionary: str = "unidic_lite") -> Callable[[str], str]:
-    """MeCab, which gives the words of a text with a space between them, and drops white space.
+    """MeCab, which gives the words of a text with spaces between them, and drops white space.
+
+    The text has no NUL, at which MeCab ends.
 
     Args:
       dictionary: the module that holds its dictionary, `unidic_lite` or `ipadic`.
     """
     directory = import_module(dictionary).DICDIR
     settings = f'-d "{directory}" -r "{Path(directory, "mecabrc")}" -O wakati'
-    return import_module("fugashi").GenericTagger(settings).parse
+    parse = import_module("fugashi").GenericTagger(settings).parse
+
+    return lambda text: " ".join(map(parse, _parts_of_runs(text, _LONG_RUN_OF_MECAB)))
 
 
 def load_sudachi(mode: str, longest: int) -> Callable[[str], Iterator[Any]]:
@@ -81,6 +96,7 @@ def load_sudachi(mode: str, longest: int) -> Callable[[str], Iterator[Any]]:
     return lambda text: map(sudachi.tokenize, _parts(text, longest))
 
 
+@cache  # it takes seconds and 500 MB
 def load_kiwi() -> Callable[[str], list[str]]:
     """Kiwi, which gives the words of a text: its morphemes, joined where they share a syllable.
 
@@ -88,15 +104,20 @@ def load_kiwi() -> Callable[[str], list[str]]:
     """
     kiwi = import_module("kiwipiepy").Kiwi(num_workers=1)
 
-    def words(text: str) -> list[str]:
+    def words(text: str) -> Iterator[str]:
+        # Kiwi knows only composed syllables.
+        units = text if is_normalized("NFC", text) else _SYLLABLE_OR_CHARACTER.findall(text)
+        composed = "".join(normalize("NFC", each) if len(each) > 1 else each for each in units)
         starts, end = [0], 1  # where the last morpheme ends, but a word of no character is none
-        for morpheme in kiwi.tokenize(text):
+        for morpheme in kiwi.tokenize(composed):
             if morpheme.start >= end:
                 starts.append(morpheme.start)
             end = max(end, morpheme.start + morpheme.len)
-        return [text[start:end] for start, end in pairwise([*starts, len(text)])]
+        return ("".join(units[start:end]) for start, end in pairwise([*starts, len(units)]))
 
-    return words
+    return lambda text: [
+        word for part in _parts_of_runs(text, _LONG_RUN_OF_KIWI) for word in words(part)
+    ]
 
 
 def load_thai() -> Callable[[str], list[str]]:
@@ -108,6 +129,14 @@ def load_thai() -> Callable[[str], list[str]]:
     dictionary = Path(found.submodule_search_locations[0], "corpus", "words_th.txt")
     nlpo3.load_dict(str(dictionary), str(dictionary))
     return lambda text: nlpo3.segment(text, str(dictionary))
+
+
+def _parts_of_runs(text: str, long_run: re.Pattern[str]) -> list[str]:
+    """Cuts a text behind each long run."""
+    if len(text) < _LONGEST_RUN:
+        return [text]
+    ends = [match.end() for match in long_run.finditer(text)]
+    return [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
 
 
 def _parts(text: str, longest: int) -> Iterable[str]:

@@ -64,7 +64,8 @@ class BasicTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Returns the basic tokens of `text`, in order."""
-        spaced = _IDEOGRAPH.sub(r" \g<0> ", clean_text(text))
+        clean = clean_text(text)
+        spaced = _IDEOGRAPH.sub(r" \g<0> ", clean) if has_ideograph(clean) else clean
         tokens: list[str] = []
         for word in spaced.split():
             cased = word.lower() if self.do_lower_case else word
@@ -381,6 +382,7 @@ def _is_control(character: str) -> bool:
     return character not in "\t\n\r" and unicodedata.category(character) in ("Cc", "Cf")
 
 
+@functools.cache
 def _is_punctuation(character: str) -> bool:
     # ASCII symbols such as $ and ^ count as punctuation, although Unicode classes them differently.
     ascii_symbol = character.isascii() and character.isprintable() and not character.isalnum()

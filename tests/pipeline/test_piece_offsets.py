@@ -41,7 +41,7 @@ def offsets_one_by_one(tokenizer, text):
     return offsets
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(TEXTS)
 def test_pieces_begin_where_their_characters_are(tokenizer, piece_offsets, sentences):
     text = "\n".join(sentences)

@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+import unicodedata
 from importlib.metadata import version
 
 import pytest
@@ -72,6 +74,30 @@ def test_sudachi_takes_a_text_that_is_too_long_in_parts(text):
         assert {part[-1] for part in parts} == {"。"}
 
 
+def test_kiwi_finds_the_same_words_in_decomposed_syllables(kiwi):
+    decomposed = unicodedata.normalize("NFD", f"é{KOREAN}")
+    words = kiwi(decomposed)
+    assert "".join(words) == decomposed
+    assert [unicodedata.normalize("NFC", word) for word in words[2:]] == kiwi(KOREAN)
+
+
+@pytest.mark.parametrize("character", ["ア", "한"])
+def test_a_long_run_takes_mecab_no_quadratic_time(character):
+    """Uncut, this one takes half a minute."""
+    text = f"東京 {character * 100_000} 京都"
+    start = time.process_time()
+    assert load_mecab()(text).replace(" ", "") == text.replace(" ", "")
+    assert time.process_time() - start < 5
+
+
+def test_a_long_run_takes_kiwi_no_quadratic_time(kiwi):
+    """Uncut, this one takes twelve seconds."""
+    text = f"서울 {'a' * 100_000} 학교에서"
+    start = time.process_time()
+    assert "".join(kiwi(text)) == text
+    assert time.process_time() - start < 5
+
+
 def test_kiwi_joins_the_morphemes_that_share_a_syllable(kiwi):
     """예뻐서 is 예쁘 and 어서, 갔 is 가 and 었."""
     assert [word.strip() for word in kiwi(KOREAN)] == [
@@ -84,7 +110,7 @@ def test_thai_is_cut_as_by_pythainlp(thai, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHAINLP_DATA", str(tmp_path))
     from pythainlp.tokenize import word_tokenize
 
-    for text in (THAI, THAI * 20, "ราคา 1,200.50 บาท", "ก็ดี นะ"):
+    for text in (THAI, THAI * 3, "ราคา 1,200.50 บาท", "ก็ดี นะ"):
         assert thai(text) == word_tokenize(text, engine="newmm")
     assert thai(THAI)[:4] == ["ประเทศ", "ไทย", "มี", "ภาษาไทย"]
 
@@ -123,7 +149,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra():
         ("fugashi", load_mecab, "mecab"),
         ("unidic_lite", load_mecab, "mecab"),
         ("sudachidict_core", lambda: load_sudachi("A", 100), "sudachi"),
-        ("kiwipiepy", load_kiwi, "kiwi"),
+        ("kiwipiepy", load_kiwi.__wrapped__, "kiwi"),
         ("nlpo3", load_thai, "thai"),
     ],
 )
