@@ -25,6 +25,7 @@ one token, as for the tokenizer.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
@@ -49,14 +50,17 @@ LONGEST_NEW_TOKEN = 32
 
 _UNUSED = re.compile(r"\[unused\d+\]")
 _COST_OF_UNKNOWN_CHARACTER = 2
-# The words that the search looks at: the most frequent ones. So its memory is bounded.
+# The words that the search looks at: the most frequent ones. So its memory is bounded, also for
+# scripts without spaces, whose words are long.
 _MOST_WORDS = 1 << 18
+_MOST_CHARACTERS = 1 << 22
 # So many strings are looked at at a time. All others are looked at again when none of these saves
 # as much any more.
 _FEWEST_CANDIDATES = 1 << 15
 _CANDIDATES_PER_TOKEN = 16
 # Words between white space are remembered until there are so many, and then split further.
 _MOST_RAW_WORDS = 1 << 20
+_SECONDS_BETWEEN_LINES = 10.0
 _BITS_OF_CHARACTER = 21
 _HEAD = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -171,10 +175,9 @@ def new_tokens(tokens: Collection[str], words: Mapping[str, int], num_new_tokens
     number = max(_CANDIDATES_PER_TOKEN * num_new_tokens, _FEWEST_CANDIDATES)
     chosen: list[str] = []
     while len(chosen) < num_new_tokens:
-        is_complete = search.find_candidates(number)
-        found = search.choose(num_new_tokens - len(chosen))
-        chosen += found
-        if is_complete and not found:
+        is_complete, before = search.find_candidates(number), len(chosen)
+        search.choose(chosen, num_new_tokens)
+        if is_complete and len(chosen) == before:
             break
         number *= 2
     return chosen
@@ -257,7 +260,8 @@ class _Search:
             and not _SURROGATE.search(word)
         ]
         improvable.sort(key=lambda item: (-item[1], item[0]))
-        del improvable[_MOST_WORDS:]
+        ends = np.cumsum([len(word) for word, _ in improvable])
+        del improvable[min(_MOST_WORDS, int(np.searchsorted(ends, _MOST_CHARACTERS, "right"))) :]
         self._words = [word for word, _ in improvable]
         self._counts = [count for _, count in improvable]
         self._pieces = _Pieces(tokens)
@@ -277,12 +281,16 @@ class _Search:
         self._words_with = {token: numbers for token, _, numbers in found}
         return self._floor == MIN_SAVING
 
-    def choose(self, number: int) -> list[str]:
-        """Chooses up to `number` candidates, while they save as much as any other string may.
+    def choose(self, chosen: list[str], number: int) -> None:
+        """Chooses candidates, while they save as much as any other string may.
 
         Only if a choice made other words longer, a string in these may come to save more.
+
+        Args:
+          chosen: the tokens that were chosen before; those that are chosen now are added.
+          number: the number of tokens to choose in all.
         """
-        chosen: list[str] = []
+        shown = time.monotonic()
         # Savings that have fallen are noticed when their entry comes to the top.
         queue = [(-saving, token) for token, saving in self._savings.items()]
         heapify(queue)
@@ -297,7 +305,9 @@ class _Search:
             chosen.append(token)
             for grown in self._add(token):
                 heappush(queue, (-self._savings[grown], grown))
-        return chosen
+            if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                logging.info("%s of %s new tokens are chosen", f"{len(chosen):,}", f"{number:,}")
 
     def _add(self, token: str) -> list[str]:
         """Adds a token; returns the candidates that save more than before."""
