@@ -25,6 +25,7 @@ one token, as for the tokenizer.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
@@ -49,14 +50,17 @@ LONGEST_NEW_TOKEN = 32
 
 _UNUSED = re.compile(r"\[unused\d+\]")
 _COST_OF_UNKNOWN_CHARACTER = 2
-# The words that the search looks at: the most frequent ones. So its memory is bounded.
+# The words that the search looks at: the most frequent ones. So its memory is bounded, also for
+# scripts without spaces, whose words are long.
 _MOST_WORDS = 1 << 18
+_MOST_CHARACTERS = 1 << 22
 # So many strings are looked at at a time. All others are looked at again when none of these saves
 # as much any more.
 _FEWEST_CANDIDATES = 1 << 15
 _CANDIDATES_PER_TOKEN = 16
 # Words between white space are remembered until there are so many, and then split further.
 _MOST_RAW_WORDS = 1 << 20
+_SECONDS_BETWEEN_LINES = 10.0
 _BITS_OF_CHARACTER = 21
 _HEAD = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -171,10 +175,9 @@ def new_tokens(tokens: Collection[str], words: Mapping[str, int], num_new_tokens
     number = max(_CANDIDATES_PER_TOKEN * num_new_tokens, _FEWEST_CANDIDATES)
     chosen: list[str] = []
     while len(chosen) < num_new_tokens:
-        is_complete = search.find_candidates(number)
-        found = search.choose(num_new_tokens - len(chosen))
-        chosen += found
-        if is_complete and not found:
+        is_complete, before = search.find_candidates(number), len(chosen)
+        search.choose(chosen, num_new_tokens)
+        if is_complete and len(chosen) == before:
             break
         number *= 2
     return chosen
@@ -239,20 +242,6 @@ class _Pieces:
             )
         return lengths, left
 
-    def cost_with(self, word: str, token: str) -> int:
-        """The number of pieces that a word would take if a new token were a piece, too."""
-        piece, (pieces, longest) = self._side_of(token)
-        head = piece[:_HEAD]
-        before = longest.get(head)
-        self.add(token)
-        _, left = self.read(word)
-        pieces.remove(piece)
-        if before is None:
-            del longest[head]
-        else:
-            longest[head] = before
-        return left[0]
-
     def _side_of(self, token: str) -> tuple[str, tuple[set[str], dict[str, int]]]:
         is_inside = token.startswith("##")
         return (token[2:], self._inside) if is_inside else (token, self._begin)
@@ -271,7 +260,8 @@ class _Search:
             and not _SURROGATE.search(word)
         ]
         improvable.sort(key=lambda item: (-item[1], item[0]))
-        del improvable[_MOST_WORDS:]
+        ends = np.cumsum([len(word) for word, _ in improvable])
+        del improvable[min(_MOST_WORDS, int(np.searchsorted(ends, _MOST_CHARACTERS, "right"))) :]
         self._words = [word for word, _ in improvable]
         self._counts = [count for _, count in improvable]
         self._pieces = _Pieces(tokens)
@@ -286,17 +276,21 @@ class _Search:
           Whether these are all that may save `MIN_SAVING` pieces.
         """
         places = _Places(self._words, self._counts, self._pieces)
-        found, self._floor = _strings_that_save(places, self._pieces, number)
+        found, self._floor = _strings_that_save(places, number)
         self._savings = {token: saving for token, saving, _ in found}
         self._words_with = {token: numbers for token, _, numbers in found}
         return self._floor == MIN_SAVING
 
-    def choose(self, number: int) -> list[str]:
-        """Chooses up to `number` candidates, while they save as much as any other string may.
+    def choose(self, chosen: list[str], number: int) -> None:
+        """Chooses candidates, while they save as much as any other string may.
 
         Only if a choice made other words longer, a string in these may come to save more.
+
+        Args:
+          chosen: the tokens that were chosen before; those that are chosen now are added.
+          number: the number of tokens to choose in all.
         """
-        chosen: list[str] = []
+        shown = time.monotonic()
         # Savings that have fallen are noticed when their entry comes to the top.
         queue = [(-saving, token) for token, saving in self._savings.items()]
         heapify(queue)
@@ -311,7 +305,9 @@ class _Search:
             chosen.append(token)
             for grown in self._add(token):
                 heappush(queue, (-self._savings[grown], grown))
-        return chosen
+            if time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+                shown = time.monotonic()
+                logging.info("%s of %s new tokens are chosen", f"{len(chosen):,}", f"{number:,}")
 
     def _add(self, token: str) -> list[str]:
         """Adds a token; returns the candidates that save more than before."""
@@ -345,12 +341,32 @@ class _Search:
                 token = prefix + word[start:end]
                 if token not in self._savings or token in found:
                     continue
-                if start and word.find(word[start:end], start + 1) >= 0:
-                    found[token] = left[0] - self._pieces.cost_with(word, token)
-                else:
-                    found[token] = left[start] - 1 - left[end]
+                found[token] = left[start] - _left_with(word, start, end, lengths, left)
             start += lengths[start] or 1
         return found
+
+
+def _left_with(word: str, start: int, end: int, lengths: list[int], left: list[int]) -> int:
+    """The pieces from a place to the end of a word, if the string there were a piece, too.
+
+    Args:
+      word: the word.
+      start: the place, where a piece begins that is shorter than the string.
+      end: the end of the string.
+      lengths: see `_Pieces.read`.
+      left: see `_Pieces.read`.
+    """
+    string, pieces, here = word[start:end], 0, start
+    # The string may stand there again.
+    while start >= 0:
+        while here < start:
+            pieces += 1 if lengths[here] else _COST_OF_UNKNOWN_CHARACTER
+            here += lengths[here] or 1
+        if here == start and lengths[here] < len(string):
+            pieces += 1
+            here += len(string)
+        start = word.find(string, max(here, start + 1)) if start else -1
+    return pieces + left[here]
 
 
 class _Places:
@@ -419,7 +435,7 @@ class _Found(NamedTuple):
 
 
 def _strings_that_save(
-    places: _Places, pieces: _Pieces, number: int
+    places: _Places, number: int
 ) -> tuple[list[tuple[str, int, np.ndarray]], int]:
     """The strings that would save most as new tokens.
 
@@ -429,7 +445,6 @@ def _strings_that_save(
 
     Args:
       places: the words.
-      pieces: the pieces of the vocabulary.
       number: the number of strings to find; more if the last ones may save the same.
 
     Returns:
@@ -452,15 +467,13 @@ def _strings_that_save(
         fits = places.length[place] < length
         starts = fits & places.is_start[place]
         saving = np.where(starts, places.left[place] - 1 - places.left[place + length], 0)
-        repeated = _repeated(word, string, starts)
+        repeated, first = _repeated(word, string, starts)
         saving[repeated] = 0
+        saving[first] = places.left[place[first]] - _left_with_repeated(
+            places, place, string, first, length
+        )
         # Below 2^53, sums in float64 are exact.
         savings = np.bincount(string, saving * count).astype(np.int64)
-        for one, where in set(zip(string[repeated].tolist(), word[repeated].tolist(), strict=True)):
-            token = places.token_at(example[one], length)
-            cost = pieces.cost_with(places.words[where], token)
-            before = places.left[np.searchsorted(places.word, where)]
-            savings[one] += places.counts[where] * (before - cost)
         rest = places.characters[place + length] > 0
         possible = np.where(fits, places.left[place] - 1 - rest, 0)
         potential = np.bincount(string, possible * count).astype(np.int64)
@@ -485,17 +498,59 @@ def _strings_that_save(
     return list(_described(places, found, floor)), floor
 
 
-def _repeated(word: np.ndarray, string: np.ndarray, fits: np.ndarray) -> np.ndarray:
-    """The indices of strings that a word has several times, once at least where they fit."""
-    has_fit = np.zeros(word.max() + 1, bool)
-    has_fit[word[fits]] = True
-    fits_somewhere = np.zeros(string.max() + 1, bool)
-    fits_somewhere[string[fits]] = True
-    index = np.flatnonzero(has_fit[word] & fits_somewhere[string])
-    pair = word[index] * len(fits_somewhere) + string[index]
+def _repeated(
+    word: np.ndarray, string: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The strings that a word has several times, once at least where a token for them would begin.
+
+    Args:
+      word: int64 [N], the word of each place, in ascending order.
+      string: int64 [N], the string there.
+      starts: bool [N], whether a token for the string would begin there.
+
+    Returns:
+      The indices of all such places; and, for each word and string, that of the first place where a
+      token would begin.
+    """
+    has_start = np.zeros(word.max() + 1, bool)
+    has_start[word[starts]] = True
+    starts_somewhere = np.zeros(string.max() + 1, bool)
+    starts_somewhere[string[starts]] = True
+    index = np.flatnonzero(has_start[word] & starts_somewhere[string])
+    pair = word[index] * len(starts_somewhere) + string[index]
     _, pair, count = np.unique(pair, return_inverse=True, return_counts=True)
-    is_fitting = np.bincount(pair, fits[index]) > 0
-    return index[((count > 1) & is_fitting)[pair]]
+    is_repeated = (count > 1) & (np.bincount(pair, starts[index]) > 0)
+    repeated = is_repeated[pair]
+    begins = repeated & starts[index]
+    _, first = np.unique(pair[begins], return_index=True)
+    return index[repeated], index[begins][first]
+
+
+def _left_with_repeated(
+    places: _Places, place: np.ndarray, string: np.ndarray, first: np.ndarray, length: int
+) -> np.ndarray:
+    """The pieces from places to the end of their words, if the string there were a piece, too.
+
+    Args:
+      places: the words.
+      place: int64 [N], the places of all strings of this length.
+      string: int64 [N], the string there.
+      first: int64 [M], indices of places where a token for the string would begin.
+      length: the length of the strings.
+    """
+    string_at = np.full(len(places.characters), -1, np.int32)
+    string_at[place] = string
+    here, wanted = place[first], string[first]
+    left = np.zeros(len(first), np.int64)
+    index = np.arange(len(first))
+    while index.size:
+        fits = (string_at[here] == wanted) & (places.length[here] < length)
+        step = np.where(fits, length, places.length[here])
+        left[index] += np.where(step > 0, 1, _COST_OF_UNKNOWN_CHARACTER)
+        here = here + np.maximum(step, 1)
+        is_inside = places.characters[here] > 0
+        here, wanted, index = here[is_inside], wanted[is_inside], index[is_inside]
+    return left
 
 
 def _described(

@@ -49,7 +49,7 @@ def find_new_words(pretrained: Pretrained, data_set: DataSet) -> list[int]:
         check_vocabulary(pretrained, vocabulary)
         return []
     old_ids = {token: number for number, token in enumerate(old.tokens)}
-    found = []
+    found: dict[str, int] = {}
     for number, token, trained in differing_ids(old, vocabulary):
         is_free = trained is None or trained.startswith(_UNUSED)
         if token is None or not is_free:
@@ -59,8 +59,13 @@ def find_new_words(pretrained: Pretrained, data_set: DataSet) -> list[int]:
                 f"id {number} is {token!r} in {vocabulary}, but that is id {old_ids[token]} in "
                 f"{old.vocabulary}: a new word must not be an old one, or ids of old text change"
             )
-        found.append(number)
-    return found
+        if token in found:
+            raise UserError(
+                f"ids {found[token]} and {number} are both {token!r} in {vocabulary}: a new word "
+                "has one id"
+            )
+        found[token] = number
+    return list(found.values())
 
 
 def extended(

@@ -88,7 +88,7 @@ def check_branch(
     """
     check_same_model(branch.run_dir, branch.config, config, "branch_from")
     check_same_data(branch.run_dir, branch.manifest, data_set, "branch_from")
-    _check_options(branch.run_dir, branch.state.options, options, "branch with that, or give")
+    _check_options(branch.run_dir, branch.state, options, "branch with that, or give")
     step = branch.state.step
     if options.num_train_steps <= step:
         raise UserError(
@@ -134,12 +134,12 @@ def restore_or_begin(
         checkpoint, state = found
         logging.info("resuming from %s", checkpoint)
         remedy = "resume with that, or give another --output_dir and"
-        _check_options(run_dir, state.options, options, remedy)
+        _check_options(run_dir, state, options, remedy)
         _log_changes(state.options, options)
     elif isinstance(origin, Branch):
         state = _branch_off(origin, learner, options)
     elif origin:
-        _begin_with(origin, learner)
+        _begin_with(origin, learner, options.freeze_old_steps)
         state = TrainingState(started_from=origin.source, extension=origin.extension)
     freeze_old_rows(learner, options, state.extension)
     if group.num_processes > 1:
@@ -205,7 +205,7 @@ def _branch_off(branch: Branch, learner: Learner, options: TrainingOptions) -> T
     return dataclasses.replace(state, branched_from=source, metrics=_NO_LINES)
 
 
-def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
+def _begin_with(pretrained: Pretrained, learner: Learner, freeze_old_steps: int) -> None:
     missing = initialize(learner.model, pretrained)
     variables = learner.model.named_weights()
     loaded = len(variables) - len(missing)
@@ -215,6 +215,12 @@ def _begin_with(pretrained: Pretrained, learner: Learner) -> None:
             logging.info("%s: %s", name, fact)
     if missing:
         logging.info("%d start from random values: %s", len(missing), ", ".join(missing))
+        if freeze_old_steps and any(name.startswith("cls/predictions/") for name in missing):
+            logging.warning(
+                "the masked LM's head stays random until step %d, so new rows learn little before: "
+                "leave out --freeze_old_steps, or give a BERT with a head",
+                freeze_old_steps,
+            )
     unused = [name for name in pretrained.weights if name not in variables]
     if unused := [*unused, *pretrained.ignored]:
         logging.info("not used: %s", ", ".join(unused))
@@ -228,14 +234,23 @@ def _sha256_of_weights(learner: Learner) -> str:
 
 
 def _check_options(
-    run_dir: Location, old: Mapping[str, Any], new: TrainingOptions, remedy: str
+    run_dir: Location, state: TrainingState, new: TrainingOptions, remedy: str
 ) -> None:
     """Refuses options with which a run cannot go on."""
-    for name in ("random_seed", "optimizer"):
-        if (begun_with := old.get(name)) != getattr(new, name):
+    old, step, frozen = state.options, state.step, "freeze_old_steps"
+    is_allowed = {
+        name: old.get(name) == getattr(new, name) for name in ("random_seed", "optimizer")
+    }
+    # Adam's correction counts the updates that each moment has seen.
+    begun_with = old.get(frozen, _DEFAULTS[frozen])
+    is_allowed[frozen] = min(begun_with, step) == min(new.freeze_old_steps, step)
+    may_end = f", which may end at step {step} or later" if step < begun_with else ""
+    for name, is_so in is_allowed.items():
+        if not is_so:
             raise UserError(
-                f"{run_dir} was begun with --{name}={begun_with}: {remedy} this run as "
-                "--init_checkpoint, to start from its weights alone"
+                f"{run_dir} was begun with --{name}={old.get(name)}"
+                f"{may_end if name == frozen else ''}: {remedy} this run as --init_checkpoint, to "
+                "start from its weights alone"
             )
 
 

@@ -243,6 +243,24 @@ def test_text_is_normalized_as_for_the_bert(old_vocab, tmp_path, files, is_lower
         assert f"leave out {contrary}: by what {old_vocab.parent} says" in result.stderr
 
 
+@pytest.mark.parametrize("of_bert", [True, False])
+def test_words_that_a_pre_tokenizer_finds_are_not_extended(old_vocab, tmp_path, of_bert):
+    if of_bert:  # as tohoku's BERT has it
+        config = {
+            "tokenizer_class": "BertJapaneseTokenizer",
+            "word_tokenizer_type": "mecab",
+            "mecab_kwargs": {"mecab_dic": "unidic_lite"},
+        }
+        old_vocab.with_name("tokenizer_config.json").write_text(json.dumps(config))
+    flags = [] if of_bert else ["--pre_tokenizer=mecab"]
+    extend = f"--extend={old_vocab.parent}", "--num_new_tokens=5"
+    result = vocab(tmp_path / "new.txt", *extend, *flags)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "cannot add words to a BERT whose words mecab finds" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_vocabulary_on_a_store_is_extended(bucket, old_vocab, tmp_path):
     (bucket / "text.txt").upload(ENGLISH)
     (bucket / "bert" / "vocab.txt").upload(old_vocab)

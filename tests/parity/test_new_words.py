@@ -53,7 +53,10 @@ def old_dir(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(scope="module", params=NewEmbeddings)
+@pytest.fixture(
+    scope="module",
+    params=[NewEmbeddings.MEAN, pytest.param(NewEmbeddings.RANDOM, marks=pytest.mark.slow)],
+)
 def new_bert(request, tmp_path_factory, old_dir):
     """The BERT with new words and twice as many positions."""
     directory = tmp_path_factory.mktemp("data")
@@ -136,6 +139,7 @@ def test_onnxruntime_computes_the_same_for_old_text(new_bert, batch, expected, t
     assert_same(batch, expected[0], logits, pairs, expected)
 
 
+@pytest.mark.slow
 def test_tensorflow_computes_the_same_for_old_text(new_bert, batch, expected, tmp_path):
     export(new_bert, tmp_path / "saved_model", Format.SAVED_MODEL)
     encode = tf.saved_model.load(tmp_path / "saved_model").signatures["encode"]

@@ -117,6 +117,21 @@ def test_no_new_token_is_longer_than_the_longest():
     assert cost([*tokens, *chosen], {word: 1}) == 2
 
 
+@pytest.mark.parametrize(("bound", "most"), [("_MOST_WORDS", 2), ("_MOST_CHARACTERS", 9)])
+def test_only_the_most_frequent_words_are_searched(monkeypatch, bound, most):
+    words = {"abab": 9, "cdcdc": 8, "dddd": 7}
+    assert new_tokens([*SPECIAL, *LETTERS], words, 9) == ["cdcdc", "abab", "dddd"]
+    monkeypatch.setattr(vocabulary_extension, bound, most)
+    assert new_tokens([*SPECIAL, *LETTERS], words, 9) == ["cdcdc", "abab"]
+
+
+def test_a_long_search_shows_how_far_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(vocabulary_extension, "_SECONDS_BETWEEN_LINES", -1.0)
+    with caplog.at_level("INFO", logger="absl"):
+        new_tokens([*SPECIAL, *LETTERS], {"abab": 9, "cdcdc": 8}, 5)
+    assert caplog.messages == ["1 of 5 new tokens are chosen", "2 of 5 new tokens are chosen"]
+
+
 def test_few_candidates_at_a_time_save_as_much(data_samples, monkeypatch):
     """Those of a large text are found some thousands at a time; here, 1, 2, 4, and so on."""
     texts = (data_samples / "english.txt").read_text("utf-8").splitlines()

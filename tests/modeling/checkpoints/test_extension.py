@@ -192,6 +192,7 @@ def test_the_same_vocabulary_changes_nothing(make_data):
         ([*OLD[:7], "x", *OLD[8:], "new"], "id 7 is 'x' in .*, but 'heart' in"),
         ([*OLD, "heart"], "id 15 is 'heart' in .*, but that is id 7 in .*must not be an old one"),
         (replaced(OLD, unused0="card"), "id 5 is 'card' in .*, but that is id 8 in"),
+        ([*replaced(OLD, unused1="new"), "x", "new"], "ids 6 and 16 are both 'new' in .*one id"),
     ],
 )
 def test_any_other_difference_is_an_error(make_data, tokens, problem):

@@ -82,6 +82,7 @@ class FakeStep:
     attention_kernel = "none"
 
     def __init__(self, learner, results_at=None, at_step=None):
+        self.learner = learner
         self._iterations = learner.optimizer.iterations
         self._results_at = results_at or {}
         self._at_step = at_step or (lambda _step: None)

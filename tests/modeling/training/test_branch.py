@@ -205,6 +205,30 @@ def test_a_branch_with_other_draws_or_without_a_step_is_refused(
 
 
 @pytest.mark.no_backend
+@pytest.mark.parametrize(
+    ("begun_with", "others", "advice"),
+    [
+        (15, {10: True, 15: True, 20: True, 0: False, 9: False}, "may end at step 10 or later"),
+        (4, {4: True, 0: False, 5: False, 15: False}, "=4: branch with that, or give"),
+        (0, {0: True, 15: False}, "=0: branch with that, or give"),
+    ],
+)
+def test_steps_that_were_made_have_frozen_what_they_did(
+    branch, passes, shallow_config, stable, begun_with, others, advice
+):
+    options = branch.state.options | {"freeze_old_steps": begun_with}
+    branch = dataclasses.replace(branch, state=dataclasses.replace(branch.state, options=options))
+    for steps, is_allowed in others.items():
+        wanted = dataclasses.replace(stable, freeze_old_steps=steps)
+        if is_allowed:
+            check_branch(branch, shallow_config, passes, wanted)
+            continue
+        with pytest.raises(UserError, match=f"--freeze_old_steps={begun_with}") as raised:
+            check_branch(branch, shallow_config, passes, wanted)
+        assert advice in str(raised.value)
+
+
+@pytest.mark.no_backend
 def test_a_branch_of_another_model_or_data_set_is_refused(
     branch, data_set, passes, shallow_config, stable
 ):

@@ -108,6 +108,24 @@ def assert_frozen(run_dir, origin):
                 assert (values[rows] != before[name][rows]).any(), name
 
 
+def test_a_resumed_run_freezes_the_same_rows(fake_run, origin):
+    def interrupt(step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fake_run(OPTIONS, origin=origin, at_step=interrupt)
+    for options in (OPTIONS, dataclasses.replace(OPTIONS, num_train_steps=6)):
+        run_dir, steps = fake_run(options)
+        freezing = steps.learner.optimizer.freezing
+        assert freezing.steps == NUM_FROZEN
+        assert np.flatnonzero(freezing.is_new).tolist() == [7, *range(NUM_OLD, 50)]
+    with pytest.raises(UserError, match="begun with --freeze_old_steps=3: resume with that"):
+        fake_run(dataclasses.replace(options, freeze_old_steps=0))
+    assert read_state(run_dir / "checkpoints" / "step-00000006").extension == origin.extension
+
+
+@pytest.mark.slow
 def test_a_run_resumes_while_old_rows_are_frozen(train_until, origin, tmp_path):
     straight, interrupted = tmp_path / "straight", tmp_path / "interrupted"
     train_until(straight, origin, OPTIONS)
@@ -150,6 +168,15 @@ def test_a_branch_freezes_the_old_rows_as_the_run_does(train_until, origin, tmp_
     for step in range(3, OPTIONS.num_train_steps + 1):
         first, second = (arrays_of(tmp_path / name, step) for name in ("straight", "branch"))
         assert_same_arrays(first, second)
+
+
+@pytest.mark.parametrize("lacks_head", [True, False])
+def test_a_frozen_head_of_random_weights_is_warned_of(fake_run, origin, caplog, lacks_head):
+    lost = "cls/predictions/" if lacks_head else "bert/pooler/"
+    weights = {name: table for name, table in origin.weights.items() if not name.startswith(lost)}
+    fake_run(OPTIONS, origin=dataclasses.replace(origin, weights=weights))
+    warning = "the masked LM's head stays random until step 3, so new rows learn little before"
+    assert (warning in caplog.text) == lacks_head
 
 
 def test_frozen_rows_need_new_rows(train_until, origin, tmp_path, data_set, shallow_config):
