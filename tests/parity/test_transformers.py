@@ -96,6 +96,7 @@ def test_class_finds_its_weights(exported, class_name):
         np.testing.assert_array_equal(variables[theirs].numpy(), tensors[name], name)
 
 
+@pytest.mark.slow
 def test_an_export_of_8192_positions_says_so_and_reads_as_many(export_random):
     exported = export_random(max_position_embeddings=8192)
     model, missing, _, mismatched = load("AutoModel", exported.directory)
