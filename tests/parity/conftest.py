@@ -104,8 +104,7 @@ def export_random(tmp_path_factory):
             num_hidden_layers=2,
             num_attention_heads=3,
             intermediate_size=40,
-            max_position_embeddings=32,
-            **config,
+            **{"max_position_embeddings": 32, **config},
         )
         rng = np.random.default_rng(0)
         weights = {

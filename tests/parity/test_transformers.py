@@ -96,6 +96,20 @@ def test_class_finds_its_weights(exported, class_name):
         np.testing.assert_array_equal(variables[theirs].numpy(), tensors[name], name)
 
 
+@pytest.mark.slow
+def test_an_export_of_8192_positions_says_so_and_reads_as_many(export_random):
+    exported = export_random(max_position_embeddings=8192)
+    model, missing, _, mismatched = load("AutoModel", exported.directory)
+    assert (missing, mismatched) == (set(), set())
+    assert model.config.max_position_embeddings == 8192
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported.directory)
+    assert tokenizer.model_max_length == 8192
+    tokens = tokenizer("mill stone " * 5000, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**tokens).last_hidden_state
+    assert output.shape == (1, 8192, exported.config.hidden_size)
+
+
 @pytest.mark.parametrize(
     ("prefixes", "class_name", "not_needed"),
     [(WITHOUT_NEXT_SENTENCE, "BertForMaskedLM", POOLER), (ENCODER, "BertModel", set())],
