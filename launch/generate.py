@@ -28,7 +28,13 @@ from pipeline.options import (
 )
 from pipeline.sentence_pairs import SentencePairs
 from pipeline.spark import SparkOptions
-from pipeline.statistics import describe_corpora, describe_instances, describe_pairs
+from pipeline.statistics import (
+    DROP_REASONS,
+    NEAR_DUPLICATES,
+    describe_corpora,
+    describe_instances,
+    describe_pairs,
+)
 from pipeline.storage import Location, location
 from pipeline.worker_processes import number_of_processes, worker_processes
 
@@ -380,6 +386,11 @@ def _describe(manifest: Manifest, output_dir: Location) -> str:
         f"sentences, {corpus['tokens']:,} tokens ({corpus['share_unknown']:.2%} [UNK])",
         f"  training   {describe_instances(train)}, {describe_pairs(train)}"
         f"{masked}, {train['share_padding']:.1%} padding",
+    ]
+    lines[2:2] = [
+        f"  left out   {corpus[name]:,} {reason}"
+        for name, reason in (DROP_REASONS | NEAR_DUPLICATES).items()
+        if name.startswith(("records", "documents")) and corpus.get(name)
     ]
     if "eval" in manifest.statistics:
         evaluation = manifest.statistics["eval"]

@@ -35,6 +35,7 @@ NEAR_DUPLICATES = {
 _MASKED_TOKENS_OF_A_SHARD = 100
 _MASKED_TOKENS_OF_A_DATA_SET = 30
 _LENGTH_RANGES = 16
+_MOST_PASSES_OF_A_LINE = 4
 
 
 class InstanceHistograms:
@@ -181,9 +182,9 @@ def describe_corpora(statistics: Mapping[str, Any]) -> list[str]:
     return [
         f"{name:<{width}} {facts['documents']:,} documents, {facts['tokens']:,} tokens "
         f"({facts['share_unknown']:.2%} [UNK]); "
-        f"{per_pass(facts['shares_reached'], '{:.1%}')} of the training tokens, asked "
-        f"{per_pass(facts['shares_asked'], '{:.1%}')}; "
-        f"read {per_pass(facts['repeats'], '{:.3g}')} times a pass"
+        f"{_in_short(facts['shares_reached'], '{:.1%}')} of the training tokens, asked "
+        f"{_in_short(facts['shares_asked'], '{:.1%}')}; "
+        f"read {_in_short(facts['repeats'], '{:.3g}')} times a pass"
         for name, facts in corpora.items()
     ]
 
@@ -192,6 +193,13 @@ def per_pass(values: Sequence[float], form: str) -> str:
     """A value for each pass, for people: once if they look the same, else with arrows between."""
     texts = [form.format(value) for value in values]
     return texts[0] if len(set(texts)) == 1 else " → ".join(texts)
+
+
+def _in_short(values: Sequence[float], form: str) -> str:
+    """The same for a line of the terminal: of many passes, the lowest and the highest value."""
+    low_and_high = form.format(min(values)), form.format(max(values))
+    is_long = len(values) > _MOST_PASSES_OF_A_LINE and len(set(low_and_high)) > 1
+    return " to ".join(low_and_high) if is_long else per_pass(values, form)
 
 
 def summarize(

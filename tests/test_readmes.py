@@ -1,4 +1,4 @@
-"""The READMEs: lines are short, links lead somewhere, the command line takes the commands."""
+"""READMEs and pages: lines are short, links lead somewhere, the command line takes the commands."""
 
 import ast
 import functools
@@ -16,7 +16,11 @@ from absl import flags
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PLACES = ("", "pipeline", "modeling", "launch", "data_samples", "tests/**", "findings/**")
-READMES = sorted(path for place in PLACES for path in ROOT.glob(f"{place}/README.md".lstrip("/")))
+PAGES = sorted(ROOT.glob("launch/recipes/*.md"))
+READMES = sorted(
+    [path for place in PLACES for path in ROOT.glob(f"{place}/README.md".lstrip("/"))] + PAGES
+)
+LONGEST_PAGE = 140
 WIDEST_LINE = 120
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
@@ -32,7 +36,7 @@ MISSING_FLAG = re.compile(r"(\w+)=None\b.* must have a value other than None", r
 MISSING_VALUE = re.compile(r"Missing value for flag|expected one argument")
 
 each_readme = pytest.mark.parametrize(
-    "readme", READMES, ids=lambda path: str(path.relative_to(ROOT).parent)
+    "readme", READMES, ids=lambda path: str(path.relative_to(ROOT))
 )
 
 
@@ -216,6 +220,24 @@ def test_make_has_the_targets_that_are_named(readme):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = re.findall(r"(?:^|`)make ([a-z-]+)", readme.read_text("utf-8"), re.MULTILINE)
     assert set(named) <= targets
+
+
+@each_readme
+def test_python_in_blocks_compiles(readme):
+    for language, block in CODE_BLOCK.findall(readme.read_text("utf-8")):
+        if language == "python":
+            compile(block, readme.name, "exec")
+
+
+def test_the_readme_of_the_command_line_leads_to_all_pages():
+    targets = {target for _, target in LINK.findall((ROOT / "launch/README.md").read_text("utf-8"))}
+    assert {f"recipes/{page.name}" for page in PAGES} <= targets
+    assert {page.name for page in PAGES} == {"LANGUAGE.md", "DOMAIN.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_are_read_in_minutes(page):
+    assert len(page.read_text("utf-8").splitlines()) <= LONGEST_PAGE
 
 
 def test_the_root_readme_is_read_in_minutes():

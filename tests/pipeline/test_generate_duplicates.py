@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from launch.generate import describe
 from pipeline.buckets import BucketPlan
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -55,7 +56,7 @@ def test_every_pass_with_the_eval_split_has_each_text_once(
         assert sum(shard.documents for shard in shards) == 30
 
 
-def test_the_manifest_counts_the_duplicates(without_duplicates):
+def test_manifest_and_summary_count_the_duplicates(doubled, without_duplicates):
     counts = without_duplicates.statistics["corpus"]
     assert counts["documents_read"] == counts["documents_tokenized"] == 23 + 18 + 11
     assert counts["documents_duplicate"] == 52 - 30
@@ -63,6 +64,8 @@ def test_the_manifest_counts_the_duplicates(without_duplicates):
     assert sum(documents) == 30
     assert min(documents) > 0
     assert without_duplicates.options["drop_duplicates"] is True
+    left_out = "  left out   22 documents with the same text as an earlier one\n  training "
+    assert left_out in describe(without_duplicates, doubled.output_dir)
 
 
 def test_the_first_of_equal_documents_decides_the_bucket(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from launch.generate import describe
 from pipeline.documents import BadRecord, Documents, ReadOptions
 from pipeline.errors import UserError
 from pipeline.generate import generate
@@ -169,6 +170,12 @@ def test_the_manifest_counts_skipped_records_and_short_documents(options, tmp_pa
     assert counts["records_skipped"] == 2
     assert counts["documents_read"] == 32
     assert counts["documents_too_short"] == counts["documents_without_tokens"] == 1
+    summary = describe(manifest, options.output_dir).splitlines()
+    assert summary[2:5] == [
+        "  left out   2 records that could not be read or had no text",
+        "  left out   1 documents shorter than --min_document_characters",
+        "  left out   1 documents without tokens",
+    ]
     assert counts["documents_tokenized"] == 30
     assert asdict(reading).items() <= manifest.options.items()
 

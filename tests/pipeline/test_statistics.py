@@ -331,3 +331,5 @@ def test_corpora_are_described_with_their_shares_in_each_pass():
     )
     assert lines[1].startswith("german 1,200 documents")
     assert describe_corpora({}) == []
+    (line,) = describe_corpora({"corpora": {"en": facts | {"repeats": [1, 3, 2, 3, 0.5]}}})
+    assert line.endswith("read 0.5 to 3 times a pass")
