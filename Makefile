@@ -51,6 +51,7 @@ bench: .venv/.benched .venv/.other_environments  ## The speed of generating and 
 	$(RUN)python tests/benchmarks/process_speed.py
 	$(RUN)python tests/benchmarks/verification_speed.py
 	$(RUN)python tests/benchmarks/store_training_speed.py
+	$(RUN)python tests/benchmarks/context_speed.py
 
 # A stamp tells what is installed; pyproject.toml decides what that is.
 .venv/.installed: pyproject.toml
