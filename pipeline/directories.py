@@ -48,6 +48,9 @@ class Directories:
         only until the data set is finished.
       duplicates_name: the name, in the tokenized corpus, of the folder for its duplicates, which
         tells what counts as one; None if none are looked for.
+
+    Attributes:
+      finds_duplicates: whether duplicates are looked for.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Directories:
         self.in_progress = self.output / IN_PROGRESS_NAME
         self._keeps_tokenized = tokenized_dir is not None
         self.tokenized = (tokenized_dir or self.in_progress / "tokenized").absolute()
-        self._finds_duplicates = duplicates_name is not None
+        self.finds_duplicates = duplicates_name is not None
         self.duplicates = self.tokenized / (duplicates_name or "duplicates")
         self.receipts = self.in_progress / "receipts"
         self.mixing_plan = self.receipts / "mixing.json"
@@ -79,7 +82,7 @@ class Directories:
 
     def dropped_files(self, tokenized_files: Iterable[Location]) -> list[Location]:
         """These lists of some portions, each once; none if no duplicates are looked for."""
-        if not self._finds_duplicates:
+        if not self.finds_duplicates:
             return []
         return [self.dropped_file(path) for path in dict.fromkeys(tokenized_files)]
 
@@ -145,7 +148,7 @@ class Directories:
             ):
                 make_directory(directory)
                 write_json(directory / PLAN_NAME, plan)
-            if self._finds_duplicates:
+            if self.finds_duplicates:
                 make_directory(self.duplicates)
             make_directory(self.unfinished_shards)
             self.sign_of_life.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ _MOST_BYTES_AT_ONCE = 128 << 20
 
 def stages_of_duplicates(work: Work) -> list[tuple["DuplicateStage", range]]:
     """The stages that find the duplicates to drop, in order, each with its items; perhaps none."""
-    if not work.drops_duplicates:
+    if not work.directories.finds_duplicates:
         return []
     of_both = [IndexDigests, FindDuplicates]
     of_near = [IndexKeys, FindGroups, SketchGroups, FindNearDuplicates]

@@ -97,11 +97,6 @@ class Work:
     directories: Directories
 
     @property
-    def drops_duplicates(self) -> bool:
-        """Whether duplicates are dropped: exact ones, and perhaps near ones, too."""
-        return self.options.drop_duplicates or self.options.drop_near_duplicates is not None
-
-    @property
     def num_partitions(self) -> int:
         """The number of partitions in which duplicates are looked for."""
         return count_partitions(self.buckets.corpus_bytes)

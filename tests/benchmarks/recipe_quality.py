@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))
 
-from test_downstream import LANGUAGES, SHARED, accuracy_after_fine_tuning, examples
+from test_downstream import LANGUAGES, SHARED, examples
 
 from pipeline.manifest import Manifest
 
@@ -92,23 +92,12 @@ def evaluate(run, data_dir):
 
 def fine_tune(run, train, test):
     """The mean accuracy of two classifiers that begin with the run's weights."""
-    import torch
-    import transformers
+    from launch.recipes.fine_tune import accuracy_after_fine_tuning
 
     exported = run.with_name(f"{run.name}_exported")
     clozemill("export", f"--run_dir={run}", f"--output_dir={exported}", "--overwrite")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     train, test = examples(train), examples(test)
-    classes = len({label for _, label in train})
-    accuracies = []
-    for seed in SEEDS:
-        torch.manual_seed(seed)
-        order = torch.randperm(len(train)).tolist()
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            exported, num_labels=classes
-        )
-        shuffled = [train[place] for place in order]
-        accuracies.append(accuracy_after_fine_tuning(model, tokenizer, shuffled, test))
+    accuracies = [accuracy_after_fine_tuning(exported, train, test, seed) for seed in SEEDS]
     return sum(accuracies) / len(accuracies)
 
 

@@ -297,7 +297,8 @@ def test_without_duplicates_to_drop_there_are_no_stages(planted):
 def test_large_corpora_are_worked_on_in_groups_of_portions(planted):
     def shape(num_portions):
         plan = BucketPlan.for_corpus(num_portions << 26)
-        work = Work(planted, [()] * num_portions, plan, [], Directories(planted.output_dir))
+        directories = Directories(planted.output_dir, None, "near_duplicates")
+        work = Work(planted, [()] * num_portions, plan, [], directories)
         stages = {type(stage): len(items) for stage, items in stages_of_duplicates(work)}
         assert stages[IndexKeys] == stages[ListDropped] == work.num_groups
         return work.portions_per_group, stages[IndexKeys], stages[FindNearDuplicates]
