@@ -78,6 +78,11 @@ def documents_of_buckets(found):
     return words
 
 
+def with_duplicates(directories):
+    """The same places for a corpus whose duplicates are looked for."""
+    return Directories(directories.output, duplicates_name=directories.duplicates.name)
+
+
 def never(*_):
     raise AssertionError("made again")
 
@@ -184,7 +189,8 @@ def find_duplicates(options, directories):
         wanted = replace(options, drop_duplicates=True)
         plan = BucketPlan.for_corpus(1000, 0.0, 1)
         directories.duplicates.mkdir()
-        for stage, items in stages_of_duplicates(Work(wanted, portions, plan, [], directories)):
+        places = with_duplicates(directories)
+        for stage, items in stages_of_duplicates(Work(wanted, portions, plan, [], places)):
             stage.load()
             for item in items:
                 assert list(stage.process(item))
@@ -199,9 +205,7 @@ def build(options, directories):
     def run(found, drop_duplicates=False):
         buckets = BucketPlan.for_corpus(1000, 0.0, 1)
         (plan,) = plan_shards(buckets, dupe_factor=1)
-        places = directories
-        if drop_duplicates:
-            places = Directories(directories.output, duplicates_name=directories.duplicates.name)
+        places = with_duplicates(directories) if drop_duplicates else directories
         stage = BuildShard(Work(options, [], buckets, [plan], places))
         stage.load()
         assert list(stage.process((plan, [row_group for _, row_group in found]))) == [plan.name]
