@@ -11,8 +11,8 @@ Milakov and Gimelshein, 2018, "Online normalizer calculation for softmax", make 
 all keys. The backward pass computes the probabilities again, from the logarithms of those sums, as
 in Dao et al., 2022, "FlashAttention". So no device ever has more than the scores of one turn.
 
-Shape suffixes of tensors: B batch, S positions of a row, T positions of a device (S = N·T),
-K sequences of a row, P predictions, H hidden, N heads, D head size.
+Shape suffixes of tensors: B batch, S positions of a row, T positions of a device, K sequences of a
+row, P predictions, H hidden, N heads, D head size.
 """
 
 import math
