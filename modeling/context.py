@@ -102,7 +102,7 @@ class Context:
         return pretraining_sums(outputs, labels)
 
     def attention(self, input_mask_BS: Any, max_sequences: int) -> Attend:
-        """Attention from this device's queries to the keys of all."""
+        """Attention from this device's queries to the keys of all; each row has a token."""
 
         def attend(q_BTND: Any, k_BTND: Any, v_BTND: Any, rate: float, keys: Any) -> Any:
             ring = _Ring(self, max_sequences, 0.0 if keys is None else rate)
