@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from modeling.job.messages import printable
+from modeling.step.devices import check_context_parallel
 from pipeline.errors import UserError
 from pipeline.files import remove_leftovers, write_whole
 from pipeline.templates import template_environment
@@ -51,19 +52,23 @@ def _is_job_name(name: str) -> bool:
     return re.fullmatch(_JOB_NAME_PATTERN, name) is not None
 
 
-def cluster_values(verb: str) -> dict[str, Any]:
+def cluster_values(verb: str, *commands: flags.FlagValues) -> dict[str, Any]:
     """Returns the flags' values by name, for a template.
 
     Args:
       verb: the verb that the job runs.
+      commands: the values of the verb's flags, of a grid those of each point.
 
     Raises:
       flags.Error: the verb has no use for GPUs.
+      UserError: --context_parallel does not divide the GPUs.
     """
-    if verb == "generate" and _GPUS_PER_NODE.value:
-        raise flags.Error(
-            f"--gpus_per_node={_GPUS_PER_NODE.value}: generate needs no GPU; give --gpus_per_node=0"
-        )
+    nodes, gpus = _NODES.value, _GPUS_PER_NODE.value
+    if verb == "generate" and gpus:
+        raise flags.Error(f"--gpus_per_node={gpus}: generate needs no GPU; give --gpus_per_node=0")
+    for command in commands if gpus else ():
+        size = int(str(command["context_parallel"].value))
+        check_context_parallel(size, nodes * gpus, gpus)
     shared = (_JOB_NAME, _NODES, _GPUS_PER_NODE, _CPUS_PER_NODE, _SECONDS_TO_SAVE)
     return {flag.name: flag.value for flag in shared}
 

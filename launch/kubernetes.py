@@ -104,7 +104,7 @@ def main(command: list[str]) -> None:
     if verb == "pretrain" and stores and not values["cache_dir"].present:
         arguments = [*arguments, f"--cache_dir={_SCRATCH}/cache"]
     path = Path(_OUTPUT_FILE.value or f"{verb}.yaml")
-    values_of_job = cluster_flags.cluster_values(verb)
+    values_of_job = cluster_flags.cluster_values(verb, values)
     job_name = values_of_job["job_name"]
     cluster_flags.write_job(
         path,

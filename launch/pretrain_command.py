@@ -7,6 +7,7 @@ from absl import flags
 
 from launch.flag_files import check_not_empty, expand_flag_files, flag_values, flags_of
 from launch.stopping import at_once
+from modeling.step.devices import check_backend_of_context
 from modeling.training_options import TrainingOptions
 from pipeline.storage import Location, StoredPath, is_for_beam, location
 
@@ -48,7 +49,8 @@ def read_command(command: list[str]) -> tuple[list[str], flags.FlagValues]:
     for name in PLACE_FLAGS:
         if values[name].present:
             raise flags.Error(f"after --: remove --{name}, because it is set for each process")
-    TrainingOptions(**flag_values(TrainingOptions, values))
+    options = TrainingOptions(**flag_values(TrainingOptions, values))
+    check_backend_of_context(options.context_parallel, str(values["backend"].value))
     places_of(values)
     return ["pretrain", *arguments], values
 

@@ -72,11 +72,12 @@ def main(command: list[str]) -> None:
     if grid.grid_is_given():
         points = grid.read_points(command)
         arguments = points[0].arguments[: -len(points[0].own)]
-        flags_of_command = points[0].flags
+        commands = [point.flags for point in points]
     else:
         points = []
         arguments, flags_of_command = read_job_command(command)
-    values = cluster_flags.cluster_values(arguments[0])
+        commands = [flags_of_command]
+    values = cluster_flags.cluster_values(arguments[0], *commands)
     if values["seconds_to_save"] >= seconds_of(_TIME.value):
         raise flags.Error(
             f"--time={_TIME.value} must be longer than "
@@ -97,8 +98,8 @@ def main(command: list[str]) -> None:
             "arguments": arguments,
             "points": [point.own for point in points],
             "has_own_cache": arguments[0] == "pretrain"
-            and bool(stores_of(flags_of_command))
-            and not flags_of_command["cache_dir"].present,
+            and bool(stores_of(commands[0]))
+            and not commands[0]["cache_dir"].present,
         },
     )
     if _SUBMIT.value:

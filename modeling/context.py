@@ -11,8 +11,8 @@ Milakov and Gimelshein, 2018, "Online normalizer calculation for softmax", make 
 all keys. The backward pass computes the probabilities again, from the logarithms of those sums, as
 in Dao et al., 2022, "FlashAttention". So no device ever has more than the scores of one turn.
 
-Shape suffixes of tensors: B batch, S positions of a row, T positions of a device (S = N·T),
-K sequences of a row, P predictions, H hidden, N heads, D head size.
+Shape suffixes of tensors: B batch, S positions of a row, T positions of a device, K sequences of a
+row, P predictions, H hidden, N heads, D head size.
 """
 
 import math
@@ -102,7 +102,7 @@ class Context:
         return pretraining_sums(outputs, labels)
 
     def attention(self, input_mask_BS: Any, max_sequences: int) -> Attend:
-        """Attention from this device's queries to the keys of all."""
+        """Attention from this device's queries to the keys of all; each row has a token."""
 
         def attend(q_BTND: Any, k_BTND: Any, v_BTND: Any, rate: float, keys: Any) -> Any:
             ring = _Ring(self, max_sequences, 0.0 if keys is None else rate)

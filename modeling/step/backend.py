@@ -50,7 +50,7 @@ def check_positions_divisible(context_parallel: int, num_positions: int) -> None
     if num_positions % context_parallel:
         raise UserError(
             f"--context_parallel={context_parallel} does not divide the {num_positions} positions "
-            "of the data's sequences or rows"
+            "of the data's sequences or rows: give a divisor of them"
         )
 
 

@@ -1,9 +1,9 @@
-"""The devices that a run computes on: their names, and the peak of their speed."""
+"""The devices that a run computes on: names, the peak of their speed, and how they are divided."""
 
 import re
 
 from modeling.job.group import ProcessGroup
-from pipeline.errors import listed
+from pipeline.errors import UserError, listed
 
 # Dense bfloat16 peaks (float16 on older devices) in FLOP/s, from the makers' data sheets. The first
 # words that stand in a device's name count.
@@ -35,6 +35,43 @@ def peak_flops(device_name: str) -> float | None:
     # Whole words, because an RTX A4000 is not an A40.
     fits = (peak for name, peak in _PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name))
     return next(fits, None)
+
+
+def check_context_parallel(size: int, num_devices: int, local_count: int, hint: str = "") -> None:
+    """Checks that each device is in one context, and each process has whole contexts or is in one.
+
+    Args:
+      size: N, the number of devices that divide each sequence.
+      num_devices: the number of devices of all processes.
+      local_count: the number of devices of each process.
+      hint: what else the error may say.
+
+    Raises:
+      UserError: the devices cannot be divided in this way.
+    """
+    if num_devices % size:
+        raise UserError(
+            f"--context_parallel={size} does not divide the number of devices, {num_devices}: give "
+            f"a divisor of it{hint}"
+        )
+    if local_count % size and size % local_count:
+        raise UserError(
+            f"--context_parallel={size} must divide the {local_count} devices of a process, or be "
+            "a multiple of them"
+        )
+
+
+def check_backend_of_context(size: int, backend: str) -> None:
+    """Checks that a backend can divide each sequence among `size` devices.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if size > 1 and backend != "jax":
+        raise UserError(
+            f"--context_parallel={size} needs --backend=jax, because TensorFlow's XLA cannot "
+            "exchange keys and values"
+        )
 
 
 def describe_devices(names: list[str]) -> str:

@@ -19,6 +19,7 @@ from modeling.context import CONTEXT, Context
 from modeling.job.group import ProcessGroup
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
+from modeling.step.devices import check_context_parallel
 from modeling.step.learner import Batch, Learner, with_rows
 from pipeline.errors import UserError
 
@@ -78,7 +79,9 @@ class Replicas(interface.Replicas):
             )
         self.num_devices, self.local_count = jax.device_count(), jax.local_device_count()
         group.check_same({"the number of devices": self.local_count})
-        _check_context(context_parallel, self.num_devices, self.local_count)
+        of_processor = f"XLA_FLAGS=--xla_force_host_platform_device_count={context_parallel}"
+        hint = "" if device_names() else f", or {of_processor}, which divides a processor"
+        check_context_parallel(context_parallel, self.num_devices, self.local_count, hint)
         self.context = Context(context_parallel) if context_parallel > 1 else None
         self.count = self.num_devices // context_parallel
         self.num_readers = min(group.num_processes, self.count)
@@ -155,25 +158,6 @@ class Replicas(interface.Replicas):
 def _added_up(values: Any) -> Any:
     """The sums of all devices' values, in all devices."""
     return jax.lax.psum(values, (_REPLICA, CONTEXT))
-
-
-def _check_context(size: int, num_devices: int, local_count: int) -> None:
-    """Checks that each device is in one context, and each process has whole contexts or is in one.
-
-    Raises:
-      UserError: the devices cannot be divided in this way.
-    """
-    if num_devices % size:
-        of_processor = f"XLA_FLAGS=--xla_force_host_platform_device_count={size}"
-        hint = "" if device_names() else f" ({of_processor} makes a processor {size} devices)"
-        raise UserError(
-            f"--context_parallel={size} does not divide the number of devices, {num_devices}{hint}"
-        )
-    if local_count % size and size % local_count:
-        raise UserError(
-            f"--context_parallel={size} must divide the {local_count} devices of a process, or be "
-            "a multiple of them"
-        )
 
 
 class TrainStep(interface.TrainStep):

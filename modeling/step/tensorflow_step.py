@@ -13,9 +13,9 @@ from modeling.bert_for_pretraining import BertForPreTraining
 from modeling.job.group import ProcessGroup
 from modeling.losses import batch_totals, pretraining_sums
 from modeling.step import interface
+from modeling.step.devices import check_backend_of_context
 from modeling.step.learner import Batch, Learner, with_rows
 from modeling.training_options import Precision
-from pipeline.errors import UserError
 
 _by_xla = partial(tf.function, jit_compile=True, autograph=False)
 _REPEATS = 3
@@ -64,11 +64,7 @@ class Replicas(interface.Replicas):
     """
 
     def __init__(self, group: ProcessGroup | None = None, context_parallel: int = 1):
-        if context_parallel > 1:
-            raise UserError(
-                f"--context_parallel={context_parallel} needs --backend=jax, because TensorFlow's "
-                "XLA cannot exchange keys and values"
-            )
+        check_backend_of_context(context_parallel, "tensorflow")
         self.group = group = group or ProcessGroup()
         self.context, self.num_readers = None, group.num_processes
         kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"

@@ -486,5 +486,6 @@ def _memory_errors_explained() -> Iterator[None]:
             raise
         raise UserError(
             "the device has too little memory for this batch: raise --gradient_accumulation_steps, "
-            "or give --precision=bfloat16 or --recompute_activations"
+            "or give --precision=bfloat16, --recompute_activations or, for long sequences on "
+            "several devices of JAX, --context_parallel"
         ) from error

@@ -392,9 +392,15 @@ def test_control_characters_in_arguments_change_nothing(tmp_path, manifests):
         (("--output_file=a\nb.yaml",), r"--output_file=a\nb.yaml has characters"),
         (("--image=a\n",), "--image=a"),
         ((*PRETRAIN, "--init_checkpoint=\udcff"), "is not text"),
+        (
+            ("--nodes=3", "--gpus_per_node=4", *PRETRAIN, "--backend=jax", "--context_parallel=6"),
+            "--context_parallel=6 must divide the 4 devices of a process, or be a multiple of them",
+        ),
     ],
 )
-def test_values_that_would_change_the_manifests_are_refused(tmp_path, flags, message, kubernetes):
+def test_values_that_would_change_the_manifests_or_fail_in_the_job_are_refused(
+    tmp_path, flags, message, kubernetes
+):
     result = kubernetes(tmp_path, *NODES, *flags, *(() if "--" in flags else PRETRAIN))
     assert result.returncode in (1, 2)
     assert message in result.stderr

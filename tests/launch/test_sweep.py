@@ -169,6 +169,9 @@ def test_flags_that_do_not_go_together_name_the_point_and_run_nothing(sweep, tmp
     )
     assert result.returncode == 1
     assert result.stderr.startswith("clozemill sweep: train_batch_size=30: --train_batch_size=30")
+    result = sweep("context_parallel=1,2", pretrain=(*PRETRAIN, "--backend=tensorflow"))
+    assert result.returncode == 1
+    assert "context_parallel=2: --context_parallel=2 needs --backend=jax" in result.stderr
     assert not (tmp_path / "S").exists()
 
 

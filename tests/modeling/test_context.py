@@ -9,7 +9,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from modeling.attention import masked_attention
 from modeling.step.backend import Replicas, check_divisible, check_positions_divisible
 from modeling.training_options import TrainingOptions
 from pipeline.errors import UserError
@@ -197,6 +200,50 @@ def test_only_keys_values_and_their_gradients_go_round(trained_on_rows):
     assert 4 * sum(sent) == BATCH_SIZE * 128 * HIDDEN_SIZE * (4 * 4 + 8)  # as the README says
 
 
+@needs_jax
+@settings(max_examples=4, deadline=None)
+@given(
+    size=st.integers(2, 5),
+    part=st.integers(1, 5),
+    most=st.integers(1, 3),
+    rate=st.sampled_from([0.0, 0.4]),
+    seed=st.integers(0, 99),
+)
+@example(size=4, part=3, most=1, rate=0.4, seed=0)  # devices with nothing but padding
+@example(size=3, part=1, most=3, rate=0.0, seed=1)  # sequences that begin on each device
+def test_a_ring_attends_to_any_rows_as_one_device(size, part, most, rate, seed):
+    """Its output and its gradients; the devices of the ring are examples of a `vmap`."""
+    import jax
+
+    from modeling.context import CONTEXT, Context
+
+    rng = np.random.default_rng(seed)
+    rows, heads, head_size, length = 2, 2, 3, size * part
+    ends = np.sort(rng.integers(1, length + 1, (rows, most)))
+    ends[0] = 1  # a token, and padding on all other devices
+    place = np.arange(length)
+    numbers = 1 + np.sum(place >= ends[:, :-1, np.newaxis], axis=1)
+    numbers = np.where(place < ends[:, -1:], numbers, 0)
+    tensors = 3 * rng.standard_normal((4, rows, length, heads, head_size), np.float32)
+    keys = rng.integers(0, 1 << 32, rows, np.uint32)
+
+    def with_gradients(attention):
+        attend = attention(numbers.astype(np.int32), most)
+
+        def run(q, k, v, d_context):
+            context, gradients = jax.vjp(lambda *x: attend(*x, rate, keys), q, k, v)
+            return context, *gradients(d_context)
+
+        return run
+
+    expected = jax.jit(with_gradients(masked_attention))(*tensors)
+    ring = jax.vmap(with_gradients(Context(size).attention), axis_name=CONTEXT)
+    parts = tensors.reshape(4, rows, size, part, heads, head_size).swapaxes(1, 2)
+    for whole, divided in zip(expected, jax.jit(ring)(*parts), strict=True):
+        joined = np.moveaxis(np.asarray(divided), 0, 1).reshape(whole.shape)
+        np.testing.assert_allclose(joined, whole, rtol=0, atol=1e-5 * np.abs(whole).max() + 1e-6)
+
+
 # Each is compared with one device a sequence in the same way.
 WAYS = {
     "sequences": ("sequences", 128, NUM_STEPS, {}),
@@ -281,7 +328,7 @@ def test_memory_falls_with_the_number_of_devices(recompute):
 
 @needs_jax
 def test_devices_that_cannot_be_divided_are_refused():
-    with pytest.raises(UserError, match=r"=3 does not divide the number of devices, 1 .*_count=3"):
+    with pytest.raises(UserError, match=r"=3 does not divide the number of devices, 1: .*_count=3"):
         Replicas(None, 3)
 
 

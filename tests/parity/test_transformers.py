@@ -97,7 +97,7 @@ def test_class_finds_its_weights(exported, class_name):
 
 
 @pytest.mark.slow
-def test_an_export_of_8192_positions_says_so_and_reads_as_many(export_random):
+def test_an_export_of_8192_positions_says_so_and_has_our_outputs_at_all(export_random):
     exported = export_random(max_position_embeddings=8192)
     model, missing, _, mismatched = load("AutoModel", exported.directory)
     assert (missing, mismatched) == (set(), set())
@@ -107,7 +107,16 @@ def test_an_export_of_8192_positions_says_so_and_reads_as_many(export_random):
     tokens = tokenizer("mill stone " * 5000, truncation=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**tokens).last_hidden_state
-    assert output.shape == (1, 8192, exported.config.hidden_size)
+    batch = {
+        "input_ids": tokens["input_ids"],
+        "input_mask": tokens["attention_mask"],
+        "segment_ids": tokens["token_type_ids"],
+        "masked_lm_positions": torch.tensor([[8190]]),
+    }
+    batch = {name: values.numpy().astype(np.int32) for name, values in batch.items()}
+    ours = compute_ours(exported, batch)["sequence_output"]
+    assert ours.shape == (1, 8192, exported.config.hidden_size)
+    assert_close(ours, output.numpy())
 
 
 @pytest.mark.parametrize(
