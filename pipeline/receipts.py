@@ -165,9 +165,15 @@ def differences(found: Plan, wanted: Plan) -> list[str]:
     """How a plan that was read from a file differs from the plan of this run, in words."""
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
     return [
-        _OTHER_FILES.get(name, f"{name} {value!r}, not {other!r}")
+        _OTHER_FILES.get(name) or _difference(name, value, other)
         for name, value, other in _different_values(found, wanted)
     ]
+
+
+def _difference(name: str, value: Any, other: Any) -> str:
+    if isinstance(value, dict):  # which may be long
+        return name
+    return f"no {name}" if isinstance(other, dict) else f"{name} {value!r}, not {other!r}"
 
 
 def _different_values(found: Plan, wanted: Plan) -> Iterator[tuple[str, Any, Any]]:

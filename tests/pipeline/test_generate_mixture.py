@@ -310,8 +310,11 @@ def test_a_plan_with_other_corpora_is_refused_by_their_names(mixed, mixed_data, 
     assert "made with corpora.few.documents 'blank_lines', not 'lines': choose" in str(error.value)
     write_as(tmp_path / "new.txt", [0, 1])
     more = Mixture((few, many, Corpus("new", [f"{tmp_path}/new.txt"], weight=1)))
-    with pytest.raises(UserError, match=r"corpora.new None, not .*mixture.weights.new None, not 1"):
+    with pytest.raises(UserError, match=r"made with no corpora.new; .*weights.new None, not 1; n"):
         generate(replace(mixed, mixture=more), PipelineOptions([]))
+    without = replace(mixed, mixture=None, input_patterns=[f"{tmp_path}/new.txt"])
+    with pytest.raises(UserError, match=r"made with corpora; .*; mixture; .*text_field None, not "):
+        generate(without, PipelineOptions([]))
 
 
 def test_a_corpus_without_text_to_train_on_is_an_error(mixed, tmp_path):
