@@ -36,7 +36,7 @@ test: .venv/.tested  ## The tests without the slow ones; those of the model on b
 
 test-slow: .venv/.benched .venv/.other_environments  ## The slow tests
 	$(RUN)pytest -m slow
-	KERAS_BACKEND=jax $(RUN)pytest -m slow tests/modeling/test_context.py
+	KERAS_BACKEND=jax $(RUN)pytest -m slow tests/modeling/test_context.py tests/modeling/training/test_freezing.py
 
 bench: .venv/.benched .venv/.other_environments  ## The speed of generating and training, next to peers in the same run
 	$(RUN)python tests/benchmarks/tokenizer_speed.py

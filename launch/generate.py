@@ -61,7 +61,11 @@ _MIXTURE = flags.DEFINE_string(
     "temperatures gives one to each pass. The shares are of the training tokens, and whole "
     "documents are repeated or left out to reach them.",
 )
-flags.mark_flags_as_mutual_exclusive(["input_file", "mixture"], required=True)
+flags.register_multi_flags_validator(
+    ["input_file", "mixture"],
+    lambda given: [*given.values()].count(None) == 1,
+    "give either --input_file or --mixture",
+)
 _VOCAB_FILE = flags.DEFINE_string(
     "vocab_file",
     None,

@@ -26,6 +26,7 @@ from pipeline.documents import BadRecord, Documents, ReadOptions, Sentences
 from pipeline.errors import UserError, in_one_line
 from pipeline.inputs import InputFormat
 from pipeline.mixtures import Corpus, Mixture
+from pipeline.patterns import check_not_input
 from pipeline.storage import location
 
 _ENUMS: dict[str, type[StrEnum]] = {
@@ -47,10 +48,11 @@ def read_mixture(path: str, input_format: InputFormat, reading: ReadOptions) -> 
       reading: how documents are read, as far as a corpus does not say it.
 
     Raises:
-      UserError: the file cannot be read, or something is wrong with it; the message says where.
+      UserError: the file cannot be read, something is wrong with it, or it is an input of one of
+        its corpora; the message says where.
     """
     try:
-        content = tomllib.loads(location(path).read_bytes().decode("utf-8"))
+        content = tomllib.loads(location(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read --mixture={path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -58,7 +60,10 @@ def read_mixture(path: str, input_format: InputFormat, reading: ReadOptions) -> 
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"--mixture={path} is not TOML: {in_one_line(str(error))}") from error
     try:
-        return _mixture(content, input_format, reading)
+        mixture = _mixture(content, input_format, reading)
+        for corpus in mixture.corpora:
+            check_not_input(corpus.input_patterns, "mixture", [location(path)])
+        return mixture
     except UserError as error:
         raise UserError(f"--mixture={path}: {error}") from error
 

@@ -348,10 +348,13 @@ def _check_any_instance(
     results: BuildResults, files: list[InputFile], options: GenerateOptions
 ) -> None:
     if not any(built.shard.instances for built in results.shards if built.shard.split == "train"):
+        corpus = results.corpus
+        duplicates = corpus["documents_duplicate"] + corpus["documents_near_duplicate"]
         raise UserError(
             f"{describe_paths([file.path for file in files])} gave no training instance: "
-            f"{results.corpus['documents_read']} documents were read, "
-            f"{results.corpus['documents_tokenized']} of them have tokens; check "
+            f"{corpus['documents_read']} documents were read, "
+            f"{corpus['documents_tokenized']} of them have tokens"
+            f"{f', {duplicates} of these are duplicates' if duplicates else ''}; check "
             f"--input_format={options.input_format} and --eval_fraction, or provide more text"
             + (
                 "; with --sentence_pairs=order, a document needs two sentences"

@@ -52,7 +52,9 @@ class Corpus:
                 "first"
             )
         if self.weight is not None and not 0 < self.weight < math.inf:
-            raise UserError(f"the weight {self.weight} of the corpus {self.name} must be above 0")
+            raise UserError(
+                f"the weight {self.weight} of the corpus {self.name} must be above 0, and finite"
+            )
 
 
 @dataclass(frozen=True)

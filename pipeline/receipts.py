@@ -7,7 +7,7 @@ damaged receipt is none.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -165,7 +165,23 @@ def differences(found: Plan, wanted: Plan) -> list[str]:
     """How a plan that was read from a file differs from the plan of this run, in words."""
     wanted = json.loads(json.dumps(wanted))  # plain values, as in the file
     return [
-        _OTHER_FILES.get(name, f"{name} {found.get(name)!r}, not {wanted.get(name)!r}")
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        _OTHER_FILES.get(name) or _difference(name, value, other)
+        for name, value, other in _different_values(found, wanted)
     ]
+
+
+def _difference(name: str, value: Any, other: Any) -> str:
+    if isinstance(value, dict):  # which may be long
+        return name
+    return f"no {name}" if isinstance(other, dict) else f"{name} {value!r}, not {other!r}"
+
+
+def _different_values(found: Plan, wanted: Plan) -> Iterator[tuple[str, Any, Any]]:
+    """The name and both values of what differs; of an object in both plans, of what is in it."""
+    for name in sorted(found.keys() | wanted.keys()):
+        value, other = found.get(name), wanted.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            for part, *values in _different_values(value, other):
+                yield f"{name}.{part}", *values
+        elif value != other:
+            yield name, value, other

@@ -32,7 +32,9 @@ NUMBER = re.compile(r"(?<==)[NI]$")
 OWN_FLAG_FILE = re.compile(r"--flagfile=[A-Z]")
 JOB_VERBS = ("sweep", "launch", "slurm", "kubernetes")
 # What the command line says of a required flag that is not given, and of one without its value.
-MISSING_FLAG = re.compile(r"(\w+)=None\b.* must have a value other than None", re.DOTALL)
+MISSING_FLAG = re.compile(
+    r"(\w+)=None\b.*(?: must have a value other than None|: give either --)", re.DOTALL
+)
 MISSING_VALUE = re.compile(r"Missing value for flag|expected one argument")
 
 each_readme = pytest.mark.parametrize(

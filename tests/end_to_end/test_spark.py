@@ -128,10 +128,14 @@ def until(condition, process=None):
         time.sleep(0.02)
 
 
+def _skip_without(package):
+    if not package.exists():
+        pytest.skip(f"needs {package} (make test-slow)")
+
+
 @pytest.fixture(scope="module", params=[INSTALLED, OTHER], ids=["installed", "other version"])
 def cluster(request, tmp_path_factory):
-    if not request.param.exists():
-        pytest.skip(f"needs {request.param} (make test-slow)")
+    _skip_without(request.param)
     cluster = Cluster(request.param, tmp_path_factory.mktemp("cluster"))
     yield cluster
     cluster.stop()
@@ -358,6 +362,7 @@ class TestCluster:
 
     def test_another_version_of_spark_is_reported(self, fails, start, corpus, cluster, tmp_path):
         others = {INSTALLED: OTHER, OTHER: INSTALLED}
+        _skip_without(others[cluster.package])
         cluster.package = others[package := cluster.package]
         process = start(tmp_path / "data", *corpus)
         cluster.package = package

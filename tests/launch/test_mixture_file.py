@@ -150,3 +150,14 @@ def test_a_file_that_cannot_be_read_is_one_line(read, tmp_path):
         read("name = 'ä'", "latin1")
     with pytest.raises(UserError, match=r"cannot read --mixture=.*none.toml: No such file"):
         read_mixture(f"{tmp_path}/none.toml", InputFormat.AUTO, FLAGS)
+
+
+def test_a_mark_of_the_byte_order_is_no_mistake(read):
+    assert read(TWO.format("weight=1", "weight=2"), "utf-8-sig").names == ["a", "b"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**/*.toml", "/mixture.toml"])
+def test_a_mixture_is_no_text_of_its_corpora(pattern, read, tmp_path):
+    corpus = f"[[corpus]]\nname = 'a'\nweight = 1\ninput_file = '{tmp_path}{pattern}'"
+    with pytest.raises(UserError, match=r"also matches .*mixture.toml, of --mixture: keep that"):
+        read(corpus)

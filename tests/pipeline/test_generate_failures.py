@@ -28,6 +28,19 @@ def test_a_corpus_without_instances_is_an_error_and_leaves_nothing(text, options
     assert names_in(options.output_dir) == []
 
 
+def test_duplicates_that_leave_nothing_are_told(options, tmp_path):
+    (tmp_path / "same.txt").write_text("\u200b\n\n" + "w1\n\n" * 2 + "w1 \u200b\n\n" * 2)
+    same = replace(
+        options,
+        input_patterns=[f"{tmp_path}/same.txt"],
+        drop_near_duplicates=0.8,
+        eval_fraction=0.0,
+        num_shards=1,
+    )
+    with pytest.raises(UserError, match=r"5 documents .* 4 of them have tokens, 3 of these are du"):
+        generate(same, PipelineOptions([]))
+
+
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [

@@ -1,6 +1,7 @@
 """Whole data sets of a mixture. Each document is one word that no other document has."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import pipeline.mixture_stages
+from pipeline.documents import Documents
 from pipeline.errors import UserError
 from pipeline.generate import generate
 from pipeline.inspection import pieces_of, read_sequences
@@ -273,11 +275,46 @@ def test_damaged_files_of_a_killed_run_are_made_again(
     assert generate(options, PipelineOptions([])) == mixed_data.manifest
 
 
-@pytest.mark.usefixtures("mixed_data")
-def test_other_weights_are_refused(mixed):
+def test_other_weights_need_overwrite_even_if_a_kill_comes_between(
+    mixed, mixed_data, fail_at_call, tmp_path, monkeypatch
+):
+    shutil.copytree(mixed.output_dir, tmp_path / "data")
     equal = Mixture(tuple(replace(each, weight=1) for each in mixed.mixture.corpora))
-    with pytest.raises(UserError, match=r"mixture \{'weights': \{'few': 4, 'many': 1\}\}, not"):
-        generate(replace(mixed, mixture=equal), PipelineOptions([]))
+    options = replace(mixed, output_dir=tmp_path / "data", mixture=equal)
+    with pytest.raises(UserError, match=r"made with mixture.weights.few 4, not 1: .*--overwrite"):
+        generate(options, PipelineOptions([]))
+    assert list(verify(DataSet(options.output_dir, mixed_data.manifest))) == []
+    overwrite = replace(options, overwrite=True)
+    with monkeypatch.context() as patch:
+        fail_at_call(2, ValueError("killed"), patch, "build_shard")
+        with pytest.raises(Exception, match="killed"):
+            generate(overwrite, PipelineOptions([]))
+    with pytest.raises(UserError, match="is not a data set"):
+        DataSet.read(options.output_dir)
+    with pytest.raises(UserError, match=r"unfinished .* mixture.weights.few 1, not 4: .*overwrite"):
+        generate(replace(options, mixture=mixed.mixture), PipelineOptions([]))
+    manifest = generate(overwrite, PipelineOptions([]))
+    shares = [facts["shares_asked"] for facts in manifest.statistics[CORPORA].values()]
+    assert shares == [[0.5] * 3] * 2
+    assert list(verify(DataSet(options.output_dir, manifest))) == []
+    assert generate(options, PipelineOptions([])) == manifest
+
+
+def test_a_plan_with_other_corpora_is_refused_by_their_names(mixed, mixed_data, write_as, tmp_path):
+    few, many = mixed.mixture.corpora
+    assert mixed_data.manifest.options["corpora"].keys() == {"few", "many"}
+    lines = replace(mixed.reading, documents=Documents.LINES)
+    changed = Mixture((replace(few, reading=lines), many))
+    with pytest.raises(UserError) as error:
+        generate(replace(mixed, mixture=changed), PipelineOptions([]))
+    assert "made with corpora.few.documents 'blank_lines', not 'lines': choose" in str(error.value)
+    write_as(tmp_path / "new.txt", [0, 1])
+    more = Mixture((few, many, Corpus("new", [f"{tmp_path}/new.txt"], weight=1)))
+    with pytest.raises(UserError, match=r"made with no corpora.new; .*weights.new None, not 1; n"):
+        generate(replace(mixed, mixture=more), PipelineOptions([]))
+    without = replace(mixed, mixture=None, input_patterns=[f"{tmp_path}/new.txt"])
+    with pytest.raises(UserError, match=r"made with corpora; .*; mixture; .*text_field None, not "):
+        generate(without, PipelineOptions([]))
 
 
 def test_a_corpus_without_text_to_train_on_is_an_error(mixed, tmp_path):
