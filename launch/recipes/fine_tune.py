@@ -1,11 +1,12 @@
 """Fine-tunes a classifier of texts from an exported BERT, to tell what its pretraining is worth.
 
-Each line of the two files has a text, a tab and the number of its class. Training takes 200 steps
-of 32 texts of at most 48 tokens, by AdamW at a learning rate of 1e-4 that falls to 0. It needs
+Each line of the two files has a text, a tab and the name of its class. Training takes 200 steps of
+32 texts of at most 48 tokens, by AdamW at a learning rate of 1e-4 that falls to 0. It needs
 transformers and torch.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -18,13 +19,27 @@ MAX_LENGTH = 48
 LEARNING_RATE = 1e-4
 SEEDS = (1, 2)
 
-Example = tuple[str, int]
+Example = tuple[str, str]
+"""A text and the name of its class."""
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Reads texts and the numbers of their classes."""
-    rows = (line.split("\t") for line in path.read_text("utf-8").splitlines())
-    return [(text, int(label)) for text, label in rows]
+    """Reads the lines of a file, each a text, a tab and the name of its class.
+
+    Raises:
+      SystemExit: the file cannot be read, has no line, or a line is otherwise.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"cannot read {path}: {error}")
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            sys.exit(f"{path}, line {number}: give a text, a tab and the name of its class")
+    if not rows:
+        sys.exit(f"{path} is empty")
+    return [(text, name) for text, name in rows]
 
 
 def accuracy_after_fine_tuning(
@@ -34,26 +49,30 @@ def accuracy_after_fine_tuning(
 
     Args:
       bert: what `clozemill export` wrote for transformers.
-      train: the texts to learn from; those of 200 batches are used.
+      train: the texts to learn from, of all classes; they are repeated if 200 batches need more.
       test: other texts.
       seed: of the order of the texts and of the weights that the BERT lacks.
       random_weights: whether all weights are random, for comparison.
     """
     torch.manual_seed(seed)
-    order = torch.randperm(len(train)).tolist()
+    order: list[int] = []
+    while len(order) < STEPS * BATCH_SIZE:
+        order += torch.randperm(len(train)).tolist()
+    number_of = {name: number for number, name in enumerate(sorted({name for _, name in train}))}
     tokenizer = AutoTokenizer.from_pretrained(bert)
-    config = AutoConfig.from_pretrained(bert, num_labels=len({label for _, label in train}))
+    config = AutoConfig.from_pretrained(bert, num_labels=len(number_of))
     if random_weights:
         model = AutoModelForSequenceClassification.from_config(config)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(bert, config=config)
 
     def tensors(examples: list[Example]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        texts, labels = zip(*examples, strict=True)
+        texts, names = zip(*examples, strict=True)
         inputs = tokenizer(
             list(texts), truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
         )
-        return inputs, torch.tensor(labels)
+        # A class that the training texts lack has no number, so that no answer is right.
+        return inputs, torch.tensor([number_of.get(name, -1) for name in names])
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=STEPS)
@@ -83,7 +102,11 @@ def main() -> None:
         "--random_weights", action="store_true", help="begin with random weights, for comparison"
     )
     given = parser.parse_args()
+    if not (given.bert / "config.json").exists():
+        sys.exit(f"{given.bert} has no config.json: give what `clozemill export` wrote")
     train, test = read_examples(given.train), read_examples(given.test)
+    if len({name for _, name in train}) == 1:
+        sys.exit(f"{given.train} has texts of one class only: give those of two or more")
     for seed in SEEDS:
         accuracy = accuracy_after_fine_tuning(given.bert, train, test, seed, given.random_weights)
         print(f"seed {seed}: {accuracy:.1%}", flush=True)

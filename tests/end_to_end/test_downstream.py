@@ -73,7 +73,7 @@ def examples(file):
     rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()]
     if file.suffix == ".tsv":
         rows = [(text, label) for label, text in rows[1:]]
-    return [(text, int(label)) for text, label in rows]
+    return [(text, label) for text, label in rows]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
