@@ -20,7 +20,7 @@ PAGES = sorted(ROOT.glob("launch/recipes/*.md"))
 READMES = sorted(
     [path for place in PLACES for path in ROOT.glob(f"{place}/README.md".lstrip("/"))] + PAGES
 )
-LONGEST_PAGE = 125
+LONGEST_PAGE = 135
 WIDEST_LINE = 120
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
