@@ -263,7 +263,15 @@ def fail():
 def test_the_requests_of_a_checkpoint_are_those_that_the_readme_counts(
     fake_run, store, run_dir, options
 ):
-    fake_run(options, run_dir=run_dir)
+    def wait_for_step_12(step):
+        """So that what is logged at step 14 comes with the checkpoint of step 14."""
+        deadline = time.monotonic() + 20
+        while step == 13 and time.monotonic() < deadline:
+            if any(path.endswith(f"step-00000012/{STATE}") for _, path in store.requests):
+                return
+            time.sleep(0.01)
+
+    fake_run(options, run_dir=run_dir, at_step=wait_for_step_12)
     # The lock is renewed now and then, however many checkpoints there are.
     requests = [each for each in store.requests if not each[1].endswith(LOCK_NAME)]
     *_, before, last = (
