@@ -237,12 +237,13 @@ def _check_options(
     run_dir: Location, state: TrainingState, new: TrainingOptions, remedy: str
 ) -> None:
     """Refuses options with which a run cannot go on."""
-    old, step, frozen = state.options, state.step, "freeze_old_steps"
+    step, frozen = state.step, "freeze_old_steps"
+    old = {frozen: _DEFAULTS[frozen], **state.options}  # earlier builds did not know it
     is_allowed = {
         name: old.get(name) == getattr(new, name) for name in ("random_seed", "optimizer")
     }
     # Adam's correction counts the updates that each moment has seen.
-    begun_with = old.get(frozen, _DEFAULTS[frozen])
+    begun_with = old[frozen]
     is_allowed[frozen] = min(begun_with, step) == min(new.freeze_old_steps, step)
     may_end = f", which may end at step {step} or later" if step < begun_with else ""
     for name, is_so in is_allowed.items():
